@@ -1,0 +1,404 @@
+"""The line between ForgeOne and its engines: plain data in, plain data out.
+
+An engine runs containers. It gets everything it needs (rootfs, namespaces, paths) as frozen data and imports no room of
+``forgeone_shim`` but its leaf helpers (``errors``, ``deadline``, ``kernel``). Engines are found through the entry-point
+group ``forgeone.engines``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from forgeone_shim.deadline import Deadline
+
+
+class NamespaceMode(StrEnum):
+    """Whose namespace a container lives in (CRI ``NamespaceMode``)."""
+
+    POD = "pod"
+    CONTAINER = "container"
+    NODE = "node"
+    TARGET = "target"
+
+
+class Propagation(StrEnum):
+    """Mount propagation; the value is the mount option."""
+
+    PRIVATE = "rprivate"
+    HOST_TO_CONTAINER = "rslave"
+    BIDIRECTIONAL = "rshared"
+
+
+class ProfileType(StrEnum):
+    """How a seccomp or AppArmor profile is chosen."""
+
+    RUNTIME_DEFAULT = "runtime-default"
+    UNCONFINED = "unconfined"
+    LOCALHOST = "localhost"
+
+
+class GroupsPolicy(StrEnum):
+    """``MERGE`` adds the image's /etc/group memberships to the groups asked for, ``STRICT`` does not."""
+
+    MERGE = "merge"
+    STRICT = "strict"
+
+
+@dataclass(frozen=True, slots=True)
+class IdMapping:
+    """One extent of a user-namespace mapping."""
+
+    host_id: int
+    container_id: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount the caller asked for. ``destination`` is a path inside the container."""
+
+    destination: str
+    source: str
+    readonly: bool = False
+    propagation: Propagation = Propagation.PRIVATE
+    selinux_relabel: bool = False
+    recursive_read_only: bool = False
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+    image: str = ""
+    image_sub_path: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A host device node made available; ``permissions`` is a subset of ``rwm``."""
+
+    destination: str
+    source: str
+    permissions: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Limits. Zero means "not set" except where noted; memory in bytes, CPU times in microseconds."""
+
+    cpu_period: int = 0
+    cpu_quota: int = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory_limit: int = 0
+    memory_swap_limit: int = 0
+    oom_score_adj: int = 0
+    hugepages: tuple[tuple[str, int], ...] = ()
+    unified: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A seccomp or AppArmor choice; ``localhost_ref`` is the file or profile name for LOCALHOST."""
+
+    type: ProfileType
+    localhost_ref: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SELinux:
+    """An SELinux label in its parts."""
+
+    user: str = ""
+    role: str = ""
+    type: str = ""
+    level: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceOptions:
+    """CRI ``NamespaceOption``; ``target_id`` names the container for :attr:`NamespaceMode.TARGET`."""
+
+    network: NamespaceMode = NamespaceMode.POD
+    pid: NamespaceMode = NamespaceMode.POD
+    ipc: NamespaceMode = NamespaceMode.POD
+    target_id: str = ""
+    user: NamespaceMode = NamespaceMode.NODE
+    uid_mappings: tuple[IdMapping, ...] = ()
+    gid_mappings: tuple[IdMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """CRI ``LinuxContainerSecurityContext`` and its sandbox twin; ``None`` profiles mean "not given"."""
+
+    namespaces: NamespaceOptions = NamespaceOptions()
+    privileged: bool = False
+    add_capabilities: tuple[str, ...] = ()
+    drop_capabilities: tuple[str, ...] = ()
+    add_ambient_capabilities: tuple[str, ...] = ()
+    selinux: SELinux | None = None
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_username: str = ""
+    supplemental_groups: tuple[int, ...] = ()
+    supplemental_groups_policy: GroupsPolicy = GroupsPolicy.MERGE
+    readonly_rootfs: bool = False
+    no_new_privs: bool = False
+    seccomp: Profile | None = None
+    apparmor: Profile | None = None
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+
+
+class PortProtocol(StrEnum):
+    """Transport of a host port."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """A host port forwarded to the pod; ``host_ip`` empty means every address of the host."""
+
+    container_port: int
+    host_port: int
+    protocol: PortProtocol = PortProtocol.TCP
+    host_ip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DNSConfig:
+    """What goes into the pod's resolv.conf; all empty means "as the host has it"."""
+
+    servers: tuple[str, ...] = ()
+    searches: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What a caller asks of a sandbox: CRI ``PodSandboxConfig`` without its protobuf."""
+
+    name: str
+    uid: str
+    namespace: str
+    attempt: int = 0
+    hostname: str = ""
+    log_directory: str = ""
+    dns: DNSConfig | None = None
+    port_mappings: tuple[PortMapping, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    cgroup_parent: str = ""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    security: Security = Security()
+    overhead: Resources = Resources()
+    resources: Resources = Resources()
+    runtime_handler: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """What a caller asks of a container: CRI ``ContainerConfig`` without its protobuf."""
+
+    name: str
+    attempt: int = 0
+    image: str = ""
+    user_specified_image: str = ""
+    image_runtime_handler: str = ""
+    image_annotations: Mapping[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    working_dir: str = ""
+    envs: tuple[tuple[str, str], ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cdi_devices: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    log_path: str = ""
+    stdin: bool = False
+    stdin_once: bool = False
+    tty: bool = False
+    resources: Resources = Resources()
+    security: Security = Security()
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who the container's process is, resolved against the image's own passwd and group files."""
+
+    uid: int = 0
+    gid: int = 0
+    additional_gids: tuple[int, ...] = ()
+    home: str = "/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """What to execute: final argv, environment (``KEY=value``), absolute working directory, user."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: User
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Namespaces:
+    """Paths of the namespaces to join. ``None`` is the host's own; ``""`` asks the engine for a new one."""
+
+    network: str | None
+    ipc: str | None
+    uts: str | None
+    pid: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan:
+    """Everything an engine needs to create one container. All paths are absolute host paths.
+
+    ``bundle`` is a directory of the container's own (config, pid file, control fifo); ``rootfs`` is mounted and ready;
+    ``pod_mounts`` are ForgeOne's own (hosts, hostname, resolv.conf, shm); ``cgroup`` is the path of the container's cgroup
+    below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
+    """
+
+    container_id: str
+    sandbox_id: str
+    bundle: str
+    rootfs: str
+    exits: str
+    log_path: str
+    hostname: str
+    cgroup: str
+    process: Process
+    namespaces: Namespaces
+    pod_mounts: tuple[Mount, ...]
+    spec: ContainerSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxPlan:
+    """Everything an engine needs to prepare a sandbox. ``directory`` is the sandbox's own state directory."""
+
+    sandbox_id: str
+    directory: str
+    hostname: str
+    cgroup: str
+    namespaces: Namespaces
+    shares_pid: bool
+    spec: SandboxSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """How an engine finds a container again: nothing that could not be rebuilt from the id."""
+
+    container_id: str
+    sandbox_id: str
+    bundle: str
+    exits: str
+    cgroup: str = ""
+
+
+class LiveState(StrEnum):
+    """What the kernel, not the database, says about a container."""
+
+    MISSING = "missing"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A look at a container as it is now; ``pid`` is its first process on the host, 0 when there is none."""
+
+    state: LiveState
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """Outcome of a synchronous exec; each stream is capped, ``truncated`` says that some was dropped."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something this host lacks: what, why it matters, and the command that mends it (empty: none known)."""
+
+    what: str
+    why: str
+    fix: str = ""
+    fatal: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """What an engine can do, as the CRI ``RuntimeHandlerFeatures`` and ``RuntimeFeatures`` ask."""
+
+    recursive_read_only_mounts: bool = False
+    user_namespaces: bool = False
+    supplemental_groups_policy: bool = False
+    mount_options: bool = False
+
+
+class Engine(Protocol):
+    """An isolation engine. Every method blocks, is safe to call from many threads and to repeat after a crash."""
+
+    @property
+    def name(self) -> str:
+        """Short name: ``native``, ``wasm``, ``microvm``."""
+
+    def features(self) -> Features:
+        """What this engine supports on this host."""
+
+    def problems(self) -> list[Problem]:
+        """What this host lacks for the engine to work."""
+
+    def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
+        """Make what the sandbox needs beyond its namespaces; returns the path of a shared PID namespace or ``""``."""
+
+    def sandbox_alive(self, plan: SandboxPlan) -> bool:
+        """Whether what :meth:`prepare_sandbox` made still lives."""
+
+    def remove_sandbox(self, plan: SandboxPlan) -> None:
+        """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""
+
+    def create(self, plan: ContainerPlan, deadline: Deadline) -> int:
+        """Create the container, held before its first instruction; returns its first process's pid."""
+
+    def start(self, handle: Handle, deadline: Deadline) -> None:
+        """Let the created container run."""
+
+    def kill(self, handle: Handle, signal: int, *, everything: bool = False) -> None:
+        """Signal the first process, or every process of the container. A dead container is no error."""
+
+    def delete(self, handle: Handle) -> None:
+        """Kill what is left and forget the container. A missing container is no error."""
+
+    def look(self, handle: Handle) -> Live:
+        """The container as the kernel sees it."""
+
+    def exec_sync(self, handle: Handle, argv: tuple[str, ...], timeout: float | None, limit: int) -> ExecResult:
+        """Run ``argv`` inside; ``timeout`` seconds (``None``: none) later it is killed and DeadlineExceeded raised.
+
+        Each stream is capped at ``limit`` bytes.
+        """
+
+    def reopen_log(self, handle: Handle) -> None:
+        """Make the supervisor close its log file and open it anew."""
+
+    def was_oom_killed(self, handle: Handle) -> bool:
+        """Whether the kernel killed a process of this container for memory."""

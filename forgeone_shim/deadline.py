@@ -1,0 +1,48 @@
+"""A point in time by which a caller wants its answer, handed down through every blocking step."""
+
+from __future__ import annotations
+
+import time
+
+from forgeone_shim.errors import DeadlineExceeded
+
+
+class Deadline:
+    """Seconds are on the monotonic clock; ``at=None`` never passes.
+
+    A deadline may be moved later (:meth:`extend`) when another caller joins the same piece of work.
+    """
+
+    __slots__ = ("_at",)
+
+    def __init__(self, at: float | None = None) -> None:
+        self._at = at
+
+    @classmethod
+    def after(cls, seconds: float | None) -> Deadline:
+        """The deadline ``seconds`` from now; ``None`` is no deadline."""
+        return cls(None if seconds is None else time.monotonic() + seconds)
+
+    def extend(self, other: Deadline) -> None:
+        """Move this deadline to the later of the two."""
+        self._at = None if self._at is None or other._at is None else max(self._at, other._at)
+
+    def remaining(self, at_most: float | None = None) -> float | None:
+        """Seconds left, never negative and never above ``at_most``; ``None`` where neither bounds it."""
+        if self._at is None:
+            return at_most
+        left = max(0.0, self._at - time.monotonic())
+        return left if at_most is None else min(left, at_most)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the caller has stopped waiting."""
+        return self._at is not None and time.monotonic() >= self._at
+
+    def check(self, stage: str) -> None:
+        """Raise :class:`DeadlineExceeded`, naming ``stage``, once the deadline has passed."""
+        if self.passed:
+            raise DeadlineExceeded(f"deadline passed {stage}")
+
+
+NEVER = Deadline()
