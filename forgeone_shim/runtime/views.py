@@ -1,0 +1,90 @@
+"""What the runtime shows of its sandboxes and containers: immutable snapshots, safe to keep and to cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.base import ContainerSpec, Features, SandboxSpec, User
+from forgeone_shim.lifecycle.machine import LIVE, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxView:
+    """A sandbox as it is now; times in nanoseconds since the epoch. ``ready`` is CRI's SANDBOX_READY."""
+
+    id: str
+    spec: SandboxSpec
+    created_at: int
+    state: State
+    ips: tuple[str, ...]
+    handler: str
+    netns: str
+
+    @property
+    def ready(self) -> bool:
+        """Whether containers can be created in it."""
+        return self.state is State.BOOTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerView:
+    """A container as it is now; times in nanoseconds since the epoch, 0 where it has not happened yet."""
+
+    id: str
+    sandbox_id: str
+    spec: ContainerSpec
+    image_id: str
+    image_ref: str
+    user: User
+    state: State
+    created_at: int
+    started_at: int
+    finished_at: int
+    exit_code: int
+    reason: str
+    message: str
+    log_path: str
+    stop_signal: str
+    bundle: str
+    pid: int
+
+    @property
+    def live(self) -> bool:
+        """Whether it runs: CRI's CONTAINER_RUNNING."""
+        return self.state in LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A node condition in the kubelet's sense."""
+
+    ready: bool
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerStatus:
+    """A runtime handler and what its engine can do; the empty name is the default handler."""
+
+    name: str
+    features: Features
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Answer to CRI Status."""
+
+    runtime: Condition
+    network: Condition
+    handlers: tuple[HandlerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FilesystemUsage:
+    """How much of a filesystem ForgeOne uses, in bytes and inodes, at ``at`` (ns since the epoch)."""
+
+    mountpoint: str
+    used_bytes: int
+    used_inodes: int
+    at: int
