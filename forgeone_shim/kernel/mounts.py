@@ -1,0 +1,266 @@
+"""Mounts, and opening paths that others wrote, by the kernel's own rules.
+
+The new mount API (``fsopen(2)``, ``open_tree(2)``) is used first: one string per overlay layer, a mount that is
+complete before anyone sees it, no page-sized option limit. ``mount(2)`` is the fallback on kernels that lack a part
+of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from forgeone_shim.errors import InvalidInput, syscall_error
+from forgeone_shim.kernel import syscalls
+
+StrPath = str | Path
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_CLOEXEC, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 4
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
+
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x02, 0x04, 0x08, 0x10
+
+# fs/overlayfs/params.c and ovl_entry.h: no more layers below an upper than this.
+MAX_LOWER_LAYERS = 500
+# strndup_user() in fsconfig(2) takes no longer value; mount(2) takes no more than a page of options.
+_FSCONFIG_VALUE_MAX = 255
+_MOUNT_DATA_MAX = 4095
+# What a kernel answers that has not the call, the file system type in the new API, or the key.
+_NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class _OpenHow(ctypes.Structure):
+    """``struct open_how`` of ``openat2(2)``."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+class _MountAttr(ctypes.Structure):
+    """``struct mount_attr`` of ``mount_setattr(2)``."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def openat2(dir_fd: int, path: StrPath | bytes, flags: int, resolve: int, mode: int = 0) -> int:
+    """``openat2(2)``; the descriptor is close-on-exec. Raises OSError."""
+    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
+    # EAGAIN: somewhere a rename or mount raced with the walk, so the kernel could not prove that it stayed inside.
+    for attempt in range(64):
+        try:
+            return syscalls.syscall(
+                syscalls.OPENAT2, dir_fd, name, ctypes.byref(how), ctypes.sizeof(how), path=os.fsdecode(name)
+            )
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EINTR) or attempt == 63:
+                raise
+    raise AssertionError
+
+
+def open_in_root(root: int | StrPath, relative: StrPath, flags: int = os.O_RDONLY, mode: int = 0) -> int:
+    """Open a path as a process chrooted to ``root`` (a directory or its descriptor) would; no magic links.
+
+    Symlinks, ``..`` and absolute targets stay inside. Raises OSError; the caller closes the descriptor.
+    """
+    how = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    if isinstance(root, int):
+        return openat2(root, relative, flags, how, mode)
+    with _directory(root) as root_fd:
+        return openat2(root_fd, relative, flags, how, mode)
+
+
+def mount_overlay(
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool = False
+) -> None:
+    """Mount an overlay; ``lowers`` has the topmost layer first. ``volatile`` where the kernel has it (5.10).
+
+    Raises InternalError.
+    """
+    if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
+        raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
+    try:
+        try:
+            _overlay_by_fsopen(target, lowers, upper, work, readonly)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            _overlay_by_mount(target, lowers, upper, work, readonly)
+    except OSError as error:
+        raise syscall_error("mount overlay on", target, error) from error
+
+
+def _overlay_by_fsopen(
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, readonly: bool
+) -> None:
+    with ExitStack() as stack:
+        fs = _fsopen(stack, b"overlay")
+        for key, path in (("lowerdir+", p) for p in lowers):
+            _set_string(fs, key, _short_name(stack, path, _FSCONFIG_VALUE_MAX))
+        _set_string(fs, "upperdir", _short_name(stack, upper, _FSCONFIG_VALUE_MAX))
+        _set_string(fs, "workdir", _short_name(stack, work, _FSCONFIG_VALUE_MAX))
+        try:
+            syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_SET_FLAG, b"volatile", None, 0)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+        _create_and_attach(stack, fs, target, _ATTR_RDONLY if readonly else 0)
+
+
+def _overlay_by_mount(
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, readonly: bool
+) -> None:
+    """All options share one page, so every path becomes the name of a descriptor; that also needs no escaping."""
+    with ExitStack() as stack:
+        lower = b":".join(_short_name(stack, path, 0) for path in lowers)
+        options = b"lowerdir=%s,upperdir=%s,workdir=%s" % (
+            lower,
+            _short_name(stack, upper, 0),
+            _short_name(stack, work, 0),
+        )
+        if len(options) + len(b",volatile") > _MOUNT_DATA_MAX:
+            raise InvalidInput("layers", f"{len(lowers)} layers are more than this kernel's mount(2) takes")
+        flags = MS_RDONLY if readonly else 0
+        try:
+            _mount(b"overlay", target, b"overlay", flags, options + b",volatile")
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _mount(b"overlay", target, b"overlay", flags, options)
+
+
+def bind(source: StrPath, target: StrPath, *, readonly: bool = False, recursive: bool = False) -> None:
+    """Bind ``source`` onto ``target``; a read-only one is never seen writable. Raises InternalError."""
+    try:
+        try:
+            _bind_by_open_tree(source, target, readonly, recursive)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            flags = MS_BIND | (MS_REC if recursive else 0)
+            _mount(os.fsencode(source), target, None, flags, None)
+            if readonly:
+                _mount(None, target, None, flags | MS_REMOUNT | MS_RDONLY, None)
+    except OSError as error:
+        raise syscall_error(f"bind {source} on", target, error) from error
+
+
+def _bind_by_open_tree(source: StrPath, target: StrPath, readonly: bool, recursive: bool) -> None:
+    with ExitStack() as stack:
+        flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+        tree = syscalls.syscall(syscalls.OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags, path=source)
+        stack.callback(os.close, tree)
+        if readonly:
+            attr = _MountAttr(attr_set=_ATTR_RDONLY)
+            at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+            syscalls.syscall(syscalls.MOUNT_SETATTR, tree, b"", at, ctypes.byref(attr), ctypes.sizeof(attr))
+        _move_mount(tree, target)
+
+
+def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755) -> None:
+    """Mount a tmpfs of at most ``size`` bytes (0: the kernel's default), without set-id bits and devices.
+
+    Raises InternalError.
+    """
+    options = {"mode": f"{mode:o}"} | ({"size": str(size)} if size else {})
+    try:
+        try:
+            with ExitStack() as stack:
+                fs = _fsopen(stack, b"tmpfs")
+                for key, value in options.items():
+                    _set_string(fs, key, value.encode())
+                _create_and_attach(stack, fs, target, _ATTR_NOSUID | _ATTR_NODEV)
+        except OSError as error:
+            if error.errno not in _NOT_SUPPORTED:
+                raise
+            data = ",".join(f"{key}={value}" for key, value in options.items()).encode()
+            _mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, data)
+    except OSError as error:
+        raise syscall_error("mount tmpfs on", target, error) from error
+
+
+def unmount(target: StrPath, *, detach: bool = True) -> None:
+    """Unmount everything stacked on ``target`` itself; nothing mounted there, or no such path, is no error.
+
+    ``detach`` lets busy mounts go as soon as their last user does. Raises InternalError.
+    """
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0)
+    while True:
+        try:
+            syscalls.syscall(syscalls.number("umount2"), os.fsencode(target), flags, path=target)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
+                return
+            raise syscall_error("unmount", target, error) from error
+
+
+def mounts_below(path: StrPath) -> list[str]:
+    """Mount points at or below ``path``, deepest first: the order to unmount them in."""
+    root = os.path.realpath(path)
+    found = [point for point in _mount_points() if point == root or point.startswith(root.rstrip("/") + "/")]
+    return sorted(found, key=lambda point: point.count("/"), reverse=True)
+
+
+def _mount_points() -> Iterator[str]:
+    """Fifth field of each line of mountinfo; the kernel writes blank, tab, newline and backslash as octal there."""
+    data = Path("/proc/self/mountinfo").read_bytes()
+    for line in data.splitlines():
+        head, *rest = line.split(b" ", 5)[4].split(b"\\")
+        yield os.fsdecode(head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest))
+
+
+def _fsopen(stack: ExitStack, fstype: bytes) -> int:
+    fs = syscalls.syscall(syscalls.FSOPEN, fstype, _CLOEXEC)
+    stack.callback(os.close, fs)
+    return fs
+
+
+def _set_string(fs: int, key: str, value: bytes) -> None:
+    syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_SET_STRING, key.encode(), value, 0, path=os.fsdecode(value))
+
+
+def _create_and_attach(stack: ExitStack, fs: int, target: StrPath, attributes: int) -> None:
+    syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
+    mount = syscalls.syscall(syscalls.FSMOUNT, fs, _CLOEXEC, attributes)
+    stack.callback(os.close, mount)
+    _move_mount(mount, target)
+
+
+def _move_mount(mount: int, target: StrPath) -> None:
+    to = os.fsencode(target)
+    syscalls.syscall(syscalls.MOVE_MOUNT, mount, b"", _AT_FDCWD, to, _MOVE_MOUNT_F_EMPTY_PATH, path=target)
+
+
+def _mount(source: bytes | None, target: StrPath, fstype: bytes | None, flags: int, data: bytes | None) -> None:
+    syscalls.syscall(syscalls.number("mount"), source, os.fsencode(target), fstype, flags, data, path=target)
+
+
+def _short_name(stack: ExitStack, path: StrPath, at_most: int) -> bytes:
+    """The path itself, or when longer than ``at_most`` the name of a descriptor on it, open as long as ``stack``."""
+    name = os.fsencode(path)
+    if len(name) <= at_most:
+        return name
+    return b"/proc/self/fd/%d" % stack.enter_context(_directory(path))
+
+
+@contextmanager
+def _directory(path: StrPath) -> Iterator[int]:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
