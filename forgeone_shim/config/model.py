@@ -1,8 +1,14 @@
-"""ForgeOne's configuration as one typed model; the loader fills it from TOML, environment and flags."""
+"""ForgeOne's configuration as one typed model; the loader fills it from TOML, environment and flags.
+
+A section that exists is a section that is valid: every constructor checks its values and raises
+:class:`~forgeone_shim.errors.InvalidInput` naming the key (``network.bridge``) and what it may hold.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from forgeone_shim.config import checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +19,11 @@ class GrpcConfig:
     max_connection_age_ms: int = 0
     max_message_bytes: int = 16 * 1024 * 1024
 
+    def __post_init__(self) -> None:
+        checks.in_range("grpc.threads", self.threads, 1, 4096)
+        checks.in_range("grpc.max_connection_age_ms", self.max_connection_age_ms, 0, 2**31 - 1)
+        checks.in_range("grpc.max_message_bytes", self.max_message_bytes, 1024 * 1024, 2**31 - 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
@@ -20,6 +31,10 @@ class LogConfig:
 
     level: str = "info"
     format: str = "json"
+
+    def __post_init__(self) -> None:
+        checks.one_of("log.level", self.level, ("debug", "info", "warning", "error"))
+        checks.one_of("log.format", self.format, ("json", "console"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +46,12 @@ class RegistryConfig:
     progress_timeout: float = 60.0
     keep_blobs: bool = False
     platform: str = ""
+
+    def __post_init__(self) -> None:
+        checks.absolute_path("registry.config_path", self.config_path)
+        checks.in_range("registry.max_concurrent_downloads", self.max_concurrent_downloads, 1, 64)
+        checks.in_range("registry.progress_timeout", self.progress_timeout, 0.1, 86400)
+        checks.platform("registry.platform", self.platform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +66,17 @@ class NetworkConfig:
     mtu: int = 0
     masquerade: bool = True
 
+    def __post_init__(self) -> None:
+        checks.interface_name("network.bridge", self.bridge)
+        checks.identifier("network.table", self.table)
+        checks.interface_prefix("network.link_prefix", self.link_prefix)
+        checks.subnet("network.ipv4", self.ipv4, version=4)
+        if self.ipv6:
+            checks.subnet("network.ipv6", self.ipv6, version=6)
+        if self.mtu:
+            # RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280; RFC 791: 576 for IPv4.
+            checks.in_range("network.mtu", self.mtu, 1280 if self.ipv6 else 576, 65535)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NativeConfig:
@@ -56,6 +88,13 @@ class NativeConfig:
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
     log_line_max_bytes: int = 16 * 1024
+
+    def __post_init__(self) -> None:
+        for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
+            checks.program(f"native.{key}", value)
+        checks.one_of("native.cgroup_driver", self.cgroup_driver, ("auto", "cgroupfs", "systemd"))
+        checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
+        checks.in_range("native.log_line_max_bytes", self.log_line_max_bytes, 256, 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,3 +112,12 @@ class Config:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+
+    def __post_init__(self) -> None:
+        checks.absolute_path("root", self.root)
+        checks.absolute_path("state", self.state)
+        checks.apart("root", self.root, "state", self.state)
+        checks.socket_path("socket", self.socket)
+        checks.in_range("socket_gid", self.socket_gid, 0, 2**32 - 2)
+        checks.absolute_path("cgroup_root", self.cgroup_root)
+        checks.no_blanks("pinned_images", self.pinned_images)
