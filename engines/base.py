@@ -264,8 +264,8 @@ class ContainerPlan:
     """Everything an engine needs to create one container. All paths are absolute host paths.
 
     ``bundle`` is a directory of the container's own (config, pid file, control fifo); ``rootfs`` is mounted and ready;
-    ``pod_mounts`` are ForgeOne's own (hosts, hostname, resolv.conf, shm); ``cgroup`` is the path of the container's cgroup
-    below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
+    ``pod_mounts`` are ForgeOne's own (hosts, hostname, resolv.conf, shm); ``cgroup`` is the path of the container's
+    cgroup below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
     """
 
     container_id: str

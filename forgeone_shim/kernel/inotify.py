@@ -1,64 +1,62 @@
-"""Watches one directory for files that appear whole: written and closed, or renamed into place."""
+"""inotify by ctypes: a file descriptor to poll and the names it reports."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import select
 import struct
-import threading
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_Q_OVERFLOW = 0x8, 0x80, 0x4000
+IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
+_IN_Q_OVERFLOW = 0x4000
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _HEAD = struct.Struct("iIII")
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-class DirectoryWatch:
-    """Calls ``on_file(name)`` in a thread of its own for each file that appears in ``directory``.
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one read found; ``overflow`` says that the kernel dropped events and the directory must be listed."""
 
-    When the kernel's queue overflows, ``on_overflow`` is called: the caller lists the directory itself.
-    """
+    names: tuple[str, ...]
+    overflow: bool
 
-    def __init__(self, directory: Path, on_file: Callable[[str], None], on_overflow: Callable[[], None]) -> None:
-        self._on_file, self._on_overflow = on_file, on_overflow
-        self._fd = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+
+class DirectoryEvents:
+    """Watches one directory; non-blocking. By default for files that appear whole (closed, or renamed into place)."""
+
+    def __init__(self, directory: Path, mask: int = IN_CLOSE_WRITE | IN_MOVED_TO) -> None:
+        self._fd = int(_libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK))
         if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1")
-        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_CLOSE_WRITE | _IN_MOVED_TO) < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "inotify_init1")
+        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), mask) < 0:
             errno = ctypes.get_errno()
             os.close(self._fd)
             raise OSError(errno, os.strerror(errno), str(directory))
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="exits", daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        poll.register(self._wake, select.POLLIN)
-        while True:
-            ready = {fd for fd, _ in poll.poll()}
-            if self._wake in ready:
-                return
+    def fileno(self) -> int:
+        """For select, poll and epoll."""
+        return self._fd
+
+    def read(self) -> Seen:
+        """Everything reported so far; empty when nothing was."""
+        try:
             data = os.read(self._fd, 1 << 16)
-            offset = 0
-            while offset < len(data):
-                _, mask, _, length = _HEAD.unpack_from(data, offset)
-                offset += _HEAD.size
-                name = data[offset : offset + length].rstrip(b"\0")
-                offset += length
-                if mask & _IN_Q_OVERFLOW:
-                    self._on_overflow()
-                elif name:
-                    self._on_file(os.fsdecode(name))
+        except BlockingIOError:
+            return Seen((), overflow=False)
+        names: list[str] = []
+        overflow, offset = False, 0
+        while offset < len(data):
+            _, mask, _, length = _HEAD.unpack_from(data, offset)
+            offset += _HEAD.size
+            name = data[offset : offset + length].rstrip(b"\0")
+            offset += length
+            overflow |= bool(mask & _IN_Q_OVERFLOW)
+            if name:
+                names.append(os.fsdecode(name))
+        return Seen(tuple(names), overflow)
 
     def close(self) -> None:
-        """Stop watching; no callback runs after this returns."""
-        os.eventfd_write(self._wake, 1)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        """Stop watching."""
         os.close(self._fd)
-        os.close(self._wake)

@@ -113,10 +113,11 @@ class Lifecycle:
         self,
         subject: Subject,
         id_: str,
+        *,
         sandbox_id: str,
         before: State,
         event: Event,
-        commit: Callable[[State], None],
+        commit: Callable[[State], object],
         **detail: str | int,
     ) -> State:
         """Make one step: look it up, ``commit`` the new state (store it), then publish. Returns the new state."""

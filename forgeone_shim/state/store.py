@@ -20,7 +20,9 @@ T = TypeVar("T")
 # A commit must survive the death of this process, not of the host: after a reboot no container is left to describe, and
 # images are checked against their layers. WAL with NORMAL gives that without an fsync in the way of a pod.
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000", "wal_autocheckpoint=2000")
-_SCHEMA = "CREATE TABLE IF NOT EXISTS docs (kind TEXT NOT NULL, key TEXT NOT NULL, doc BLOB NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID"
+_SCHEMA = """CREATE TABLE IF NOT EXISTS docs (
+    kind TEXT NOT NULL, key TEXT NOT NULL, doc BLOB NOT NULL, PRIMARY KEY (kind, key)
+) WITHOUT ROWID"""
 
 
 class StateStore:

@@ -1,0 +1,440 @@
+"""The verbs of a container, in order of life: create, start, stop, remove, and exec while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from engines.base import (
+    ContainerPlan,
+    ContainerSpec,
+    ExecResult,
+    LiveState,
+    Mount,
+    NamespaceMode,
+    Namespaces,
+)
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidInput,
+    NotFound,
+    Unimplemented,
+)
+from forgeone_shim.fs.users import resolve_user
+from forgeone_shim.lifecycle.machine import LIVE, Event, State, Subject
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime.flights import Flights
+from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.process import process, signal_number
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, container_key
+from forgeone_shim.runtime.table import Entry
+from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
+
+EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
+SIGKILL_WAIT = 10.0
+_LOOK_EVERY = 0.5
+
+
+class Containers:
+    """Creates, starts, stops and removes containers. Every verb may be repeated."""
+
+    def __init__(self, parts: Parts, images: ImageService) -> None:
+        self._p, self._images = parts, images
+        self._flights: Flights[str] = Flights()
+        self._watch: ExitWatch | None = None
+
+    def watch(self, watch: ExitWatch) -> None:
+        """Where to report the first processes of new containers."""
+        self._watch = watch
+
+    def of(self, sandbox_id: str) -> list[Entry[ContainerRecord]]:
+        """The containers of a sandbox."""
+        return [entry for entry in self._p.containers.all() if entry.record.sandbox_id == sandbox_id]
+
+    # -- create
+
+    def create(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
+        """Returns the id of a container held before its first instruction; a repeated call returns the same one."""
+        sandbox = self._p.sandboxes.find(sandbox_id)
+        key = container_key(sandbox.record.id, spec)
+        return self._flights.run(key, deadline, lambda joined: self._create(sandbox, key, spec, joined))
+
+    def _create(self, sandbox: Entry[SandboxRecord], key: str, spec: ContainerSpec, deadline: Deadline) -> str:
+        existing = self._p.containers.by_key(key)
+        if existing is not None:
+            if existing.record.spec != spec:
+                raise AlreadyExists(
+                    f"container {existing.record.id[:13]} already has this name and attempt but another configuration",
+                    fix="remove it, or raise the attempt",
+                )
+            return existing.record.id
+        image = self._images.resolve(spec.image)
+        record = self._plan(sandbox.record, spec, image)
+        with sandbox.state:
+            self._require_ready(sandbox.record)
+            entry = self._p.containers.add(record)
+        with entry.work:
+            try:
+                self._build(entry, sandbox, image, deadline)
+            except BaseException:
+                self._abandon(entry)
+                raise
+        return record.id
+
+    @staticmethod
+    def _require_ready(sandbox: SandboxRecord) -> None:
+        if sandbox.state is not State.BOOTED:
+            raise FailedPrecondition(f"sandbox {sandbox.id[:13]} is not ready ({sandbox.state})")
+
+    def _plan(self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image) -> ContainerRecord:
+        check(sandbox, spec)
+        id_ = os.urandom(32).hex()
+        stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"
+        field = "config.stop_signal" if spec.stop_signal else "image.StopSignal"
+        signal_number(stop_signal, field=field)
+        log_path = posixpath.join(sandbox.spec.log_directory, spec.log_path) if spec.log_path else ""
+        return ContainerRecord(
+            id=id_,
+            sandbox_id=sandbox.id,
+            spec=spec,
+            engine=sandbox.engine,
+            state=State.CREATED,
+            image_id=image.id,
+            image_ref=image.repo_digests[0] if image.repo_digests else image.id,
+            layers=image.layers,
+            log_path=log_path if sandbox.spec.log_directory else "",
+            cgroup=self._p.cgroups.container(sandbox.cgroup_parent, id_),
+            stop_signal=stop_signal,
+            created_at=time.time_ns(),
+            own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
+        )
+
+    def _build(
+        self, entry: Entry[ContainerRecord], sandbox: Entry[SandboxRecord], image: Image, deadline: Deadline
+    ) -> None:
+        record, spec = entry.record, entry.record.spec
+        bundle = self._p.paths.bundle(record.id)
+        bundle.mkdir(mode=0o711)
+        rootfs = self._p.rootfs.mount(record.id, record.layers, spec.security.readonly_rootfs)
+        user = resolve_user(rootfs, image.config.user, spec.security)
+        if record.log_path:
+            Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        plan = ContainerPlan(
+            container_id=record.id,
+            sandbox_id=record.sandbox_id,
+            bundle=str(bundle),
+            rootfs=str(rootfs),
+            exits=str(self._p.paths.exits),
+            log_path=record.log_path,
+            hostname=sandbox.record.hostname,
+            cgroup=record.cgroup,
+            process=process(spec, image.config, user),
+            namespaces=self._namespaces(sandbox.record, spec),
+            pod_mounts=self._pod_mounts(sandbox.record, spec),
+            spec=spec,
+        )
+        deadline.check("before the container was created")
+        entry.pid = self._p.engines[record.engine].create(plan, deadline)
+        deadline.check("while the container was created")
+        with sandbox.state:
+            self._require_ready(sandbox.record)
+            self._step(entry, Event.BOOT, user=user)
+        if self._watch is not None:
+            self._watch.follow(record.id, entry.pid)
+
+    def _namespaces(self, sandbox: SandboxRecord, spec: ContainerSpec) -> Namespaces:
+        mode, ns = spec.security.namespaces.pid, sandbox.namespaces
+        if mode is NamespaceMode.NODE:
+            pid: str | None = None
+        elif mode is NamespaceMode.CONTAINER:
+            pid = ""
+        elif mode is NamespaceMode.POD:
+            pid = ns.pid
+        else:
+            pid = f"/proc/{self._target_pid(sandbox, spec)}/ns/pid"
+        return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
+
+    def _target_pid(self, sandbox: SandboxRecord, spec: ContainerSpec) -> int:
+        field = "config.linux.security_context.namespace_options.target_id"
+        try:
+            target = self._p.containers.find(spec.security.namespaces.target_id)
+        except NotFound:
+            raise InvalidInput(field, f"no container {spec.security.namespaces.target_id!r}") from None
+        if target.record.sandbox_id != sandbox.id:
+            raise InvalidInput(field, "the target is in another pod")
+        if target.record.state not in LIVE or not target.pid:
+            raise FailedPrecondition(f"{field}: the target container is not running")
+        return target.pid
+
+    def _pod_mounts(self, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:
+        directory, readonly = self._p.paths.sandbox(sandbox.id), spec.security.readonly_rootfs
+        shm = "/dev/shm" if sandbox.namespaces.ipc is None else str(self._p.paths.shm(sandbox.id))  # noqa: S108
+        offered = (
+            Mount("/etc/hosts", str(directory / "hosts"), readonly),
+            Mount("/etc/hostname", str(directory / "hostname"), readonly),
+            Mount("/etc/resolv.conf", str(directory / "resolv.conf"), readonly),
+            Mount("/dev/shm", shm),  # noqa: S108
+        )
+        taken = {posixpath.normpath(mount.destination) for mount in spec.mounts}
+        return tuple(mount for mount in offered if mount.destination not in taken)
+
+    def _abandon(self, entry: Entry[ContainerRecord]) -> None:
+        def undo() -> None:
+            with entry.work:
+                self.dismantle(entry)
+                self._p.containers.drop(entry)
+
+        try:
+            undo()
+        except Exception:
+            self._p.janitor.until_done(f"undo container {entry.record.id[:13]}", undo)
+
+    # -- start
+
+    def start(self, id_: str, deadline: Deadline) -> None:
+        """Let it run; a container that already runs is no error (a retry)."""
+        entry = self._p.containers.find(id_)
+        with entry.work:
+            if entry.record.state in (State.RUNNING, State.PAUSED):
+                return
+            if entry.record.state is not State.BOOTED:
+                raise FailedPrecondition(f"container {entry.record.id[:13]} is {entry.record.state}: cannot start")
+            deadline.check("before the container was started")
+            started_at = time.time_ns()
+            self._p.engines[entry.record.engine].start(self._p.handle(entry.record), deadline)
+            with entry.state:
+                self._step(entry, Event.START, started_at=started_at)
+
+    # -- stop
+
+    def stop(self, id_: str, timeout: float, deadline: Deadline) -> None:
+        """Ask it to stop, and kill it ``timeout`` seconds later; a missing or ended container is no error."""
+        try:
+            entry = self._p.containers.find(id_)
+        except NotFound:
+            return
+        self.stop_entry(entry, timeout, deadline)
+
+    def stop_entry(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
+        """A second call with a shorter ``timeout`` shortens the grace period of the first."""
+        began_running = self._begin_stop(entry, timeout)
+        if began_running is None:
+            return
+        record, engine = entry.record, self._p.engines[entry.record.engine]
+        if began_running and timeout > 0:
+            engine.kill(self._p.handle(record), signal_number(record.stop_signal, field="stop_signal"))
+            self._await_grace(entry, timeout, deadline)
+        if not entry.ended.is_set():
+            self._force(entry, deadline)
+
+    def _begin_stop(self, entry: Entry[ContainerRecord], timeout: float) -> bool | None:
+        """Store the stop; says whether the container had been started, or ``None`` when there is nothing to stop."""
+        while True:
+            with entry.state:
+                state = entry.record.state
+                if state is State.TERMINATED:
+                    return None
+                if state is not State.CREATED:
+                    kill_at = time.time_ns() + int(timeout * 1e9)
+                    if entry.record.kill_at:
+                        kill_at = min(kill_at, entry.record.kill_at)
+                    if state is not State.STOPPING or kill_at != entry.record.kill_at:
+                        self._step(entry, Event.STOP, kill_at=kill_at)
+                    return state is not State.BOOTED
+            # Being created by another thread, which holds the entry's work lock until it is Booted or dropped.
+            with entry.work:
+                if entry.record.state is State.CREATED:
+                    return None
+
+    def _await_grace(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
+        until = time.monotonic() + timeout
+        while not entry.ended.is_set():
+            # Another call may have moved the kill forward, so the wait is cut into pieces.
+            grace = min(until - time.monotonic(), (entry.record.kill_at - time.time_ns()) / 1e9)
+            if grace <= 0:
+                return
+            deadline.check("during the container's grace period")
+            entry.ended.wait(deadline.remaining(min(grace, _LOOK_EVERY)))
+
+    def _force(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
+        record, engine = entry.record, self._p.engines[entry.record.engine]
+        handle = self._p.handle(record)
+        engine.kill(handle, signal.SIGKILL, everything=not record.own_pid_namespace)
+        give_up = Deadline.after(SIGKILL_WAIT)
+        while not entry.ended.wait(deadline.remaining(_LOOK_EVERY)):
+            deadline.check("while the container was being killed")
+            if engine.look(handle).state in (LiveState.MISSING, LiveState.STOPPED) and give_up.passed:
+                self.ended(record.id, Exit(LOST_CODE, time.time_ns(), lost=True))
+            elif give_up.passed:
+                raise InternalError(f"container {record.id[:13]} does not die from SIGKILL")
+
+    def end_all(self, sandbox_id: str, deadline: Deadline) -> None:
+        """Kill every container of a sandbox, side by side."""
+        entries = [e for e in self.of(sandbox_id) if e.record.state is not State.TERMINATED]
+        if len(entries) <= 1:
+            for entry in entries:
+                self.stop_entry(entry, 0, deadline)
+            return
+        for future in [self._p.pool.submit(self.stop_entry, entry, 0, deadline) for entry in entries]:
+            future.result()
+
+    # -- end
+
+    def ended(self, container_id: str, found: Exit) -> None:
+        """Its supervisor reported its end; safe to repeat, and for containers unknown here."""
+        try:
+            entry = self._p.containers.find(container_id)
+        except NotFound:
+            return
+        # Waits for a start under way, so that an end never overtakes its own beginning.
+        with entry.work, entry.state:
+            if entry.record.state in (State.CREATED, State.TERMINATED):
+                return
+            oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
+            reason, message = _why(found, oom=oom)
+            self._step(
+                entry, Event.EXIT, exit_code=found.code, finished_at=found.at, reason=reason, message=message, kill_at=0
+            )
+        entry.pid = 0
+        entry.ended.set()
+        self._p.janitor.until_done(f"clean up container {container_id[:13]}", lambda: self.clean(entry))
+
+    def clean(self, entry: Entry[ContainerRecord]) -> None:
+        """Free what an ended container still holds: engine state, cgroup, mounts. Idempotent."""
+        with entry.work:
+            if not (entry.record.cleaned or entry.dropped) and entry.record.state is State.TERMINATED:
+                self._release(entry)
+                entry.change(cleaned=True)
+
+    def _release(self, entry: Entry[ContainerRecord]) -> None:
+        record = entry.record
+        self._p.engines[record.engine].delete(self._p.handle(record))
+        self._p.rootfs.unmount(record.id)
+
+    def dismantle(self, entry: Entry[ContainerRecord]) -> None:
+        """The inverse of everything that creating did, however far it came. Idempotent."""
+        record = entry.record
+        if self._watch is not None:
+            self._watch.forget(record.id)
+        if not record.cleaned:
+            self._release(entry)
+        self._p.rootfs.remove(record.id)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._p.paths.bundle(record.id))
+        self._p.paths.exit_file(record.id).unlink(missing_ok=True)
+
+    # -- remove
+
+    def remove(self, id_: str, deadline: Deadline) -> None:
+        """Kill it if need be and forget it; a missing container is no error."""
+        try:
+            entry = self._p.containers.find(id_)
+        except NotFound:
+            return
+        self.remove_entry(entry, deadline)
+
+    def remove_entry(self, entry: Entry[ContainerRecord], deadline: Deadline = NEVER) -> None:
+        """Kill it if need be and forget it."""
+        self.stop_entry(entry, 0, deadline)
+        with entry.work:
+            self.dismantle(entry)
+            self._p.containers.drop(entry)
+
+    # -- while it runs
+
+    def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
+        """Run ``argv`` inside and wait; ``timeout`` in seconds."""
+        entry = self._running(id_)
+        if not argv:
+            raise InvalidInput("cmd", "is empty")
+        engine = self._p.engines[entry.record.engine]
+        return engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
+
+    def reopen_log(self, id_: str) -> None:
+        """Make its supervisor open its log file anew (after a rotation)."""
+        entry = self._running(id_)
+        if entry.record.log_path:
+            self._p.engines[entry.record.engine].reopen_log(self._p.handle(entry.record))
+
+    def _running(self, id_: str) -> Entry[ContainerRecord]:
+        entry = self._p.containers.find(id_)
+        if entry.record.state not in LIVE:
+            raise FailedPrecondition(f"container {entry.record.id[:13]} is not running ({entry.record.state})")
+        return entry
+
+    def _step(self, entry: Entry[ContainerRecord], event: Event, **fields: object) -> None:
+        record = entry.record
+        self._p.lifecycle.step(
+            Subject.CONTAINER,
+            record.id,
+            sandbox_id=record.sandbox_id,
+            before=record.state,
+            event=event,
+            commit=lambda s: entry.change(state=s, **fields),
+        )
+
+    # -- recovery
+
+    def recover(self, entry: Entry[ContainerRecord]) -> None:
+        """Bring one record in line with what the kernel says after a restart, and finish what was half done."""
+        record = entry.record
+        if record.state is State.CREATED:
+            self._abandon(entry)
+        elif record.state is State.TERMINATED:
+            entry.ended.set()
+            self.clean(entry)
+        else:
+            self._recover_live(entry)
+
+    def _recover_live(self, entry: Entry[ContainerRecord]) -> None:
+        record = entry.record
+        with entry.work:
+            live = self._p.engines[record.engine].look(self._p.handle(record))
+            entry.pid = live.pid
+            if record.state is State.BOOTED and live.state is LiveState.RUNNING:
+                self._step(entry, Event.START, started_at=time.time_ns())
+        found = read_exit(self._p.paths.exits, record.id)
+        if found is not None:
+            if record.state is State.BOOTED and entry.record.state is State.BOOTED:
+                entry.change(started_at=record.created_at)
+            self.ended(record.id, found)
+        elif self._watch is not None:
+            # A dead pid counts as ended unless its supervisor's exit file turns up within the grace period.
+            self._watch.follow(record.id, live.pid or 2**22 + 1)
+        if record.state is State.STOPPING and found is None:
+            left = max(0.0, (record.kill_at - time.time_ns()) / 1e9)
+            self._p.janitor.until_done(f"finish stopping {record.id[:13]}", lambda: self._finish_stop(entry, left))
+
+    def _finish_stop(self, entry: Entry[ContainerRecord], left: float) -> None:
+        with contextlib.suppress(DeadlineExceeded):
+            self._await_grace(entry, left, NEVER)
+        if not entry.ended.is_set():
+            self._force(entry, NEVER)
+
+
+def _why(found: Exit, *, oom: bool) -> tuple[str, str]:
+    if oom:
+        return "OOMKilled", ""
+    if found.lost:
+        return "Error", "the container's supervisor was lost before it could record the exit code"
+    return ("Completed", "") if found.code == 0 else ("Error", "")
+
+
+def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
+    """What can be refused before anything is made."""
+    if spec.security.privileged and not sandbox.spec.security.privileged:
+        raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
+    if spec.cdi_devices:
+        raise Unimplemented("CDI devices are not supported yet")
+    if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):
+        raise InvalidInput("config.log_path", f"{spec.log_path!r} must be relative and stay in the log directory")

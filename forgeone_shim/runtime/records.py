@@ -1,0 +1,77 @@
+"""What is stored of a sandbox and a container: only what cannot be looked up again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engines.base import ContainerSpec, Namespaces, SandboxSpec, User
+from forgeone_shim.lifecycle.machine import State
+
+SANDBOX_KIND = "sandbox"
+CONTAINER_KIND = "container"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxRecord:
+    """Times in nanoseconds since the epoch. ``namespaces`` holds the paths its containers join."""
+
+    id: str
+    spec: SandboxSpec
+    engine: str
+    state: State
+    created_at: int
+    namespaces: Namespaces
+    hostname: str
+    cgroup_parent: str
+    ips: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What a kubelet's retry repeats."""
+        return sandbox_key(self.spec)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRecord:
+    """Times in nanoseconds since the epoch, 0 where it has not happened.
+
+    ``kill_at`` is when the grace period of a stop under way ends; ``cleaned`` says that after its end the engine forgot
+    it and its root filesystem was unmounted.
+    """
+
+    id: str
+    sandbox_id: str
+    spec: ContainerSpec
+    engine: str
+    state: State
+    image_id: str
+    image_ref: str
+    layers: tuple[str, ...]
+    log_path: str
+    cgroup: str
+    stop_signal: str
+    created_at: int
+    user: User = field(default_factory=User)
+    own_pid_namespace: bool = True
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    kill_at: int = 0
+    cleaned: bool = False
+
+    @property
+    def key(self) -> str:
+        """What a kubelet's retry repeats."""
+        return container_key(self.sandbox_id, self.spec)
+
+
+def sandbox_key(spec: SandboxSpec) -> str:
+    """The identity of a sandbox to its caller."""
+    return f"{spec.namespace}/{spec.name}/{spec.uid}/{spec.attempt}"
+
+
+def container_key(sandbox_id: str, spec: ContainerSpec) -> str:
+    """The identity of a container to its caller."""
+    return f"{sandbox_id}/{spec.name}/{spec.attempt}"

@@ -1,0 +1,110 @@
+"""Brings the records in line with the kernel after a restart, each with a deadline of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from engines.base import Handle
+from forgeone_shim.errors import ForgeError
+from forgeone_shim.kernel import mounts, namespaces
+from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.sandboxes import Sandboxes
+from forgeone_shim.runtime.table import Entry
+
+# CRI is served after this many seconds at the latest; whatever is still unsettled then goes on beside it.
+PATIENCE = 5.0
+
+
+class Recovery:
+    """Runs once, before CRI is served. What fails is retried by the janitor, so one bad container holds nobody up."""
+
+    def __init__(self, parts: Parts, sandboxes: Sandboxes, containers: Containers) -> None:
+        self._p, self._sandboxes, self._containers = parts, sandboxes, containers
+        self._log = structlog.get_logger("recovery")
+
+    def run(self) -> None:
+        """Reconcile every record, then remove what no record knows."""
+        jobs = [self._p.pool.submit(self._container, entry) for entry in self._p.containers.all()]
+        jobs += [self._p.pool.submit(self._sandbox, entry) for entry in self._p.sandboxes.all()]
+        late = wait(jobs, timeout=PATIENCE).not_done
+        if late:
+            self._log.warning("still being recovered", count=len(late))
+        self._remove_strangers()
+
+    def _container(self, entry: Entry[ContainerRecord]) -> None:
+        self._attempt(f"recover container {entry.record.id[:13]}", lambda: self._containers.recover(entry))
+
+    def _sandbox(self, entry: Entry[SandboxRecord]) -> None:
+        self._attempt(f"recover sandbox {entry.record.id[:13]}", lambda: self._recover_sandbox(entry))
+
+    def _attempt(self, name: str, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except Exception as error:
+            self._log.warning("will be retried", job=name, error=str(error))
+            self._p.janitor.until_done(name, job)
+
+    def _recover_sandbox(self, entry: Entry[SandboxRecord]) -> None:
+        record = entry.record
+        if record.state is State.TERMINATED:
+            return
+        alive = record.state is State.BOOTED and self._intact(record)
+        if not alive:
+            self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))
+            self._sandboxes.lost(entry)
+
+    def _intact(self, record: SandboxRecord) -> bool:
+        ns = record.namespaces
+        pinned = [path for path in (ns.network, ns.ipc, ns.uts) if path]
+        if not all(_is_namespace(Path(path)) for path in pinned):
+            return False
+        return self._p.engines[record.engine].sandbox_alive(self._sandboxes.engine_plan(record))
+
+    def _remove_strangers(self) -> None:
+        known = {entry.record.id for entry in self._p.sandboxes.all()}
+        self._p.janitor.until_done("release unknown attachments", lambda: self._p.network.reconcile(known))
+        containers = {entry.record.id for entry in self._p.containers.all()}
+        for name in _names(self._p.paths.containers) - containers:
+            self._p.janitor.until_done(f"remove unknown container {name[:13]}", partial(self._forget, name))
+        for name in _names(self._p.paths.sandboxes) - known:
+            self._p.janitor.until_done(f"remove unknown sandbox {name[:13]}", partial(self._unpin, name))
+
+    def _forget(self, container_id: str) -> None:
+        bundle = self._p.paths.bundle(container_id)
+        for engine in self._p.engines.values():
+            with contextlib.suppress(ForgeError):
+                engine.delete(
+                    Handle(container_id=container_id, sandbox_id="", bundle=str(bundle), exits=str(self._p.paths.exits))
+                )
+        self._p.rootfs.remove(container_id)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(bundle)
+        self._p.paths.exit_file(container_id).unlink(missing_ok=True)
+
+    def _unpin(self, sandbox_id: str) -> None:
+        namespaces.unpin(self._p.paths.namespaces(sandbox_id))
+        mounts.unmount(self._p.paths.shm(sandbox_id))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._p.paths.sandbox(sandbox_id))
+
+
+def _names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir() if len(path.name) == 64}
+
+
+def _is_namespace(path: Path) -> bool:
+    """Whether something is mounted on the file: a pin that a reboot or an operator took away is an empty file."""
+    try:
+        return path.stat().st_dev != path.parent.stat().st_dev
+    except OSError:
+        return False

@@ -1,0 +1,262 @@
+"""The master control: wires the rooms together and offers the verbs that the CRI side calls."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Final
+
+from engines.base import ContainerSpec, Engine, ExecResult, SandboxSpec
+from forgeone_shim.config.model import Config
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.fs.layers import LayerStore
+from forgeone_shim.fs.rootfs import RootfsStore
+from forgeone_shim.kernel import cgroups
+from forgeone_shim.lifecycle.machine import Lifecycle
+from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.janitor import Janitor
+from forgeone_shim.runtime.parts import HANDLER_PREFIX, Parts
+from forgeone_shim.runtime.paths import Paths
+from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.recovery import Recovery
+from forgeone_shim.runtime.sandboxes import Sandboxes
+from forgeone_shim.runtime.table import Entry, Table
+from forgeone_shim.runtime.views import (
+    Condition,
+    ContainerView,
+    FilesystemUsage,
+    HandlerStatus,
+    NodeStatus,
+    SandboxView,
+)
+from forgeone_shim.shim.exits import Exit, ExitWatch
+from forgeone_shim.state.store import StateStore
+
+ENGINE_GROUP: Final = "forgeone.engines"
+_LOCK_PATIENCE: Final = 30.0
+
+
+def load_engines(config: Config) -> dict[str, Engine]:
+    """Every installed engine, built from plain configuration."""
+    plain = asdict(config)
+    return {point.name: point.load()(plain) for point in entry_points(group=ENGINE_GROUP)}
+
+
+class Runtime:
+    """One per process and root. Made by :meth:`open`; every verb may be called from any thread."""
+
+    def __init__(self, parts: Parts, images: ImageService, lock: int) -> None:
+        self.images = images
+        self.lifecycle = parts.lifecycle
+        self._p, self._lock = parts, lock
+        self._containers = Containers(parts, images)
+        self._sandboxes = Sandboxes(parts, self._containers)
+        self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
+        self._watch = ExitWatch(parts.paths.exits, self._ended)
+        self._containers.watch(self._watch)
+
+    @classmethod
+    def open(cls, config: Config, engines: Mapping[str, Engine] | None = None) -> Runtime:
+        """Take the root (waiting for an earlier owner to let go), wire everything and recover."""
+        paths = Paths(Path(config.root), Path(config.state))
+        paths.prepare()
+        lock = _take(paths.lock)
+        store = StateStore(paths.database)
+        layers = LayerStore(paths.layers)
+        containers = Table(store, CONTAINER_KIND, "container", ContainerRecord)
+
+        def layers_in_use() -> set[str]:
+            return {layer for entry in containers.all() for layer in entry.record.layers}
+
+        parts = Parts(
+            config=config,
+            paths=paths,
+            store=store,
+            lifecycle=Lifecycle(),
+            janitor=Janitor(),
+            pool=ThreadPoolExecutor(32, thread_name_prefix="work"),
+            network=PodNetwork(config.network, store),
+            layers=layers,
+            rootfs=RootfsStore(paths.root, paths.state, layers),
+            engines=dict(engines) if engines is not None else load_engines(config),
+            cgroups=cgroups.detect(config.native.cgroup_driver),
+            sandboxes=Table(store, SANDBOX_KIND, "sandbox", SandboxRecord),
+            containers=containers,
+        )
+        layers.recover()
+        images = ImageService(store, paths.root, config.registry, layers, config.pinned_images, layers_in_use)
+        runtime = cls(parts, images, lock)
+        Recovery(parts, runtime._sandboxes, runtime._containers).run()
+        return runtime
+
+    def close(self) -> None:
+        """Let go of everything but the containers, which go on."""
+        self._watch.close()
+        self._ends.shutdown(wait=True)
+        self._p.janitor.close()
+        self._p.pool.shutdown(wait=True)
+        self._p.store.close()
+        os.close(self._lock)
+
+    def _ended(self, container_id: str, found: Exit) -> None:
+        self._ends.submit(self._containers.ended, container_id, found)
+
+    # -- sandboxes
+
+    def run_sandbox(self, spec: SandboxSpec, deadline: Deadline) -> str:
+        """Returns the id of a ready sandbox."""
+        return self._sandboxes.run(spec, deadline)
+
+    def stop_sandbox(self, id_: str, deadline: Deadline) -> None:
+        """Kill what runs in it and give back its network; a missing one is no error."""
+        self._sandboxes.stop(id_, deadline)
+
+    def remove_sandbox(self, id_: str, deadline: Deadline) -> None:
+        """Stop it and forget it with its containers; a missing one is no error."""
+        self._sandboxes.remove(id_, deadline)
+
+    def sandbox(self, id_: str) -> SandboxView:
+        """By id or unique prefix."""
+        return self._sandbox_view(self._p.sandboxes.find(id_))
+
+    def sandboxes(self) -> list[SandboxView]:
+        """All of them, oldest first."""
+        return [self._sandbox_view(entry) for entry in self._p.sandboxes.all()]
+
+    @staticmethod
+    def _sandbox_view(entry: Entry[SandboxRecord]) -> SandboxView:
+        record = entry.record
+        return SandboxView(
+            id=record.id,
+            spec=record.spec,
+            created_at=record.created_at,
+            state=record.state,
+            ips=record.ips,
+            handler=record.spec.runtime_handler,
+            netns=record.namespaces.network or "",
+        )
+
+    # -- containers
+
+    def create_container(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
+        """Returns the id of a container that waits to be started."""
+        return self._containers.create(sandbox_id, spec, deadline)
+
+    def start_container(self, id_: str, deadline: Deadline) -> None:
+        """Let it run."""
+        self._containers.start(id_, deadline)
+
+    def stop_container(self, id_: str, timeout: float, deadline: Deadline) -> None:
+        """Ask it to stop; kill it ``timeout`` seconds later."""
+        self._containers.stop(id_, timeout, deadline)
+
+    def remove_container(self, id_: str, deadline: Deadline) -> None:
+        """Kill it if need be and forget it; a missing one is no error."""
+        self._containers.remove(id_, deadline)
+
+    def container(self, id_: str) -> ContainerView:
+        """By id or unique prefix."""
+        return self._container_view(self._p.containers.find(id_))
+
+    def containers(self) -> list[ContainerView]:
+        """All of them, oldest first."""
+        return [self._container_view(entry) for entry in self._p.containers.all()]
+
+    def _container_view(self, entry: Entry[ContainerRecord]) -> ContainerView:
+        record = entry.record
+        return ContainerView(
+            id=record.id,
+            sandbox_id=record.sandbox_id,
+            spec=record.spec,
+            image_id=record.image_id,
+            image_ref=record.image_ref,
+            user=record.user,
+            state=record.state,
+            created_at=record.created_at,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
+            exit_code=record.exit_code,
+            reason=record.reason,
+            message=record.message,
+            log_path=record.log_path,
+            stop_signal=record.stop_signal,
+            bundle=str(self._p.paths.bundle(record.id)),
+            pid=entry.pid,
+        )
+
+    def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
+        """Run ``argv`` inside a running container and wait; ``timeout`` in seconds."""
+        return self._containers.exec_sync(id_, argv, timeout)
+
+    def reopen_log(self, id_: str) -> None:
+        """After a log rotation."""
+        self._containers.reopen_log(id_)
+
+    # -- node
+
+    def status(self) -> NodeStatus:
+        """Whether pods can run here, and what each handler can do."""
+        ready, reason, message = self._p.network.status()
+        handlers = [HandlerStatus("", self._p.engines["native"].features())] if "native" in self._p.engines else []
+        handlers += [HandlerStatus(HANDLER_PREFIX + n, e.features()) for n, e in sorted(self._p.engines.items())]
+        return NodeStatus(self._runtime_condition(), Condition(ready, reason, message), tuple(handlers))
+
+    def _runtime_condition(self) -> Condition:
+        for name, engine in self._p.engines.items():
+            for problem in engine.problems():
+                if problem.fatal:
+                    return Condition(False, "EngineNotUsable", f"{name}: {problem.what}; {problem.fix or problem.why}")
+        return Condition(ready=True)
+
+    @property
+    def cgroup_driver(self) -> str:
+        """``systemd`` or ``cgroupfs``, as the kubelet must use too."""
+        return str(self._p.cgroups.driver)
+
+    def update_pod_cidr(self, cidr: str) -> None:
+        """Take new pods' addresses from the node's range (``a.b.c.d/n``, with an IPv6 range after a comma if any)."""
+        if cidr:
+            self._p.network.set_ranges(tuple(part.strip() for part in cidr.split(",")))
+
+    def image_filesystem(self) -> FilesystemUsage:
+        """What images take."""
+        used, inodes = self.images.usage()
+        return FilesystemUsage(str(self._p.paths.layers), used, inodes, time.time_ns())
+
+    def container_filesystem(self) -> FilesystemUsage:
+        """What containers have written to their root filesystems."""
+        used = inodes = 0
+        for entry in self._p.containers.all():
+            container_bytes, container_inodes = self._p.rootfs.usage(entry.record.id)
+            used, inodes = used + container_bytes, inodes + container_inodes
+        return FilesystemUsage(str(self._p.paths.root), used, inodes, time.time_ns())
+
+
+def _take(path: Path) -> int:
+    """The lock of a root: one owner at a time, given up by the kernel with its process."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    taken = threading.Event()
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            taken.set()
+
+    # An earlier owner may be ending right now: the kernel hands the lock over the moment it is gone.
+    threading.Thread(target=wait, name="lock", daemon=True).start()
+    if not taken.wait(_LOCK_PATIENCE):
+        raise FailedPrecondition(
+            f"{path} is held by another forgeoned", fix="stop it, or give this one a --root of its own"
+        )
+    return fd

@@ -1,0 +1,225 @@
+"""The verbs of a sandbox, in order of life: run, stop, remove."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from concurrent.futures import Future
+
+from engines.base import NamespaceMode, Namespaces, ProfileType, SandboxPlan, SandboxSpec
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import AlreadyExists, InvalidInput, NotFound, Unimplemented
+from forgeone_shim.kernel import cgroups, mounts, namespaces
+from forgeone_shim.lifecycle.machine import Event, State, Subject
+from forgeone_shim.network import podfiles
+from forgeone_shim.network.pod import Attachment
+from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.flights import Flights
+from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.records import SandboxRecord, sandbox_key
+from forgeone_shim.runtime.table import Entry
+
+SHM_BYTES = 64 * 1024 * 1024
+# Unprivileged pods may bind low ports and ping inside a network namespace that is theirs alone.
+POD_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+
+
+def new_id() -> str:
+    """64 hexadecimal digits, as CRI clients expect of an id."""
+    return secrets.token_hex(32)
+
+
+class Sandboxes:
+    """Runs, stops and removes sandboxes. Every verb may be repeated and blocks until it is done."""
+
+    def __init__(self, parts: Parts, containers: Containers) -> None:
+        self._p, self._containers = parts, containers
+        self._flights: Flights[str] = Flights()
+
+    def run(self, spec: SandboxSpec, deadline: Deadline) -> str:
+        """Returns the id of a ready sandbox; the same name and attempt again returns the same sandbox."""
+        check(spec)
+        return self._flights.run(sandbox_key(spec), deadline, lambda joined: self._run(spec, joined))
+
+    def _run(self, spec: SandboxSpec, deadline: Deadline) -> str:
+        existing = self._p.sandboxes.by_key(sandbox_key(spec))
+        if existing is not None and existing.record.state is State.BOOTED:
+            if existing.record.spec != spec:
+                raise AlreadyExists(
+                    f"sandbox {existing.record.id[:13]} has this name, uid and attempt but another configuration",
+                    fix="stop it, or raise the attempt",
+                )
+            return existing.record.id
+        entry = self._p.sandboxes.add(self._plan(spec))
+        with entry.work:
+            try:
+                self._build(entry, deadline)
+            except BaseException:
+                self._abandon(entry)
+                raise
+        return entry.record.id
+
+    def _plan(self, spec: SandboxSpec) -> SandboxRecord:
+        id_ = new_id()
+        ns = self._p.paths.namespaces(id_)
+        options = spec.security.namespaces
+        host_network = options.network is NamespaceMode.NODE
+        return SandboxRecord(
+            id=id_,
+            spec=spec,
+            engine=self._p.engine_for(spec.runtime_handler),
+            state=State.CREATED,
+            created_at=time.time_ns(),
+            namespaces=Namespaces(
+                network=None if host_network else str(ns / "net"),
+                uts=None if host_network else str(ns / "uts"),
+                ipc=None if options.ipc is NamespaceMode.NODE else str(ns / "ipc"),
+                pid=None if options.pid is NamespaceMode.NODE else "",
+            ),
+            hostname=os.uname().nodename if host_network or not spec.hostname else spec.hostname,
+            cgroup_parent=spec.cgroup_parent or self._p.config.cgroup_root,
+        )
+
+    def _build(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:
+        record = entry.record
+        directory = self._p.paths.sandbox(record.id)
+        directory.mkdir(mode=0o711)
+        self._pin_namespaces(record)
+        attached = self._attach_network(record)
+        shared_pid = self._p.engines[record.engine].prepare_sandbox(self.engine_plan(record), deadline)
+        if record.namespaces.ipc is not None:
+            shm = self._p.paths.shm(record.id)
+            shm.mkdir()
+            mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
+        ips = attached.result().ips if attached else ()
+        podfiles.write_pod_files(
+            directory,
+            hostname=record.hostname,
+            ips=ips,
+            dns=record.spec.dns,
+            host_network=record.namespaces.network is None,
+        )
+        deadline.check("while the sandbox was set up")
+        pid = shared_pid or record.namespaces.pid
+        ns = record.namespaces
+        self._step(
+            entry, Event.BOOT, ips=ips, namespaces=Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
+        )
+
+    def _pin_namespaces(self, record: SandboxRecord) -> None:
+        ns = record.namespaces
+        kinds = [kind for kind, path in (("net", ns.network), ("uts", ns.uts), ("ipc", ns.ipc)) if path is not None]
+        sysctls = dict(record.spec.sysctls)
+        if ns.network is not None:
+            sysctls = POD_SYSCTLS | sysctls
+        namespaces.pin_namespaces(self._p.paths.namespaces(record.id), tuple(kinds), record.hostname, sysctls)
+
+    def _attach_network(self, record: SandboxRecord) -> Future[Attachment] | None:
+        if record.namespaces.network is None:
+            return None
+        return self._p.pool.submit(
+            self._p.network.attach, record.id, record.namespaces.network, record.spec.port_mappings
+        )
+
+    def _step(self, entry: Entry[SandboxRecord], event: Event, **fields: object) -> None:
+        record = entry.record
+        self._p.lifecycle.step(
+            Subject.SANDBOX,
+            record.id,
+            sandbox_id=record.id,
+            before=record.state,
+            event=event,
+            commit=lambda s: entry.change(state=s, **fields),
+        )
+
+    def engine_plan(self, record: SandboxRecord) -> SandboxPlan:
+        """What the record's engine is told of its sandbox."""
+        return SandboxPlan(
+            sandbox_id=record.id,
+            directory=str(self._p.paths.sandbox(record.id)),
+            hostname=record.hostname,
+            cgroup=record.cgroup_parent,
+            namespaces=record.namespaces,
+            shares_pid=record.spec.security.namespaces.pid is NamespaceMode.POD,
+            spec=record.spec,
+        )
+
+    def dismantle(self, record: SandboxRecord) -> None:
+        """The inverse of everything :meth:`_build` does, however far it came. Idempotent."""
+        directory = self._p.paths.sandbox(record.id)
+        self._p.engines[record.engine].remove_sandbox(self.engine_plan(record))
+        if record.namespaces.network is not None:
+            self._p.network.detach(record.id)
+        namespaces.unpin(self._p.paths.namespaces(record.id))
+        mounts.unmount(self._p.paths.shm(record.id))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+
+    def _abandon(self, entry: Entry[SandboxRecord]) -> None:
+        def undo() -> None:
+            with entry.work:
+                self.dismantle(entry.record)
+                self._p.sandboxes.drop(entry)
+
+        try:
+            undo()
+        except Exception:
+            self._p.janitor.until_done(f"undo sandbox {entry.record.id[:13]}", undo)
+
+    def stop(self, id_: str, deadline: Deadline) -> None:
+        """Kill what runs in it and give back its network and namespaces; a missing sandbox is no error."""
+        try:
+            entry = self._p.sandboxes.find(id_)
+        except NotFound:
+            return
+        self.stop_entry(entry, deadline)
+
+    def stop_entry(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:
+        """Stop, or finish a stop that was begun."""
+        with entry.work:
+            with entry.state:
+                if entry.record.state is State.TERMINATED:
+                    return
+                if entry.record.state is State.CREATED:
+                    self._abandon(entry)
+                    return
+                self._step(entry, Event.STOP)
+            self._containers.end_all(entry.record.id, deadline)
+            self.dismantle(entry.record)
+            self._step(entry, Event.EXIT)
+
+    def remove(self, id_: str, deadline: Deadline) -> None:
+        """Stop it, remove its containers and forget it; a missing sandbox is no error."""
+        try:
+            entry = self._p.sandboxes.find(id_)
+        except NotFound:
+            return
+        with entry.work:
+            self.stop_entry(entry, deadline)
+            for container in self._containers.of(entry.record.id):
+                self._containers.remove_entry(container, deadline)
+            self._p.sandboxes.drop(entry)
+
+    def lost(self, entry: Entry[SandboxRecord]) -> None:
+        """Its namespaces are gone (a reboot, a dead init): it is not ready any more."""
+        self.stop_entry(entry, NEVER)
+
+
+def check(spec: SandboxSpec) -> None:
+    """What can be refused before anything is made."""
+    security = spec.security
+    if security.namespaces.user is not NamespaceMode.NODE:
+        raise Unimplemented("pods with a user namespace of their own are not supported by the native engine yet")
+    if security.namespaces.network not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise InvalidInput("linux.security_context.namespace_options.network", "must be POD or NODE")
+    if security.namespaces.pid is NamespaceMode.TARGET:
+        raise InvalidInput("linux.security_context.namespace_options.pid", "TARGET is for containers only")
+    if spec.cgroup_parent:
+        cgroups.relative(spec.cgroup_parent)
+    if security.seccomp is not None and security.seccomp.type is ProfileType.LOCALHOST:
+        localhost = security.seccomp.localhost_ref
+        if not localhost:
+            raise InvalidInput("linux.security_context.seccomp.localhost_ref", "is empty")

@@ -1,0 +1,59 @@
+"""Documents survive, keys are unique, transactions are whole."""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.state.store import StateStore
+
+
+@dataclass(frozen=True)
+class Doc:
+    name: str
+    ports: tuple[int, ...] = ()
+
+
+def test_what_was_put_is_there_after_reopening(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "db")
+    store.put("pod", "a", Doc("a", (1, 2)))
+    store.put("pod", "a", Doc("a", (3,)))
+    store.put("other", "a", Doc("x"))
+    store.close()
+    again = StateStore(tmp_path / "db")
+    assert again.get("pod", "a", Doc) == Doc("a", (3,))
+    assert again.items("pod", Doc) == [("a", Doc("a", (3,)))]
+    again.delete("pod", "a")
+    again.delete("pod", "a")
+    assert again.get("pod", "a", Doc) is None
+    again.close()
+
+
+def test_one_of_many_inserts_wins_across_connections(tmp_path: Path) -> None:
+    stores = [StateStore(tmp_path / "db") for _ in range(4)]
+    wins: list[int] = []
+
+    def claim(index: int) -> None:
+        wins.extend(key for key in range(50) if stores[index].insert("lease", str(key), Doc(str(index))))
+
+    threads = [threading.Thread(target=claim, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(wins) == list(range(50))
+    for store in stores:
+        store.close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "db")
+    with pytest.raises(RuntimeError), store.transaction():
+        store.put("pod", "a", Doc("a"))
+        raise RuntimeError
+    assert store.get("pod", "a", Doc) is None
+    with store.transaction():
+        store.put("pod", "b", Doc("b"))
+    assert store.get("pod", "b", Doc) == Doc("b")
+    store.close()
