@@ -1,0 +1,205 @@
+"""A forgeoned of one's own: every path, name and range differs from any other's on the host."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
+
+import grpc
+
+from cri.api import runtime_pb2 as cri
+from cri.api import runtime_pb2_grpc as cri_grpc
+from forgeone_shim.config.loader import to_toml
+from forgeone_shim.config.model import Config, LogConfig, NetworkConfig, RegistryConfig
+from hack.lab import leaks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# The class has a property of that name.
+Listener = socket
+_START_SECONDS = 30.0
+_STOP_SECONDS = 30.0
+
+
+class Daemon:
+    """A forgeoned on a configuration of its own; the directory (below ``$TMPDIR``) is removed by :meth:`close`.
+
+    :param registries: registries to pull from over plain HTTP (``127.0.0.1:5000``); the first is also the mirror of
+        every other host.
+    :param environ: more environment for the process.
+    """
+
+    def __init__(self, registries: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="forgeone-lab-"))
+        self.tag = secrets.token_hex(3)
+        self._environ = dict(environ or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: grpc.Channel | None = None
+        self.config = self._configuration()
+        self.config_file = self.directory / "config.toml"
+        self.config_file.write_text(to_toml(self.config))
+        self.log = self.directory / "forgeoned.log"
+        self._trust(registries)
+
+    @property
+    def socket(self) -> str:
+        """The CRI socket's path."""
+        return self.config.socket
+
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """A channel to the socket, made on first use."""
+        if self._channel is None:
+            self._channel = grpc.insecure_channel(f"unix://{self.socket}")
+        return self._channel
+
+    @property
+    def runtime(self) -> cri_grpc.RuntimeServiceStub:
+        """CRI RuntimeService."""
+        return cri_grpc.RuntimeServiceStub(self.channel)
+
+    @property
+    def images(self) -> cri_grpc.ImageServiceStub:
+        """CRI ImageService."""
+        return cri_grpc.ImageServiceStub(self.channel)
+
+    def start(self) -> Daemon:
+        """Start the process and wait until it says READY=1 (sd_notify(3)).
+
+        :raises RuntimeError: it ended, or said nothing in time; carries the end of its log.
+        """
+        notify = self.directory / "notify"
+        notify.unlink(missing_ok=True)
+        with (
+            socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC) as listener,
+            self.log.open("ab") as log,
+        ):
+            listener.bind(str(notify))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)],
+                cwd=REPOSITORY,
+                env={**_inherited(), **self._environ, "NOTIFY_SOCKET": str(notify)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            self._wait_ready(listener)
+        return self
+
+    def kill(self) -> None:
+        """``kill -9``: the process gets no chance to tidy up."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM and wait; returns the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        """Stop and start anew on the same configuration."""
+        self.stop()
+        self.start()
+
+    def remove_pods(self) -> None:
+        """Stop and remove every pod."""
+        for pod in self.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
+            self.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+            self.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+
+    def left(self) -> list[str]:
+        """What of this forgeoned's pods is still on the host, a line each: mounts, links, cgroups, processes."""
+        ignore = {os.getpid()} | ({self._process.pid} if self._process is not None else set())
+        return leaks.left(self._marks, ignore)
+
+    def close(self) -> None:
+        """Stop the process and take away all that it may have left: mounts, bridge, nftables table, cgroup, files."""
+        self.kill()
+        leaks.sweep(self._marks, self.config.network.bridge, self.config.network.table)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def _marks(self) -> leaks.Marks:
+        return leaks.Marks(
+            directory=str(self.directory),
+            link_prefix=self.config.network.link_prefix,
+            cgroup_root=self.config.cgroup_root.strip("/"),
+        )
+
+    def _configuration(self) -> Config:
+        low, high = secrets.randbelow(200) + 20, secrets.randbelow(256)
+        return Config(
+            root=str(self.directory / "root"),
+            state=str(self.directory / "state"),
+            socket=str(self.directory / "forgeone.sock"),
+            cgroup_root=f"/forgeone-{self.tag}",
+            log=LogConfig(level="debug", format="json"),
+            registry=RegistryConfig(config_path=str(self.directory / "certs.d")),
+            network=NetworkConfig(
+                bridge=f"brf{self.tag}",
+                table=f"forgeone_{self.tag}",
+                link_prefix=f"f{self.tag}",
+                ipv4=f"10.{low}.{high}.0/24",
+                ipv6=f"fd{secrets.token_hex(1)}:{secrets.token_hex(2)}:{secrets.token_hex(2)}:1::/64",
+            ),
+        )
+
+    def _trust(self, registries: Sequence[str]) -> None:
+        hosts = {name: name for name in registries} | ({"_default": registries[0]} if registries else {})
+        for folder, registry in hosts.items():
+            path = Path(self.config.registry.config_path) / folder / "hosts.toml"
+            path.parent.mkdir(parents=True)
+            path.write_text(f'[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
+
+    def _wait_ready(self, listener: Listener) -> None:
+        assert self._process is not None
+        ended = os.pidfd_open(self._process.pid)
+        try:
+            poll = select.poll()
+            poll.register(listener, select.POLLIN)
+            poll.register(ended, select.POLLIN)
+            while events := poll.poll(_START_SECONDS * 1000):
+                if all(fd == ended for fd, _ in events):
+                    break
+                if b"READY=1" in listener.recv(4096).split(b"\n"):
+                    return
+        finally:
+            os.close(ended)
+        self.kill()
+        raise RuntimeError(f"forgeoned did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def _end(self, number: int) -> int:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is None:
+            return 0
+        process, self._process = self._process, None
+        process.send_signal(number)
+        try:
+            return process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("FORGEONE_")}

@@ -1,0 +1,16 @@
+"""What every test may rely on: tests marked ``root`` are skipped, with the reason, where they cannot run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="needs root: it makes mounts, namespaces, links and cgroups")
+    for item in items:
+        if item.get_closest_marker("root"):
+            item.add_marker(skip)

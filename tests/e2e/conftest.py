@@ -1,0 +1,93 @@
+"""End to end: a registry, images and a forgeoned of the test's own, and the proof that nothing of it is left.
+
+========================  ==========================================================================================
+``registry``              Debian's docker-registry on a free loopback port (whole session)
+``push``                  ``push("name:tag", image) -> "127.0.0.1:port/name:tag"``; images from :mod:`hack.lab.images`
+``busybox``               reference of a pushed busybox image (whole session)
+``forgeoned``             a running daemon (whole module), emptied and checked for leaks at the module's end
+``fresh_forgeoned``       the same for one test, which may kill it
+``nothing_left``          checks the module's daemon for leaks after one test
+``daemon_factory``        more daemons, or with options; each is closed and checked
+========================  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from hack.lab import images
+from hack.lab.daemon import Daemon
+from hack.lab.registry import Registry
+
+Push = Callable[[str, images.BuiltImage], str]
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("registry")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def push(registry: Registry) -> Push:
+    return lambda name, image: images.push(registry.address, name, image)
+
+
+@pytest.fixture(scope="session")
+def busybox(push: Push) -> str:
+    return push("busybox:latest", images.busybox())
+
+
+@contextmanager
+def _running(registry: Registry) -> Iterator[Daemon]:
+    """A daemon whose pods are removed at the end, and of which nothing may be left then."""
+    daemon = Daemon([registry.address])
+    try:
+        yield daemon.start()
+        if not daemon.running:
+            daemon.start()
+        daemon.remove_pods()
+        left = daemon.left()
+        assert not left, "left after every pod was removed:\n" + "\n".join(left)
+        assert daemon.stop() == 0
+        left = daemon.left()
+        assert not left, "left after forgeoned stopped:\n" + "\n".join(left)
+    except BaseException as error:
+        error.add_note(f"--- the end of forgeoned's log\n{_tail(daemon.log)}")
+        raise
+    finally:
+        daemon.close()
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-6000:] if log.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def forgeoned(registry: Registry) -> Iterator[Daemon]:
+    with _running(registry) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def fresh_forgeoned(registry: Registry) -> Iterator[Daemon]:
+    with _running(registry) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def nothing_left(forgeoned: Daemon) -> Iterator[None]:
+    """Compares what the daemon has on the host before and after the test."""
+    before = forgeoned.left()
+    yield
+    assert sorted(forgeoned.left()) == before
+
+
+@pytest.fixture
+def daemon_factory(registry: Registry) -> Iterator[Callable[[], Daemon]]:
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(_running(registry))
