@@ -13,7 +13,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOS = ("cri/api/runtime.proto",)
+PROTOS = ("cri/api/runtime.proto", "forgeone_shim/rpc/node.proto")
 
 
 def outputs(proto: str, *, stubs: bool) -> tuple[str, ...]:

@@ -1,0 +1,153 @@
+"""The servicer of ``forgeone.v1.Node``. Errors are raised as they are: the server they are added to maps them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grpc
+
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
+from forgeone_shim.rpc import node_pb2, node_pb2_grpc
+
+# A longer time to go than this is grpcio's way to say that the caller set none.
+_NO_DEADLINE = 10 * 365 * 86400.0
+# One message for so many parts of a layer, or for so many bytes, whichever is more: enough for a progress bar.
+_PARTS, _STEP = 100, 256 * 1024
+
+_STATES = {
+    LayerState.WAITING: node_pb2.LAYER_STATE_WAITING,
+    LayerState.DOWNLOADING: node_pb2.LAYER_STATE_DOWNLOADING,
+    LayerState.EXISTS: node_pb2.LAYER_STATE_EXISTS,
+    LayerState.DONE: node_pb2.LAYER_STATE_DONE,
+}
+
+
+class Puller(Protocol):
+    """The part of :class:`~forgeone_shim.registry.service.ImageService` this service uses."""
+
+    def pull(
+        self,
+        image: str,
+        auth: Credentials | None,
+        deadline: Deadline,
+        progress: Callable[[LayerProgress], None] | None = None,
+    ) -> Image:
+        """Pull ``image``, reporting to ``progress`` from any thread."""
+
+
+class Node(Protocol):
+    """The part of :class:`~forgeone_shim.runtime.runtime.Runtime` this service uses."""
+
+    @property
+    def images(self) -> Puller:
+        """The node's images."""
+
+
+class NodeServicer(node_pb2_grpc.NodeServicer):
+    """``forgeone.v1.Node`` over a runtime."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def PullImage(
+        self, request: node_pb2.PullImageRequest, context: grpc.ServicerContext
+    ) -> Iterator[node_pb2.PullImageResponse]:
+        """Progress of each layer, then the image."""
+        deadline = _deadline(context)
+        pull = _Pull()
+        work = threading.Thread(
+            target=pull.run,
+            args=(lambda: self._node.images.pull(request.image, _credentials(request), deadline, pull.progress),),
+            name="pull",
+            daemon=True,
+        )
+        work.start()
+        for update in pull.updates():
+            yield node_pb2.PullImageResponse(
+                layer=node_pb2.LayerProgress(
+                    digest=update.digest, total=update.total, done=update.done, state=_STATES[update.state]
+                )
+            )
+        image = pull.result()
+        yield node_pb2.PullImageResponse(
+            image=node_pb2.PulledImage(
+                id=image.id, repo_tags=image.repo_tags, repo_digests=image.repo_digests, size=image.size
+            )
+        )
+
+
+def add_node_service(server: grpc.Server, node: Node) -> None:
+    """Offer ``forgeone.v1.Node`` on ``server``."""
+    node_pb2_grpc.add_NodeServicer_to_server(NodeServicer(node), server)
+
+
+class _Pull:
+    """Between the threads of a pull, which report as they go, and the one that sends: only news worth a message."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._news: dict[str, LayerProgress] = {}
+        self._told: dict[str, LayerProgress] = {}
+        self._outcome: Image | BaseException | None = None
+
+    def run(self, pull: Callable[[], Image]) -> None:
+        """Do the work and keep its outcome."""
+        outcome: Image | BaseException
+        try:
+            outcome = pull()
+        except BaseException as error:
+            outcome = error
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify()
+
+    def progress(self, update: LayerProgress) -> None:
+        """Called from any thread."""
+        with self._changed:
+            if _worth_telling(self._told.get(update.digest), update):
+                self._told[update.digest] = self._news[update.digest] = update
+                self._changed.notify()
+
+    def updates(self) -> Iterator[LayerProgress]:
+        """News until the work is done; of several about a layer, the latest."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._news or self._outcome is not None)
+                news, self._news = list(self._news.values()), {}
+                done = self._outcome is not None
+            yield from news
+            if done:
+                return
+
+    def result(self) -> Image:
+        """The image, or the error the work ended with."""
+        if isinstance(self._outcome, Image):
+            return self._outcome
+        raise self._outcome or AssertionError("asked before the end")
+
+
+def _worth_telling(told: LayerProgress | None, update: LayerProgress) -> bool:
+    if told is None or told.state is not update.state:
+        return True
+    return update.done - told.done >= max(_STEP, update.total // _PARTS) or (update.done == update.total != told.done)
+
+
+def _credentials(request: node_pb2.PullImageRequest) -> Credentials | None:
+    given = request.credentials
+    found = Credentials(
+        username=given.username,
+        password=given.password,
+        auth=given.auth,
+        server_address=given.server_address,
+        identity_token=given.identity_token,
+        registry_token=given.registry_token,
+    )
+    return found or None
+
+
+def _deadline(context: grpc.ServicerContext) -> Deadline:
+    left = context.time_remaining()
+    return Deadline.after(None if left is None or left > _NO_DEADLINE else left)
