@@ -1,7 +1,7 @@
 """Generates the Python side of every .proto of the project, next to it: messages, services and type stubs.
 
-``python -m cri.api.build`` does it in a checkout; the setuptools build does it for a wheel (``setup.py``). The result is
-never committed. Files whose .proto has not changed since are left alone.
+``python -m cri.api.build`` does it in a checkout; the setuptools build does it for a wheel (``setup.py``). The result
+is never committed. Files whose .proto has not changed since are left alone.
 """
 
 from __future__ import annotations

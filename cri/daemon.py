@@ -1,0 +1,91 @@
+"""``forgeoned``: configuration, runtime, server, until a signal ends it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, NoReturn
+
+import msgspec
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+
+from cri.api import runtime_pb2 as pb
+from cri.image.service import ImageService
+from cri.runtime.ports import RuntimePort
+from cri.runtime.service import RuntimeService
+from cri.server import Server
+from forgeone_shim.config.loader import load_or_exit
+from forgeone_shim.config.logging import setup
+from forgeone_shim.config.model import Config
+from forgeone_shim.errors import ForgeError
+from forgeone_shim.kernel import notify
+from forgeone_shim.runtime.runtime import Runtime
+from forgeone_shim.version import VERSION
+
+STOP_GRACE: Final = 5.0
+"""Seconds that calls under way have when forgeoned is told to stop; what they had done is undone or finished later."""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("forgeoned")
+
+
+def services(config: Config, runtime: RuntimePort) -> Mapping[ServiceDescriptor, object]:
+    """What is served on the socket."""
+    described = pb.DESCRIPTOR.services_by_name
+    info = {"config": msgspec.json.encode(asdict(config)).decode()}
+    return {
+        described["RuntimeService"]: RuntimeService(runtime, info=info, message_limit=config.grpc.max_message_bytes),
+        described["ImageService"]: ImageService(runtime),
+    }
+
+
+def serve(config: Config, stop: threading.Event) -> None:
+    """Serve until ``stop`` is set.
+
+    :raises ForgeError: the runtime or the socket cannot be had.
+    """
+    runtime = Runtime.open(config)
+    try:
+        server = Server(config.grpc, services(config, runtime), path=Path(config.socket), gid=config.socket_gid)
+        server.start()
+        _log.info("serving", socket=config.socket, version=VERSION, pid=os.getpid())
+        notify.notify(notify.READY)
+        stop.wait()
+        _log.info("stopping")
+        notify.notify(notify.STOPPING)
+        server.stop(STOP_GRACE)
+    finally:
+        runtime.close()
+
+
+def main() -> NoReturn:
+    """The program. Exit code 0: told to stop; 1: it could not run; 2: wrong configuration."""
+    config = load_or_exit(sys.argv[1:], os.environ)
+    setup(config.log)
+    # Modes are given where things are made; what is made by others (a socket, a log) must not be open to all.
+    os.umask(0o022)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    code = 0
+    try:
+        serve(config, stop)
+    except ForgeError as error:
+        _log.error("cannot run", error=str(error))
+        code = 1
+    except Exception:
+        _log.exception("cannot run")
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Calls that outlived their grace still hold threads, which the interpreter's own end would wait for.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What the CRI services need of ForgeOne: no more of it is called from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from engines.base import ContainerSpec, ExecResult, SandboxSpec
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, NodeStatus, SandboxView
+
+
+class ImagesPort(Protocol):
+    """The images of this node. Names are as users write them, or ids."""
+
+    def pull(
+        self,
+        image: str,
+        auth: Credentials | None,
+        deadline: Deadline,
+        progress: Callable[[LayerProgress], None] | None = None,
+    ) -> Image:
+        """Bring an image here."""
+
+    def resolve(self, ref: str) -> Image:
+        """The image of that name; NotFound where there is none."""
+
+    def list(self) -> list[Image]:
+        """All images."""
+
+    def remove(self, ref: str) -> None:
+        """Forget the image with all its names; a missing one is no error."""
+
+
+class RuntimePort(Protocol):
+    """The verbs of pods and containers. Ids may be unique prefixes; NotFound where there is none."""
+
+    @property
+    def images(self) -> ImagesPort:
+        """The images."""
+
+    @property
+    def cgroup_driver(self) -> str:
+        """``systemd`` or ``cgroupfs``."""
+
+    def run_sandbox(self, spec: SandboxSpec, deadline: Deadline) -> str:
+        """Returns the id of a ready sandbox."""
+
+    def stop_sandbox(self, id_: str, deadline: Deadline) -> None:
+        """A missing one is no error."""
+
+    def remove_sandbox(self, id_: str, deadline: Deadline) -> None:
+        """A missing one is no error."""
+
+    def sandbox(self, id_: str) -> SandboxView:
+        """One."""
+
+    def sandboxes(self) -> list[SandboxView]:
+        """All."""
+
+    def create_container(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
+        """Returns the id of a container that waits to be started."""
+
+    def start_container(self, id_: str, deadline: Deadline) -> None:
+        """Let it run."""
+
+    def stop_container(self, id_: str, timeout: float, deadline: Deadline) -> None:
+        """``timeout`` in seconds; a missing one is no error."""
+
+    def remove_container(self, id_: str, deadline: Deadline) -> None:
+        """Kill it if need be; a missing one is no error."""
+
+    def container(self, id_: str) -> ContainerView:
+        """One."""
+
+    def containers(self) -> list[ContainerView]:
+        """All."""
+
+    def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
+        """Run ``argv`` inside; DeadlineExceeded ``timeout`` seconds later."""
+
+    def reopen_log(self, id_: str) -> None:
+        """After a log rotation."""
+
+    def status(self) -> NodeStatus:
+        """Conditions and handlers."""
+
+    def update_pod_cidr(self, cidr: str) -> None:
+        """Take new pods' addresses from there."""
+
+    def image_filesystem(self) -> FilesystemUsage:
+        """What images take."""
+
+    def container_filesystem(self) -> FilesystemUsage:
+        """What containers have written."""

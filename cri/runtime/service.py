@@ -1,0 +1,12 @@
+"""RuntimeService as one object; a verb that is in none of its parts answers UNIMPLEMENTED (see cri.server)."""
+
+from __future__ import annotations
+
+from cri.runtime.container import ContainerVerbs
+from cri.runtime.execution import ExecVerbs
+from cri.runtime.sandbox import SandboxVerbs
+from cri.runtime.status import StatusVerbs
+
+
+class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs):
+    """The verbs of pods and containers."""

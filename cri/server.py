@@ -1,0 +1,184 @@
+"""The gRPC server on CRI's socket, and the one way every call passes.
+
+Each verb of a service is wrapped once, when the server is made: the client's deadline becomes a Deadline, an error its
+gRPC code, and the call one line of the log. Requests are never logged: they hold credentials and environments.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from structlog.contextvars import bound_contextvars
+
+from cri import socket
+from cri.call import Call
+from forgeone_shim.config.model import GrpcConfig
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import ForgeError, InternalError, Kind, Unimplemented
+
+CODES: Final[Mapping[Kind, grpc.StatusCode]] = MappingProxyType(
+    {
+        Kind.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+        Kind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+        Kind.EXISTS: grpc.StatusCode.ALREADY_EXISTS,
+        Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
+        Kind.DENIED: grpc.StatusCode.PERMISSION_DENIED,
+        Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+        Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+        Kind.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
+        Kind.INTERNAL: grpc.StatusCode.INTERNAL,
+    }
+)
+
+# A status message travels in the trailers, which clients cap at 8 KiB or more.
+_DETAILS_MAX: Final = 4096
+# Kubelets list and look at everything each second; what changes nothing is logged only when something is looked for.
+_CHANGES: Final = ("Run", "Stop", "Remove", "Create", "Start", "Pull", "Update", "Checkpoint", "Restore", "Reopen")
+# The only fields of a request that reach the log.
+_SUBJECTS: Final = ("pod_sandbox_id", "container_id")
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("cri")
+_numbers = itertools.count(1)
+
+Behaviour = Callable[[Any, Call], Any]
+
+
+class _Verb:
+    """One method of one service: names for the log, and the behaviour behind it."""
+
+    __slots__ = ("_behaviour", "_changes", "_name", "_subject")
+
+    def __init__(self, method: MethodDescriptor, servicer: object) -> None:
+        self._name = method.name
+        self._behaviour: Behaviour = getattr(servicer, method.name, None) or self._missing
+        self._changes = method.name.startswith(_CHANGES)
+        self._subject = next((name for name in _SUBJECTS if name in method.input_type.fields_by_name), "")
+
+    def _missing(self, _request: Message, _call: Call) -> Message:
+        raise Unimplemented(f"{self._name} is not part of this ForgeOne")
+
+    def unary(self, request: Message, context: grpc.ServicerContext) -> Message:
+        """Answer with one message."""
+        call, started = _call(context), time.perf_counter()
+        with bound_contextvars(request_id=call.id):
+            try:
+                response: Message = self._behaviour(request, call)
+            except Exception as error:
+                context.abort(*self._failed(request, call, started, error))
+            self._succeeded(request, started)
+            return response
+
+    def stream(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
+        """Answer with many."""
+        call, started = _call(context), time.perf_counter()
+        try:
+            yield from self._behaviour(request, call)
+        except Exception as error:
+            context.abort(*self._failed(request, call, started, error))
+        self._succeeded(request, started)
+
+    def _succeeded(self, request: Message, started: float) -> None:
+        write = _log.info if self._changes else _log.debug
+        write("rpc", method=self._name, ms=_ms(started), code="OK", **self._about(request))
+
+    def _failed(self, request: Message, call: Call, started: float, error: Exception) -> tuple[grpc.StatusCode, str]:
+        expected = isinstance(error, ForgeError)
+        kind = error.kind if isinstance(error, ForgeError) else Kind.INTERNAL
+        # What an unforeseen exception says may be anything, so the client gets only the way to the log.
+        text = str(error) if expected else f"{type(error).__name__}; see request {call.id} in forgeoned's log"
+        about = self._about(request) | {"method": self._name, "ms": _ms(started), "code": CODES[kind].name}
+        if kind is Kind.INTERNAL:
+            _log.error("rpc", error=text, exc_info=error, request_id=call.id, **about)
+        elif kind in (Kind.NOT_FOUND, Kind.UNIMPLEMENTED):
+            _log.info("rpc", error=text, request_id=call.id, **about)
+        else:
+            _log.warning("rpc", error=text, request_id=call.id, **about)
+        return CODES[kind], text[:_DETAILS_MAX]
+
+    def _about(self, request: Message) -> dict[str, str]:
+        return {self._subject: getattr(request, self._subject)} if self._subject else {}
+
+
+def _call(context: grpc.ServicerContext) -> Call:
+    return Call(f"{os.getpid():x}-{next(_numbers):x}", Deadline.after(context.time_remaining()))
+
+
+def _ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)
+
+
+def handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """Every method of ``service``, those that ``servicer`` lacks included."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        verb = _Verb(method, servicer)
+        decode = GetMessageClass(method.input_type).FromString
+        encode: Callable[[Any], bytes] = GetMessageClass(method.output_type).SerializeToString
+        if method.server_streaming:
+            handlers[method.name] = grpc.unary_stream_rpc_method_handler(verb.stream, decode, encode)
+        else:
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(verb.unary, decode, encode)
+    return grpc.method_handlers_generic_handler(service.full_name, handlers)
+
+
+def options(config: GrpcConfig) -> list[tuple[str, int]]:
+    """gRPC's own settings."""
+    limits = [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        ("grpc.max_send_message_length", config.max_message_bytes),
+    ]
+    if not config.max_connection_age_ms:
+        return limits
+    # Clients move to a successor; what they have under way here ends in its own time.
+    return [*limits, ("grpc.max_connection_age_ms", config.max_connection_age_ms)]
+
+
+class Server:
+    """Serves ``services`` on ``path`` from :meth:`start` to :meth:`stop`."""
+
+    def __init__(
+        self, config: GrpcConfig, services: Mapping[ServiceDescriptor, object], *, path: Path, gid: int = 0
+    ) -> None:
+        self._path, self._gid = path, gid
+        self._listening = socket.beside(path, os.getpid())
+        self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="cri")
+        self._server = grpc.server(self._pool, options=options(config))
+        self._server.add_generic_rpc_handlers(tuple(handler(*pair) for pair in services.items()))
+
+    def start(self) -> None:
+        """Listen, then take the path over.
+
+        :raises InternalError: the socket cannot be made.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+        try:
+            self._server.add_insecure_port(f"unix:{self._listening}")
+        except RuntimeError as error:
+            raise InternalError(f"cannot listen on {self._listening}: {error}") from None
+        self._server.start()
+        try:
+            socket.take(self._listening, self._path, self._gid)
+        except BaseException:
+            self.stop(0)
+            raise
+
+    def stop(self, grace: float) -> None:
+        """Take no new call, give those under way ``grace`` seconds, then cancel them.
+
+        The path stays: it may be a successor's by now.
+        """
+        self._server.stop(grace).wait()
+        self._pool.shutdown(wait=False, cancel_futures=True)
