@@ -1,0 +1,139 @@
+"""The CLI's end of the socket: CRI and ForgeOne's own service over one channel, names resolved to ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import grpc
+
+from cri.api import runtime_pb2 as cri
+from cri.api import runtime_pb2_grpc as cri_grpc
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, NotFound, Unavailable
+from forgeone_shim.rpc import node_pb2_grpc
+
+DEFAULT_SOCKET = "/run/forgeone/forgeone.sock"
+# A stop waits for the container's own grace period; nothing else may take longer than this.
+PATIENCE = 120.0
+_MAX_MESSAGE = 64 * 1024 * 1024
+
+
+class RemoteError(ForgeError):
+    """forgeoned refused or failed a call; ``code`` is the gRPC status code's name."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+
+
+class Noun(StrEnum):
+    """What an id on the command line may stand for."""
+
+    POD = "pod"
+    CONTAINER = "container"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A pod or container that a name or id prefix stands for; ``item`` is its CRI list entry."""
+
+    noun: Noun
+    id: str
+    name: str
+    item: Any
+
+
+class Client:
+    """Stubs over one channel. A context manager."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket.removeprefix("unix://")
+        limits = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
+        self._channel = grpc.insecure_channel(f"unix://{self.socket}", options=limits)
+        self.runtime = cri_grpc.RuntimeServiceStub(self._channel)
+        self.images = cri_grpc.ImageServiceStub(self._channel)
+        self.node = node_pb2_grpc.NodeStub(self._channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def call(self, method: Callable[..., Any], request: object, timeout: float | None = PATIENCE) -> Any:
+        """One unary call; a failure is a ForgeError with the server's own words."""
+        with self.errors():
+            return method(request, timeout=timeout)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turns a gRPC failure of the block into a ForgeError."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._explain(error) from None
+
+    def pods(self) -> list[Any]:
+        """Every sandbox, newest first."""
+        items = self.call(self.runtime.ListPodSandbox, cri.ListPodSandboxRequest()).items
+        return sorted(items, key=lambda item: -item.created_at)
+
+    def containers(self, pod_id: str = "") -> list[Any]:
+        """Every container (of a pod), newest first."""
+        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod_id))
+        return sorted(self.call(self.runtime.ListContainers, request).containers, key=lambda item: -item.created_at)
+
+    def status(self, container_id: str, *, verbose: bool = False) -> tuple[Any, Mapping[str, str]]:
+        """ContainerStatus and the runtime's own additions."""
+        request = cri.ContainerStatusRequest(container_id=container_id, verbose=verbose)
+        answer = self.call(self.runtime.ContainerStatus, request)
+        return answer.status, answer.info
+
+    def find(self, name: str, *nouns: Noun) -> Target:
+        """What ``name`` (a name, an id or a unique beginning of one) stands for; containers go before pods.
+
+        :raises NotFound: nothing does.
+        :raises InvalidInput: several things do.
+        """
+        if not name:
+            raise InvalidInput("name", "is empty")
+        for noun in nouns or (Noun.CONTAINER, Noun.POD):
+            items = self.containers() if noun is Noun.CONTAINER else self.pods()
+            found = match(name, noun, items)
+            if found is not None:
+                return found
+        raise NotFound(" or ".join(nouns or (Noun.CONTAINER, Noun.POD)), name)
+
+    def _explain(self, error: grpc.RpcError) -> ForgeError:
+        code, detail = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE and ("connect" in detail or "Socket closed" in detail):
+            return Unavailable(
+                f"no answer from {self.socket}",
+                fix="is forgeoned running? --socket or FORGEONE_SOCKET names its socket",
+            )
+        return RemoteError(code.name, detail)
+
+
+def match(name: str, noun: Noun, items: list[Any]) -> Target | None:
+    """The one of ``items`` that is called ``name``, or has that id or an id that begins so."""
+    exact = [item for item in items if item.id == name]
+    named = exact or [item for item in items if item.metadata.name == name]
+    found = named or [item for item in items if item.id.startswith(name)]
+    if len(found) > 1:
+        ids = ", ".join(item.id[:13] for item in found[:5])
+        raise InvalidInput("name", f"{name!r} is more than one {noun}: {ids}", fix="use an id")
+    return Target(noun, found[0].id, found[0].metadata.name, found[0]) if found else None
+
+
+def running_container(client: Client, name: str) -> Target:
+    """A running container by its own name or id, or the only one running in the pod of that name or id."""
+    found = client.find(name)
+    if found.noun is Noun.CONTAINER:
+        return found
+    live = [item for item in client.containers(found.id) if item.state == cri.CONTAINER_RUNNING]
+    if len(live) != 1:
+        raise FailedPrecondition(f"pod {name!r} has {len(live)} running containers", fix="name the container")
+    return Target(Noun.CONTAINER, live[0].id, live[0].metadata.name, live[0])

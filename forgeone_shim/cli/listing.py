@@ -1,0 +1,94 @@
+"""``forge pods``, ``forge ps``, ``forge images``, ``forge version``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from cri.api import runtime_pb2 as cri
+from forgeone_shim.cli.client import Client, Noun
+from forgeone_shim.cli.output import age, enum_name, print_json, short, size, table
+from forgeone_shim.version import VERSION
+
+
+def pods(client: Client, args: argparse.Namespace) -> int:
+    """Every pod, newest first."""
+    items = client.pods()
+    if args.output == "json":
+        print_json(items)
+        return 0
+    rows = [
+        (
+            short(item.id),
+            item.metadata.name,
+            item.metadata.namespace,
+            enum_name(cri.PodSandboxState, item.state, "SANDBOX_"),
+            age(item.created_at),
+            item.runtime_handler or "(default)",
+        )
+        for item in items
+    ]
+    sys.stdout.write(table(("POD ID", "NAME", "NAMESPACE", "STATE", "AGE", "HANDLER"), rows))
+    return 0
+
+
+def containers(client: Client, args: argparse.Namespace) -> int:
+    """Running containers, or every one with ``--all``."""
+    pod_id = client.find(args.pod, Noun.POD).id if args.pod else ""
+    items = [item for item in client.containers(pod_id) if args.all or item.state == cri.CONTAINER_RUNNING]
+    if args.output == "json":
+        print_json(items)
+        return 0
+    names = {item.id: item.metadata.name for item in client.pods()}
+    rows = [
+        (
+            short(item.id),
+            item.metadata.name,
+            item.image.user_specified_image or item.image.image,
+            enum_name(cri.ContainerState, item.state, "CONTAINER_"),
+            age(item.created_at),
+            names.get(item.pod_sandbox_id, short(item.pod_sandbox_id)),
+        )
+        for item in items
+    ]
+    sys.stdout.write(table(("CONTAINER ID", "NAME", "IMAGE", "STATE", "AGE", "POD"), rows))
+    return 0
+
+
+def images(client: Client, args: argparse.Namespace) -> int:
+    """Every image, a line per tag."""
+    items = sorted(client.call(client.images.ListImages, cri.ListImagesRequest()).images, key=_first_name)
+    if args.output == "json":
+        print_json(items)
+        return 0
+    rows = [
+        (name, tag, short(item.id), size(item.size), "pinned" if item.pinned else "")
+        for item in items
+        for name, tag in image_names(item.repo_tags, item.repo_digests)
+    ]
+    sys.stdout.write(table(("IMAGE", "TAG", "IMAGE ID", "SIZE", ""), rows))
+    return 0
+
+
+def version(client: Client, args: argparse.Namespace) -> int:
+    """Both ends of the socket."""
+    server = client.call(client.runtime.Version, cri.VersionRequest())
+    if args.output == "json":
+        print_json({"forge": VERSION, "forgeoned": server.runtime_version, "cri": server.runtime_api_version})
+        return 0
+    sys.stdout.write(
+        f"forge {VERSION}\n{server.runtime_name} {server.runtime_version}, CRI {server.runtime_api_version}\n"
+    )
+    return 0
+
+
+def image_names(tags: Any, digests: Any) -> list[tuple[str, str]]:
+    """Repository and tag of every tag; an image without tags is named by its repository's digest."""
+    named = [tuple(tag.rpartition(":")[::2]) for tag in tags]
+    untagged = [(digest.partition("@")[0], "<none>") for digest in digests[:1]] or [("<none>", "<none>")]
+    return [(name, tag) for name, tag in named] or untagged
+
+
+def _first_name(item: Any) -> str:
+    return image_names(item.repo_tags, item.repo_digests)[0][0]

@@ -1,0 +1,169 @@
+"""The ``forge`` command: what an operator does with a node."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from forgeone_shim.errors import ForgeError, InvalidInput
+from forgeone_shim.version import VERSION
+
+# As docker and podman do: a failure of the tool itself must not look like the exit code of what it ran.
+_OWN_FAILURE = 125
+
+_EPILOG = "FORGEONE_SOCKET names the socket of forgeoned (default: /run/forgeone/forgeone.sock)."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = parser().parse_args(argv)
+    passes_code = args.verb in {"run", "exec"}
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _dispatch(args)
+    except InvalidInput as error:
+        return _failed(error, _OWN_FAILURE if passes_code else 2)
+    except ForgeError as error:
+        return _failed(error, _OWN_FAILURE if passes_code else 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of a pipe has gone: nobody is left to be told. Standard output must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(prog="forge", description="Operate a ForgeOne node.", epilog=_EPILOG)
+    top.add_argument("--version", action="version", version=f"forge {VERSION}")
+    common = argparse.ArgumentParser(add_help=False)
+    for target in (top, common):
+        # Before or after the verb; the one after must not undo the one before.
+        default = os.environ.get("FORGEONE_SOCKET", "") if target is top else argparse.SUPPRESS
+        target.add_argument("--socket", default=default, metavar="PATH", help="forgeoned's socket")
+    output = argparse.ArgumentParser(add_help=False)
+    output.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    login = argparse.ArgumentParser(add_help=False)
+    login.add_argument("--username", default="", help="user of the registry; the password is asked for")
+    login.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
+    login.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+
+    def verb(name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", parents=[common, *parents]
+        )
+
+    doctor = verb("doctor", "what this host lacks to run pods, and the command that mends it", output)
+    doctor.add_argument("--fix", action="store_true", help="mend what needs no package to be installed")
+    doctor.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
+
+    verb("pods", "list pods", output)
+
+    ps = verb("ps", "list containers", output)
+    ps.add_argument("-a", "--all", action="store_true", help="those that do not run too")
+    ps.add_argument("--pod", default="", help="of this pod only")
+
+    verb("images", "list images", output)
+
+    pull = verb("pull", "pull an image", output, login)
+    pull.add_argument("image")
+
+    rmi = verb("rmi", "remove images")
+    rmi.add_argument("images", nargs="+", metavar="image")
+
+    logs = verb("logs", "show what a container wrote")
+    logs.add_argument("container", help="a container, or a pod (its newest container)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
+    logs.add_argument("-t", "--timestamps", action="store_true")
+    logs.add_argument("--tail", type=_count, metavar="N", help="only the last N lines so far")
+
+    execute = verb("exec", "run a command in a container and pass on its exit code")
+    execute.add_argument("--timeout", type=_count, default=0, metavar="SECONDS", help="kill it after so long")
+    execute.add_argument("container", help="a container, or a pod with one running")
+    execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- command")
+
+    run = verb("run", "run an image as a pod, show its output and pass on its exit code", login)
+    run.add_argument("--name", default="", help="the pod's name (default: the image's and six random letters)")
+    run.add_argument("--handler", default="", help="runtime handler: forgeone-native (default), ...")
+    run.add_argument("--rm", action="store_true", help="remove the pod when the container has ended")
+    run.add_argument("-d", "--detach", action="store_true", help="print the pod's id and leave it running")
+    run.add_argument("-e", "--env", action="append", default=[], metavar="KEY=VALUE")
+    run.add_argument("--host-network", action="store_true", help="use the host's network")
+    run.add_argument("-p", "--publish", action="append", default=[], metavar="[IP:]HOSTPORT:PORT[/PROTOCOL]")
+    run.add_argument("--entrypoint", default="", metavar="PROGRAM", help="in place of the image's own")
+    run.add_argument("--pull", choices=("missing", "always", "never"), default="missing")
+    run.add_argument("--log-dir", default="/var/log/forgeone", metavar="DIRECTORY", help="where its logs are kept")
+    run.add_argument("--stop-timeout", type=_count, default=10, metavar="SECONDS", help="grace when interrupted")
+    run.add_argument("image")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- arguments")
+
+    stop = verb("stop", "stop containers or pods")
+    stop.add_argument("-t", "--timeout", type=_count, default=10, metavar="SECONDS", help="grace before it is killed")
+    stop.add_argument("names", nargs="+", metavar="name")
+
+    remove = verb("rm", "remove containers or pods")
+    remove.add_argument("-f", "--force", action="store_true", help="even when it runs")
+    remove.add_argument("-a", "--all", action="store_true", help="every pod")
+    remove.add_argument("names", nargs="*", metavar="name")
+
+    verb("version", "versions of forge and forgeoned", output)
+    return top
+
+
+def _dispatch(args: argparse.Namespace) -> int:
+    if args.verb == "doctor":
+        from forgeone_shim.cli import doctor
+
+        return doctor.command(args)
+    if args.verb in {"exec", "run"}:
+        args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if args.verb == "exec" and not args.command:
+        raise InvalidInput("command", "is missing", fix="forge exec CONTAINER -- COMMAND ...")
+    if args.verb == "rm" and bool(args.names) is args.all:
+        raise InvalidInput("name", "give names, or --all")
+    # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
+    from forgeone_shim.cli import client, containers, listing, logs, pull, run
+
+    commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
+        "pods": listing.pods,
+        "ps": listing.containers,
+        "images": listing.images,
+        "version": listing.version,
+        "pull": pull.command,
+        "rmi": pull.remove,
+        "logs": logs.command,
+        "exec": containers.exec_sync,
+        "stop": containers.stop,
+        "rm": containers.remove,
+        "run": run.command,
+    }
+    with client.Client(args.socket or client.DEFAULT_SOCKET) as connection:
+        return commands[args.verb](connection, args)
+
+
+def _failed(error: ForgeError, code: int) -> int:
+    sys.stderr.write(f"forge: {error}\n")
+    return code
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _terminated(number: int, _: FrameType | None) -> None:
+    # Unwinds, so that what is half done is undone.
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
