@@ -1,4 +1,4 @@
-"""The servicer of ``forgeone.v1.Node``. Errors are raised as they are: the server they are added to maps them."""
+"""The servicer of ``forgeone.v1.Node``. Errors are raised as they are: the server it is added to maps them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-import grpc
-
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
-from forgeone_shim.rpc import node_pb2, node_pb2_grpc
+from forgeone_shim.rpc import node_pb2
 
-# A longer time to go than this is grpcio's way to say that the caller set none.
-_NO_DEADLINE = 10 * 365 * 86400.0
 # One message for so many parts of a layer, or for so many bytes, whichever is more: enough for a progress bar.
 _PARTS, _STEP = 100, 256 * 1024
 
@@ -46,21 +42,26 @@ class Node(Protocol):
         """The node's images."""
 
 
-class NodeServicer(node_pb2_grpc.NodeServicer):
+class Call(Protocol):
+    """The call under way, as the server hands it to a method beside the request."""
+
+    @property
+    def deadline(self) -> Deadline:
+        """The client's."""
+
+
+class NodeServicer:
     """``forgeone.v1.Node`` over a runtime."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    def PullImage(
-        self, request: node_pb2.PullImageRequest, context: grpc.ServicerContext
-    ) -> Iterator[node_pb2.PullImageResponse]:
+    def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""
-        deadline = _deadline(context)
         pull = _Pull()
         work = threading.Thread(
             target=pull.run,
-            args=(lambda: self._node.images.pull(request.image, _credentials(request), deadline, pull.progress),),
+            args=(lambda: self._node.images.pull(request.image, _credentials(request), call.deadline, pull.progress),),
             name="pull",
             daemon=True,
         )
@@ -77,11 +78,6 @@ class NodeServicer(node_pb2_grpc.NodeServicer):
                 id=image.id, repo_tags=image.repo_tags, repo_digests=image.repo_digests, size=image.size
             )
         )
-
-
-def add_node_service(server: grpc.Server, node: Node) -> None:
-    """Offer ``forgeone.v1.Node`` on ``server``."""
-    node_pb2_grpc.add_NodeServicer_to_server(NodeServicer(node), server)
 
 
 class _Pull:
@@ -146,8 +142,3 @@ def _credentials(request: node_pb2.PullImageRequest) -> Credentials | None:
         registry_token=given.registry_token,
     )
     return found or None
-
-
-def _deadline(context: grpc.ServicerContext) -> Deadline:
-    left = context.time_remaining()
-    return Deadline.after(None if left is None or left > _NO_DEADLINE else left)
