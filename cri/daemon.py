@@ -25,6 +25,8 @@ from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
 from forgeone_shim.errors import ForgeError
 from forgeone_shim.kernel import notify
+from forgeone_shim.rpc import node_pb2
+from forgeone_shim.rpc.node import NodeServicer
 from forgeone_shim.runtime.runtime import Runtime
 from forgeone_shim.version import VERSION
 
@@ -41,6 +43,7 @@ def services(config: Config, runtime: RuntimePort) -> Mapping[ServiceDescriptor,
     return {
         described["RuntimeService"]: RuntimeService(runtime, info=info, message_limit=config.grpc.max_message_bytes),
         described["ImageService"]: ImageService(runtime),
+        node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime),
     }
 
 

@@ -45,6 +45,7 @@ CODES: Final[Mapping[Kind, grpc.StatusCode]] = MappingProxyType(
 
 # A status message travels in the trailers, which clients cap at 8 KiB or more.
 _DETAILS_MAX: Final = 4096
+_FOREVER: Final = 10 * 365 * 86400.0
 # Kubelets list and look at everything each second; what changes nothing is logged only when something is looked for.
 _CHANGES: Final = ("Run", "Stop", "Remove", "Create", "Start", "Pull", "Update", "Checkpoint", "Restore", "Reopen")
 # The only fields of a request that reach the log.
@@ -113,7 +114,10 @@ class _Verb:
 
 
 def _call(context: grpc.ServicerContext) -> Call:
-    return Call(f"{os.getpid():x}-{next(_numbers):x}", Deadline.after(context.time_remaining()))
+    left = context.time_remaining()
+    # Without a deadline grpcio says None or centuries, depending on where the call came in.
+    deadline = Deadline.after(left if left is not None and left < _FOREVER else None)
+    return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline)
 
 
 def _ms(started: float) -> float:
