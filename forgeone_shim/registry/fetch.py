@@ -1,0 +1,297 @@
+"""From a reference to unpacked layers: resolve, then fetch what is missing, several layers at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, ResourceExhausted
+from forgeone_shim.registry.digest import algorithm, encoded, is_digest, matches
+from forgeone_shim.registry.manifest import (
+    MAX_INDEX_DEPTH,
+    Compression,
+    ConfigFile,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    check_platform,
+    choose,
+    layer_format,
+    parse_config,
+    parse_manifest,
+)
+from forgeone_shim.registry.model import LayerProgress, LayerState
+from forgeone_shim.registry.source import Source
+from forgeone_shim.registry.stream import BlobStream, CorruptBlob, write_all
+from forgeone_shim.registry.transport import Cancelled, Session
+
+Listener = Callable[[LayerProgress], None]
+
+
+class LayerUsage(Protocol):
+    """What an unpacked layer takes on disk."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def inodes(self) -> int:
+        """Files of every kind."""
+
+
+class ByteStream(Protocol):
+    """What a layer is unpacked from."""
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:
+        """Fill some of the buffer; 0 at the end."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes."""
+
+
+class Layers(Protocol):
+    """What images need of the store of unpacked layers."""
+
+    def has(self, diff_id: str) -> bool:
+        """Whether the layer is there, whole."""
+
+    def unpack(
+        self,
+        diff_id: str,
+        compression: Compression,
+        stream: ByteStream,
+        deadline: Deadline,
+        *,
+        verify: Callable[[], None] | None = None,
+    ) -> LayerUsage:
+        """Unpack and commit a layer; ``verify`` is called right before and may raise to prevent it."""
+
+    def remove(self, diff_id: str) -> None:
+        """Delete a layer; one that is not there is no error."""
+
+    def ids(self) -> Iterable[str]:
+        """Every layer that is there."""
+
+    def info(self, diff_id: str) -> LayerUsage:
+        """What a layer takes on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means now. ``target`` is the digest its tag points at: an index, if it is one."""
+
+    target: str
+    manifest_digest: str
+    manifest: Manifest
+    file: ConfigFile
+    documents: Mapping[str, bytes]
+
+    def wanted(self) -> list[tuple[str, Descriptor]]:
+        """Each different layer once, largest first, so that the longest work starts first."""
+        pairs = dict(zip(self.file.diff_ids, self.manifest.layers, strict=True))
+        return sorted(pairs.items(), key=lambda pair: -pair[1].size)
+
+
+def resolve(source: Source, platform: Platform) -> Resolved:
+    """Ask what the reference is: through indexes to the manifest for this platform, and its config.
+
+    :raises NotFound: when the registry does not have it, or not for this platform.
+    """
+    reference = source.reference
+    document = source.manifest(reference.digest or reference.tag)
+    target, documents = document.digest, {document.digest: document.data}
+    parsed = parse_manifest(document.data, document.content_type, f"manifest {document.digest}")
+    for _ in range(MAX_INDEX_DEPTH):
+        if isinstance(parsed, Manifest):
+            break
+        entry = choose(parsed, platform, str(reference))
+        document = source.manifest(entry.digest)
+        documents[document.digest] = document.data
+        parsed = parse_manifest(document.data, entry.media_type, f"manifest {document.digest}")
+    if isinstance(parsed, Index):
+        raise FailedPrecondition(f"{reference}: more than {MAX_INDEX_DEPTH} indexes inside each other")
+    config = source.document(parsed.config)
+    documents[parsed.config.digest] = config
+    file = parse_config(config, parsed, f"config {parsed.config.digest}")
+    check_platform(file, platform, str(reference))
+    return Resolved(target, document.digest, parsed, file, documents)
+
+
+class BlobFolder:
+    """Files named by their digest, below one folder. Files appear whole or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, digest: str) -> Path:
+        """Where the blob of this (well-formed) digest is."""
+        if not is_digest(digest):
+            raise FailedPrecondition(f"{digest[:100]!r} is not a digest")
+        return self._root / algorithm(digest) / encoded(digest)
+
+    def write(self, digest: str, data: bytes) -> None:
+        """Keep a small blob."""
+        with self.incoming(digest) as fd:
+            write_all(fd, memoryview(data))
+
+    def read(self, digest: str) -> bytes | None:
+        """A blob's bytes, or ``None`` when it is not there or no longer what its digest says."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data if matches(digest, data) else None
+
+    @contextmanager
+    def incoming(self, digest: str) -> Iterator[int]:
+        """A file to write; it gets its name when the block ends well and is gone when it does not."""
+        target = self.path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with ExitStack() as stack:
+            stack.callback(os.close, folder)
+            # A file without a name cannot outlive this process.
+            fd = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, fd)
+            yield fd
+            target.unlink(missing_ok=True)
+            # Given a folder, Python follows the link to the open file; the path itself is absolute.
+            os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=folder, follow_symlinks=True)
+
+    def retain(self, wanted: set[str], candidates: Iterable[str] | None = None) -> None:
+        """Delete the candidates (all blobs, if not given) that are not wanted."""
+        for digest in self.digests() if candidates is None else candidates:
+            if digest not in wanted:
+                self.path(digest).unlink(missing_ok=True)
+
+    def digests(self) -> list[str]:
+        """Every blob that is there."""
+        return [
+            digest
+            for folder in sorted(self._root.glob("sha*"))
+            for file in sorted(folder.iterdir())
+            if is_digest(digest := f"{folder.name}:{file.name}")
+        ]
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and files."""
+        sizes = [file.stat().st_size for digest in self.digests() if (file := self.path(digest)).exists()]
+        return sum(sizes), len(sizes)
+
+
+class Turns:
+    """Who is fetching which layer in this process, so that images that share one fetch it once."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy: set[str] = set()
+
+    @contextmanager
+    def take(self, diff_id: str, session: Session) -> Iterator[None]:
+        """Wait until nobody else fetches this layer, then be the one who may."""
+        session.on_cancel(self._wake)
+        with self._changed:
+            while diff_id in self._busy:
+                session.check(f"while another pull fetches layer {diff_id}")
+                self._changed.wait(session.deadline.remaining())
+            self._busy.add(diff_id)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy.discard(diff_id)
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class LayerFetcher:
+    """Brings the layers of an image onto this node."""
+
+    def __init__(self, layers: Layers, turns: Turns, blobs: BlobFolder | None, parallel: int) -> None:
+        self._layers = layers
+        self._turns = turns
+        self._blobs = blobs
+        self._parallel = parallel
+
+    def fetch(self, source: Source, resolved: Resolved, listener: Listener) -> None:
+        """Fetch and unpack every layer that is missing. When one fails the others are stopped.
+
+        :raises ForgeError: the first failure; the layer is named.
+        """
+        wanted = resolved.wanted()
+        missing: list[tuple[str, Descriptor]] = []
+        for diff_id, blob in wanted:
+            here = self._layers.has(diff_id)
+            listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS if here else LayerState.WAITING))
+            if not here:
+                missing.append((diff_id, blob))
+        if not missing:
+            return
+        workers = min(self._parallel, len(missing))
+        with ThreadPoolExecutor(workers, thread_name_prefix="layer") as pool:
+            tasks = [pool.submit(self._one, source, diff_id, blob, listener) for diff_id, blob in missing]
+            done, waiting = wait(tasks, return_when=FIRST_EXCEPTION)
+            if waiting:
+                source.session.cancel()
+        failures = [error for task in (*done, *waiting) if (error := task.exception())]
+        if failures:
+            raise next((error for error in failures if not isinstance(error, Cancelled)), failures[0])
+
+    def _one(self, source: Source, diff_id: str, blob: Descriptor, listener: Listener) -> None:
+        with self._turns.take(diff_id, source.session):
+            if self._layers.has(diff_id):
+                listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS))
+                return
+            source.session.check(f"before layer {blob.digest}")
+            endpoints = source.blob_endpoints()
+            for skip in range(max(1, len(endpoints))):
+                try:
+                    self._unpack(source, diff_id, blob, skip, listener)
+                    break
+                except CorruptBlob:
+                    if skip + 1 >= len(endpoints):
+                        raise
+            listener(LayerProgress(blob.digest, blob.size, blob.size, LayerState.DONE))
+
+    def _unpack(self, source: Source, diff_id: str, blob: Descriptor, skip: int, listener: Listener) -> None:
+        """Fetch from the endpoints that are left after ``skip`` of them served rubbish."""
+        done = 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            listener(LayerProgress(blob.digest, blob.size, done, LayerState.DOWNLOADING))
+
+        with ExitStack() as stack:
+            copy = stack.enter_context(self._blobs.incoming(blob.digest)) if self._blobs else None
+            stream = BlobStream(source, blob, source.blob_endpoints()[skip:], on_bytes=count, copy=copy)
+            stack.callback(stream.close)
+            try:
+                packed = layer_format(blob, str(source.reference)) or stream.compression()
+                self._layers.unpack(diff_id, packed, stream, source.session.deadline, verify=stream.verify)
+            except Exception as error:
+                raise _cause(error, stream) from None
+
+
+def _cause(error: Exception, stream: BlobStream) -> Exception:
+    """What really went wrong: the stream's own failure, bytes that are not the right ones, or what unpacking says."""
+    if stream.failure is not None:
+        return stream.failure
+    if isinstance(error, ForgeError) and not isinstance(error, DeadlineExceeded | ResourceExhausted | CorruptBlob):
+        try:
+            stream.verify()
+        except Exception as found:
+            return found if isinstance(found, CorruptBlob | Cancelled) else error
+    return error

@@ -1,0 +1,291 @@
+"""Strict reading of what registries send: index or manifest list, OCI and Docker schema 2 manifests, image configs.
+
+https://github.com/opencontainers/image-spec (index.md, manifest.md, config.md) and Docker's image manifest v2 schema 2.
+"""
+
+from __future__ import annotations
+
+import platform as host
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from forgeone_shim.errors import FailedPrecondition, NotFound, Unimplemented
+from forgeone_shim.registry.digest import is_digest
+from forgeone_shim.registry.model import ImageConfig
+
+MAX_MANIFEST: Final = 4 * 1024 * 1024
+MAX_CONFIG: Final = 8 * 1024 * 1024
+MAX_INDEX_DEPTH: Final = 3
+MAX_LAYERS: Final = 500  # as many as the kernel's overlayfs stacks
+_MAX_ENTRIES: Final = 4096
+
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+ACCEPT: Final = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
+_INDEXES: Final = (OCI_INDEX, DOCKER_LIST)
+_MANIFESTS: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
+_CONFIGS: Final = ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json")
+
+_OCI_LAYER = re.compile(r"application/vnd\.oci\.image\.layer\.(?:nondistributable\.)?v1\.tar(?:\+(gzip|zstd))?")
+_DOCKER_LAYER = re.compile(r"application/vnd\.docker\.image\.rootfs\.(?:foreign\.)?diff\.tar(?:\.(?:gzip|zstd))?")
+
+Compression = Literal["gzip", "zstd", "none"]
+_Short = Annotated[str, msgspec.Meta(max_length=1024)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+
+
+class Platform(msgspec.Struct, frozen=True):
+    """What an image runs on, in Go's words (``linux``, ``amd64``)."""
+
+    os: _Short = ""
+    architecture: _Short = ""
+    variant: _Short | None = None
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
+    """A blob by its digest. ``urls`` are not followed: content comes from the registry or not at all."""
+
+    media_type: _Short
+    digest: _Short
+    size: _Size
+    platform: Platform | None = None
+
+
+class _Document(msgspec.Struct, frozen=True, rename="camel"):
+    """Either kind of manifest, so that one document cannot be read as both (CVE-2021-41190)."""
+
+    schema_version: Literal[2]
+    media_type: _Short | None = None
+    manifests: Annotated[list[Descriptor], msgspec.Meta(max_length=_MAX_ENTRIES)] | None = None
+    config: Descriptor | None = None
+    layers: Annotated[list[Descriptor], msgspec.Meta(max_length=_MAX_ENTRIES)] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    user: str | None = None
+    exposed_ports: dict[str, msgspec.Raw] | None = None
+    env: list[str] | None = None
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    volumes: dict[str, msgspec.Raw] | None = None
+    working_dir: str | None = None
+    labels: dict[str, str] | None = None
+    stop_signal: str | None = None
+
+
+class _RootFs(msgspec.Struct, frozen=True):
+    type: str | None = None
+    diff_ids: list[_Short] | None = None
+
+
+class _ConfigFile(msgspec.Struct, frozen=True):
+    architecture: _Short | None = None
+    os: _Short | None = None
+    variant: _Short | None = None
+    created: _Short | None = None
+    config: _RunConfig | None = None
+    rootfs: _RootFs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """A choice of manifests by platform."""
+
+    entries: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One image for one platform: its config and its layers, lowest first."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """What an image's config says; ``diff_ids`` pair with the manifest's layers."""
+
+    config: ImageConfig
+    diff_ids: tuple[str, ...]
+    platform: Platform
+    created: str
+
+
+_T = TypeVar("_T")
+
+
+def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifest:
+    """Read an index or a manifest. ``content_type`` counts where the document does not say what it is.
+
+    :raises FailedPrecondition: when it is malformed or claims to be two things.
+    :raises Unimplemented: when it is a kind of image ForgeOne does not run.
+    """
+    document = _decode(data, _Document, name, MAX_MANIFEST)
+    declared = content_type.partition(";")[0].strip().lower()
+    kind = document.media_type or (declared if declared in _INDEXES + _MANIFESTS else "")
+    is_index = document.manifests is not None
+    if is_index == (document.layers is not None or document.config is not None):
+        raise _malformed(name, "it is neither an index nor a manifest, or both")
+    other = _MANIFESTS if is_index else _INDEXES
+    if kind in other or (declared in other):
+        raise _malformed(name, f"its media type {kind!r} contradicts its content")
+    if kind and kind not in _INDEXES + _MANIFESTS:
+        raise Unimplemented(f"{name}: manifests of type {kind[:100]!r} are not supported")
+    if document.manifests is not None:
+        return Index(tuple(_checked(d, name) for d in document.manifests))
+    if document.config is None or document.layers is None:
+        raise _malformed(name, "it lacks its config or its layers")
+    if len(document.layers) > MAX_LAYERS:
+        raise _malformed(name, f"it has {len(document.layers)} layers; the kernel stacks {MAX_LAYERS}")
+    config = _checked(document.config, name)
+    if config.media_type not in _CONFIGS:
+        raise Unimplemented(f"{name}: its config is {config.media_type[:100]!r}: an artifact, not a container image")
+    layers = tuple(_checked(d, name) for d in document.layers)
+    for layer in layers:
+        layer_format(layer, name)
+    return Manifest(config, layers, dict(document.annotations or {}))
+
+
+def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
+    """Read an image's config and match it with the manifest.
+
+    :raises FailedPrecondition: when it is malformed or does not fit the manifest.
+    :raises Unimplemented: when it describes no root filesystem.
+    """
+    file = _decode(data, _ConfigFile, name, MAX_CONFIG)
+    diff_ids = tuple(file.rootfs.diff_ids or ()) if file.rootfs else ()
+    if not diff_ids:
+        raise Unimplemented(f"{name}: its config names no root filesystem layers, so there is nothing to run")
+    if len(diff_ids) != len(manifest.layers):
+        raise _malformed(name, f"its config names {len(diff_ids)} layers, its manifest {len(manifest.layers)}")
+    if bad := [d for d in diff_ids if not is_digest(d)]:
+        raise _malformed(name, f"{bad[0][:100]!r} is not a digest")
+    run = file.config or _RunConfig()
+    config = ImageConfig(
+        entrypoint=tuple(run.entrypoint or ()),
+        cmd=tuple(run.cmd or ()),
+        env=tuple(run.env or ()),
+        user=run.user or "",
+        working_dir=run.working_dir or "",
+        labels=dict(run.labels or {}),
+        stop_signal=run.stop_signal or "",
+        volumes=tuple(run.volumes or ()),
+        exposed_ports=tuple(run.exposed_ports or ()),
+    )
+    texts = (*config.entrypoint, *config.cmd, *config.env, config.user, config.working_dir, *config.volumes)
+    if any("\0" in text for text in texts):
+        raise _malformed(name, "its config holds a NUL character")
+    return ConfigFile(
+        config, diff_ids, Platform(file.os or "", file.architecture or "", file.variant), file.created or ""
+    )
+
+
+def layer_format(layer: Descriptor, name: str) -> Compression | None:
+    """How a layer is packed; ``None`` where its media type cannot be trusted and its first bytes decide.
+
+    Docker's schema 2 has always been served with ``tar.gzip`` for tars of every kind.
+    """
+    if match := _OCI_LAYER.fullmatch(layer.media_type):
+        packed = match[1]
+        return "gzip" if packed == "gzip" else "zstd" if packed == "zstd" else "none"
+    if _DOCKER_LAYER.fullmatch(layer.media_type):
+        return None
+    raise Unimplemented(f"{name}: layer {layer.digest} is {layer.media_type[:100]!r}, not a filesystem layer")
+
+
+def sniff(head: bytes) -> Compression:
+    """How a blob is packed, by its first four bytes."""
+    if head[:2] == b"\x1f\x8b":
+        return "gzip"
+    # A zstd frame, or the skippable frame that may come before one.
+    if head[:4] == b"\x28\xb5\x2f\xfd" or (len(head) >= 4 and 0x50 <= head[0] <= 0x5F and head[1:4] == b"\x2a\x4d\x18"):
+        return "zstd"
+    return "none"
+
+
+def host_platform(wanted: str = "") -> Platform:
+    """The platform of this machine, or the one that ``os/architecture[/variant]`` names."""
+    if wanted:
+        os, _, rest = wanted.partition("/")
+        architecture, _, variant = rest.partition("/")
+        return Platform(os, architecture, variant or None)
+    machine = host.machine()
+    known = {
+        "x86_64": ("amd64", None),
+        "aarch64": ("arm64", "v8"),
+        "armv7l": ("arm", "v7"),
+        "armv6l": ("arm", "v6"),
+        "i686": ("386", None),
+        "loongarch64": ("loong64", None),
+    }
+    architecture, arm = known.get(machine, (machine, None))
+    return Platform("linux", architecture, arm)
+
+
+def choose(index: Index, platform: Platform, name: str) -> Descriptor:
+    """The entry that fits the platform best; the first of equals, as the index's author ordered them.
+
+    :raises NotFound: when none fits.
+    """
+    fitting = [(rank, at, d) for at, d in enumerate(index.entries) if (rank := _rank(d.platform, platform)) is not None]
+    if not fitting:
+        raise NotFound("image", f"{name} for {platform}")
+    return min(fitting, key=lambda entry: entry[:2])[2]
+
+
+def check_platform(file: ConfigFile, platform: Platform, name: str) -> None:
+    """Refuse an image made for another platform; one that does not say is let through.
+
+    :raises NotFound: naming the platform looked for.
+    """
+    said = file.platform
+    if (said.os and said.os != platform.os) or (said.architecture and said.architecture != platform.architecture):
+        raise NotFound("image", f"{name} for {platform} (it is for {said})")
+
+
+def _rank(entry: Platform | None, wanted: Platform) -> int | None:
+    """How well an entry fits, smaller is better; an entry that names no platform is the last resort."""
+    if entry is None:
+        return 1000
+    if entry.os != wanted.os or entry.architecture != wanted.architecture:
+        return None
+    want, have = _level(wanted), _level(entry)
+    return want - have if have <= want else None
+
+
+def _level(platform: Platform) -> int:
+    """The variant as a number; without one, what the architecture's users mean by that."""
+    variant = platform.variant or {"arm64": "v8", "arm": "v7", "amd64": "v1"}.get(platform.architecture, "v0")
+    number = variant.removeprefix("v").partition(".")[0]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 4 else 999
+
+
+def _checked(descriptor: Descriptor, name: str) -> Descriptor:
+    if not is_digest(descriptor.digest):
+        raise _malformed(name, f"{descriptor.digest[:100]!r} is not a sha256 or sha512 digest")
+    return descriptor
+
+
+def _decode(data: bytes, kind: type[_T], name: str, limit: int) -> _T:
+    if len(data) > limit:
+        raise _malformed(name, f"it is larger than {limit} bytes")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _malformed(name, str(error)[:200]) from None
+
+
+def _malformed(name: str, why: str) -> FailedPrecondition:
+    return FailedPrecondition(f"{name} is malformed: {why}", fix="push the image again")

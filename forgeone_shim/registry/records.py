@@ -1,0 +1,154 @@
+"""What images this node has: one document an image in the state store, and who still needs which layer."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Final
+
+from forgeone_shim.errors import ForgeError, InvalidInput, NotFound
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.state.store import StateStore
+
+_KIND: Final = "image"
+_LEASE: Final = "image-lease"
+# Shorter than what crictl prints, an id would too easily be mistaken for the name of an image that is not here.
+_SHORT_ID = re.compile(r"(?:sha256:)?([0-9a-f]{12,63})")
+_ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Layers and blobs a pull in flight counts on, and the process that pulls: it may have died since."""
+
+    pid: int
+    started: int
+    layers: tuple[str, ...]
+    blobs: tuple[str, ...]
+
+
+class ImageRecords:
+    """Reads and writes image documents. Thread-safe, and safe beside a second process."""
+
+    def __init__(self, store: StateStore, pinned: Sequence[str]) -> None:
+        self._store = store
+        self._pinned = tuple(pinned)
+
+    def all(self) -> list[Image]:
+        """Every image, by id."""
+        return [self._with_pin(image) for _, image in self._store.items(_KIND, Image)]
+
+    def find(self, text: str) -> Image:
+        """The image of an id (with or without ``sha256:``), a name, or the unique beginning of an id (12 digits up).
+
+        :raises NotFound: when there is none. InvalidInput: when the beginning fits several, or the text fits nothing.
+        """
+        if match := _ID.fullmatch(text):
+            image = self._store.get(_KIND, f"sha256:{match[1]}", Image)
+            if image is None:
+                raise NotFound("image", text)
+            return self._with_pin(image)
+        images = self.all()
+        try:
+            found = _by_name(images, Reference.parse(text))
+        except InvalidInput:
+            if not _SHORT_ID.fullmatch(text):
+                raise
+            found = None
+        if found is None and (match := _SHORT_ID.fullmatch(text)):
+            fitting = [image for image in images if image.id.startswith(f"sha256:{match[1]}")]
+            if len(fitting) > 1:
+                raise InvalidInput("image", f"{text!r} is the beginning of {len(fitting)} image ids")
+            found = fitting[0] if fitting else None
+        if found is None:
+            raise NotFound("image", text)
+        return found
+
+    def commit(self, image: Image, reference: Reference, target: str) -> Image:
+        """Add an image, or a name to one that is here. A tag that pointed elsewhere moves.
+
+        ``target`` is the digest the name stood for in its registry.
+        """
+        with self._store.transaction():
+            if reference.repo_tag:
+                for _, other in self._store.items(_KIND, Image):
+                    if other.id != image.id and reference.repo_tag in other.repo_tags:
+                        kept = tuple(tag for tag in other.repo_tags if tag != reference.repo_tag)
+                        self._store.put(_KIND, other.id, replace(other, repo_tags=kept))
+            known = self._store.get(_KIND, image.id, Image)
+            whole = replace(
+                image,
+                repo_tags=_with(known.repo_tags if known else (), reference.repo_tag),
+                repo_digests=_with(known.repo_digests if known else (), reference.at(target)),
+                blobs=tuple(dict.fromkeys((*(known.blobs if known else ()), *image.blobs))),
+            )
+            self._store.put(_KIND, image.id, whole)
+        return self._with_pin(whole)
+
+    def delete(self, image_id: str) -> None:
+        """Forget an image under all its names; its layers are for :meth:`needed` to count."""
+        self._store.delete(_KIND, image_id)
+
+    def lease(self, layers: Iterable[str], blobs: Iterable[str]) -> str:
+        """Keep layers and blobs from being collected until the key is released or this process ends."""
+        key = uuid.uuid4().hex
+        self._store.put(_LEASE, key, Lease(os.getpid(), _started(os.getpid()), tuple(layers), tuple(blobs)))
+        return key
+
+    def release(self, key: str) -> None:
+        """End a lease; one that has ended is no error."""
+        self._store.delete(_LEASE, key)
+
+    def needed(self) -> tuple[set[str], set[str]]:
+        """Layers and blobs that an image or a pull in flight counts on. Leases of dead processes end here."""
+        layers: set[str] = set()
+        blobs: set[str] = set()
+        for _, image in self._store.items(_KIND, Image):
+            layers.update(image.layers)
+            blobs.update(image.blobs)
+        for key, lease in self._store.items(_LEASE, Lease):
+            if _started(lease.pid) != lease.started:
+                self._store.delete(_LEASE, key)
+                continue
+            layers.update(lease.layers)
+            blobs.update(lease.blobs)
+        return layers, blobs
+
+    def _with_pin(self, image: Image) -> Image:
+        return replace(image, pinned=any(is_pinned(image, pattern) for pattern in self._pinned))
+
+
+def is_pinned(image: Image, pattern: str) -> bool:
+    """Whether a pattern names this image: a name as users write it, an id, or a glob over full names (``*pause*``)."""
+    names = {image.id, *image.repo_tags, *image.repo_digests}
+    names |= {name.partition("@")[0] for name in image.repo_digests}
+    if any(fnmatchcase(name, pattern) for name in names):
+        return True
+    try:
+        return str(Reference.parse(pattern)) in names
+    except ForgeError:
+        return False
+
+
+def _by_name(images: Sequence[Image], reference: Reference) -> Image | None:
+    name = reference.at(reference.digest) if reference.digest else reference.repo_tag
+    return next((image for image in images if name in image.repo_tags or name in image.repo_digests), None)
+
+
+def _with(names: Sequence[str], name: str) -> tuple[str, ...]:
+    return tuple(sorted({*names, name} - {""}))
+
+
+def _started(pid: int) -> int:
+    """When a process began, in ticks since boot; 0 for one that is gone. With the pid it names a process for good."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])

@@ -1,0 +1,321 @@
+"""Images of this node: pull, find, list, remove, and the garbage that follows."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from forgeone_shim.config.model import RegistryConfig
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    ForgeError,
+    InternalError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    syscall_error,
+)
+from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
+from forgeone_shim.registry.hosts import endpoints_for
+from forgeone_shim.registry.manifest import host_platform
+from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.registry.records import ImageRecords
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.registry.source import Source
+from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
+from forgeone_shim.state.store import StateStore
+
+Progress = Callable[[LayerProgress], None]
+# How long a caller whose deadline passed waits for its pull to be undone before it is told so.
+_UNDO_SECONDS: Final = 5.0
+
+
+class ImageService:
+    """Thread-safe; a second process may serve the same root beside this one.
+
+    ``layers_in_use`` names the diff ids containers stand on. It is called while images are being removed and must not
+    call back.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        root: Path,
+        config: RegistryConfig,
+        layers: Layers,
+        *,
+        pinned: Sequence[str],
+        layers_in_use: Callable[[], set[str]],
+    ) -> None:
+        self._root = root
+        self._config = config
+        self._layers = layers
+        self._layers_in_use = layers_in_use
+        self._records = ImageRecords(store, pinned)
+        self._documents = BlobFolder(root / "images")
+        self._blobs = BlobFolder(root / "blobs")
+        self._fetcher = LayerFetcher(
+            layers, Turns(), self._blobs if config.keep_blobs else None, config.max_concurrent_downloads
+        )
+        self._platform = host_platform(config.platform)
+        self._contexts = TlsContexts()
+        self._flights: dict[tuple[Reference, Credentials | None], _Flight] = {}
+        self._lock = threading.Lock()
+        self._gate = threading.Lock()
+        (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def pull(self, image: str, auth: Credentials | None, deadline: Deadline, progress: Progress | None = None) -> Image:
+        """Bring an image here, or what is missing of it. Two pulls of one name with the same credentials are one.
+
+        ``progress`` is called from other threads.
+
+        :raises NotFound: the registry has no such image. PermissionDenied: it does not let us in.
+        :raises DeadlineExceeded: the deadline passed; what was fetched for this pull alone is gone again.
+        :raises Unavailable: no configured host could be reached, or a layer made no progress.
+        """
+        reference = Reference.parse(image)
+        while True:
+            deadline.check(f"before the pull of {reference}")
+            flight, joined = self._board(reference, auth or None, deadline, progress)
+            try:
+                landed = flight.landed.wait(deadline.remaining())
+            finally:
+                last = self._leave(flight, progress)
+            if not landed:
+                if last:
+                    flight.landed.wait(_UNDO_SECONDS)
+                raise DeadlineExceeded(f"deadline passed while pulling {reference}")
+            if not (isinstance(flight.error, DeadlineExceeded) and joined and not deadline.passed):
+                return flight.outcome()
+            # It ran into the deadline of those who were there before us.
+
+    def resolve(self, ref: str) -> Image:
+        """The image of an id, the unique beginning of one, or a name.
+
+        :raises NotFound: when it is not on this node.
+        """
+        return self._records.find(ref)
+
+    def list(self) -> list[Image]:
+        """Every image, by id."""
+        return self._records.all()
+
+    def remove(self, ref: str) -> None:
+        """Remove an image under all its names, and the layers nobody else needs; one that is not here is no error."""
+        with self._gated():
+            try:
+                image = self._records.find(ref)
+            except NotFound:
+                return
+            self._records.delete(image.id)
+            self._sweep(set(image.layers), image.blobs)
+
+    def usage(self) -> tuple[int, int]:
+        """Bytes and inodes that images take."""
+        size, inodes = map(sum, zip(self._documents.usage(), self._blobs.usage(), strict=True))
+        for diff_id in list(self._layers.ids()):
+            with suppress(NotFound):
+                info = self._layers.info(diff_id)
+                size += info.size
+                inodes += info.inodes
+        return size, inodes
+
+    def collect_garbage(self) -> None:
+        """Delete layers and blobs that no image, container or pull needs: after a crash, or a container's removal."""
+        with self._gated():
+            self._sweep(set(self._layers.ids()), [*self._documents.digests(), *self._blobs.digests()])
+
+    def close(self) -> None:
+        """End every pull under way and undo it; nothing is left behind when this returns."""
+        with self._lock:
+            flights = list(self._flights.values())
+        for flight in flights:
+            flight.session.cancel()
+        for flight in flights:
+            flight.landed.wait()
+
+    def document(self, digest: str) -> bytes | None:
+        """An index, manifest or config an image here was made from; ``None`` when it is not kept."""
+        return self._documents.read(digest)
+
+    def _board(
+        self, reference: Reference, auth: Credentials | None, deadline: Deadline, progress: Progress | None
+    ) -> tuple[_Flight, bool]:
+        """The pull that answers this call, and whether it was under way before."""
+        key = (reference, auth)
+        with self._lock:
+            flight = self._flights.get(key)
+            joined = flight is not None
+            if flight is None:
+                flight = self._flights[key] = _Flight(reference, auth, deadline, self._contexts, self._config)
+                threading.Thread(target=self._fly, args=(flight,), name="pull", daemon=True).start()
+            else:
+                flight.session.deadline.extend(deadline)
+            flight.passengers += 1
+            if progress is not None:
+                flight.listeners.append(progress)
+        return flight, joined
+
+    def _leave(self, flight: _Flight, progress: Progress | None) -> bool:
+        """One caller less; the last one to leave ends the pull. Says whether this was the last."""
+        with self._lock:
+            flight.passengers -= 1
+            if progress is not None:
+                flight.listeners.remove(progress)
+            last = flight.passengers == 0
+            if last and self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+        if last:
+            flight.session.cancel()
+        return last
+
+    def _fly(self, flight: _Flight) -> None:
+        """The thread of one pull."""
+        try:
+            flight.image = self._pull(flight)
+        except Cancelled:
+            flight.error = Unavailable(f"pull of {flight.reference} was ended", fix="pull again")
+        except ForgeError as error:
+            flight.error = error
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = f"pull of {flight.reference}: {error.strerror}"
+            flight.error = ResourceExhausted(what) if full else syscall_error("pull", error.filename, error)
+        except Exception as error:
+            flight.error = InternalError(f"pull of {flight.reference} failed: {_place(error)}")
+        finally:
+            flight.session.close()
+            with self._lock:
+                if self._flights.get(flight.key) is flight:
+                    del self._flights[flight.key]
+            flight.landed.set()
+
+    def _pull(self, flight: _Flight) -> Image:
+        reference = flight.reference
+        hosts = endpoints_for(Path(self._config.config_path), reference.registry, flight.auth)
+        source = Source(flight.session, reference, hosts)
+        resolved = resolve(source, self._platform)
+        with self._leased(resolved):
+            self._fetcher.fetch(source, resolved, flight.tell)
+            flight.session.check(f"before the commit of {reference}")
+            return self._commit(reference, resolved)
+
+    @contextmanager
+    def _leased(self, resolved: Resolved) -> Iterator[None]:
+        """Nothing of this image is collected while the block runs; if it fails, what only it needed goes."""
+        layers, blobs = set(resolved.file.diff_ids), self._blob_digests(resolved)
+        with self._gated():
+            lease = self._records.lease(layers, blobs)
+        try:
+            yield
+        except BaseException:
+            with self._gated():
+                self._records.release(lease)
+                self._sweep(layers, blobs)
+            raise
+        self._records.release(lease)
+
+    def _commit(self, reference: Reference, resolved: Resolved) -> Image:
+        """Make the image known, once everything it stands on is here."""
+        file = resolved.file
+        gone = [diff_id for diff_id in file.diff_ids if not self._layers.has(diff_id)]
+        if gone:
+            raise Unavailable(f"{reference}: layer {gone[0]} was removed during the pull", fix="pull again")
+        for digest, data in resolved.documents.items():
+            self._documents.write(digest, data)
+        documents = sum(len(data) for data in resolved.documents.values())
+        image = Image(
+            id=resolved.manifest.config.digest,
+            size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
+            layers=file.diff_ids,
+            config=file.config,
+            annotations=resolved.manifest.annotations,
+            created=file.created,
+            os=file.platform.os or self._platform.os,
+            architecture=file.platform.architecture or self._platform.architecture,
+            variant=file.platform.variant or "",
+            manifest_digest=resolved.manifest_digest,
+            blobs=self._blob_digests(resolved),
+        )
+        return self._records.commit(image, reference, resolved.target)
+
+    def _blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
+        kept = tuple(blob.digest for blob in resolved.manifest.layers) if self._config.keep_blobs else ()
+        return (*resolved.documents, *kept)
+
+    def _sweep(self, layers: set[str], blobs: Sequence[str]) -> None:
+        """Delete those of the given layers and blobs that nobody needs. Only inside the gate."""
+        needed_layers, needed_blobs = self._records.needed()
+        for diff_id in sorted(layers - needed_layers - self._layers_in_use()):
+            self._layers.remove(diff_id)
+        self._documents.retain(needed_blobs, blobs)
+        self._blobs.retain(needed_blobs, blobs)
+
+    @contextmanager
+    def _gated(self) -> Iterator[None]:
+        """One at a time, over all processes: either a pull says what it counts on, or what nobody needs is deleted."""
+        with self._gate:
+            fd = os.open(self._root / "images" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(fd)
+
+
+class _Flight:
+    """A pull under way and everyone who waits for it."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        auth: Credentials | None,
+        deadline: Deadline,
+        contexts: TlsContexts,
+        config: RegistryConfig,
+    ) -> None:
+        self.key = (reference, auth)
+        self.reference = reference
+        self.auth = auth
+        self.session = Session(contexts, Deadline.after(deadline.remaining()), config.progress_timeout)
+        self.passengers = 0
+        self.listeners: list[Progress] = []
+        self.landed = threading.Event()
+        self.image: Image | None = None
+        self.error: ForgeError | None = None
+
+    def tell(self, progress: LayerProgress) -> None:
+        """Tell everyone who asked how a layer is doing."""
+        for listener in tuple(self.listeners):
+            listener(progress)
+
+    def outcome(self) -> Image:
+        """The image, or the failure, once landed."""
+        if self.error is not None:
+            # One failure, several callers: each raises its own, so that none's traceback grows into another's.
+            raise _again(self.error)
+        if self.image is None:
+            raise InternalError(f"pull of {self.reference} ended without a result")
+        return self.image
+
+
+def _place(error: BaseException) -> str:
+    """An unforeseen error's type and line. Its traceback stays here: frames of a pull hold credentials."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{at}"
+
+
+def _again(error: ForgeError) -> ForgeError:
+    copy = error.__class__.__new__(error.__class__)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    return copy
