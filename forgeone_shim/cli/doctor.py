@@ -22,11 +22,14 @@ def command(args: argparse.Namespace) -> int:
     checks = host.look(config)
     if args.fix and _mend(checks):
         checks = host.look(config)
+    fatal = any(check.fatal for check in checks)
+    if args.quiet and not fatal:
+        return 0
     if args.output == "json":
         print_json(report(checks))
     else:
         sys.stdout.write(render(checks, colour=sys.stdout.isatty()))
-    return int(any(check.fatal for check in checks))
+    return int(fatal)
 
 
 def report(checks: Sequence[Check]) -> dict[str, object]:

@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = verb("doctor", "what this host lacks to run pods, and the command that mends it", output)
     doctor.add_argument("--fix", action="store_true", help="mend what needs no package to be installed")
+    doctor.add_argument("-q", "--quiet", action="store_true", help="say nothing when pods can run here")
     doctor.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
 
     verb("pods", "list pods", output)

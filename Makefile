@@ -1,0 +1,92 @@
+# ForgeOne: `make` lists what there is to do.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pods are root's to run; everything else is done as whoever calls make.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Arguments of the bench.
+BENCH ?= --help
+PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.project $(VENV)/.stubs ## system packages, .venv, and a host that can run pods
+	@$(SUDO) $(BIN)/forge doctor --fix --quiet || echo "setup: this host cannot run pods yet; see above" >&2
+
+.PHONY: run
+run: setup ## a pod from a registry image prints its log line
+	@$(SUDO) $(BIN)/python -m hack.demo
+
+.PHONY: test
+test: setup ## every test, those that need root too
+	@$(SUDO) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/e2e
+
+.PHONY: unit
+unit: setup ## the tests that need no root
+	@$(BIN)/python -m pytest tests/unit
+
+.PHONY: e2e
+e2e: setup ## the tests that need root
+	@$(SUDO) $(BIN)/python -m pytest -p no:cacheprovider tests/e2e
+
+.PHONY: fmt
+fmt: setup ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix-only --quiet .
+
+.PHONY: lint
+lint: setup ## style and common mistakes
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+.PHONY: types
+types: setup ## mypy --strict
+	@$(BIN)/mypy --strict
+
+.PHONY: imports
+imports: setup ## which room may import which
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: setup ## a pod's life in milliseconds; BENCH="--help" tells how to compare runtimes
+	@$(SUDO) $(BIN)/python -m hack.bench.bench $(BENCH)
+
+.PHONY: lock
+lock: ## resolve the dependencies anew and pin them with their hashes
+	@hack/lock $(BIN)/python
+
+.PHONY: clean
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -f $(foreach proto,$(PROTOS),$(proto:.proto=_pb2.py) $(proto:.proto=_pb2.pyi) $(proto:.proto=_pb2_grpc.py))
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What follows is done once, and again when what it is made from has changed.
+
+$(BIN)/python: | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ForgeOne needs Python 3.11 or later; this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+.PHONY: packages
+packages:
+	@hack/packages $(SUDO)
+
+$(VENV)/.dependencies: requirements/dev.lock | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@touch $@
+
+$(VENV)/.project: pyproject.toml setup.py $(VENV)/.dependencies
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.stubs: $(PROTOS) cri/api/build.py $(VENV)/.dependencies
+	$(BIN)/python -m cri.api.build
+	@touch $@

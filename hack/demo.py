@@ -1,0 +1,84 @@
+"""A pod runs: from an image in a registry to its log line, over CRI. Everything it makes it takes away again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from hack.lab import images
+from hack.lab.daemon import Daemon
+from hack.lab.registry import Registry
+
+_PROGRAM = """
+address=$(ip -4 -o addr show eth0 | awk '{print $4}')
+echo "hello from pod $(hostname) at $address, kernel $(uname -r)"
+"""
+
+
+def main() -> int:
+    """Run the demo; returns 0 when the pod's line was seen and nothing is left."""
+    if os.geteuid() != 0:
+        sys.stderr.write("the demo makes mounts, namespaces and links: run it as root\n")
+        return 1
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forgeone-demo-")))
+        registry = stack.enter_context(Registry(directory))
+        _say(f"a registry listens on {registry.address}")
+        image = images.push(registry.address, "demo/hello:latest", images.busybox(("sh", "-c", _PROGRAM)))
+        _say(f"{image} was built from this host's busybox and pushed to it")
+
+        daemon = Daemon([registry.address])
+        stack.callback(daemon.close)
+        daemon.start()
+        _say(f"forgeoned serves CRI on {daemon.socket}")
+        _engines()
+
+        _say(f"forge run --rm {image}")
+        began = time.monotonic()
+        done = _forge(daemon, "run", "--rm", "--name", "hello", "--log-dir", str(directory / "logs"), image)
+        _say(f"exit code {done.returncode}, {(time.monotonic() - began) * 1000:.0f} ms with the pull")
+
+        daemon.remove_pods()
+        code = daemon.stop()
+        left = daemon.left()
+        _say("everything is stopped and removed" if not left else "left behind:\n" + "\n".join(left))
+    return int(bool(done.returncode or code or left or "hello from pod" not in done.stdout))
+
+
+def _engines() -> None:
+    """Which engines can run pods here."""
+    report = json.loads(_python("doctor", "-o", "json").stdout)
+    for check in report["checks"]:
+        noun, _, name = check["name"].partition(" ")
+        if noun == "engine" and check["problems"]:
+            _say(f"engine {name} cannot run here: " + "; ".join(problem["what"] for problem in check["problems"]))
+        elif noun == "engine":
+            _say(f"engine {name} can run here")
+
+
+def _forge(daemon: Daemon, *argv: str) -> subprocess.CompletedProcess[str]:
+    done = _python("--socket", daemon.socket, *argv)
+    sys.stderr.write(done.stderr)
+    sys.stdout.write(done.stdout)
+    sys.stdout.flush()
+    return done
+
+
+def _python(*argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "forgeone_shim.cli.main", *argv]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"--- {text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
