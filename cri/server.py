@@ -100,6 +100,7 @@ class _Verb:
         kind = error.kind if isinstance(error, ForgeError) else Kind.INTERNAL
         # What an unforeseen exception says may be anything, so the client gets only the way to the log.
         text = str(error) if expected else f"{type(error).__name__}; see request {call.id} in forgeoned's log"
+        text = text[:_DETAILS_MAX]
         about = self._about(request) | {"method": self._name, "ms": _ms(started), "code": CODES[kind].name}
         if kind is Kind.INTERNAL:
             _log.error("rpc", error=text, exc_info=error, request_id=call.id, **about)
@@ -107,7 +108,7 @@ class _Verb:
             _log.info("rpc", error=text, request_id=call.id, **about)
         else:
             _log.warning("rpc", error=text, request_id=call.id, **about)
-        return CODES[kind], text[:_DETAILS_MAX]
+        return CODES[kind], text
 
     def _about(self, request: Message) -> dict[str, str]:
         return {self._subject: getattr(request, self._subject)} if self._subject else {}

@@ -1,0 +1,198 @@
+"""A runtime in memory: pods and containers are records, nothing runs."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from engines.base import ContainerSpec, ExecResult, Features, SandboxSpec, User
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import FailedPrecondition, NotFound
+from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.views import (
+    Condition,
+    ContainerView,
+    FilesystemUsage,
+    HandlerStatus,
+    NodeStatus,
+    SandboxView,
+)
+
+V = TypeVar("V")
+
+
+class FakeImages:
+    """A registry that has everything."""
+
+    def __init__(self) -> None:
+        self.store: dict[str, Image] = {}
+        self.pulled_with: list[Credentials | None] = []
+        self.arrived = threading.Event()
+        self.arrived.set()
+
+    def pull(
+        self,
+        image: str,
+        auth: Credentials | None,
+        deadline: Deadline,
+        progress: Callable[[LayerProgress], None] | None = None,
+    ) -> Image:
+        self.arrived.wait(deadline.remaining())
+        deadline.check("during the pull")
+        self.pulled_with.append(auth)
+        made = Image(id=f"sha256:{len(self.store):064x}", repo_tags=(image,), size=7)
+        self.store[made.id] = made
+        return made
+
+    def resolve(self, ref: str) -> Image:
+        for image in self.store.values():
+            if ref == image.id or ref in image.repo_tags:
+                return image
+        raise NotFound("image", ref)
+
+    def list(self) -> list[Image]:
+        return list(self.store.values())
+
+    def remove(self, ref: str) -> None:
+        try:
+            del self.store[self.resolve(ref).id]
+        except NotFound:
+            return
+
+
+class FakeRuntime:
+    """Every verb of RuntimePort over two dictionaries; ``during`` is called inside run_sandbox."""
+
+    cgroup_driver = "cgroupfs"
+
+    def __init__(self) -> None:
+        self.images = FakeImages()
+        self.deadlines: list[float | None] = []
+        self.during: Callable[[], None] = lambda: None
+        self.exec_answer = ExecResult(0, b"out", b"err")
+        self.execs: list[tuple[str, tuple[str, ...], float | None]] = []
+        self.stops: list[tuple[str, float]] = []
+        self.reopened: list[str] = []
+        self.pod_cidr = ""
+        self.features = Features()
+        self.ready = True
+        self._sandboxes: dict[str, SandboxView] = {}
+        self._containers: dict[str, ContainerView] = {}
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def _id(self) -> str:
+        with self._lock:
+            return f"{next(self._ids):x}".rjust(4, "0") + "ab" * 30
+
+    def run_sandbox(self, spec: SandboxSpec, deadline: Deadline) -> str:
+        self.deadlines.append(deadline.remaining())
+        self.during()
+        for view in self._sandboxes.values():
+            if view.spec == spec and view.ready:
+                return view.id
+        view = SandboxView(
+            id=self._id(),
+            spec=spec,
+            created_at=time.time_ns(),
+            state=State.BOOTED,
+            ips=("10.0.0.9", "fd00::9"),
+            handler=spec.runtime_handler,
+            netns="/ns/net",
+        )
+        self._sandboxes[view.id] = view
+        return view.id
+
+    def stop_sandbox(self, id_: str, deadline: Deadline) -> None:
+        if id_ in self._sandboxes:
+            self._sandboxes[id_] = replace(self._sandboxes[id_], state=State.TERMINATED, ips=())
+
+    def remove_sandbox(self, id_: str, deadline: Deadline) -> None:
+        self._sandboxes.pop(id_, None)
+        self._containers = {key: view for key, view in self._containers.items() if view.sandbox_id != id_}
+
+    def sandbox(self, id_: str) -> SandboxView:
+        return _find("sandbox", self._sandboxes, id_)
+
+    def sandboxes(self) -> list[SandboxView]:
+        return list(self._sandboxes.values())
+
+    def create_container(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
+        if not self.sandbox(sandbox_id).ready:
+            raise FailedPrecondition(f"sandbox {sandbox_id} is not ready")
+        image = self.images.resolve(spec.image)
+        view = ContainerView(
+            id=self._id(),
+            sandbox_id=sandbox_id,
+            spec=spec,
+            image_id=image.id,
+            image_ref=image.id,
+            user=User(uid=5, gid=6, additional_gids=(6, 7)),
+            state=State.BOOTED,
+            created_at=time.time_ns(),
+            started_at=0,
+            finished_at=0,
+            exit_code=0,
+            reason="",
+            message="",
+            log_path=f"/logs/{spec.log_path}" if spec.log_path else "",
+            stop_signal=spec.stop_signal or "SIGTERM",
+            bundle="/state/bundle",
+            pid=0,
+        )
+        self._containers[view.id] = view
+        return view.id
+
+    def start_container(self, id_: str, deadline: Deadline) -> None:
+        self.change(id_, state=State.RUNNING, started_at=time.time_ns(), pid=77)
+
+    def stop_container(self, id_: str, timeout: float, deadline: Deadline) -> None:
+        self.stops.append((id_, timeout))
+        if id_ in self._containers:
+            self.change(id_, state=State.TERMINATED, finished_at=time.time_ns(), exit_code=137, pid=0)
+
+    def remove_container(self, id_: str, deadline: Deadline) -> None:
+        self._containers.pop(id_, None)
+
+    def container(self, id_: str) -> ContainerView:
+        return _find("container", self._containers, id_)
+
+    def containers(self) -> list[ContainerView]:
+        return list(self._containers.values())
+
+    def change(self, id_: str, **fields: object) -> None:
+        self._containers[id_] = replace(self.container(id_), **fields)  # type: ignore[arg-type]
+
+    def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
+        self.container(id_)
+        self.execs.append((id_, argv, timeout))
+        return self.exec_answer
+
+    def reopen_log(self, id_: str) -> None:
+        self.container(id_)
+        self.reopened.append(id_)
+
+    def status(self) -> NodeStatus:
+        handlers = (HandlerStatus("", self.features), HandlerStatus("forgeone-native", self.features))
+        return NodeStatus(Condition(self.ready), Condition(False, "NoBridge", "there is no bridge"), handlers)
+
+    def update_pod_cidr(self, cidr: str) -> None:
+        self.pod_cidr = cidr
+
+    def image_filesystem(self) -> FilesystemUsage:
+        return FilesystemUsage("/root/layers", 70, 7, 1)
+
+    def container_filesystem(self) -> FilesystemUsage:
+        return FilesystemUsage("/root", 30, 3, 2)
+
+
+def _find(noun: str, known: dict[str, V], id_: str) -> V:
+    for key, view in known.items():
+        if key.startswith(id_):
+            return view
+    raise NotFound(noun, id_)
