@@ -1,0 +1,191 @@
+"""A node that keeps pods in memory, behind a real gRPC server on a real socket: what the CLI talks to in its tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from cri.api import runtime_pb2 as cri
+from cri.server import handler
+from forgeone_shim.errors import NotFound, PermissionDenied
+from forgeone_shim.rpc import node_pb2
+
+
+class Pods:
+    """RuntimeService. A started container is a real process (``sleep``), so that pidfds work; ``exit`` ends it."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Any] = {}
+        self.containers: dict[str, Any] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.calls: list[str] = []
+        self.output = b""
+        self.ends_at_once: int | None = None
+        self.fail_start = False
+        self._ids = (f"{number:02x}" * 32 for number in itertools.count(0xA0))
+
+    def exit(self, container_id: str, code: int) -> None:
+        status = self.containers[container_id]
+        status.state, status.exit_code = cri.CONTAINER_EXITED, code
+        process = self.processes.pop(container_id, None)
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def Version(self, request: Any, call: Any) -> Any:
+        return cri.VersionResponse(runtime_name="forgeone", runtime_version="9", runtime_api_version="v1")
+
+    def RunPodSandbox(self, request: Any, call: Any) -> Any:
+        self.calls.append("run")
+        config, id_ = request.config, next(self._ids)
+        self.pods[id_] = cri.PodSandbox(
+            id=id_,
+            metadata=config.metadata,
+            state=cri.SANDBOX_READY,
+            created_at=len(self.pods) + 1,
+            annotations=config.annotations,
+            runtime_handler=request.runtime_handler,
+        )
+        return cri.RunPodSandboxResponse(pod_sandbox_id=id_)
+
+    def StopPodSandbox(self, request: Any, call: Any) -> Any:
+        self.calls.append("stop pod")
+        self.pods[request.pod_sandbox_id].state = cri.SANDBOX_NOTREADY
+        for id_, (pod, _) in self._of.items():
+            if pod == request.pod_sandbox_id and self.containers[id_].state != cri.CONTAINER_EXITED:
+                self.exit(id_, 137)
+        return cri.StopPodSandboxResponse()
+
+    def RemovePodSandbox(self, request: Any, call: Any) -> Any:
+        self.calls.append("remove pod")
+        del self.pods[request.pod_sandbox_id]
+        for id_ in [id_ for id_, (pod, _) in self._of.items() if pod == request.pod_sandbox_id]:
+            del self.containers[id_], self._of[id_]
+        return cri.RemovePodSandboxResponse()
+
+    def ListPodSandbox(self, request: Any, call: Any) -> Any:
+        return cri.ListPodSandboxResponse(items=self.pods.values())
+
+    def CreateContainer(self, request: Any, call: Any) -> Any:
+        self.calls.append("create")
+        id_ = next(self._ids)
+        self._of[id_] = (request.pod_sandbox_id, request.config)
+        log = Path(request.sandbox_config.log_directory) / request.config.log_path
+        self.containers[id_] = cri.ContainerStatus(
+            id=id_, metadata=request.config.metadata, state=cri.CONTAINER_CREATED, log_path=str(log)
+        )
+        return cri.CreateContainerResponse(container_id=id_)
+
+    def StartContainer(self, request: Any, call: Any) -> Any:
+        self.calls.append("start")
+        if self.fail_start:
+            raise PermissionDenied("not this one")
+        status = self.containers[request.container_id]
+        status.state = cri.CONTAINER_RUNNING
+        self.processes[status.id] = subprocess.Popen(["sleep", "1000"])
+        if self.output:
+            Path(status.log_path).write_bytes(self.output)
+        if self.ends_at_once is not None:
+            self.exit(status.id, self.ends_at_once)
+        return cri.StartContainerResponse()
+
+    def StopContainer(self, request: Any, call: Any) -> Any:
+        self.calls.append(f"stop container in {request.timeout} s")
+        self.exit(request.container_id, 143)
+        return cri.StopContainerResponse()
+
+    def RemoveContainer(self, request: Any, call: Any) -> Any:
+        self.calls.append("remove container")
+        del self.containers[request.container_id], self._of[request.container_id]
+        return cri.RemoveContainerResponse()
+
+    def ListContainers(self, request: Any, call: Any) -> Any:
+        return cri.ListContainersResponse(
+            containers=[
+                cri.Container(
+                    id=id_,
+                    pod_sandbox_id=self._of[id_][0],
+                    metadata=status.metadata,
+                    image=self._of[id_][1].image,
+                    state=status.state,
+                )
+                for id_, status in self.containers.items()
+                if request.filter.pod_sandbox_id in {"", self._of[id_][0]}
+            ]
+        )
+
+    def ContainerStatus(self, request: Any, call: Any) -> Any:
+        if request.container_id not in self.containers:
+            raise NotFound("container", request.container_id)
+        process = self.processes.get(request.container_id)
+        info = {"info": json.dumps({"pid": process.pid if process else 0})} if request.verbose else {}
+        return cri.ContainerStatusResponse(status=self.containers[request.container_id], info=info)
+
+    def ExecSync(self, request: Any, call: Any) -> Any:
+        return cri.ExecSyncResponse(stdout=" ".join(request.cmd).encode() + b"\xff\n", stderr=b"oh\n", exit_code=42)
+
+    @property
+    def _of(self) -> dict[str, tuple[str, Any]]:
+        return self.__dict__.setdefault("_made", {})
+
+
+class Images:
+    """ImageService and ``forgeone.v1.Node`` in one."""
+
+    def __init__(self) -> None:
+        self.here: dict[str, Any] = {}
+        self.requests: list[Any] = []
+
+    def ListImages(self, request: Any, call: Any) -> Any:
+        return cri.ListImagesResponse(images=self.here.values())
+
+    def ImageStatus(self, request: Any, call: Any) -> Any:
+        return cri.ImageStatusResponse(image=self.here.get(request.image.image))
+
+    def RemoveImage(self, request: Any, call: Any) -> Any:
+        del self.here[request.image.image]
+        return cri.RemoveImageResponse()
+
+    def PullImage(self, request: Any, call: Any) -> Any:
+        self.requests.append(request)
+        if "secret" in request.image:
+            raise PermissionDenied("the registry wants a login")
+        digest = "sha256:" + "ab" * 32
+        for state, done in ((node_pb2.LAYER_STATE_DOWNLOADING, 10), (node_pb2.LAYER_STATE_DONE, 2_000_000)):
+            layer = node_pb2.LayerProgress(digest=digest, total=2_000_000, done=done, state=state)
+            yield node_pb2.PullImageResponse(layer=layer)
+        self.here[request.image] = cri.Image(id="sha256:" + "cd" * 32, repo_tags=[request.image], size=4_200_000)
+        yield node_pb2.PullImageResponse(image=node_pb2.PulledImage(id="sha256:" + "cd" * 32))
+
+
+class NodeDouble:
+    """The server. A context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self.pods, self.images = Pods(), Images()
+        self.socket = str(directory / "node.sock")
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        services = cri.DESCRIPTOR.services_by_name
+        pairs = (
+            (services["RuntimeService"], self.pods),
+            (services["ImageService"], self.images),
+            (node_pb2.DESCRIPTOR.services_by_name["Node"], self.images),
+        )
+        self._server.add_generic_rpc_handlers(tuple(handler(*pair) for pair in pairs))
+        self._server.add_insecure_port(f"unix://{self.socket}")
+
+    def __enter__(self) -> NodeDouble:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None)
+        for process in self.pods.processes.values():
+            process.kill()
+            process.wait()

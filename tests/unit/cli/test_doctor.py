@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.base import Problem
+from forgeone_shim.cli import doctor, host
+from forgeone_shim.cli import main as cli
+from forgeone_shim.cli.host import Check, Finding, filesystem_of, hugetlb_trap
+from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+
+CRUN = Finding(Problem("crun is missing", "it runs containers", "apt-get install -y crun"))
+CONMON = Finding(Problem("conmon is missing", "it watches them", "apt-get install -y conmon crun"))
+NOTE = Finding(Problem("wasm is missing", "no wasm pods", fatal=False))
+
+
+def look_finds(monkeypatch: pytest.MonkeyPatch, *rounds: list[Check]) -> None:
+    answers = iter(rounds)
+    monkeypatch.setattr(host, "look", lambda _: next(answers))
+
+
+def test_the_report_ends_with_commands_to_copy() -> None:
+    text = doctor.render([Check("cgroups"), Check("engine native", (CRUN, CONMON)), Check("x", (NOTE,))], colour=False)
+    assert text.splitlines() == [
+        "ok    cgroups",
+        "FAIL  engine native",
+        "      crun is missing: it runs containers",
+        "      conmon is missing: it watches them",
+        "note  x",
+        "      wasm is missing: no wasm pods",
+        "",
+        "to mend it, as root:",
+        "  apt-get install -y conmon crun",
+    ]
+
+
+@pytest.mark.parametrize(("findings", "code"), [((), 0), ((NOTE,), 0), ((CRUN,), 1)])
+def test_only_what_is_fatal_fails(
+    findings: tuple[Finding, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    look_finds(monkeypatch, [Check("x", findings)])
+    assert cli.main(["doctor", "-o", "json"]) == code
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is not bool(code)
+    assert len(report["checks"][0]["problems"]) == len(findings)
+
+
+def test_fix_mends_and_looks_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    done: list[str] = []
+    mendable = Finding(Problem("no overlay", "roots are overlays", "modprobe overlay"), lambda: done.append("x"))
+    look_finds(monkeypatch, [Check("overlayfs", (mendable,))], [Check("overlayfs")])
+    assert cli.main(["doctor", "--fix", "--quiet"]) == 0
+    assert done == ["x"]
+    assert capsys.readouterr() == ("", "done: modprobe overlay\n")
+
+
+def test_a_fix_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError(1, "Operation not permitted")
+
+    look_finds(monkeypatch, [Check("x", (Finding(Problem("a", "b", "modprobe c"), fail),))])
+    assert cli.main(["doctor", "--fix"]) == 1
+    assert capsys.readouterr().err == "failed: modprobe c: Operation not permitted\n"
+
+
+PROC_CGROUPS = "#subsys_name\thierarchy\tnum_cgroups\tenabled\nmemory\t1\t9\t1\nhugetlb\t0\t1\t{}\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "mounted", "enabled", "trapped"),
+    [
+        (Mode.HYBRID, False, 1, True),
+        (Mode.V1, False, 1, True),
+        (Mode.HYBRID, True, 1, False),
+        (Mode.HYBRID, False, 0, False),
+        (Mode.V2, False, 1, False),
+    ],
+)
+def test_the_hugetlb_trap_is_one_of_v1_layouts_only(mode: Mode, mounted: bool, enabled: int, trapped: bool) -> None:
+    v1 = {"memory": "/sys/fs/cgroup/memory"} | ({"hugetlb": "/sys/fs/cgroup/hugetlb"} if mounted else {})
+    found = CgroupHost(mode=mode, driver=Driver.CGROUPFS, v1={} if mode is Mode.V2 else v1, unified="/sys/fs/cgroup")
+    assert hugetlb_trap(found, PROC_CGROUPS.format(enabled)) is trapped
+
+
+MOUNTINFO = """\
+1 0 8:1 / / rw - ext4 /dev/sda rw
+2 1 0:20 / /run rw shared:1 - tmpfs tmpfs rw
+3 1 0:21 / /var/lib/my\\040root rw - overlay overlay rw
+4 2 0:22 / /run rw - ext4 /dev/sdb rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/var/lib", "ext4"), ("/var/lib/my root/x", "overlay"), ("/run/x", "ext4"), ("/runx", "ext4")]
+)
+def test_the_filesystem_of_a_path_is_that_of_its_nearest_mount(path: str, kind: str) -> None:
+    assert filesystem_of(Path(path), MOUNTINFO) == kind

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cri.api import runtime_pb2 as cri
+from forgeone_shim.cli import main as cli
+from tests.unit.cli.conftest import Forge
+from tests.unit.cli.node_double import NodeDouble
+
+Capture = pytest.CaptureFixture[str]
+LINE = b"2016-10-06T00:17:09.669794202Z stdout F hello\n2016-10-06T00:17:10Z stderr F oops\n"
+
+
+def test_run_pulls_shows_the_output_passes_the_code_and_leaves_the_pod(
+    node: NodeDouble, forge: Forge, capsys: Capture
+) -> None:
+    node.pods.output, node.pods.ends_at_once = LINE, 3
+    assert forge("run", "reg/app:1", "--", "sh", "-c", "x") == 3
+    out, err = capsys.readouterr()
+    assert out == "hello\n"
+    assert err.splitlines() == ["pulling reg/app:1", "abababababab  done  2MB", "oops"]
+    assert node.pods.calls == ["run", "create", "start"]
+
+
+def test_run_rm_removes_pod_and_logs(node: NodeDouble, forge: Forge, tmp_path: Path) -> None:
+    node.pods.output, node.pods.ends_at_once = LINE, 0
+    assert forge("run", "--rm", "-q", "reg/app:1") == 0
+    assert node.pods.pods == {}
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_run_asks_for_what_the_flags_say(node: NodeDouble, forge: Forge) -> None:
+    argv = ["-d", "-q", "--name", "web", "-e", "A=b=c", "-p", "127.0.0.1:8080:80", "-p", "53:5353/udp"]
+    assert forge("run", *argv, "--entrypoint", "/bin/x", "reg/app:1", "one", "--two") == 0
+    (_, config) = next(iter(node.pods._of.values()))
+    assert (list(config.command), list(config.args)) == (["/bin/x"], ["one", "--two"])
+    assert [(env.key, env.value) for env in config.envs] == [("A", b"b=c")]
+    assert config.linux.security_context.namespace_options.pid == cri.CONTAINER
+    assert config.image.image == "sha256:" + "cd" * 32
+    assert next(iter(node.pods.pods.values())).metadata.name == "web"
+
+
+def test_run_does_not_pull_what_is_here(node: NodeDouble, forge: Forge) -> None:
+    node.images.here["app"] = cri.Image(id="sha256:" + "ee" * 32)
+    assert forge("run", "-d", "app") == 0
+    assert node.images.requests == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["-p", "80", "a"], "--publish: '80'"),
+        (["-p", "0:80", "a"], "--publish"),
+        (["-p", "1:2/icmp", "a"], "--publish"),
+        (["-p", "1:2", "--host-network", "a"], "--host-network"),
+        (["-e", "A", "a"], "--env: 'A'"),
+        (["--name", "Ü", "a"], "--name"),
+        (["--pull", "never", "a"], "not on this node"),
+        (["--password-stdin", "a"], "--username"),
+    ],
+)
+def test_run_refuses_what_makes_no_sense_before_anything_is_made(
+    argv: list[str], says: str, node: NodeDouble, forge: Forge, capsys: Capture
+) -> None:
+    assert forge("run", *argv) == 125
+    assert says in capsys.readouterr().err
+    assert node.pods.calls == []
+
+
+def test_run_takes_the_pod_away_when_the_start_fails(
+    node: NodeDouble, forge: Forge, capsys: Capture, tmp_path: Path
+) -> None:
+    node.pods.fail_start = True
+    assert forge("run", "-q", "reg/app:1") == 125
+    assert capsys.readouterr().err == "forge: PERMISSION_DENIED: not this one\n"
+    assert node.pods.pods == {}
+    assert list((tmp_path / "logs").iterdir()) == []
+
+
+def test_ctrl_c_stops_the_container_in_its_grace_period_and_removes_the_pod(node: NodeDouble, forge: Forge) -> None:
+    def interrupt() -> None:
+        while "start" not in node.pods.calls:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert forge("run", "--rm", "-q", "--stop-timeout", "7", "reg/app:1") == 130
+    thread.join()
+    assert "stop container in 7 s" in node.pods.calls
+    assert node.pods.pods == {}
+
+
+def test_listings_show_what_is_there(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    capsys.readouterr()
+    for verb, expected in (
+        ("pods", "web   forge      Ready"),
+        ("ps", "web   reg/app:1  Running"),
+        ("images", "reg/app  1    cdcdcdcdcdcdc  4.2MB"),
+    ):
+        assert forge(verb) == 0
+        assert expected in capsys.readouterr().out
+        assert forge(verb, "-o", "json") == 0
+        assert json.loads(capsys.readouterr().out)[0]["id"]
+
+
+def test_ps_hides_what_has_ended_unless_asked(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    node.pods.ends_at_once = 0
+    assert forge("run", "-q", "--name", "job", "reg/app:1") == 0
+    capsys.readouterr()
+    assert forge("ps") == 0
+    assert "job" not in capsys.readouterr().out
+    assert forge("ps", "-a", "--pod", "job") == 0
+    assert "Exited" in capsys.readouterr().out
+
+
+def test_exec_passes_output_and_code_through(
+    node: NodeDouble, forge: Forge, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    capfdbinary.readouterr()
+    assert forge("exec", "web", "--", "ls", "-l") == 42
+    assert capfdbinary.readouterr() == (b"ls -l\xff\n", b"oh\n")
+
+
+def test_exec_without_a_command_is_a_usage_error(forge: Forge, capsys: Capture) -> None:
+    assert forge("exec", "web") == 125
+    assert "command: is missing" in capsys.readouterr().err
+
+
+def test_stop_and_rm_take_names_and_id_prefixes(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    pod = next(iter(node.pods.pods))
+    assert forge("rm", pod[:12]) == 1
+    assert "is running" in capsys.readouterr().err
+    assert forge("stop", "-t", "3", "web") == 0
+    assert "stop container in 3 s" in node.pods.calls
+    assert forge("rm", pod[:12]) == 0
+    assert node.pods.pods == {}
+
+
+def test_rm_removes_only_logs_that_carry_the_pods_uid(node: NodeDouble, forge: Forge, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    metadata = cri.PodSandboxMetadata(name="evil", uid="u-1")
+    annotations = {"forgeone.dev/log-directory": str(precious)}
+    node.pods.pods["ff"] = cri.PodSandbox(id="ff", metadata=metadata, annotations=annotations)
+    assert forge("rm", "evil") == 0
+    assert precious.is_dir()
+
+
+def test_rm_all_removes_every_pod(node: NodeDouble, forge: Forge) -> None:
+    for _ in range(2):
+        assert forge("run", "-d", "-q", "reg/app:1") == 0
+    assert forge("rm", "--all", "--force") == 0
+    assert node.pods.pods == {}
+    assert forge("rm") == 2
+
+
+def test_an_ambiguous_name_is_refused(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    for id_ in ("aa1", "aa2"):
+        node.pods.pods[id_] = cri.PodSandbox(id=id_)
+    assert forge("rm", "aa") == 2
+    assert "more than one pod: aa1, aa2" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_named(forge: Forge, capsys: Capture) -> None:
+    assert forge("logs", "nobody") == 1
+    assert capsys.readouterr().err == "forge: container or pod 'nobody' not found\n"
+    assert forge("rmi", "nothing") == 1
+    assert "'nothing' not found" in capsys.readouterr().err
+
+
+def test_pull_prints_the_id_and_rmi_removes_it(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("pull", "reg/app:1") == 0
+    out, err = capsys.readouterr()
+    assert out == "sha256:" + "cd" * 32 + "\n"
+    assert "done" in err
+    assert forge("rmi", "reg/app:1") == 0
+    assert node.images.here == {}
+
+
+def test_a_refused_pull_shows_the_servers_words(forge: Forge, capsys: Capture) -> None:
+    assert forge("pull", "reg/secret:1") == 1
+    assert "PERMISSION_DENIED: the registry wants a login" in capsys.readouterr().err
+
+
+def test_a_password_comes_from_standard_input(node: NodeDouble, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hunter2\n"))
+    assert forge("pull", "--username", "me", "--password-stdin", "reg/app:1") == 0
+    given = node.images.requests[0].credentials
+    assert (given.username, given.password) == ("me", "hunter2")
+
+
+def test_no_server_is_one_clear_line(tmp_path: Path, capsys: Capture) -> None:
+    assert cli.main(["--socket", str(tmp_path / "none"), "pods"]) == 1
+    assert capsys.readouterr().err.startswith(f"forge: no answer from {tmp_path}/none (is forgeoned running?")
+
+
+def test_the_socket_may_be_named_before_or_after_the_verb_or_in_the_environment(
+    node: NodeDouble, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    assert cli.main(["pods", "--socket", node.socket]) == 0
+    monkeypatch.setenv("FORGEONE_SOCKET", f"unix://{node.socket}")
+    assert cli.main(["version"]) == 0
+    assert "forgeone 9, CRI v1" in capsys.readouterr().out

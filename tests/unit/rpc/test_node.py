@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import PermissionDenied
+from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
+from forgeone_shim.rpc import node_pb2
+from forgeone_shim.rpc.node import NodeServicer
+
+CALL = SimpleNamespace(deadline=NEVER)
+Progress = Callable[[LayerProgress], None]
+
+
+class Puller:
+    """Reports what it is given, then ends as it is told."""
+
+    def __init__(self, updates: list[LayerProgress], outcome: Image | Exception) -> None:
+        self.updates, self.outcome = updates, outcome
+        self.auth: Credentials | None = None
+
+    def pull(self, image: str, auth: Credentials | None, deadline: Deadline, progress: Progress | None = None) -> Image:
+        self.auth = auth
+        assert progress is not None
+        for update in self.updates:
+            progress(update)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+def pull(puller: Puller, **request: object) -> list[node_pb2.PullImageResponse]:
+    servicer = NodeServicer(SimpleNamespace(images=puller))
+    return list(servicer.PullImage(node_pb2.PullImageRequest(**request), CALL))
+
+
+def test_the_last_message_is_the_image() -> None:
+    image = Image(id="sha256:1", repo_tags=("a:b",), size=7)
+    messages = pull(Puller([LayerProgress("sha256:x", 9, 9, LayerState.DONE)], image))
+    assert messages[-1].image == node_pb2.PulledImage(id="sha256:1", repo_tags=["a:b"], size=7)
+    assert messages[0].layer.state == node_pb2.LAYER_STATE_DONE
+
+
+def test_a_failure_is_raised_as_it_is() -> None:
+    with pytest.raises(PermissionDenied):
+        pull(Puller([], PermissionDenied("no")))
+
+
+def test_credentials_are_handed_on_and_none_are_none() -> None:
+    image = Image(id="sha256:1")
+    puller = Puller([], image)
+    pull(puller, image="a")
+    assert puller.auth is None
+    pull(puller, image="a", credentials=node_pb2.Credentials(username="u", password="p"))
+    assert puller.auth == Credentials(username="u", password="p")
+
+
+def test_progress_is_about_a_hundred_messages_a_layer_and_always_its_last_state() -> None:
+    total = 100_000_000
+    updates = [LayerProgress("sha256:x", total, done, LayerState.DOWNLOADING) for done in range(0, total + 1, 10_000)]
+    updates.append(LayerProgress("sha256:x", total, total, LayerState.DONE))
+    layers = [message.layer for message in pull(Puller(updates, Image(id="sha256:1"))) if message.HasField("layer")]
+    assert len(layers) <= 103
+    assert (layers[-1].done, layers[-1].state) == (total, node_pb2.LAYER_STATE_DONE)
