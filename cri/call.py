@@ -13,7 +13,3 @@ class Call:
 
     id: str
     deadline: Deadline
-
-    def time_remaining(self) -> float | None:
-        """Seconds until the deadline, as ``grpc.ServicerContext`` says it, for servicers that know only that."""
-        return self.deadline.remaining()
