@@ -29,8 +29,8 @@ from forgeone_shim.registry.manifest import (
     parse_manifest,
 )
 from forgeone_shim.registry.model import LayerProgress, LayerState
-from forgeone_shim.registry.source import Source
-from forgeone_shim.registry.stream import BlobStream, CorruptBlob, write_all
+from forgeone_shim.registry.source import CorruptBlob, Source
+from forgeone_shim.registry.stream import BlobStream, write_all
 from forgeone_shim.registry.transport import Cancelled, Session
 
 Listener = Callable[[LayerProgress], None]

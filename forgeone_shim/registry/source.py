@@ -49,6 +49,10 @@ class Document:
     digest: str
 
 
+class CorruptBlob(FailedPrecondition):
+    """The bytes of a blob are not the ones its digest or its manifest promise."""
+
+
 class _Busy(Exception):
     """An endpoint's way of saying: later."""
 
@@ -131,7 +135,7 @@ class Source:
                 self._skip_to(answer, offset, name)
                 if answer.length is not None and answer.length != blob.size - offset:
                     total = offset + answer.length
-                    raise Unavailable(f"{endpoint.origin}: {name} has {total} bytes, its manifest says {blob.size}")
+                    raise CorruptBlob(f"{endpoint.origin}: {name} has {total} bytes, its manifest says {blob.size}")
             except BaseException:
                 answer.close()
                 raise
@@ -162,7 +166,7 @@ class Source:
             raise FailedPrecondition(f"{self.reference}: no configured host may be asked for {name}")
         for last_round in (n == rounds - 1 for n in range(rounds)):
             failures: list[ForgeError] = []
-            pause = 0.0
+            pause: float | None = None
             given_up = self._given_up(endpoints)
             for endpoint in endpoints:
                 self.session.check(f"before {name}")
@@ -172,22 +176,22 @@ class Source:
                 try:
                     return ask(endpoint)
                 except _Busy as busy:
-                    pause = max(pause, busy.after)
+                    pause = max(pause or 0.0, busy.after)
                     failures.append(Unavailable(busy.what))
                 except TimeoutError:
                     failures.append(Unavailable(f"{endpoint.origin}: no answer in time for {name}"))
                 except TransportError as error:
-                    pause = max(pause, 0.2)
+                    pause = max(pause or 0.0, 0.2)
                     failures.append(Unavailable(str(error)))
                     if error.connecting:
                         with self._lock:
                             self._unreachable[endpoint] = failures[-1]
-                except (NotFound, PermissionDenied, Unavailable) as error:
+                except (NotFound, PermissionDenied, Unavailable, CorruptBlob) as error:
                     failures.append(error)
                 if endpoint is not endpoints[-1]:
                     log = structlog.get_logger("registry")
                     log.warning("host failed, trying the next", what=name, why=failures[-1].what)
-            if last_round or not pause:
+            if last_round or pause is None:
                 break
             self.session.cancelled.wait(self.session.deadline.remaining(min(pause, _MAX_RETRY_AFTER)))
         raise _combined(failures)
@@ -235,11 +239,11 @@ class Source:
             answer.close()
             there = split_url(_joined(at, target))
             if there is None:
-                raise TransportError(endpoint.origin, "it redirects to something that is no URL")
+                raise Unavailable(f"{endpoint.origin}: it redirects to something that is no URL")
             if there.scheme == "http" and at.startswith("https:"):
-                raise TransportError(endpoint.origin, f"it redirects to plain http at {there.netloc}")
+                raise Unavailable(f"{endpoint.origin}: it redirects to plain http at {there.netloc}")
             at = there._replace(fragment="").geturl()
-        raise TransportError(endpoint.origin, f"more than {MAX_REDIRECTS} redirects")
+        raise Unavailable(f"{endpoint.origin}: more than {MAX_REDIRECTS} redirects")
 
     def _asker(self, endpoint: Endpoint) -> Callable[[TokenRequest], bytes]:
         def ask(request: TokenRequest) -> bytes:

@@ -7,19 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from forgeone_shim.errors import FailedPrecondition, Unavailable
+from forgeone_shim.errors import Unavailable
 from forgeone_shim.registry.digest import encoded, hasher
 from forgeone_shim.registry.hosts import Endpoint
 from forgeone_shim.registry.manifest import Compression, Descriptor, sniff
-from forgeone_shim.registry.source import Source
+from forgeone_shim.registry.source import CorruptBlob, Source
 from forgeone_shim.registry.transport import Response, TransportError
 
 CHUNK: Final = 256 * 1024
 _MAX_FRUITLESS: Final = 6
-
-
-class CorruptBlob(FailedPrecondition):
-    """The bytes of a blob are not the ones its digest names."""
 
 
 class BlobStream:
