@@ -41,10 +41,22 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """Disk use of an unpacked layer. ``opaque_root``: it hides every layer below it."""
+    """Disk use of an unpacked layer."""
 
     size: int
     inodes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lower:
+    """A layer as part of an overlay.
+
+    ``implied`` are directories it has only as parents of what it does describe, relative to its root;
+    ``opaque_root`` says that it hides every layer below it (overlayfs knows that of other directories only).
+    """
+
+    tree: Path
+    implied: frozenset[bytes]
     opaque_root: bool = False
 
 
@@ -55,11 +67,12 @@ class _Record:
     size: int
     inodes: int
     opaque_root: bool
+    implied: bool
     boot: str
 
 
 def _info(record: _Record) -> LayerInfo:
-    return LayerInfo(record.size, record.inodes, record.opaque_root)
+    return LayerInfo(record.size, record.inodes)
 
 
 class LayerStore:
@@ -82,24 +95,18 @@ class LayerStore:
 
     def path(self, diff_id: str) -> Path:
         """The layer's tree, as a lower directory of an overlay; NotFound."""
-        self.info(diff_id)
-        return self._home(diff_id) / TREE
+        return self.lower(diff_id).tree
+
+    def lower(self, diff_id: str) -> Lower:
+        """The layer as part of an overlay; NotFound."""
+        home = self._home(diff_id)
+        record = self._found(diff_id)
+        implied = (home / IMPLIED).read_bytes().split(b"\0") if record.implied else ()
+        return Lower(home / TREE, frozenset(implied), record.opaque_root)
 
     def info(self, diff_id: str) -> LayerInfo:
         """What the layer takes; NotFound."""
-        record = self._record(self._home(diff_id))
-        if record is None:
-            raise NotFound("layer", diff_id)
-        return _info(record)
-
-    def implied(self, diff_id: str) -> tuple[bytes, ...]:
-        """Directories the layer has only as parents of what it does describe, relative to its root; NotFound."""
-        self.info(diff_id)
-        try:
-            data = (self._home(diff_id) / IMPLIED).read_bytes()
-        except FileNotFoundError:
-            return ()
-        return tuple(data.split(b"\0"))
+        return _info(self._found(diff_id))
 
     def ids(self) -> list[str]:
         """The diffIDs of all layers, in no order of meaning."""
@@ -136,7 +143,7 @@ class LayerStore:
                 found = unpack(fd, stream, deadline, on_bytes)
                 if verify is not None:
                     verify()
-                record = self._checked(diff_id, found, fd)
+                record = self._checked(diff_id, found, self._root / name)
                 (self._root / name / _RECORD).write_bytes(msgspec.json.encode(record))
                 deadline.check("before a layer was committed")
                 self._commit(name, home)
@@ -172,6 +179,12 @@ class LayerStore:
             raise InvalidInput("diff_id", f"{diff_id[:200]!r} is not sha256: and 64 hexadecimal digits")
         return self._root / match[1]
 
+    def _found(self, diff_id: str) -> _Record:
+        record = self._record(self._home(diff_id))
+        if record is None:
+            raise NotFound("layer", diff_id)
+        return record
+
     @staticmethod
     def _record(home: Path) -> _Record | None:
         try:
@@ -201,17 +214,17 @@ class LayerStore:
                 del self._flights[diff_id]
             mine.set()
 
-    def _checked(self, diff_id: str, found: Unpacked, workshop: int) -> _Record:
+    def _checked(self, diff_id: str, found: Unpacked, workshop: Path) -> _Record:
         if f"sha256:{found.sha256}" != diff_id:
             raise FailedPrecondition(f"the layer's archive is sha256:{found.sha256}, not {diff_id} as the image says")
         size, inodes = found.size, found.inodes
         if not inodes:
-            tree = os.open(TREE, _DIRECTORY, dir_fd=workshop)
+            tree = os.open(workshop / TREE, _DIRECTORY)
             try:
                 size, inodes = tree_usage(tree)
             finally:
                 os.close(tree)
-        return _Record(size, inodes, found.opaque_root, self._boot)
+        return _Record(size, inodes, found.opaque_root, (workshop / IMPLIED).exists(), self._boot)
 
     def _commit(self, name: str, home: Path) -> None:
         try:

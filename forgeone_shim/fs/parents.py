@@ -1,0 +1,120 @@
+"""Directories that a layer has only as parents of its own entries.
+
+Such a layer says nothing of their owner, mode and times, so those of the layer below should show. Overlayfs shows the
+topmost directory's, which here is a bare one; so the writable layer gets a copy of what should show.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from errno import EEXIST, ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP
+from pathlib import Path
+
+from forgeone_shim.fs.layers import Lower
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPAQUE = "trusted.overlay.opaque"
+
+
+def mend(layers: Sequence[Lower], upper: Path) -> None:
+    """Make in ``upper`` the directories that would show the wrong attributes; ``layers`` are topmost first.
+
+    Raises OSError.
+    """
+    wanted = _with_ancestors(path for layer in layers for path in layer.implied)
+    sources = {path: _source(layers, path) for path in sorted(wanted)}
+    wrong = [path for path, (index, seen) in sources.items() if index is not None and index != seen]
+    with ExitStack() as stack:
+        upper_fd = _open(stack, upper)
+        for path in sorted(_with_ancestors(wrong)):
+            index = sources[path][0]
+            if index is not None:
+                _copy(_open(stack, layers[index].tree), upper_fd, path)
+
+
+def _with_ancestors(paths: Iterable[bytes]) -> set[bytes]:
+    return {b"/".join(parts[:end]) for parts in (p.split(b"/") for p in paths) for end in range(1, len(parts) + 1)}
+
+
+def _source(layers: Sequence[Lower], path: bytes) -> tuple[int | None, int | None]:
+    """The layer that describes the directory as it should show, and the topmost that has it at all."""
+    topmost: int | None = None
+    for index, layer in enumerate(layers):
+        found, ends = _look(layer.tree, path)
+        if found:
+            topmost = index if topmost is None else topmost
+            if path not in layer.implied:
+                return index, topmost
+        if ends:
+            break
+    return topmost, topmost
+
+
+def _look(tree: Path, path: bytes) -> tuple[bool, bool]:
+    """Whether the directory is in the tree, and whether the tree hides any of that path below it."""
+    hides = False
+    with ExitStack() as stack:
+        fd = _open(stack, tree)
+        for name in path.split(b"/"):
+            try:
+                fd = os.open(name, _DIRECTORY, dir_fd=fd)
+            except FileNotFoundError:
+                return False, hides
+            except OSError as error:
+                if error.errno in (ENOTDIR, ELOOP):
+                    return False, True
+                raise
+            stack.callback(os.close, fd)
+            hides = hides or _is_opaque(fd)
+    return True, hides
+
+
+def _is_opaque(fd: int) -> bool:
+    try:
+        return os.getxattr(fd, _OPAQUE) == b"y"
+    except OSError as error:
+        if error.errno in (ENODATA, EOPNOTSUPP):
+            return False
+        raise
+
+
+def _copy(source_root: int, upper: int, path: bytes) -> None:
+    with ExitStack() as stack:
+        source, target = source_root, upper
+        *parents, name = path.split(b"/")
+        for parent in parents:
+            source, target = _step(stack, source, parent), _step(stack, target, parent)
+        source = _step(stack, source, name)
+        try:
+            os.mkdir(name, 0o700, dir_fd=target)
+        except OSError as error:
+            if error.errno != EEXIST:
+                raise
+        target = _step(stack, target, name)
+        status = os.fstat(source)
+        os.fchown(target, status.st_uid, status.st_gid)
+        os.fchmod(target, status.st_mode & 0o7777)
+        for attribute in _attributes(source):
+            os.setxattr(target, attribute, os.getxattr(source, attribute))
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _attributes(fd: int) -> Iterator[str]:
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listxattr(fd)
+    return (name for name in names if not name.startswith("trusted.overlay."))
+
+
+def _open(stack: ExitStack, path: Path) -> int:
+    fd = os.open(path, _DIRECTORY)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _step(stack: ExitStack, parent: int, name: bytes) -> int:
+    fd = os.open(name, _DIRECTORY, dir_fd=parent)
+    stack.callback(os.close, fd)
+    return fd
