@@ -282,16 +282,20 @@ class LayerFetcher:
                 packed = layer_format(blob, str(source.reference)) or stream.compression()
                 self._layers.unpack(diff_id, packed, stream, source.session.deadline, verify=stream.verify)
             except Exception as error:
-                raise _cause(error, stream) from None
+                raise _cause(error, stream, f"{source.reference}: layer {blob.digest}") from None
 
 
-def _cause(error: Exception, stream: BlobStream) -> Exception:
+def _cause(error: Exception, stream: BlobStream, name: str) -> Exception:
     """What really went wrong: the stream's own failure, bytes that are not the right ones, or what unpacking says."""
     if stream.failure is not None:
         return stream.failure
-    if isinstance(error, ForgeError) and not isinstance(error, DeadlineExceeded | ResourceExhausted | CorruptBlob):
+    if not isinstance(error, ForgeError) or isinstance(error, CorruptBlob):
+        return error
+    if not isinstance(error, DeadlineExceeded | ResourceExhausted):
         try:
             stream.verify()
         except Exception as found:
-            return found if isinstance(found, CorruptBlob | Cancelled) else error
+            if isinstance(found, CorruptBlob | Cancelled):
+                return found
+    error.what = f"{name}: {error.what}"
     return error

@@ -172,6 +172,8 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
         raise _malformed(name, f"its config names {len(diff_ids)} layers, its manifest {len(manifest.layers)}")
     if bad := [d for d in diff_ids if not is_digest(d)]:
         raise _malformed(name, f"{bad[0][:100]!r} is not a digest")
+    if not all(d.startswith("sha256:") for d in diff_ids):
+        raise Unimplemented(f"{name}: only sha256 diff ids are supported")
     run = file.config or _RunConfig()
     config = ImageConfig(
         entrypoint=tuple(run.entrypoint or ()),
