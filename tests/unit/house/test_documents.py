@@ -1,0 +1,63 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.config.loader import keys, to_toml
+from forgeone_shim.config.model import Config
+from forgeone_shim.lifecycle.machine import TABLE
+
+ROOT = Path(__file__).resolve().parents[3]
+ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| `(.+)` \| (.+) \|$", re.MULTILINE)
+
+
+def documented() -> dict[str, str]:
+    return {key: default for key, default, _ in ROW.findall((ROOT / "docs/configuration.md").read_text())}
+
+
+def test_every_key_is_documented_and_nothing_else() -> None:
+    assert list(documented()) == [key.path for key in keys()]
+
+
+def test_documented_defaults_are_the_defaults() -> None:
+    flat: dict[str, object] = {}
+    for name, value in tomllib.loads(to_toml(Config())).items():
+        flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    assert {key: tomllib.loads(f"x = {default}")["x"] for key, default in documented().items()} == flat
+
+
+def test_the_state_diagram_shows_the_table() -> None:
+    shown = re.findall(r"^    (\w+) --> (\w+) : (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert sorted(shown) == sorted(
+        (before, after, event) for before, row in TABLE.items() for event, after in row.items()
+    )
+
+
+def test_every_decision_is_in_the_index() -> None:
+    index = (ROOT / "docs/adr/README.md").read_text()
+    pages = [page.name for page in (ROOT / "docs/adr").glob("[0-9]*.md")]
+    assert pages
+    assert [page for page in pages if f"({page})" not in index] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_links_between_documents_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+def test_targets_named_in_the_documents_exist() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        target
+        for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+        for line in re.findall(r"`make ((?:[a-z0-9]+ ?)+)`", page.read_text())
+        for target in line.split()
+    }
+    assert named <= targets
