@@ -54,7 +54,7 @@ def unpack(
     with ExitStack() as stack:
         blob, blob_in = _pipe(stack)
         answer, answer_in = _pipe(stack)
-        argv = [sys.executable, "-I", "-S", "-B", "-c", _boot()]
+        argv = [sys.executable, "-I", "-S", "-c", _boot()]
         files = {
             unpack_worker.BLOB: blob.fileno(),
             unpack_worker.ANSWER: answer_in.fileno(),
