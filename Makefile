@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Pods are root's to run; everything else is done as whoever calls make.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Arguments of the bench.
-BENCH ?= --help
+BENCH ?=
 PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
 
 .PHONY: help
@@ -56,8 +56,8 @@ imports: setup ## which room may import which
 	@$(BIN)/lint-imports
 
 .PHONY: bench
-bench: setup ## a pod's life in milliseconds; BENCH="--help" tells how to compare runtimes
-	@$(SUDO) $(BIN)/python -m hack.bench.bench $(BENCH)
+bench: setup ## a pod's life in milliseconds, beside containerd; BENCH="--help" shows more
+	@$(SUDO) $(BIN)/python -m hack.bench.debian $(BENCH)
 
 .PHONY: lock
 lock: ## resolve the dependencies anew and pin them with their hashes

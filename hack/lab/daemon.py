@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import select
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
 import grpc
 
@@ -20,12 +18,9 @@ from cri.api import runtime_pb2 as cri
 from cri.api import runtime_pb2_grpc as cri_grpc
 from forgeone_shim.config.loader import to_toml
 from forgeone_shim.config.model import Config, LogConfig, NetworkConfig, RegistryConfig
-from hack.lab import leaks
+from hack.lab import leaks, notify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# The class has a property of that name.
-Listener = socket
-_START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 
 
@@ -87,22 +82,8 @@ class Daemon:
 
         :raises RuntimeError: it ended, or said nothing in time; carries the end of its log.
         """
-        notify = self.directory / "notify"
-        notify.unlink(missing_ok=True)
-        with (
-            socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC) as listener,
-            self.log.open("ab") as log,
-        ):
-            listener.bind(str(notify))
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)],
-                cwd=REPOSITORY,
-                env={**_inherited(), **self._environ, "NOTIFY_SOCKET": str(notify)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-            self._wait_ready(listener)
+        argv = [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)]
+        self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=REPOSITORY)
         return self
 
     def kill(self) -> None:
@@ -167,23 +148,6 @@ class Daemon:
             path = Path(self.config.registry.config_path) / folder / "hosts.toml"
             path.parent.mkdir(parents=True)
             path.write_text(f'[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
-
-    def _wait_ready(self, listener: Listener) -> None:
-        assert self._process is not None
-        ended = os.pidfd_open(self._process.pid)
-        try:
-            poll = select.poll()
-            poll.register(listener, select.POLLIN)
-            poll.register(ended, select.POLLIN)
-            while events := poll.poll(_START_SECONDS * 1000):
-                if all(fd == ended for fd, _ in events):
-                    break
-                if b"READY=1" in listener.recv(4096).split(b"\n"):
-                    return
-        finally:
-            os.close(ended)
-        self.kill()
-        raise RuntimeError(f"forgeoned did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
 
     def _end(self, number: int) -> int:
         if self._channel is not None:
