@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
@@ -13,14 +12,9 @@ from forgeone_shim.errors import InvalidInput
 
 POD_INTERFACE: Final = "eth0"
 LINK_NAME_MAX: Final = 15
-MTU_MIN_IPV6: Final = 1280
-MTU_MAX: Final = 65535
 
 _GATEWAY_SLOT: Final = 1
 _FIRST_SLOT: Final = 2
-_LINK_PREFIX_MAX: Final = 7
-_LINK_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,14}")
-_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +80,10 @@ def mac_address(address: IPv4Interface) -> str:
 
 
 def plan_layout(config: NetworkConfig) -> Layout:
-    """Check the configuration.
+    """The layout of a configuration, whose names and sizes are sound by its own checks; its ranges are checked here.
 
-    :raises InvalidInput: naming the setting.
+    :raises InvalidInput: pods cannot have addresses of such a range.
     """
-    if not _LINK_NAME.fullmatch(config.bridge):
-        raise InvalidInput("network.bridge", f"{config.bridge!r} is not the name of a network interface")
-    if not _TABLE_NAME.fullmatch(config.table):
-        raise InvalidInput("network.table", f"{config.table!r} is not the name of an nftables table")
-    if not _LINK_NAME.fullmatch(config.link_prefix) or len(config.link_prefix) > _LINK_PREFIX_MAX:
-        raise InvalidInput("network.link_prefix", f"{config.link_prefix!r} is not 1 to 7 characters of a link's name")
-    if config.mtu and not MTU_MIN_IPV6 <= config.mtu <= MTU_MAX:
-        raise InvalidInput("network.mtu", f"{config.mtu} is neither 0 (as the default route's) nor 1280 to 65535")
     return Layout(
         bridge=config.bridge,
         table=config.table,
