@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 @contextmanager
 def _containerd(directory: Path, *, pause: str, certs: str) -> Iterator[str]:
-    """A containerd of the bench's own; its pods, processes, mounts and bridge are gone afterwards. Yields its socket."""
+    """A containerd of the bench's own, and nothing of it left afterwards. Yields its socket."""
     tag, low = secrets.token_hex(3), secrets.randbelow(200) + 20
     (directory / "net.d").mkdir(parents=True)
     (directory / "net.d/10-bench.conflist").write_text(json.dumps(_network(directory, f"brc{tag}", f"10.{low}.0.0/16")))
@@ -103,8 +103,8 @@ def _containerd(directory: Path, *, pause: str, certs: str) -> Iterator[str]:
 
 def _network(directory: Path, bridge: str, subnet: str) -> dict[str, object]:
     """What a single node's containerd is usually given: a bridge, addresses, masquerading, host ports."""
-    addresses = {"type": "host-local", "dataDir": str(directory / "ipam"), "ranges": [[{"subnet": subnet}]]}
-    addresses["routes"] = [{"dst": "0.0.0.0/0"}]
+    addresses: dict[str, object] = {"type": "host-local", "dataDir": str(directory / "ipam")}
+    addresses |= {"ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}
     plugin = {"type": "bridge", "bridge": bridge, "isGateway": True, "ipMasq": True, "ipam": addresses}
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
     return {"cniVersion": "0.4.0", "name": "bench", "plugins": [plugin, portmap]}
@@ -122,7 +122,8 @@ def _large() -> images.BuiltImage:
     """About 200 MB in five gzip layers that compress as programs do, each of many files."""
     layers = []
     for number in range(_LAYERS):
-        entries, left = [], _LAYER_BYTES
+        entries: list[images.Entry] = []
+        left = _LAYER_BYTES
         while left > 0:
             size = min(left, 64 << 10)
             noise = secrets.token_bytes(size // 2)
