@@ -71,7 +71,7 @@ class PodNetwork:
     """The built-in pod network of one configuration. Thread-safe.
 
     Deleting a link takes the kernel some 15 ms, so :meth:`detach` leaves that, and the address, to a thread of its own;
-    :meth:`settle` waits for it.
+    :meth:`settle` waits for it. What that thread could not do it tries again with the next detach or :meth:`status`.
 
     :raises InvalidInput: a setting cannot be used.
     """
@@ -84,6 +84,7 @@ class PodNetwork:
         self._layout: Layout | None = None
         self._idle = threading.Condition()
         self._leaving: set[str] = set()
+        self._failed: set[str] = set()
         self._reaping = False
         self._netfilter = Pool(NETLINK_NETFILTER)
         self._log = structlog.get_logger("network")
@@ -163,6 +164,8 @@ class PodNetwork:
 
     def status(self) -> tuple[bool, str, str]:
         """``(ready, reason, message)`` as CRI's NetworkReady wants it; repairs what someone removed."""
+        if self._failed:
+            self._reap_later()
         try:
             with _kernel_errors("look at the pod network"):
                 layout, _ = self._prepared()
@@ -235,6 +238,8 @@ class PodNetwork:
                 self._clear([intent])
         except ForgeError as error:
             self._log.warning("network not undone yet", sandbox=intent.sandbox_id, error=str(error))
+            with self._idle:
+                self._failed.add(intent.sandbox_id)
 
     def _clear(self, intents: Sequence[Intent]) -> None:
         """Undo all of it, here and now."""
@@ -262,9 +267,10 @@ class PodNetwork:
             return False
         return True
 
-    def _reap_later(self, sandbox_id: str) -> None:
+    def _reap_later(self, *sandbox_ids: str) -> None:
         with self._idle:
-            self._leaving.add(sandbox_id)
+            self._leaving |= self._failed.union(sandbox_ids)
+            self._failed = set()
             if self._reaping:
                 return
             self._reaping = True
@@ -281,6 +287,7 @@ class PodNetwork:
             self._reap_batch(batch)
 
     def _reap_batch(self, batch: Sequence[str]) -> None:
+        """Delete the links of leaving pods, together if that works, else one by one."""
         try:
             with ExitStack() as turns, _kernel_errors("delete the links of detached sandboxes"):
                 for sandbox_id in batch:
@@ -290,8 +297,13 @@ class PodNetwork:
                 if leaving:
                     self._clear(leaving)
         except Exception as error:
-            # What stays stored as leaving is taken up by the next reconcile.
-            self._log.warning("links not deleted yet", sandboxes=list(batch), error=str(error))
+            if len(batch) > 1:
+                for sandbox_id in batch:
+                    self._reap_batch([sandbox_id])
+                return
+            self._log.warning("network not detached yet", sandbox=batch[0], error=str(error))
+            with self._idle:
+                self._failed.update(batch)
 
 
 def _attachment(intent: Intent) -> Attachment:

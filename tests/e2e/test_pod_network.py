@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -366,6 +366,40 @@ def test_a_link_that_cannot_be_deleted_keeps_its_address_until_it_is(lab: Lab) -
     assert ("network.lease", pod.ipv4) in lab.documents()
     assert lab.network.reconcile({"one"}) == ()
     assert lab.nothing_left()
+
+
+@on_a_host
+def test_one_link_that_cannot_be_deleted_does_not_hold_up_others_and_is_tried_again(lab: Lab) -> None:
+    pods = [lab.pod(f"pod{n}") for n in range(4)]
+    stuck = lab.links()[2]
+    real = bridge.unplug
+
+    def refuse(names: Sequence[str]) -> None:
+        if stuck in names:
+            raise OSError(16, "busy")
+        real(names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bridge, "unplug", refuse)
+        for pod in pods:
+            lab.network.detach(pod.name)
+        lab.network.settle()
+        assert lab.links() == [stuck]
+    assert lab.network.status() == (True, "", "")
+    lab.network.settle()
+    assert lab.nothing_left()
+
+
+@on_a_host
+def test_host_ports_work_where_the_host_checks_reverse_paths(lab: Lab) -> None:
+    for which in ("all", "default"):
+        Path(f"/proc/sys/net/ipv4/conf/{which}/rp_filter").write_text("1")
+    outside = lab.outside()
+    pod, other = lab.pod("one", PortMapping(80, 8080)), lab.pod("other")
+    lab.serve(pod.netns, 80)
+    for netns, address in ((None, "127.0.0.1"), (None, HOST_IP), (outside, HOST_IP), (pod.netns, HOST_IP)):
+        assert answers(netns, address, 8080), address
+    assert answers(other.netns, HOST_IP, 8080)
 
 
 @on_a_host
