@@ -56,10 +56,9 @@ def _engines() -> None:
     report = json.loads(_python("doctor", "-o", "json").stdout)
     for check in report["checks"]:
         noun, _, name = check["name"].partition(" ")
-        if noun == "engine" and check["problems"]:
-            _say(f"engine {name} cannot run here: " + "; ".join(problem["what"] for problem in check["problems"]))
-        elif noun == "engine":
-            _say(f"engine {name} can run here")
+        if noun == "engine":
+            why = "; ".join(problem["what"] for problem in check["problems"] if problem["fatal"] or not check["ok"])
+            _say(f"engine {name}: " + ("can run here" if check["ok"] else f"cannot run here: {why}"))
 
 
 def _forge(daemon: Daemon, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -93,7 +93,9 @@ class Client:
         return answer.status, answer.info
 
     def find(self, name: str, *nouns: Noun) -> Target:
-        """What ``name`` (a name, an id or a unique beginning of one) stands for; containers go before pods.
+        """What ``name`` (a name, an id or a unique beginning of one) stands for.
+
+        ``nouns`` are looked through in their order; without any, containers before pods.
 
         :raises NotFound: nothing does.
         :raises InvalidInput: several things do.
@@ -105,7 +107,7 @@ class Client:
             found = match(name, noun, items)
             if found is not None:
                 return found
-        raise NotFound(" or ".join(nouns or (Noun.CONTAINER, Noun.POD)), name)
+        raise NotFound(" or ".join(sorted(nouns or Noun)), name)
 
     def _explain(self, error: grpc.RpcError) -> ForgeError:
         code, detail = error.code(), error.details() or ""

@@ -14,6 +14,9 @@ from forgeone_shim.errors import FailedPrecondition
 
 LOG_ANNOTATION = "forgeone.dev/log-directory"
 
+# `forge run` gives a pod and its container one name; whoever stops or removes that means all of it.
+_PODS_FIRST = (Noun.POD, Noun.CONTAINER)
+
 
 def exec_sync(client: Client, args: argparse.Namespace) -> int:
     """Run a command in a container; its output and exit code are this command's."""
@@ -30,7 +33,7 @@ def exec_sync(client: Client, args: argparse.Namespace) -> int:
 def stop(client: Client, args: argparse.Namespace) -> int:
     """Stop containers, or whole pods."""
     for name in args.names:
-        target = client.find(name)
+        target = client.find(name, *_PODS_FIRST)
         if target.noun is Noun.CONTAINER:
             request = cri.StopContainerRequest(container_id=target.id, timeout=args.timeout)
             client.call(client.runtime.StopContainer, request, timeout=args.timeout + PATIENCE)
@@ -51,7 +54,7 @@ def stop_pod(client: Client, pod_id: str, timeout: int) -> None:
 
 def remove(client: Client, args: argparse.Namespace) -> int:
     """Remove containers, or pods with all that is in them; what runs only with ``--force``."""
-    targets = [client.find(name) for name in args.names]
+    targets = [client.find(name, *_PODS_FIRST) for name in args.names]
     if args.all:
         targets += [Target(Noun.POD, item.id, item.metadata.name, item) for item in client.pods()]
     for target in targets:

@@ -39,7 +39,7 @@ def report(checks: Sequence[Check]) -> dict[str, object]:
         "checks": [
             {
                 "name": check.name,
-                "ok": not check.fatal,
+                "ok": not check.fatal and not check.absent,
                 "problems": [asdict(finding.problem) for finding in check.findings],
             }
             for check in checks

@@ -43,10 +43,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at; nothing found is good."""
+    """One thing looked at; nothing found is good. ``absent``: it is not part of this installation."""
 
     name: str
     findings: tuple[Finding, ...] = ()
+    absent: bool = False
 
     @property
     def fatal(self) -> bool:
@@ -202,7 +203,8 @@ def _engines(config: Config, known: set[str]) -> list[Check]:
         else:
             why = f"pods of the handler forgeone-{name} cannot run"
             problems = [Problem(f"the {name} engine is not installed", why, fatal=name == "native")]
-        checks.append(Check(f"engine {name}", tuple(Finding(problem) for problem in problems)))
+        findings = tuple(Finding(problem) for problem in problems)
+        checks.append(Check(f"engine {name}", findings, absent=name not in installed))
     return checks
 
 

@@ -24,6 +24,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 
@@ -223,12 +224,13 @@ def available() -> int:
 def pull(runtimes: list[Runtime], image: str, rounds: int) -> None:
     """Pull and unpack; the image is removed before each round."""
     spec = pb.ImageSpec(image=image)
+    request = pb.PullImageRequest(image=spec)
     for _ in range(rounds):
         for runtime in runtimes:
             runtime.images.RemoveImage(pb.RemoveImageRequest(image=spec), timeout=120)
             os.sync()
             time.sleep(2)
-            runtime.timed("pull ms", lambda r=runtime: r.images.PullImage(pb.PullImageRequest(image=spec), timeout=600))
+            runtime.timed("pull ms", partial(runtime.images.PullImage, request, timeout=600))
             os.sync()
 
 

@@ -143,11 +143,12 @@ class Daemon:
         )
 
     def _trust(self, registries: Sequence[str]) -> None:
-        hosts = {name: name for name in registries} | ({"_default": registries[0]} if registries else {})
-        for folder, registry in hosts.items():
-            path = Path(self.config.registry.config_path) / folder / "hosts.toml"
-            path.parent.mkdir(parents=True)
-            path.write_text(f'[host."http://{registry}"]\ncapabilities = ["pull", "resolve"]\n')
+        certs = Path(self.config.registry.config_path)
+        for registry in registries:
+            _write(certs / registry / "hosts.toml", f'server = "http://{registry}"\n')
+        if registries:
+            mirror = f'[host."http://{registries[0]}"]\ncapabilities = ["pull", "resolve"]\n'
+            _write(certs / "_default" / "hosts.toml", mirror)
 
     def _end(self, number: int) -> int:
         if self._channel is not None:
@@ -167,3 +168,8 @@ class Daemon:
 
 def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("FORGEONE_")}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
