@@ -4,7 +4,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.fs.extract import Extractor
+from forgeone_shim.fs.trees import remove_tree
 from tests.unit.fs.archives import Member, directory, extract, hard_link, header, pax_record, symlink, tar
 from tests.unit.fs.test_tar import END, SPARSE, mutations, pax
 
@@ -20,10 +21,16 @@ Unpack = Callable[..., Extractor]
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "root").mkdir()
     (tmp_path / "trash").mkdir()
-    return tmp_path / "root"
+    yield tmp_path / "root"
+    # Some trees are deeper than what pytest can remove when it tidies up.
+    parent = os.open(tmp_path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        remove_tree(parent, "root")
+    finally:
+        os.close(parent)
 
 
 @pytest.fixture
