@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from forgeone_shim.rpc import node_pb2_grpc
 DEFAULT_SOCKET = "/run/forgeone/forgeone.sock"
 # A stop waits for the container's own grace period; nothing else may take longer than this.
 PATIENCE = 120.0
+_HINT = "is forgeoned running? --socket or FORGEONE_SOCKET names its socket, which is root's"
 _MAX_MESSAGE = 64 * 1024 * 1024
 
 
@@ -49,8 +51,8 @@ class Target:
 class Client:
     """Stubs over one channel. A context manager."""
 
-    def __init__(self, socket: str) -> None:
-        self.socket = socket.removeprefix("unix://")
+    def __init__(self, path: str) -> None:
+        self.socket = path.removeprefix("unix://")
         limits = [("grpc.max_receive_message_length", _MAX_MESSAGE), ("grpc.max_send_message_length", _MAX_MESSAGE)]
         self._channel = grpc.insecure_channel(f"unix://{self.socket}", options=limits)
         self.runtime = cri_grpc.RuntimeServiceStub(self._channel)
@@ -110,13 +112,22 @@ class Client:
         raise NotFound(" or ".join(sorted(nouns or Noun)), name)
 
     def _explain(self, error: grpc.RpcError) -> ForgeError:
-        code, detail = error.code(), error.details() or ""
-        if code is grpc.StatusCode.UNAVAILABLE and ("connect" in detail or "Socket closed" in detail):
-            return Unavailable(
-                f"no answer from {self.socket}",
-                fix="is forgeoned running? --socket or FORGEONE_SOCKET names its socket",
-            )
-        return RemoteError(code.name, detail)
+        code = error.code()
+        # A registry that does not answer is UNAVAILABLE too; only the socket itself tells whether forgeoned is there.
+        why = _unreachable(self.socket) if code is grpc.StatusCode.UNAVAILABLE else ""
+        if why:
+            return Unavailable(f"no answer from {self.socket}: {why}", fix=_HINT)
+        return RemoteError(code.name, error.details() or "")
+
+
+def _unreachable(path: str) -> str:
+    """Why nobody can be reached at a unix socket; empty when somebody can."""
+    with socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 def match(name: str, noun: Noun, items: list[Any]) -> Target | None:

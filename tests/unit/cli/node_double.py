@@ -13,7 +13,7 @@ import grpc
 
 from cri.api import runtime_pb2 as cri
 from cri.server import handler
-from forgeone_shim.errors import NotFound, PermissionDenied
+from forgeone_shim.errors import NotFound, PermissionDenied, Unavailable
 from forgeone_shim.rpc import node_pb2
 
 
@@ -156,6 +156,8 @@ class Images:
         self.requests.append(request)
         if "secret" in request.image:
             raise PermissionDenied("the registry wants a login")
+        if "down" in request.image:
+            raise Unavailable("cannot connect to reg")
         digest = "sha256:" + "ab" * 32
         for state, done in ((node_pb2.LAYER_STATE_DOWNLOADING, 10), (node_pb2.LAYER_STATE_DONE, 2_000_000)):
             layer = node_pb2.LayerProgress(digest=digest, total=2_000_000, done=done, state=state)

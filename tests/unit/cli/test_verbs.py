@@ -195,6 +195,11 @@ def test_a_refused_pull_shows_the_servers_words(forge: Forge, capsys: Capture) -
     assert "PERMISSION_DENIED: the registry wants a login" in capsys.readouterr().err
 
 
+def test_an_unreachable_registry_is_not_taken_for_an_unreachable_node(forge: Forge, capsys: Capture) -> None:
+    assert forge("pull", "reg/down:1") == 1
+    assert "UNAVAILABLE: cannot connect to reg" in capsys.readouterr().err
+
+
 def test_a_password_comes_from_standard_input(node: NodeDouble, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hunter2\n"))
     assert forge("pull", "--username", "me", "--password-stdin", "reg/app:1") == 0
@@ -204,7 +209,8 @@ def test_a_password_comes_from_standard_input(node: NodeDouble, forge: Forge, mo
 
 def test_no_server_is_one_clear_line(tmp_path: Path, capsys: Capture) -> None:
     assert cli.main(["--socket", str(tmp_path / "none"), "pods"]) == 1
-    assert capsys.readouterr().err.startswith(f"forge: no answer from {tmp_path}/none (is forgeoned running?")
+    says = f"forge: no answer from {tmp_path}/none: No such file or directory (is forgeoned running?"
+    assert capsys.readouterr().err.startswith(says)
 
 
 def test_the_socket_may_be_named_before_or_after_the_verb_or_in_the_environment(
