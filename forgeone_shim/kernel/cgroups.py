@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -177,6 +177,19 @@ def create_pod_cgroup(host: CgroupHost, parent: str) -> None:
     make(host, parent)
 
 
+def exists(host: CgroupHost, cgroup: str) -> bool:
+    """Whether ``cgroup`` is there (in the hierarchy that every container is in)."""
+    return any(Path(path).is_dir() for path in _preferred(host, cgroup))
+
+
+def remove_empty(host: CgroupHost, cgroup: str) -> None:
+    """Remove ``cgroup`` wherever nothing is below or in it; what is in use stays."""
+    if relative(cgroup):
+        for path in host.paths(cgroup):
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
+
+
 def remove(host: CgroupHost, cgroup: str, timeout: float = 5.0) -> None:
     """Remove ``cgroup`` and what is below it in every hierarchy; none is no error.
 
@@ -242,7 +255,9 @@ def _wait_for_change(path: str, seconds: float) -> None:
 
 def processes(host: CgroupHost, cgroup: str) -> list[int]:
     """The pids in ``cgroup`` and below it."""
-    for path in _process_paths(host, cgroup):
+    for path in _preferred(host, cgroup):
+        if not Path(path).is_dir():
+            continue
         found: list[int] = []
         for directory, _, _ in os.walk(path):
             with contextlib.suppress(OSError):
@@ -251,13 +266,12 @@ def processes(host: CgroupHost, cgroup: str) -> list[int]:
     return []
 
 
-def _process_paths(host: CgroupHost, cgroup: str) -> Iterable[str]:
-    """One directory that knows the processes: not every hierarchy of a v1 host need have them."""
-    preferred: Sequence[str | None] = (
-        host.unified + relative(cgroup) if host.mode is Mode.V2 else None,
-        *(host.directory(controller, cgroup) for controller in ("freezer", "devices", "pids", "memory", "cpu")),
-    )
-    return [path for path in preferred if path and Path(path).is_dir()]
+def _preferred(host: CgroupHost, cgroup: str) -> list[str]:
+    """Directories that know the processes, best first: not every hierarchy of a v1 host need have them."""
+    if host.mode is Mode.V2:
+        return [host.unified + relative(cgroup)]
+    found = (host.directory(controller, cgroup) for controller in ("freezer", "devices", "pids", "memory", "cpu"))
+    return [path for path in found if path]
 
 
 def kill_all(host: CgroupHost, cgroup: str, number: int = signal.SIGKILL, timeout: float = 0.0) -> bool:
@@ -310,6 +324,21 @@ def _write(path: str, text: str) -> None:
 def _write_quietly(path: str, text: str) -> None:
     with contextlib.suppress(OSError):
         _write(path, text)
+
+
+def warm(host: CgroupHost) -> None:
+    """Open the window in which moving a process between cgroups is fast; takes some milliseconds, best beside others.
+
+    The first move after an idle while waits for an RCU grace period, and those that follow soon do not
+    (``cgroup_threadgroup_rwsem``). Moving this process to where it is already counts as one.
+    """
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    for _, controllers, path in lines:
+        mount = host.unified if not controllers else host.v1.get(controllers.split(",")[0], "")
+        if mount and (host.mode is Mode.V2 or controllers):
+            with contextlib.suppress(OSError):
+                _write(f"{mount}{path.rstrip('/')}/cgroup.procs", "0")
+                return
 
 
 def oom_kills(host: CgroupHost, cgroup: str) -> int:

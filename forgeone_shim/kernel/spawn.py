@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError
+from forgeone_shim.kernel import syscalls
 from forgeone_shim.kernel.procs import Pidfd
 
 _HIGH = 512
+_CLONE_FS = 0x200
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PIPE_CHUNK = 65536
 
@@ -65,11 +67,13 @@ def spawn(
     files: Mapping[int, int] | None = None,
     env: Mapping[str, str] | None = None,
     new_session: bool = False,
+    cwd: str = "",
 ) -> Child:
     """Start ``program`` (a path) with ``files`` as its descriptors (child's number -> ours) and nothing else of ours.
 
     Descriptors 0, 1 and 2 are ``/dev/null`` unless given. Every other descriptor of ours must be CLOEXEC. The child has
-    no blocked signals and default handlers. OSError says that the program could not be started.
+    no blocked signals and default handlers, and starts in ``cwd`` if given. OSError says that the program could not be
+    started.
     """
     wanted = dict(files or {})
     with contextlib.ExitStack() as stack:
@@ -86,6 +90,8 @@ def spawn(
             if ours in targets and ours != number:
                 wanted[number] = fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH)
                 stack.callback(os.close, wanted[number])
+        if cwd:
+            _enter(cwd, stack)
         pid = os.posix_spawn(
             program,
             list(argv),
@@ -96,6 +102,18 @@ def spawn(
             setsid=new_session,
         )
     return Child(pid)
+
+
+def _enter(cwd: str, stack: contextlib.ExitStack) -> None:
+    """Change this thread's directory until ``stack`` closes: posix_spawn has no action for it that Python knows.
+
+    With CLONE_FS unshared a thread's working directory is its own (unshare(2)).
+    """
+    syscalls.syscall(syscalls.number("unshare"), _CLONE_FS)
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, before)
+    os.chdir(cwd)
+    stack.callback(os.fchdir, before)
 
 
 @dataclass(frozen=True, slots=True)

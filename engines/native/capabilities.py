@@ -1,0 +1,78 @@
+"""Linux capabilities of a container: from what CRI asks to the five sets of the OCI runtime spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from engines.base import Security
+from forgeone_shim.errors import FailedPrecondition, InvalidInput
+
+# Order is the kernel's numbering (include/uapi/linux/capability.h).
+_KNOWN = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
+    "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
+    "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
+)
+_DEFAULT = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
+    "AUDIT_WRITE"
+)
+KNOWN = tuple(f"CAP_{name}" for name in _KNOWN.split())
+DEFAULT = frozenset(f"CAP_{name}" for name in _DEFAULT.split())
+_ALL = "ALL"
+
+
+def from_mask(mask: int) -> frozenset[str]:
+    """The names of the bits of a ``/proc/PID/status`` capability line; bits unknown here have no name and are left."""
+    return frozenset(name for bit, name in enumerate(KNOWN) if mask >> bit & 1)
+
+
+def _names(field: str, given: Iterable[str]) -> tuple[bool, frozenset[str]]:
+    """Whether ``ALL`` is among ``given``, and the rest with their prefix."""
+    found = set()
+    everything = False
+    for raw in given:
+        name = raw.upper()
+        if name in {_ALL, f"CAP_{_ALL}"}:
+            everything = True
+            continue
+        name = name if name.startswith("CAP_") else f"CAP_{name}"
+        if name not in KNOWN:
+            raise InvalidInput(field, f"{raw!r} is no capability")
+        found.add(name)
+    return everything, frozenset(found)
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=KNOWN.index)
+
+
+def sets(security: Security, available: frozenset[str]) -> Mapping[str, list[str]]:
+    """The sets for a container on a host that can give ``available``.
+
+    ``ALL`` and the defaults give what the host has; a capability named but not to be had is an error.
+    """
+    path = "linux.security_context.capabilities"
+    add_all, add = _names(f"{path}.add_capabilities", security.add_capabilities)
+    drop_all, drop = _names(f"{path}.drop_capabilities", security.drop_capabilities)
+    ambient_all, ambient = _names(f"{path}.add_ambient_capabilities", security.add_ambient_capabilities)
+    if security.privileged:
+        return {name: _sorted(available) for name in ("bounding", "effective", "permitted")}
+    missing = (add | ambient) - available
+    if missing:
+        raise FailedPrecondition(
+            f"this host cannot give {', '.join(_sorted(missing))}", fix="run forgeoned with these capabilities"
+        )
+    ambient = available if ambient_all else ambient
+    # "ALL" comes before the single names, so that drop ALL + add X leaves X (as containerd and CRI-O read it).
+    base = available if add_all else DEFAULT & available
+    if drop_all:
+        base = frozenset()
+    held = (base | add | ambient) - drop
+    ambient = ambient & held
+    result = {name: _sorted(held) for name in ("bounding", "effective", "permitted")}
+    if ambient:
+        # capabilities(7): a capability can be ambient only while it is permitted and inheritable.
+        result |= {"inheritable": _sorted(ambient), "ambient": _sorted(ambient)}
+    return result

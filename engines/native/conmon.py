@@ -1,0 +1,238 @@
+"""conmon, the supervisor of a container: started, listened to until the container is there, and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import ContainerPlan
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    ForgeError,
+    InternalError,
+    InvalidInput,
+    syscall_error,
+)
+from forgeone_shim.kernel.inotify import IN_CREATE, IN_MOVED_TO, DirectoryEvents
+from forgeone_shim.kernel.procs import Pidfd, open_process
+from forgeone_shim.kernel.spawn import spawn
+
+PIDFILE = "pidfile"
+CONMON_PIDFILE = "conmon.pid"
+CONTROL = "ctl"
+OOM_MARKER = "oom"
+# What conmon leaves in a bundle.
+FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, "winsz", "attach", OOM_MARKER, "exit")
+_SYNC_FD = 3
+_REPORT_MAX = 64 * 1024
+_REOPEN_LOG = b"2 0 0\n"
+_REOPEN_SECONDS = 5.0
+# crun's words for a command that cannot be executed: the caller's mistake, not the host's.
+_COMMAND_ERRORS = ("executable file", "open executable", "exec:", "cannot chdir", "chdir")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """Absolute paths of the programs, and what crun is always given."""
+
+    crun: str
+    conmon: str
+    init: str
+    crun_arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def arguments(plan: ContainerPlan, programs: Programs) -> list[str]:
+    """conmon's command line for a container (conmon(8))."""
+    if ":" in plan.log_path:
+        raise InvalidInput("log_path", f"{plan.log_path!r} holds a colon, which ends a path for conmon")
+    found = ["conmon", "--api-version", "1", "-c", plan.container_id, "-u", plan.container_id, "-r", programs.crun]
+    found += [f"--runtime-arg={argument}" for argument in programs.crun_arguments]
+    found += ["-b", plan.bundle, "-p", f"{plan.bundle}/{PIDFILE}", "-P", f"{plan.bundle}/{CONMON_PIDFILE}"]
+    found += ["--exit-dir", plan.exits, "--persist-dir", plan.bundle]
+    found += ["-l", f"k8s-file:{plan.log_path}" if plan.log_path else "none", "--no-sync-log", "--full-attach"]
+    if plan.spec.tty:
+        found.append("-t")
+    if plan.spec.stdin:
+        found.append("-i")
+        if not plan.spec.stdin_once:
+            found.append("--leave-stdin-open")
+    return found
+
+
+def create(plan: ContainerPlan, programs: Programs, deadline: Deadline) -> int:
+    """Start conmon, which creates the container; returns the container's first pid.
+
+    On any error conmon and what it had started are dead or dying; what they left is the caller's to remove.
+    """
+    argv = arguments(plan, programs)
+    with contextlib.ExitStack() as stack:
+        sync, sync_child = _pipe(stack)
+        errors, errors_child = _pipe(stack)
+        environment = {**programs.environment, "_OCI_SYNCPIPE": str(_SYNC_FD)}
+        try:
+            # conmon writes an OOM marker into its working directory too.
+            child = spawn(
+                programs.conmon,
+                argv,
+                files={2: errors_child[0], _SYNC_FD: sync_child[0]},
+                env=environment,
+                cwd=plan.bundle,
+            )
+        except OSError as error:
+            raise syscall_error("start", programs.conmon, error) from error
+        with child:
+            sync_child.close()
+            errors_child.close()
+            try:
+                report, said = _listen(sync, errors, deadline)
+            except ForgeError:
+                stop(plan.bundle, plan.container_id, patience=0.0)
+                raise
+            # It forks and exits at once; the copy that stays behind is init's child.
+            child.wait()
+    return _pid(report, said, plan.container_id)
+
+
+class _End(list[int]):
+    """A descriptor that is closed once, early or late."""
+
+    def close(self) -> None:
+        while self:
+            os.close(self.pop())
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, _End]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    stack.callback(os.close, read)
+    end = _End([write])
+    stack.callback(end.close)
+    return read, end
+
+
+def _listen(sync: int, errors: int, deadline: Deadline) -> tuple[bytes, bytes]:
+    """Read the one line of the sync pipe; conmon keeps the pipe open, so its end is not waited for."""
+    report, said = b"", b""
+    poll = select.poll()
+    for fd in (sync, errors):
+        poll.register(fd, select.POLLIN)
+    live = {sync, errors}
+    while b"\n" not in report and sync in live and len(report) < _REPORT_MAX:
+        left = deadline.remaining()
+        events = poll.poll(None if left is None else int(left * 1000 + 0.999))
+        if not events:
+            raise DeadlineExceeded("deadline passed while the container was created")
+        for fd, _ in events:
+            chunk = os.read(fd, 4096)
+            if not chunk:
+                live.discard(fd)
+                poll.unregister(fd)
+            elif fd == sync:
+                report += chunk
+            elif len(said) < _REPORT_MAX:
+                said += chunk
+    return report, said
+
+
+def _pid(report: bytes, said: bytes, container_id: str) -> int:
+    try:
+        found = json.loads(report) if report else {}
+        pid = int(found.get("data", -1))
+        message = str(found.get("message", ""))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InternalError(f"create container {container_id}: conmon reported {report[:200]!r}") from error
+    if pid > 0:
+        return pid
+    message = (message or said.decode(errors="replace")).strip() or "crun failed without a word"
+    raise create_error(container_id, message)
+
+
+def create_error(container_id: str, message: str) -> ForgeError:
+    """What crun said, as an error of the right kind."""
+    text = message.splitlines()[-1].removeprefix("error: ") if message else message
+    if text.startswith(_COMMAND_ERRORS):
+        return InvalidInput("command", text)
+    return InternalError(f"create container {container_id}: {text}")
+
+
+def supervisor(bundle: str, container_id: str) -> Pidfd | None:
+    """The conmon of a container, if it lives: the process of its pid file, if its command line names the container."""
+    try:
+        pid = int(Path(bundle, CONMON_PIDFILE).read_text())
+    except (OSError, ValueError):
+        return None
+    held = open_process(pid)
+    if held is None:
+        return None
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    if container_id.encode() in words and words[0].endswith(b"conmon"):
+        return held
+    held.close()
+    return None
+
+
+def stop(bundle: str, container_id: str, patience: float) -> None:
+    """Wait ``patience`` seconds for conmon to finish, then kill it."""
+    held = supervisor(bundle, container_id)
+    if held is None:
+        return
+    with held:
+        if not (patience > 0 and held.wait(patience)):
+            held.send(signal.SIGKILL)
+            held.wait(_REOPEN_SECONDS)
+
+
+def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
+    """Tell conmon to open its log file anew, and wait until it has: it renames a new file to the log's path."""
+    if not log_path:
+        return
+    log = Path(log_path)
+    try:
+        events = DirectoryEvents(log.parent, IN_MOVED_TO | IN_CREATE)
+    except OSError as error:
+        raise syscall_error("watch", log.parent, error) from error
+    try:
+        _command(bundle, container_id, _REOPEN_LOG)
+        poll = select.poll()
+        poll.register(events.fileno(), select.POLLIN)
+        deadline = Deadline.after(_REOPEN_SECONDS)
+        while True:
+            left = deadline.remaining() or 0.0
+            if not poll.poll(int(left * 1000)):
+                raise InternalError(f"conmon of container {container_id} did not reopen {log_path}")
+            seen = events.read()
+            if seen.overflow or log.name in seen.names:
+                return
+    finally:
+        events.close()
+
+
+def _command(bundle: str, container_id: str, line: bytes) -> None:
+    try:
+        fd = os.open(f"{bundle}/{CONTROL}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FailedPrecondition(f"container {container_id} has no supervisor to ask: {error.strerror}") from error
+    try:
+        os.write(fd, line)
+    except OSError as error:
+        raise FailedPrecondition(f"ask the supervisor of container {container_id}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def leftovers(bundle: str, names: Sequence[str] = FILES) -> None:
+    """Remove conmon's files of a container that was never completed."""
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            Path(bundle, name).unlink()

@@ -1,0 +1,236 @@
+"""The native engine: containers of the host's own kernel, made by crun and supervised by conmon."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal as signals
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engines.base import ContainerPlan, ExecResult, Features, Handle, Live, LiveState, Problem, SandboxPlan
+from engines.native import checks, conmon, execute, sandbox, spec
+from engines.native import host as hosts
+from engines.native.conmon import Programs
+from engines.native.crun import Containers
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import (
+    FailedPrecondition,
+    ForgeError,
+    InternalError,
+    NotFound,
+    Unavailable,
+    syscall_error,
+)
+from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel.cgroups import Driver, Mode
+from forgeone_shim.kernel.spawn import find_program, run
+
+_CONFIG = "config.json"
+_LOG_NOTE = "log-path"
+_GONE_SECONDS = 10.0
+_CONMON_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The engine's part of the configuration; the same names as ``[native]`` has."""
+
+    crun: str = "crun"
+    conmon: str = "conmon"
+    init: str = "catatonit"
+    cgroup_driver: str = "auto"
+    seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
+    log_line_max_bytes: int = 16 * 1024
+
+
+class NativeEngine:
+    """Implements :class:`engines.base.Engine`.
+
+    A container's bundle holds ``config.json``, conmon's pid files, control fifo and attach socket (``attach``). crun's
+    state is below ``STATE/crun``. Nothing is kept in memory but facts of the host.
+    """
+
+    def __init__(self, settings: Settings, state: Path) -> None:
+        self._settings = settings
+        self._host = hosts.read(settings.cgroup_driver)
+        self._containers = Containers(state / "crun")
+        arguments = [f"--root={self._containers.root}"]
+        if self._host.cgroups.driver is Driver.SYSTEMD:
+            arguments.append("--systemd-cgroup")
+        self._programs = Programs(
+            crun=find_program(settings.crun) or "",
+            conmon=find_program(settings.conmon) or "",
+            init=os.path.realpath(find_program(settings.init) or ""),
+            crun_arguments=tuple(arguments),
+            environment=hosts.environment(),
+        )
+
+    @property
+    def name(self) -> str:
+        """``native``."""
+        return "native"
+
+    def features(self) -> Features:
+        """Supplemental groups come resolved, so both policies work; the rest is not there yet."""
+        return Features(supplemental_groups_policy=True)
+
+    def problems(self) -> list[Problem]:
+        """What this host lacks for the engine to work."""
+        return checks.problems(self._settings.crun, self._settings.conmon, self._settings.init, self._host)
+
+    # Sandboxes
+
+    def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
+        """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""
+        self._warm()
+        if plan.shares_pid:
+            self._need(self._programs.crun, self._settings.crun)
+            if not self._programs.init or not Path(self._programs.init).is_file():
+                raise Unavailable(f"{self._settings.init} is not installed", fix=checks.INSTALL)
+        return sandbox.prepare(plan, self._host, self._programs, self._containers, deadline)
+
+    def sandbox_alive(self, plan: SandboxPlan) -> bool:
+        """Whether the pod's init lives; always so for a pod without one."""
+        return sandbox.alive(plan, self._containers)
+
+    def remove_sandbox(self, plan: SandboxPlan) -> None:
+        """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""
+        sandbox.remove(plan, self._host, self._containers)
+
+    # Containers, in order of life
+
+    def create(self, plan: ContainerPlan, deadline: Deadline) -> int:
+        """Create the container, held before its first instruction; returns its first process's pid.
+
+        A command that cannot be executed is InvalidInput. On any error nothing is left but the bundle's directory.
+        """
+        self._warm()
+        self._need(self._programs.crun, self._settings.crun)
+        self._need(self._programs.conmon, self._settings.conmon)
+        deadline.check("before the container was created")
+        gathered = spec.gather(plan, self._host, self._settings.seccomp_profile_root)
+        config = spec.config(plan, self._host, gathered)
+        handle = Handle(
+            container_id=plan.container_id,
+            sandbox_id=plan.sandbox_id,
+            bundle=plan.bundle,
+            exits=plan.exits,
+            cgroup=plan.cgroup,
+        )
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo_create, handle)
+            try:
+                Path(plan.bundle, _CONFIG).write_bytes(msgspec.json.encode(config))
+                Path(plan.bundle, _LOG_NOTE).write_text(plan.log_path)
+            except OSError as error:
+                raise syscall_error("write", plan.bundle, error) from error
+            pid = conmon.create(plan, self._programs, deadline)
+            undo.pop_all()
+        return pid
+
+    def _undo_create(self, handle: Handle) -> None:
+        with contextlib.suppress(ForgeError):
+            self.delete(handle)
+        conmon.leftovers(handle.bundle, (*conmon.FILES, _CONFIG, _LOG_NOTE))
+        Path(handle.exits, handle.container_id).unlink(missing_ok=True)
+
+    def start(self, handle: Handle, deadline: Deadline) -> None:
+        """Let the created container run. One that runs already, or has ended, is FailedPrecondition."""
+        deadline.check("before the container was started")
+        name = handle.container_id
+        try:
+            if self._containers.release(name):
+                return
+        except OSError as error:
+            raise FailedPrecondition(f"container {name} died before it was started: {error.strerror}") from error
+        state = self.look(handle).state
+        if state is LiveState.MISSING:
+            raise NotFound("container", name)
+        raise FailedPrecondition(f"container {name} is {state.value}, not created")
+
+    def kill(self, handle: Handle, signal: int, *, everything: bool = False) -> None:
+        """Signal the first process, or every process of the container. A dead container is no error."""
+        held = self._containers.first_process(handle.container_id)
+        if held is not None:
+            with held:
+                held.send(signal)
+        if everything and handle.cgroup:
+            cgroups.kill_all(self._host.cgroups, handle.cgroup, signal)
+
+    def delete(self, handle: Handle) -> None:
+        """Kill what is left and forget the container. A missing container is no error."""
+        name = handle.container_id
+        held = self._containers.first_process(name)
+        if held is not None:
+            with held:
+                held.send(signals.SIGKILL)
+                if not held.wait(_GONE_SECONDS):
+                    raise InternalError(f"container {name}: its first process does not die (pid {held.pid})")
+        status = self._containers.status(name)
+        if handle.cgroup and not cgroups.kill_all(self._host.cgroups, handle.cgroup, timeout=_GONE_SECONDS):
+            raise InternalError(f"container {name}: processes in {handle.cgroup} do not die")
+        conmon.stop(handle.bundle, name, _CONMON_SECONDS)
+        if self._host.cgroups.driver is Driver.SYSTEMD and status is not None:
+            # The scope is a unit of systemd's, which only forgets a failed one when told to.
+            argv = ["crun", *self._programs.crun_arguments, "delete", "--force", name]
+            run(self._programs.crun, argv, Deadline.after(_GONE_SECONDS), env=self._programs.environment)
+        if handle.cgroup:
+            cgroups.remove(self._host.cgroups, handle.cgroup)
+        self._containers.forget(name)
+
+    def look(self, handle: Handle) -> Live:
+        """The container as the kernel sees it; executes nothing."""
+        return self._containers.look(handle.container_id, self._freezer(handle.cgroup))
+
+    def exec_sync(self, handle: Handle, argv: tuple[str, ...], timeout: float | None, limit: int) -> ExecResult:
+        """Run ``argv`` inside; ``timeout`` seconds (``None``: none) later it is killed and DeadlineExceeded raised.
+
+        Each stream is capped at ``limit`` bytes. A command that is not there is InvalidInput.
+        """
+        self._need(self._programs.crun, self._settings.crun)
+        try:
+            config = Path(handle.bundle, _CONFIG).read_bytes()
+        except OSError as error:
+            raise NotFound("container", handle.container_id) from error
+        process = spec.exec_process(config, argv)
+        try:
+            return execute.run(self._programs, handle.container_id, process, timeout, limit)
+        except InternalError as error:
+            state = self.look(handle).state
+            if state is not LiveState.RUNNING:
+                raise FailedPrecondition(f"container {handle.container_id} is {state.value}, not running") from error
+            raise
+
+    def reopen_log(self, handle: Handle) -> None:
+        """Make conmon open its log file anew; returns once it has."""
+        try:
+            path = Path(handle.bundle, _LOG_NOTE).read_text()
+        except OSError as error:
+            raise NotFound("container", handle.container_id) from error
+        conmon.reopen_log(handle.bundle, handle.container_id, path)
+
+    def was_oom_killed(self, handle: Handle) -> bool:
+        """Whether the kernel killed a process of this container for memory; ask before :meth:`delete`."""
+        if handle.cgroup and cgroups.exists(self._host.cgroups, handle.cgroup):
+            return cgroups.oom_kills(self._host.cgroups, handle.cgroup) > 0
+        return Path(handle.bundle, conmon.OOM_MARKER).exists()
+
+    def _freezer(self, cgroup: str) -> str | None:
+        if not cgroup:
+            return None
+        directory = self._host.cgroups.directory("freezer", cgroup)
+        name = "cgroup.freeze" if self._host.cgroups.mode is Mode.V2 else "freezer.state"
+        return None if directory is None else f"{directory}/{name}"
+
+    def _warm(self) -> None:
+        """Beside what comes next, so that crun's moves into cgroups need not wait for the kernel."""
+        threading.Thread(target=cgroups.warm, args=(self._host.cgroups,), daemon=True).start()
+
+    @staticmethod
+    def _need(path: str, name: str) -> None:
+        if not path:
+            raise Unavailable(f"{name} is not installed", fix=checks.INSTALL)

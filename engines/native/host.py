@@ -1,0 +1,109 @@
+"""What this host is: facts that a plan depends on, read once when the engine is built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.native import capabilities
+from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel.cgroups import CgroupHost, Mode
+
+_CAP_SYS_RESOURCE = "CAP_SYS_RESOURCE"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Facts of the host: control groups, what capabilities can be given, which security modules run."""
+
+    cgroups: CgroupHost
+    capabilities: frozenset[str]
+    oom_score_adj: int = 0
+    apparmor: bool = False
+    selinux: bool = False
+    swap_limit: bool = False
+    hugepage_sizes: frozenset[str] = frozenset()
+    cgroup_mount_options: tuple[str, ...] = ()
+
+    @property
+    def lowest_oom_score_adj(self) -> int:
+        """A process without CAP_SYS_RESOURCE cannot go below the value it started with."""
+        return -1000 if _CAP_SYS_RESOURCE in self.capabilities else self.oom_score_adj
+
+
+def read(driver: str) -> Host:
+    """Look at this host."""
+    found = cgroups.detect(driver)
+    status = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Cap")
+    )
+    bounding, permitted = int(status["CapBnd"], 16), int(status["CapPrm"], 16)
+    memory = found.v1.get("memory", "")
+    return Host(
+        cgroups=found,
+        capabilities=capabilities.from_mask(bounding & permitted),
+        oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
+        apparmor=_reads("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+        selinux=Path("/sys/fs/selinux/enforce").exists(),
+        swap_limit=_swap_limit(found, memory),
+        hugepage_sizes=_hugepage_sizes(found),
+        cgroup_mount_options=_unified_options(found),
+    )
+
+
+def _reads(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _swap_limit(found: CgroupHost, memory: str) -> bool:
+    if found.mode is not Mode.V2:
+        return bool(memory) and Path(memory, "memory.memsw.limit_in_bytes").exists()
+    # The root cgroup has no memory.swap.max; any other cgroup has it, so that of this process is asked.
+    own = _reads("/proc/self/cgroup").strip().rpartition("::")[2]
+    if own and own != "/":
+        return Path(found.unified + own, "memory.swap.max").exists()
+    return any(Path(entry.path, "memory.swap.max").exists() for entry in os.scandir(found.unified) if entry.is_dir())
+
+
+def _hugepage_sizes(found: CgroupHost) -> frozenset[str]:
+    if not found.has("hugetlb"):
+        return frozenset()
+    try:
+        names = [path.name for path in Path("/sys/kernel/mm/hugepages").iterdir()]
+    except OSError:
+        return frozenset()
+    return frozenset(_size_name(int(name.removeprefix("hugepages-").removesuffix("kB"))) for name in names)
+
+
+def _size_name(kilobytes: int) -> str:
+    """As the kernel names hugetlb files: ``64KB``, ``2MB``, ``1GB``."""
+    for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
+        if kilobytes >= size:
+            return f"{kilobytes // size}{unit}"
+    return f"{kilobytes}KB"
+
+
+def _unified_options(found: CgroupHost) -> tuple[str, ...]:
+    """Options of the one cgroup2 superblock that a mount without them would take away from the whole host."""
+    if found.mode is not Mode.V2:
+        return ()
+    for line in _reads("/proc/self/mounts").splitlines():
+        fields = line.split()
+        if len(fields) > 3 and fields[1] == found.unified:
+            return tuple(o for o in fields[3].split(",") if o in {"nsdelegate", "memory_recursiveprot"})
+    return ()
+
+
+def mount_table() -> str:
+    """``/proc/self/mountinfo`` as it is now."""
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def environment() -> Mapping[str, str]:
+    """What programs of this engine get: nothing of the daemon's but where to find other programs."""
+    return {"PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")}

@@ -1,0 +1,179 @@
+"""From a container's plan to its OCI runtime configuration: pure, given what :func:`gather` read from the host."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engines.base import ContainerPlan, Mount, Namespaces, Process, Profile, ProfileType, SELinux, User
+from engines.native import capabilities, devices, mounts, resources, seccomp
+from engines.native.devices import Node
+from engines.native.host import Host
+from engines.native.mounts import MountPoint
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
+from forgeone_shim.kernel.cgroups import Mode
+
+OCI_VERSION = "1.0.2"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """What one plan needs to know of the host's files: resolved mounts, devices, the seccomp filter."""
+
+    mounts: tuple[Mount, ...] = ()
+    mount_points: Mapping[str, MountPoint]
+    devices: tuple[Node, ...] = ()
+    seccomp: Json | None = None
+
+
+def gather(plan: ContainerPlan, host: Host, seccomp_root: str) -> Gathered:
+    """Read (and for missing mount sources, make) what the plan names on the host."""
+    security = plan.spec.security
+    asked = mounts.resolve(plan.spec.mounts)
+    if plan.spec.cdi_devices:
+        raise Unimplemented("CDI devices are not supported")
+    nodes = devices.read(plan.spec.devices)
+    if security.privileged:
+        nodes = devices.all_of_host() + nodes
+    profile = None
+    if not security.privileged:
+        held = capabilities.sets(security, host.capabilities)["bounding"]
+        profile = seccomp.choose(security.seccomp, held, seccomp_root)
+    return Gathered(mounts=asked, mount_points=mounts.propagation_tags(asked), devices=nodes, seccomp=profile)
+
+
+def environment(process: Process, *, hostname: str, tty: bool) -> list[str]:
+    """The process's variables: ours first, so that the image's and the caller's win; of two the last counts."""
+    found: dict[str, str] = {"PATH": PATH.partition("=")[2], "HOSTNAME": hostname}
+    if tty:
+        found["TERM"] = "xterm"
+    for entry in process.env:
+        name, equals, value = entry.partition("=")
+        if not name or "\0" in entry:
+            raise InvalidInput("envs", f"{entry!r} is not NAME=value")
+        if equals:
+            found[name] = value
+    found.setdefault("HOME", process.user.home or "/")
+    return [f"{name}={value}" for name, value in found.items() if name != "HOSTNAME" or value]
+
+
+def user(who: User) -> Json:
+    """OCI ``process.user``."""
+    found: Json = {"uid": who.uid, "gid": who.gid}
+    if who.additional_gids:
+        found["additionalGids"] = list(who.additional_gids)
+    return found
+
+
+def process(plan: ContainerPlan, host: Host) -> Json:
+    """OCI ``process``."""
+    asked = plan.process
+    if not asked.args or not asked.args[0]:
+        raise InvalidInput("command", "is empty, and the image has none")
+    if any("\0" in word for word in asked.args):
+        raise InvalidInput("command", "holds a NUL")
+    security = plan.spec.security
+    found: Json = {
+        "terminal": plan.spec.tty,
+        "user": user(asked.user),
+        "args": list(asked.args),
+        "env": environment(asked, hostname=plan.hostname, tty=plan.spec.tty),
+        "cwd": asked.cwd or "/",
+        "capabilities": capabilities.sets(security, host.capabilities),
+        "noNewPrivileges": security.no_new_privs,
+        "oomScoreAdj": resources.oom_score_adj(plan.spec.resources, host),
+    }
+    if not str(found["cwd"]).startswith("/"):
+        raise InvalidInput("working_dir", f"{asked.cwd!r} is not absolute")
+    profile = apparmor(security.apparmor, host)
+    if profile and not security.privileged:
+        found["apparmorProfile"] = profile
+    label = selinux(security.selinux, host)
+    if label:
+        found["selinuxLabel"] = label
+    return found
+
+
+def apparmor(profile: Profile | None, host: Host) -> str:
+    """The AppArmor profile to enter; a named one cannot be honoured on a host without AppArmor."""
+    if profile is None or profile.type is not ProfileType.LOCALHOST:
+        return ""
+    name = profile.localhost_ref.removeprefix("localhost/")
+    if not host.apparmor:
+        raise FailedPrecondition(f"AppArmor profile {name!r} was asked for, but this host has no AppArmor")
+    if not name:
+        raise InvalidInput("linux.security_context.apparmor.localhost_ref", "is empty")
+    return name
+
+
+def selinux(label: SELinux | None, host: Host) -> str:
+    """``user:role:type:level`` where SELinux runs; there is nothing to label elsewhere."""
+    if label is None or not host.selinux or not (label.user or label.role or label.type or label.level):
+        return ""
+    parts = (label.user or "system_u", label.role or "system_r", label.type or "container_t", label.level or "s0")
+    return ":".join(parts)
+
+
+def namespaces(paths: Namespaces, *, cgroup: bool) -> list[Json]:
+    """OCI ``linux.namespaces``: joined by path, new where the path is empty, the host's where it is ``None``."""
+    found: list[Json] = []
+    for kind, path in (("network", paths.network), ("ipc", paths.ipc), ("uts", paths.uts), ("pid", paths.pid)):
+        if path is not None:
+            found.append({"type": kind, "path": path} if path else {"type": kind})
+    found.append({"type": "mount"})
+    if cgroup:
+        found.append({"type": "cgroup"})
+    return found
+
+
+def config(plan: ContainerPlan, host: Host, found: Gathered) -> Json:
+    """The whole ``config.json``."""
+    security = plan.spec.security
+    listed, propagation = mounts.plan_mounts(plan, host, found.mounts, found.mount_points)
+    limits = resources.limits(plan.spec.resources, host)
+    limits["devices"] = devices.rules(found.devices, privileged=security.privileged)
+    linux: Json = {
+        "cgroupsPath": plan.cgroup,
+        "namespaces": namespaces(plan.namespaces, cgroup=host.cgroups.mode is Mode.V2 and not security.privileged),
+        "resources": limits,
+        "devices": devices.spec(found.devices),
+    }
+    if not security.privileged:
+        linux["maskedPaths"] = _absolute("masked_paths", security.masked_paths)
+        linux["readonlyPaths"] = _absolute("readonly_paths", security.readonly_paths)
+    if propagation:
+        linux["rootfsPropagation"] = propagation
+    if found.seccomp is not None:
+        linux["seccomp"] = found.seccomp
+    label = selinux(security.selinux, host)
+    if label:
+        linux["mountLabel"] = label
+    return {
+        "ociVersion": OCI_VERSION,
+        "process": process(plan, host),
+        "root": {"path": plan.rootfs, "readonly": security.readonly_rootfs},
+        "mounts": listed,
+        "linux": linux,
+    }
+
+
+def _absolute(field: str, paths: Sequence[str]) -> list[str]:
+    for path in paths:
+        if not path.startswith("/") or "\0" in path:
+            raise InvalidInput(f"linux.security_context.{field}", f"{path!r} is not absolute")
+    return list(paths)
+
+
+def exec_process(config_json: bytes, argv: tuple[str, ...]) -> bytes:
+    """The OCI process of an exec: the container's own, but for its arguments and without a terminal."""
+    if not argv or not argv[0]:
+        raise InvalidInput("cmd", "is empty")
+    if any("\0" in word for word in argv):
+        raise InvalidInput("cmd", "holds a NUL")
+    found: Json = json.loads(config_json)["process"]
+    found.update(terminal=False, args=list(argv))
+    return json.dumps(found).encode()
