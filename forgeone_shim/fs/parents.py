@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from errno import EEXIST, ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP
+from errno import ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP
 from pathlib import Path
 
 from forgeone_shim.fs.layers import Lower
@@ -28,10 +28,15 @@ def mend(layers: Sequence[Lower], upper: Path) -> None:
     wrong = [path for path, (index, seen) in sources.items() if index is not None and index != seen]
     with ExitStack() as stack:
         upper_fd = _open(stack, upper)
+        times: list[tuple[bytes, tuple[int, int]]] = []
         for path in sorted(_with_ancestors(wrong)):
             index = sources[path][0]
             if index is not None:
-                _copy(_open(stack, layers[index].tree), upper_fd, path)
+                times.append((path, _copy(layers[index].tree, upper_fd, path)))
+        # Deepest first, and after all are made: making one changes the times of the one it is in.
+        for path, both in reversed(times):
+            with ExitStack() as walk:
+                os.utime(_walk(walk, upper_fd, path), ns=both)
 
 
 def _with_ancestors(paths: Iterable[bytes]) -> set[bytes]:
@@ -80,25 +85,21 @@ def _is_opaque(fd: int) -> bool:
         raise
 
 
-def _copy(source_root: int, upper: int, path: bytes) -> None:
+def _copy(tree: Path, upper: int, path: bytes) -> tuple[int, int]:
+    """Make the directory in ``upper``, whose parents are there, as it is in ``tree``; its times are for later."""
     with ExitStack() as stack:
-        source, target = source_root, upper
-        *parents, name = path.split(b"/")
-        for parent in parents:
-            source, target = _step(stack, source, parent), _step(stack, target, parent)
-        source = _step(stack, source, name)
-        try:
-            os.mkdir(name, 0o700, dir_fd=target)
-        except OSError as error:
-            if error.errno != EEXIST:
-                raise
-        target = _step(stack, target, name)
+        source = _walk(stack, _open(stack, tree), path)
+        parent_path, _, name = path.rpartition(b"/")
+        parent = _walk(stack, upper, parent_path) if parent_path else upper
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        target = _walk(stack, parent, name)
         status = os.fstat(source)
         os.fchown(target, status.st_uid, status.st_gid)
         os.fchmod(target, status.st_mode & 0o7777)
         for attribute in _attributes(source):
             os.setxattr(target, attribute, os.getxattr(source, attribute))
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return status.st_atime_ns, status.st_mtime_ns
 
 
 def _attributes(fd: int) -> Iterator[str]:
@@ -114,7 +115,8 @@ def _open(stack: ExitStack, path: Path) -> int:
     return fd
 
 
-def _step(stack: ExitStack, parent: int, name: bytes) -> int:
-    fd = os.open(name, _DIRECTORY, dir_fd=parent)
-    stack.callback(os.close, fd)
+def _walk(stack: ExitStack, fd: int, path: bytes) -> int:
+    for name in path.split(b"/"):
+        fd = os.open(name, _DIRECTORY, dir_fd=fd)
+        stack.callback(os.close, fd)
     return fd

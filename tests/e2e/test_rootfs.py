@@ -1,0 +1,235 @@
+"""Root file systems: what a container sees of its image's layers, and that nothing of it stays."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.deadline import NEVER
+from forgeone_shim.errors import InternalError, InvalidInput, NotFound
+from forgeone_shim.fs.layers import LayerStore
+from forgeone_shim.fs.rootfs import RootfsStore
+from forgeone_shim.kernel import mounts
+from tests.unit.fs.archives import Member, diff_id, directory, symlink, tar
+
+pytestmark = pytest.mark.root
+
+Layer = Callable[..., str]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LayerStore]:
+    store = LayerStore(tmp_path / "layers", sync_delay=3600)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path, store: LayerStore) -> Iterator[RootfsStore]:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    yield RootfsStore(tmp_path / "root", tmp_path / "state", store)
+    left = mounts.mounts_below(tmp_path)
+    for point in left:
+        mounts.unmount(point)
+    assert left == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.fixture
+def layer(store: LayerStore) -> Layer:
+    def layer(*members: Member) -> str:
+        data = tar(members)
+        store.unpack(diff_id(data), "none", io.BytesIO(data), NEVER)
+        return diff_id(data)
+
+    return layer
+
+
+def seen(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def test_layers_show_as_one_and_writes_stay_with_the_container(layer: Layer, rootfs: RootfsStore) -> None:
+    layers = [
+        layer(directory("d"), Member("d/old"), Member("gone"), Member("both", b"1"), directory("o"), Member("o/x")),
+        layer(Member(".wh.gone"), Member("both", b"2"), directory("o"), Member("o/.wh..wh..opq"), Member("o/y")),
+    ]
+    one, two = rootfs.mount("one", layers), rootfs.mount("two", layers, True)
+    assert seen(one) == seen(two) == ["both", "d", "d/old", "o", "o/y"]
+    assert (one / "both").read_bytes() == b"2"
+    (one / "new").write_bytes(b"x" * 10_000)
+    assert not (two / "new").exists()
+    assert rootfs.usage("one")[0] - rootfs.usage("two")[0] >= 10_000
+    assert rootfs.usage("one")[1] == 2
+    for name in ("one", "two"):
+        rootfs.remove(name)
+        rootfs.remove(name)
+    assert rootfs.usage("one") == (0, 0)
+
+
+def test_mounting_twice_and_unmounting_twice_are_as_once(layer: Layer, rootfs: RootfsStore) -> None:
+    layers = [layer(Member("f"))]
+    root = rootfs.mount("c", layers)
+    (root / "mine").touch()
+    assert rootfs.mount("c", layers) == root
+    rootfs.unmount("c")
+    assert seen(root) == []
+    rootfs.unmount("c")
+    assert seen(rootfs.mount("c", layers)) == ["f", "mine"]
+    rootfs.remove("c")
+
+
+def test_the_same_layer_twice_and_no_layer_at_all(layer: Layer, rootfs: RootfsStore) -> None:
+    base, over = layer(Member("f", b"base"), Member("g")), layer(Member("f", b"over"), Member(".wh.g"))
+    assert (rootfs.mount("a", [base, over, base]) / "f").read_bytes() == b"base"
+    assert seen(rootfs.mount("a2", [base, over, base])) == ["f", "g"]
+    assert (rootfs.mount("b", [base, over, over]) / "f").read_bytes() == b"over"
+    empty = rootfs.mount("c", [])
+    (empty / "f").touch()
+    for name in ("a", "a2", "b", "c"):
+        rootfs.remove(name)
+
+
+def test_an_opaque_root_hides_every_layer_below(layer: Layer, rootfs: RootfsStore) -> None:
+    layers = [layer(Member("old")), layer(Member("f"), Member(".wh..wh..opq")), layer(Member("g"))]
+    assert seen(rootfs.mount("c", layers)) == ["f", "g"]
+    rootfs.remove("c")
+
+
+def test_more_than_a_hundred_layers(layer: Layer, rootfs: RootfsStore) -> None:
+    layers = [layer(Member(f"f{i}"), Member("same", b"%d" % i)) for i in range(110)]
+    root = rootfs.mount("c", layers)
+    assert len(seen(root)) == 111
+    assert (root / "same").read_bytes() == b"109"
+    rootfs.remove("c")
+
+
+def test_mount_2_does_the_same_where_the_new_calls_are_missing(
+    layer: Layer, rootfs: RootfsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = [layer(Member(f"f{i}"), Member("same", b"%d" % i)) for i in range(110)]
+    monkeypatch.setattr(mounts.syscalls, "FSOPEN", 9999)
+    root = rootfs.mount("c", layers)
+    assert len(seen(root)) == 111
+    assert (root / "same").read_bytes() == b"109"
+    rootfs.remove("c")
+
+
+def test_a_root_whose_path_is_longer_than_the_kernel_takes_in_one_option(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 200) / ("y" * 200)
+    store = LayerStore(deep / "layers", sync_delay=3600)
+    data = tar([Member("f")])
+    store.unpack(diff_id(data), "none", io.BytesIO(data), NEVER)
+    rootfs = RootfsStore(deep / "root", tmp_path / "state", store)
+    assert seen(rootfs.mount("c", [diff_id(data)])) == ["f"]
+    rootfs.remove("c")
+    store.close()
+
+
+def test_parents_a_layer_only_implies_look_as_the_layer_below_has_them(layer: Layer, rootfs: RootfsStore) -> None:
+    base = layer(
+        directory("tmp", 0o1777, mtime=111),
+        directory("srv", 0o2750, uid=7, gid=8, mtime=222),
+        directory("srv/data", 0o700, uid=9, mtime=333),
+        directory("hidden", 0o700),
+        directory("replaced", 0o700),
+    )
+    middle = layer(Member("tmp/a"), Member("srv/data/x/f"), Member(".wh.hidden"), Member(".wh.replaced"))
+    top = layer(Member("srv/data/y"), Member("hidden/f"), directory("replaced", 0o711), Member("new/f"))
+    root = rootfs.mount("c", [base, middle, top])
+
+    def look(name: str) -> tuple[str, int, int]:
+        status = (root / name).stat()
+        return oct(status.st_mode & 0o7777), status.st_uid, status.st_gid
+
+    assert look("tmp") == ("0o1777", 0, 0)
+    assert look("srv") == ("0o2750", 7, 8)
+    assert look("srv/data") == ("0o700", 9, 0)
+    assert look("srv/data/x") == look("hidden") == look("new") == ("0o755", 0, 0)
+    assert look("replaced") == ("0o711", 0, 0)
+    assert [int((root / name).stat().st_mtime) for name in ("tmp", "srv", "srv/data")] == [111, 222, 333]
+    assert sorted(path.name for path in (root / "srv/data").iterdir()) == ["x", "y"]
+    rootfs.remove("c")
+
+
+def test_what_cannot_be_mounted_leaves_nothing(layer: Layer, rootfs: RootfsStore, tmp_path: Path) -> None:
+    there = layer(Member("f"))
+    with pytest.raises(NotFound):
+        rootfs.mount("c", [there, "sha256:" + "0" * 64])
+    with pytest.raises(InvalidInput):
+        rootfs.mount("../c", [there])
+    (tmp_path / "state/containers/c").mkdir(parents=True)
+    (tmp_path / "state/containers/c/rootfs").write_text("in the way")
+    with pytest.raises(InternalError):
+        rootfs.mount("c", [there])
+    assert not list((tmp_path / "root/containers").iterdir())
+
+
+def test_too_many_layers_are_refused_by_number(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="501"):
+        mounts.mount_overlay(tmp_path, [tmp_path] * 501, tmp_path, tmp_path)
+
+
+def test_removal_follows_no_link_a_container_left(layer: Layer, rootfs: RootfsStore, tmp_path: Path) -> None:
+    (tmp_path / "precious/dir").mkdir(parents=True)
+    (tmp_path / "precious/file").touch()
+    root = rootfs.mount("c", [layer(symlink("in-layer", "/"), Member("d/f"))])
+    (root / "out").symlink_to(tmp_path / "precious")
+    (root / "d/out").symlink_to("../../../../../../precious")
+    (root / "d/f").unlink()
+    os.mknod(root / "null", 0o20666, os.makedev(1, 3))
+    (root / "x/y/z").mkdir(parents=True)
+    rootfs.remove("c")
+    assert seen(tmp_path / "precious") == ["dir", "file"]
+    assert not list((tmp_path / "root/containers").iterdir())
+
+
+def test_a_container_that_still_uses_its_root_does_not_keep_it(layer: Layer, rootfs: RootfsStore) -> None:
+    root = rootfs.mount("c", [layer(Member("f", b"x"))])
+    with (root / "f").open("rb") as held:
+        rootfs.remove("c")
+        assert held.read() == b"x"
+        assert seen(root) == []
+
+
+def test_binds_and_tmpfs(tmp_path: Path) -> None:
+    source, target = tmp_path / "source dir", tmp_path / "target\tdir"
+    (source / "sub").mkdir(parents=True)
+    target.mkdir()
+    mounts.mount_tmpfs(source / "sub", 1 << 20, 0o700)
+    (source / "sub/f").touch()
+    mounts.bind(source, target, readonly=True, recursive=True)
+    try:
+        *inner, outer = mounts.mounts_below(tmp_path)
+        assert (set(inner), outer) == ({str(target / "sub"), str(source / "sub")}, str(target))
+        for name in ("x", "sub/x"):
+            with pytest.raises(OSError, match="Read-only"):
+                (target / name).touch()
+        (source / "sub/x").touch()
+    finally:
+        mounts.unmount(target)
+        mounts.unmount(source / "sub")
+    assert mounts.mounts_below(tmp_path) == []
+    mounts.unmount(target)
+    mounts.unmount(tmp_path / "nothing")
+    with pytest.raises(InternalError, match="nothing"):
+        mounts.bind(source, tmp_path / "nothing")
+
+
+def test_opening_in_a_root_stays_in_it(tmp_path: Path) -> None:
+    (tmp_path / "root/etc").mkdir(parents=True)
+    (tmp_path / "root/etc/f").write_text("inside")
+    (tmp_path / "root/l").symlink_to("/etc/f")
+    (tmp_path / "root/up").symlink_to("../../../../etc/f")
+    (tmp_path / "root/magic").symlink_to("/proc/self/root/etc/hostname")
+    for name in ("etc/f", "/etc/f", "l", "up", "../../etc/f"):
+        fd = mounts.open_in_root(tmp_path / "root", name)
+        assert os.read(fd, 100) == b"inside"
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    with pytest.raises(FileNotFoundError):
+        mounts.open_in_root(tmp_path / "root", "magic")
