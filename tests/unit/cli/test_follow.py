@@ -79,7 +79,7 @@ def test_a_rotated_log_is_read_to_its_end_and_the_new_one_from_its_start(followi
         log.rename(log.with_suffix(".log.1"))
         old.write(T + b" stdout F 2\n")
         seen.wait(b"1\n2\n")
+        old.write(T + b" stdout F 3\n")
         with log.open("ab", buffering=0) as new:
-            old.write(T + b" stdout F 3\n")
             new.write(T + b" stdout F 4\n")
             seen.wait(b"1\n2\n3\n4\n")
