@@ -5,8 +5,9 @@ from __future__ import annotations
 from cri.runtime.container import ContainerVerbs
 from cri.runtime.execution import ExecVerbs
 from cri.runtime.sandbox import SandboxVerbs
+from cri.runtime.stats import StatsVerbs
 from cri.runtime.status import StatusVerbs
 
 
-class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs):
+class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs):
     """The verbs of pods and containers."""

@@ -369,6 +369,40 @@ def test_output_is_cut_to_fit_one_message(
     assert len(answer.stderr) >= min(err * mebi, MESSAGE_LIMIT // 2 - 64)
 
 
+# -- usage
+
+
+def test_the_usage_of_one_container(cri: RuntimeServiceStub, container: str) -> None:
+    cri.StartContainer(pb.StartContainerRequest(container_id=container))
+    stats = cri.ContainerStats(pb.ContainerStatsRequest(container_id=container)).stats
+    assert (stats.attributes.id, stats.attributes.metadata.name) == (container, "app")
+    assert (stats.cpu.timestamp, stats.cpu.usage_core_nano_seconds.value) == (5, 77_000)
+    assert stats.memory.working_set_bytes.value == 70
+    assert not stats.memory.HasField("usage_bytes")
+    assert stats.swap.HasField("swap_usage_bytes")
+    assert (stats.io.psi.Some.Total, stats.io.psi.Full.Avg10) == (9000, 1.5)
+
+
+def test_usage_is_listed_by_every_filter(cri: RuntimeServiceStub, container: str, pod: str) -> None:
+    other_pod = run(cri, "db")
+    other = create(cri, other_pod, labels={"app": "db"})
+    idle = create(cri, other_pod, "idle")
+    for one in (container, other):
+        cri.StartContainer(pb.StartContainerRequest(container_id=one))
+
+    def ids(**wanted: object) -> list[str]:
+        request = pb.ListContainerStatsRequest(filter=pb.ContainerStatsFilter(**wanted))  # type: ignore[arg-type]
+        return [stats.attributes.id for stats in cri.ListContainerStats(request).stats]
+
+    assert ids() == [container, other]
+    assert ids(id=other[:4]) == [other]
+    assert ids(id=idle) == []
+    assert ids(pod_sandbox_id=pod) == [container]
+    assert ids(label_selector={"app": "db"}) == [other]
+    streamed = cri.StreamContainerStats(pb.StreamContainerStatsRequest())
+    assert [stats.attributes.id for piece in streamed for stats in piece.container_stats] == [container, other]
+
+
 # -- images
 
 
