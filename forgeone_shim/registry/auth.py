@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 
-from forgeone_shim.errors import FailedPrecondition, PermissionDenied
+from forgeone_shim.errors import PermissionDenied, Unavailable
 from forgeone_shim.registry.hosts import Endpoint, split_url
 from forgeone_shim.registry.model import Credentials
 
@@ -115,10 +115,10 @@ def read_token(data: bytes, server: str) -> str:
     try:
         reply = msgspec.json.decode(data, type=TokenReply)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise FailedPrecondition(f"{server}: its answer is not a token") from None
+        raise Unavailable(f"{server}: its answer is not a token") from None
     token = reply.access_token or reply.token or ""
     if not _BEARER.fullmatch(token):
-        raise FailedPrecondition(f"{server}: its answer holds no usable token")
+        raise Unavailable(f"{server}: its answer holds no usable token")
     return token
 
 

@@ -26,7 +26,6 @@ from forgeone_shim.registry.manifest import (
     choose,
     layer_format,
     parse_config,
-    parse_manifest,
 )
 from forgeone_shim.registry.model import LayerProgress, LayerState
 from forgeone_shim.registry.source import CorruptBlob, Source
@@ -109,14 +108,12 @@ def resolve(source: Source, platform: Platform) -> Resolved:
     reference = source.reference
     document = source.manifest(reference.digest or reference.tag)
     target, documents = document.digest, {document.digest: document.data}
-    parsed = parse_manifest(document.data, document.content_type, f"manifest {document.digest}")
     for _ in range(MAX_INDEX_DEPTH):
-        if isinstance(parsed, Manifest):
+        if not isinstance(document.content, Index):
             break
-        entry = choose(parsed, platform, str(reference))
-        document = source.manifest(entry.digest)
+        document = source.manifest(choose(document.content, platform, str(reference)).digest)
         documents[document.digest] = document.data
-        parsed = parse_manifest(document.data, entry.media_type, f"manifest {document.digest}")
+    parsed = document.content
     if isinstance(parsed, Index):
         raise FailedPrecondition(f"{reference}: more than {MAX_INDEX_DEPTH} indexes inside each other")
     config = source.document(parsed.config)

@@ -40,6 +40,10 @@ _Short = Annotated[str, msgspec.Meta(max_length=1024)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 
 
+class Malformed(FailedPrecondition):
+    """A registry's document is not what the specification says."""
+
+
 class Platform(msgspec.Struct, frozen=True):
     """What an image runs on, in Go's words (``linux``, ``amd64``)."""
 
@@ -129,7 +133,7 @@ _T = TypeVar("_T")
 def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifest:
     """Read an index or a manifest. ``content_type`` counts where the document does not say what it is.
 
-    :raises FailedPrecondition: when it is malformed or claims to be two things.
+    :raises Malformed: when it is malformed or claims to be two things.
     :raises Unimplemented: when it is a kind of image ForgeOne does not run.
     """
     document = _decode(data, _Document, name, MAX_MANIFEST)
@@ -161,7 +165,7 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
 def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
     """Read an image's config and match it with the manifest.
 
-    :raises FailedPrecondition: when it is malformed or does not fit the manifest.
+    :raises Malformed: when it is malformed or does not fit the manifest.
     :raises Unimplemented: when it describes no root filesystem.
     """
     file = _decode(data, _ConfigFile, name, MAX_CONFIG)
@@ -289,5 +293,5 @@ def _decode(data: bytes, kind: type[_T], name: str, limit: int) -> _T:
         raise _malformed(name, str(error)[:200]) from None
 
 
-def _malformed(name: str, why: str) -> FailedPrecondition:
-    return FailedPrecondition(f"{name} is malformed: {why}", fix="push the image again")
+def _malformed(name: str, why: str) -> Malformed:
+    return Malformed(f"{name} is malformed: {why}", fix="push the image again")

@@ -15,11 +15,27 @@ from urllib.parse import quote, urljoin, urlsplit
 import msgspec
 import structlog
 
-from forgeone_shim.errors import FailedPrecondition, ForgeError, NotFound, PermissionDenied, Unavailable
+from forgeone_shim.errors import (
+    FailedPrecondition,
+    ForgeError,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unavailable,
+)
 from forgeone_shim.registry.auth import MAX_TOKEN_RESPONSE, Authorizer, TokenRequest, parse_challenges
 from forgeone_shim.registry.digest import digest_of, is_digest, matches
 from forgeone_shim.registry.hosts import Endpoint, TlsSettings, split_url
-from forgeone_shim.registry.manifest import ACCEPT, MAX_CONFIG, MAX_MANIFEST, Descriptor
+from forgeone_shim.registry.manifest import (
+    ACCEPT,
+    MAX_CONFIG,
+    MAX_MANIFEST,
+    Descriptor,
+    Index,
+    Malformed,
+    Manifest,
+    parse_manifest,
+)
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.transport import Request, Response, Session, TransportError
 
@@ -42,11 +58,11 @@ class _Errors(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A manifest or an index as it was served, and its digest."""
+    """A manifest or an index: as it was served, its digest, and what it says."""
 
     data: bytes
-    content_type: str
     digest: str
+    content: Index | Manifest
 
 
 class CorruptBlob(FailedPrecondition):
@@ -93,7 +109,8 @@ class Source:
             wanted = reference if by_digest else claimed if is_digest(claimed) else ""
             if wanted and not matches(wanted, data):
                 raise Unavailable(f"{endpoint.origin}: {name} is not what its digest {wanted} says")
-            return Document(data, content_type, reference if by_digest else digest_of(data))
+            content = parse_manifest(data, content_type, name)
+            return Document(data, reference if by_digest else digest_of(data), content)
 
         if by_digest:
             return self._first([e for e in self._endpoints if e.pull], name, ask)
@@ -186,7 +203,7 @@ class Source:
                     if error.connecting:
                         with self._lock:
                             self._unreachable[endpoint] = failures[-1]
-                except (NotFound, PermissionDenied, Unavailable, CorruptBlob) as error:
+                except (NotFound, PermissionDenied, Unavailable, ResourceExhausted, CorruptBlob, Malformed) as error:
                     failures.append(error)
                 if endpoint is not endpoints[-1]:
                     log = structlog.get_logger("registry")

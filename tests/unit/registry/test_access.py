@@ -160,12 +160,12 @@ def test_a_mirror_for_everything_else_is_in_default(
     assert node.images.pull("somewhere.example/app:v1", None, NEVER)
 
 
-@pytest.mark.parametrize("failure", [404, 403, 500])
+@pytest.mark.parametrize("failure", [404, 403, 500, 200])
 def test_where_a_mirror_fails_the_next_host_is_asked(
     node: Node, registry: FakeRegistry, another: FakeRegistry, contents: Contents, failure: int
 ) -> None:
     node.hosts(registry.host, f'server = "{registry.url}"\n[host."http://127.0.0.1:9"]\n[host."{another.url}"]')
-    another.hook = lambda handler: handler.answer(failure)
+    another.hook = lambda handler: handler.answer(failure, b"<html>hello</html>")
     contents.add_image("v1")
     assert node.images.pull(f"{registry.host}/app:v1", None, NEVER)
 
@@ -181,6 +181,17 @@ def test_a_mirror_that_may_not_resolve_is_asked_by_digest_only(
     assert another.paths("manifests/v1") == []
     assert len(another.paths(contents.layer_digests(manifest)[0])) == 1
     assert registry.paths("blobs/") == []
+
+
+def test_a_proxy_of_the_environment_is_used(
+    make_node: Callable[..., Node], registry: FakeRegistry, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", registry.url)
+    node = make_node()
+    node.hosts("far.example", 'server = "http://far.example"')
+    contents.add_image("v1")
+    assert node.images.pull("far.example/app:v1", None, NEVER)
+    assert registry.seen[0].path == "http://far.example/v2/app/manifests/v1"
 
 
 @pytest.mark.parametrize("packed", ["gzip", "zstd", "none"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, PermissionDenied
+from forgeone_shim.errors import ForgeError, InvalidInput, PermissionDenied, Unavailable
 from forgeone_shim.registry.auth import Authorizer, Challenge, parse_challenges, plan_token, read_token
 from forgeone_shim.registry.hosts import Endpoint
 from forgeone_shim.registry.model import Credentials
@@ -87,7 +87,7 @@ def test_either_name_of_the_token_is_read(data: bytes) -> None:
     "data", [b"", b"{}", b"[]", b'{"token": 3}', b'{"token": "a b"}', b'{"token": "a\\r\\nX: y"}', b"[" * 5000]
 )
 def test_an_answer_without_a_usable_token_is_refused(data: bytes) -> None:
-    with pytest.raises(FailedPrecondition):
+    with pytest.raises(Unavailable):
         read_token(data, "https://auth.example")
 
 

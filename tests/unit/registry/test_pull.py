@@ -204,8 +204,8 @@ def test_a_deadline_that_passes_leaves_nothing_behind(node: Node, registry: Fake
     contents.add_image("v1", layers=[tar_of({"small": b""}), big_layer()], packed="none")
     registry.stall_after = 500_000
     began = time.monotonic()
-    pull_fails(node, f"{registry.host}/app:v1", DeadlineExceeded, "app:v1", 0.5)
-    assert time.monotonic() - began < 3
+    pull_fails(node, f"{registry.host}/app:v1", DeadlineExceeded, "app:v1", 1.5)
+    assert time.monotonic() - began < 8
     assert node.layers.unpacked
 
 
@@ -218,11 +218,11 @@ def test_a_pull_outlives_the_caller_that_began_it_while_another_waits(
     node: Node, registry: FakeRegistry, contents: Contents
 ) -> None:
     contents.add_image("v1", layers=[big_layer()])
-    registry.delay = 0.6
+    registry.delay = 1.5
     name = f"{registry.host}/app:v1"
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(node.images.pull, name, None, Deadline.after(0.3))
-        time.sleep(0.1)
+        first = pool.submit(node.images.pull, name, None, Deadline.after(1.0))
+        time.sleep(0.2)
         second = pool.submit(node.images.pull, name, None, NEVER)
         with pytest.raises(DeadlineExceeded):
             first.result()
