@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,14 @@ from forgeone_shim.config.model import Config, LogConfig, NetworkConfig, Registr
 from hack.lab import leaks, notify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-_STOP_SECONDS = 30.0
+_READY_SECONDS, _STOP_SECONDS = 30.0, 30.0
+# A channel of its own, which finds a daemon that came back at once.
+_CHANNEL = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 100),
+)
 
 
 class Daemon:
@@ -38,6 +46,7 @@ class Daemon:
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
+        self._lock = threading.Lock()
         self.config = self._configuration()
         self.config_file = self.directory / "config.toml"
         self.config_file.write_text(to_toml(self.config))
@@ -63,9 +72,10 @@ class Daemon:
     @property
     def channel(self) -> grpc.Channel:
         """A channel to the socket, made on first use."""
-        if self._channel is None:
-            self._channel = grpc.insecure_channel(f"unix://{self.socket}")
-        return self._channel
+        with self._lock:
+            if self._channel is None:
+                self._channel = grpc.insecure_channel(f"unix://{self.socket}", options=_CHANNEL)
+            return self._channel
 
     @property
     def runtime(self) -> cri_grpc.RuntimeServiceStub:
@@ -84,6 +94,8 @@ class Daemon:
         """
         argv = [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)]
         self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=REPOSITORY)
+        # Calls that others make while there is no daemon leave a channel that tries again only after a while.
+        grpc.channel_ready_future(self.channel).result(_READY_SECONDS)
         return self
 
     def kill(self) -> None:
@@ -151,9 +163,10 @@ class Daemon:
             _write(certs / "_default" / "hosts.toml", mirror)
 
     def _end(self, number: int) -> int:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
         if self._process is None:
             return 0
         process, self._process = self._process, None

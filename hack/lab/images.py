@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import platform
+import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,6 @@ import urllib3
 import zstandard
 
 BUSYBOX = Path("/bin/busybox")
-_APPLETS = """
-[ cat chmod chown cp date dd df echo env expr false find getent grep head hostname id ifconfig ip kill ln ls mkdir mknod
-mount mv nc netstat nslookup od ping ps pwd readlink rm seq sh sleep sort stat sync tail test touch tr true tty umount
-uname vi wc wget whoami yes
-"""
 _PASSWD = (
     "root:x:0:0:root:/root:/bin/sh\nforge:x:1000:1000:forge:/home/forge:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 )
@@ -127,7 +123,9 @@ def busybox_entries() -> list[Entry]:
     directories = ("bin", "dev", "etc", "home", "home/forge", "proc", "root", "run", "sys", "tmp", "var")
     entries = [Entry(name, type=tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755) for name in directories]
     entries.append(Entry("bin/busybox", BUSYBOX.read_bytes(), 0o755))
-    entries += [Entry(f"bin/{name}", type=tarfile.SYMTYPE, link="busybox", mode=0o777) for name in _APPLETS.split()]
+    listed = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
+    applets = sorted(set(listed) - {"busybox"})
+    entries += [Entry(f"bin/{name}", type=tarfile.SYMTYPE, link="busybox", mode=0o777) for name in applets]
     return [*entries, Entry("etc/passwd", _PASSWD.encode()), Entry("etc/group", _GROUP.encode())]
 
 
