@@ -34,8 +34,12 @@ def test_an_image_id_is_the_digest_of_its_config() -> None:
 def test_a_process_that_names_the_directory_is_found_until_it_is_gone(tmp_path: Path) -> None:
     marks = leaks.Marks(directory=str(tmp_path), link_prefix="no-such", cgroup_root="no-such-forgeone")
     assert leaks.left(marks, (os.getpid(),)) == []
-    process = subprocess.Popen(["/bin/sh", "-c", "read x; :", str(tmp_path / "bundle")], stdin=subprocess.PIPE)
+    argv = ["/bin/sh", "-c", "echo; read x; :", str(tmp_path / "bundle")]
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        # Until it runs, its command line may not be there yet.
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
         assert [line.split(" ")[:2] for line in leaks.left(marks, (os.getpid(),))] == [["process", str(process.pid)]]
         assert leaks.left(marks, (os.getpid(), process.pid)) == []
     finally:
