@@ -80,11 +80,11 @@ packages:
 	@hack/packages $(SUDO)
 
 $(VENV)/.dependencies: requirements/dev.lock | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
 $(VENV)/.project: pyproject.toml setup.py $(VENV)/.dependencies
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.stubs: $(PROTOS) cri/api/build.py $(VENV)/.dependencies
