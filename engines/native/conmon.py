@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import ContainerPlan
+from engines.native.sealed import SealedProgram
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
@@ -43,7 +44,7 @@ _COMMAND_ERRORS = ("executable file", "open executable", "exec:", "cannot chdir"
 class Programs:
     """Absolute paths of the programs, and what crun is always given."""
 
-    crun: str
+    crun: SealedProgram
     conmon: str
     init: str
     crun_arguments: tuple[str, ...]
@@ -54,7 +55,17 @@ def arguments(plan: ContainerPlan, programs: Programs) -> list[str]:
     """conmon's command line for a container (conmon(8))."""
     if ":" in plan.log_path:
         raise InvalidInput("log_path", f"{plan.log_path!r} holds a colon, which ends a path for conmon")
-    found = ["conmon", "--api-version", "1", "-c", plan.container_id, "-u", plan.container_id, "-r", programs.crun]
+    found = [
+        "conmon",
+        "--api-version",
+        "1",
+        "-c",
+        plan.container_id,
+        "-u",
+        plan.container_id,
+        "-r",
+        programs.crun.path(),
+    ]
     found += [f"--runtime-arg={argument}" for argument in programs.crun_arguments]
     found += ["-b", plan.bundle, "-p", f"{plan.bundle}/{PIDFILE}", "-P", f"{plan.bundle}/{CONMON_PIDFILE}"]
     found += ["--exit-dir", plan.exits, "--persist-dir", plan.bundle]
@@ -95,6 +106,8 @@ def create(plan: ContainerPlan, programs: Programs, deadline: Deadline) -> int:
             try:
                 report, said = _listen(sync, errors, deadline)
             except ForgeError:
+                # Once the first process has gone, the pid file of the one that stays is there.
+                child.wait(1.0)
                 stop(plan.bundle, plan.container_id, patience=0.0)
                 raise
             # It forks and exits at once; the copy that stays behind is init's child.

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from engines.base import ExecResult
 from engines.native.conmon import Programs
@@ -35,9 +35,9 @@ def run(programs: Programs, container_id: str, process: bytes, timeout: float | 
         argv += [f"--pid-file=/proc/self/fd/{_PID}", f"--process=/proc/self/fd/{_PROCESS}", container_id]
         files = {1: out_child, 2: err_child, _PROCESS: spec, _LOG: log, _PID: pid_child}
         try:
-            child = spawn(programs.crun, argv, files=files, env=programs.environment)
+            child = spawn(programs.crun.path(), argv, files=files, env=programs.environment)
         except OSError as error:
-            raise syscall_error("start", programs.crun, error) from error
+            raise syscall_error("start", "crun", error) from error
         with child:
             for fd in (out_child, err_child, pid_child):
                 os.close(fd)
@@ -52,6 +52,21 @@ def run(programs: Programs, container_id: str, process: bytes, timeout: float | 
         if code is None:
             raise InternalError(f"crun exec in container {container_id} left no exit code")
         return ExecResult(code, output.data[out], output.data[err], output.truncated)
+
+
+def command(programs: Programs, words: Sequence[str], deadline: Deadline) -> str:
+    """Run a crun command that answers at once; returns what is wrong, ``""`` if nothing is. Its streams are null."""
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(_memory("log"))
+        argv = ["crun", *programs.crun_arguments, f"--log=/proc/self/fd/{_LOG}", "--log-format=json", *words]
+        try:
+            child = stack.enter_context(spawn(programs.crun.path(), argv, files={_LOG: log}, env=programs.environment))
+        except OSError as error:
+            raise syscall_error("start", "crun", error) from error
+        code = child.wait(deadline.remaining())
+        if code is None:
+            raise DeadlineExceeded(f"deadline passed while crun {words[0]} ran")
+        return "" if code == 0 else _said(log) or f"crun {words[0]} failed with code {code}"
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:

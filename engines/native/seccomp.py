@@ -180,15 +180,18 @@ def parse_profile(field: str, text: bytes) -> dict[str, object]:
     known = ("defaultAction", "defaultErrnoRet", "architectures", "flags", "syscalls")
     profile = {key: found[key] for key in known if key in found}
     # A listener would be handed every system call to decide: no file may ask for one.
-    profile["syscalls"] = [_normal_rule(rule) for rule in found.get("syscalls", [])]
+    profile["syscalls"] = [_normal_rule(field, rule) for rule in found.get("syscalls", [])]
     return profile
 
 
-def _normal_rule(rule: Mapping[str, object]) -> dict[str, object]:
+def _normal_rule(field: str, rule: Mapping[str, object]) -> dict[str, object]:
     """The OCI form of a rule; docker's older form has ``name`` for ``names`` and may have nulls."""
     normal = {key: rule[key] for key in ("names", "action", "errnoRet", "args") if rule.get(key) is not None}
     if "names" not in normal and isinstance(rule.get("name"), str):
         normal["names"] = [rule["name"]]
+    names = normal.get("names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(field, f"a rule has no list of names: {normal}")
     return normal
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from engines.base import ContainerPlan, Mount, Namespaces, Process, Profile, ProfileType, SELinux, User
-from engines.native import capabilities, devices, mounts, resources, seccomp
+from engines.native import bpf, capabilities, devices, mounts, resources, seccomp
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
@@ -18,6 +19,7 @@ from forgeone_shim.kernel.cgroups import Mode
 OCI_VERSION = "1.0.2"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Json = dict[str, Any]
+CompileFilter = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,8 @@ def namespaces(paths: Namespaces, *, cgroup: bool) -> list[Json]:
     return found
 
 
-def config(plan: ContainerPlan, host: Host, found: Gathered) -> Json:
-    """The whole ``config.json``."""
+def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: CompileFilter) -> Json:
+    """The whole ``config.json``. No annotation of the caller's is in it: crun takes orders from them."""
     security = plan.spec.security
     listed, propagation = mounts.plan_mounts(plan, host, found.mounts, found.mount_points)
     limits = resources.limits(plan.spec.resources, host)
@@ -147,18 +149,28 @@ def config(plan: ContainerPlan, host: Host, found: Gathered) -> Json:
         linux["readonlyPaths"] = _absolute("readonly_paths", security.readonly_paths)
     if propagation:
         linux["rootfsPropagation"] = propagation
-    if found.seccomp is not None:
-        linux["seccomp"] = found.seccomp
     label = selinux(security.selinux, host)
     if label:
         linux["mountLabel"] = label
-    return {
+    whole: Json = {
         "ociVersion": OCI_VERSION,
         "process": process(plan, host),
         "root": {"path": plan.rootfs, "readonly": security.readonly_rootfs},
         "mounts": listed,
         "linux": linux,
     }
+    if found.seccomp is not None:
+        add_filter(whole, found.seccomp, compile_filter)
+    return whole
+
+
+def add_filter(whole: Json, profile: Json, compile_filter: CompileFilter) -> None:
+    """Put a seccomp profile into a configuration: compiled if it can be, else for crun to compile."""
+    compiled = compile_filter(profile)
+    if compiled is None:
+        whole["linux"]["seccomp"] = profile
+    else:
+        whole["annotations"] = {bpf.ANNOTATION: compiled}
 
 
 def _absolute(field: str, paths: Sequence[str]) -> list[str]:
@@ -168,12 +180,12 @@ def _absolute(field: str, paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def exec_process(config_json: bytes, argv: tuple[str, ...]) -> bytes:
+def exec_process(config_json: bytes, argv: tuple[str, ...]) -> Json:
     """The OCI process of an exec: the container's own, but for its arguments and without a terminal."""
     if not argv or not argv[0]:
         raise InvalidInput("cmd", "is empty")
     if any("\0" in word for word in argv):
         raise InvalidInput("cmd", "holds a NUL")
-    found: Json = json.loads(config_json)["process"]
+    found: Json = msgspec.json.decode(config_json)["process"]
     found.update(terminal=False, args=list(argv))
-    return json.dumps(found).encode()
+    return found

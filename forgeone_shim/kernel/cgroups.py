@@ -115,7 +115,10 @@ def relative(cgroup: str) -> str:
         if cgroup.endswith(".slice") and "/" not in cgroup:
             return slice_path(cgroup)
         return plain(cgroup)
-    unit, prefix, name = cgroup.split(":", 2)
+    unit, _, rest = cgroup.partition(":")
+    prefix, colon, name = rest.partition(":")
+    if not colon or "/" in rest:
+        raise InvalidInput("cgroup", f"{cgroup!r} is not SLICE:PREFIX:NAME")
     return f"{slice_path(unit)}/{plain(f'{prefix}-{name}.scope')[1:]}"
 
 
@@ -224,7 +227,7 @@ def _rmdir(path: str) -> None:
     try:
         Path(path).rmdir()
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in {errno.EBUSY, errno.ENOTEMPTY}:
             raise
         below = [entry.path for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
         if not below:
@@ -295,6 +298,9 @@ def kill_all(host: CgroupHost, cgroup: str, number: int = signal.SIGKILL, timeou
 
 
 def _signal_once(host: CgroupHost, cgroup: str, number: int) -> list[Pidfd]:
+    found = processes(host, cgroup)
+    if not found:
+        return []
     held: list[Pidfd] = []
     freezer = None if host.mode is Mode.V2 else host.directory("freezer", cgroup)
     with contextlib.ExitStack() as stack:
@@ -305,7 +311,8 @@ def _signal_once(host: CgroupHost, cgroup: str, number: int) -> list[Pidfd]:
                 elif freezer:
                     _write(freezer + "/freezer.state", "FROZEN")
                     stack.callback(_write_quietly, freezer + "/freezer.state", "THAWED")
-        for pid in processes(host, cgroup):
+                    found = processes(host, cgroup)
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 pidfd = Pidfd(pid)
                 pidfd.send(number)
