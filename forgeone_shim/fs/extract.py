@@ -35,6 +35,8 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ROOT = b""
 _MAX_OPEN_DIRECTORIES = 64
 _PAGE = 4096
+# Their names are looked at whenever a container is made from the layer; the largest known images need a tenth of it.
+_MAX_IMPLIED = 8 << 20
 # Times that any file system of the last decades keeps: from 1901 to past 2400.
 _EARLIEST, _LATEST = -(1 << 31) * 1_000_000_000, (1 << 34) * 1_000_000_000
 
@@ -60,6 +62,7 @@ class Extractor:
         self._times: dict[bytes, tuple[int, int, int]] = {}
         self._hidden: set[bytes] = set()
         self._implied: dict[bytes, None] = {}
+        self._implied_length = 0
         self._discarded = 0
         self.opaque_root = False
         # What was made, without regard to what was replaced.
@@ -273,6 +276,9 @@ class Extractor:
         os.fchown(fd, os.geteuid(), os.getegid())
         os.fchmod(fd, 0o755)
         self._implied[path] = None
+        self._implied_length += len(path)
+        if self._implied_length > _MAX_IMPLIED:
+            raise bad("too many directories that have no entry of their own")
         self._times[path] = (os.fstat(fd).st_ino, 0, 0)
         return fd
 

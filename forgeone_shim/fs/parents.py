@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from errno import ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP
 from pathlib import Path
 
@@ -24,15 +25,20 @@ def mend(layers: Sequence[Lower], upper: Path) -> None:
     Raises OSError.
     """
     wanted = _with_ancestors(path for layer in layers for path in layer.implied)
-    sources = {path: _source(layers, path) for path in sorted(wanted)}
-    wrong = [path for path, (index, seen) in sources.items() if index is not None and index != seen]
+    sources: dict[bytes, _Source] = {}
+    alone: list[bytes] = []
+    for parts in sorted(path.split(b"/") for path in wanted):
+        if alone and parts[: len(alone)] == alone:
+            # Below what a single layer has there is nothing to choose from.
+            continue
+        path = b"/".join(parts)
+        sources[path] = _source(layers, path)
+        alone = parts if sources[path].is_alone else []
+    wrong = [path for path, source in sources.items() if source.described != source.topmost]
     with ExitStack() as stack:
         upper_fd = _open(stack, upper)
-        times: list[tuple[bytes, tuple[int, int]]] = []
-        for path in sorted(_with_ancestors(wrong)):
-            index = sources[path][0]
-            if index is not None:
-                times.append((path, _copy(layers[index].tree, upper_fd, path)))
+        chosen = [(path, sources[path].described) for path in sorted(_with_ancestors(wrong))]
+        times = [(path, _copy(layers[i].tree, upper_fd, path)) for path, i in chosen if i is not None]
         # Deepest first, and after all are made: making one changes the times of the one it is in.
         for path, both in reversed(times):
             with ExitStack() as walk:
@@ -43,18 +49,27 @@ def _with_ancestors(paths: Iterable[bytes]) -> set[bytes]:
     return {b"/".join(parts[:end]) for parts in (p.split(b"/") for p in paths) for end in range(1, len(parts) + 1)}
 
 
-def _source(layers: Sequence[Lower], path: bytes) -> tuple[int | None, int | None]:
-    """The layer that describes the directory as it should show, and the topmost that has it at all."""
-    topmost: int | None = None
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Layers by index: the one that describes a directory as it should show, and the topmost that has it at all."""
+
+    described: int | None
+    topmost: int | None
+    is_alone: bool = False
+
+
+def _source(layers: Sequence[Lower], path: bytes) -> _Source:
+    having: list[int] = []
     for index, layer in enumerate(layers):
         found, ends = _look(layer.tree, path)
         if found:
-            topmost = index if topmost is None else topmost
+            having.append(index)
             if path not in layer.implied:
-                return index, topmost
+                return _Source(index, having[0])
         if ends:
             break
-    return topmost, topmost
+    topmost = having[0] if having else None
+    return _Source(topmost, topmost, is_alone=len(having) <= 1)
 
 
 def _look(tree: Path, path: bytes) -> tuple[bool, bool]:

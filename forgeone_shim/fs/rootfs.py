@@ -105,6 +105,8 @@ class RootfsStore:
         """Make the writable layer and its work directory; the lower directories to mount."""
         upper, work = home / "upper", home / "work"
         upper.mkdir(parents=True, exist_ok=True)
+        # It is the container's own "/", whatever this process's umask.
+        upper.chmod(0o755)
         # A volatile overlay leaves a mark in its work directory that forbids to mount it again.
         _remove(home, work.name)
         work.mkdir(mode=0o700)

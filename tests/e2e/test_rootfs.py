@@ -71,6 +71,16 @@ def test_layers_show_as_one_and_writes_stay_with_the_container(layer: Layer, roo
     assert rootfs.usage("one") == (0, 0)
 
 
+def test_the_root_directory_is_everyones_to_enter(layer: Layer, rootfs: RootfsStore) -> None:
+    before = os.umask(0o077)
+    try:
+        status = rootfs.mount("c", [layer(directory(".", 0o700), Member("f"))]).stat()
+    finally:
+        os.umask(before)
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o755, 0, 0)
+    rootfs.remove("c")
+
+
 def test_mounting_twice_and_unmounting_twice_are_as_once(layer: Layer, rootfs: RootfsStore) -> None:
     layers = [layer(Member("f"))]
     root = rootfs.mount("c", layers)

@@ -126,6 +126,13 @@ def test_parents_that_are_absent_are_made_and_told_of(unpack: Unpack, root: Path
     assert sorted(extractor.implied) == [b"a", b"a/b", b"c"]
 
 
+def test_parents_without_an_entry_are_bounded(unpack: Unpack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forgeone_shim.fs.extract._MAX_IMPLIED", 100)
+    unpack(*(directory(f"d{i}") for i in range(100)))
+    with pytest.raises(InvalidInput, match="too many"):
+        unpack(*(Member(f"e{i}/f") for i in range(100)))
+
+
 def test_the_root_entry_changes_nothing(unpack: Unpack, root: Path) -> None:
     before = root.stat().st_mode
     unpack(directory("./", 0o000), directory("/", 0o777), Member("./f"))
