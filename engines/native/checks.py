@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from engines.base import Problem
 from engines.native.host import Host
@@ -90,26 +89,15 @@ def _privileges(host: Host) -> list[Problem]:
     elif "CAP_SYS_RESOURCE" not in host.capabilities:
         why = f"no container can have an oom_score_adj below {host.oom_score_adj}"
         found.append(Problem("CAP_SYS_RESOURCE is missing", why, fatal=False))
+    if host.apparmor:
+        why = "containers that ask for RuntimeDefault run without an AppArmor profile; named ones are applied"
+        found.append(Problem("no default AppArmor profile is built in", why, fatal=False))
     return found
 
 
 def _speed(host: Host) -> list[Problem]:
-    groups = host.cgroups
-    if not groups.unified:
-        return []
-    options = next(
-        (fields[3] for line in _mounts() if (fields := line.split()) and fields[1] == groups.unified),
-        "favordynmods",
-    )
-    if "favordynmods" in options.split(","):
+    if host.quick_moves or not host.cgroups.unified:
         return []
     why = "moving a process into a cgroup waits for an RCU grace period (several ms a container start)"
-    fix = f"mount -o remount,favordynmods {groups.unified}"
+    fix = f"mount -o remount,favordynmods {host.cgroups.unified}"
     return [Problem("cgroups are not mounted with favordynmods", why, fix, fatal=False)]
-
-
-def _mounts() -> list[str]:
-    try:
-        return Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return []

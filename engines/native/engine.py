@@ -255,6 +255,8 @@ class NativeEngine:
 
     def _warm(self) -> None:
         """Beside what comes next, so that crun's moves into cgroups need not wait for the kernel."""
+        if self._host.quick_moves:
+            return
         threading.Thread(target=cgroups.warm, args=(self._host.cgroups,), daemon=True).start()
 
     def _need_crun(self) -> None:

@@ -12,11 +12,16 @@ from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 
 _CAP_SYS_RESOURCE = "CAP_SYS_RESOURCE"
+_SHARED_OPTIONS = frozenset({"nsdelegate", "memory_recursiveprot"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Facts of the host: control groups, what capabilities can be given, which security modules run."""
+    """Facts of the host: control groups, what capabilities can be given, which security modules run.
+
+    ``cgroup_mount_options`` are those of the one cgroup2 superblock that a mount without them would take away from the
+    whole host; ``quick_moves`` says that the kernel was told to make moves between cgroups fast.
+    """
 
     cgroups: CgroupHost
     capabilities: frozenset[str]
@@ -26,6 +31,7 @@ class Host:
     swap_limit: bool = False
     hugepage_sizes: frozenset[str] = frozenset()
     cgroup_mount_options: tuple[str, ...] = ()
+    quick_moves: bool = False
 
     @property
     def lowest_oom_score_adj(self) -> int:
@@ -41,6 +47,7 @@ def read(driver: str) -> Host:
     )
     bounding, permitted = int(status["CapBnd"], 16), int(status["CapPrm"], 16)
     memory = found.v1.get("memory", "")
+    options = _unified_options(found)
     return Host(
         cgroups=found,
         capabilities=capabilities.from_mask(bounding & permitted),
@@ -49,7 +56,8 @@ def read(driver: str) -> Host:
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         swap_limit=_swap_limit(found, memory),
         hugepage_sizes=_hugepage_sizes(found),
-        cgroup_mount_options=_unified_options(found),
+        cgroup_mount_options=tuple(sorted(options & _SHARED_OPTIONS)),
+        quick_moves="favordynmods" in options,
     )
 
 
@@ -88,15 +96,12 @@ def _size_name(kilobytes: int) -> str:
     return f"{kilobytes}KB"
 
 
-def _unified_options(found: CgroupHost) -> tuple[str, ...]:
-    """Options of the one cgroup2 superblock that a mount without them would take away from the whole host."""
-    if found.mode is not Mode.V2:
-        return ()
+def _unified_options(found: CgroupHost) -> frozenset[str]:
     for line in _reads("/proc/self/mounts").splitlines():
         fields = line.split()
         if len(fields) > 3 and fields[1] == found.unified:
-            return tuple(o for o in fields[3].split(",") if o in {"nsdelegate", "memory_recursiveprot"})
-    return ()
+            return frozenset(fields[3].split(","))
+    return frozenset()
 
 
 def mount_table() -> str:

@@ -133,3 +133,9 @@ def test_the_root_is_never_killed_or_removed(tmp_path: Path) -> None:
     assert cgroups.kill_all(v2_at(tmp_path), "/", 9)
     cgroups.remove(v2_at(tmp_path), "/")
     assert tmp_path.is_dir()
+
+
+def test_warming_leaves_this_process_where_it_is() -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    cgroups.warm(cgroups.detect("cgroupfs"))
+    assert Path("/proc/self/cgroup").read_text() == before

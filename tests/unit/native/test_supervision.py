@@ -177,3 +177,8 @@ def test_an_engine_is_built_from_plain_data(tmp_path: Path) -> None:
     assert engine.name == "native"
     assert engine.features().supplemental_groups_policy
     assert os.listdir(tmp_path) == []
+
+
+def test_an_apparmor_host_is_told_what_runtime_default_means_there() -> None:
+    found = checks.problems("/bin/true", "/bin/true", "/bin/true", make_host(apparmor=True))
+    assert any("AppArmor" in problem.what and not problem.fatal for problem in found)
