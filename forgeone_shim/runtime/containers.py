@@ -302,8 +302,16 @@ class Containers:
                 return
             oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
             reason, message = _why(found, oom=oom)
+            # A file's time comes from a coarser clock than ours.
+            finished_at = max(found.at, entry.record.started_at)
             self._step(
-                entry, Event.EXIT, exit_code=found.code, finished_at=found.at, reason=reason, message=message, kill_at=0
+                entry,
+                Event.EXIT,
+                exit_code=found.code,
+                finished_at=finished_at,
+                reason=reason,
+                message=message,
+                kill_at=0,
             )
         entry.pid = 0
         entry.ended.set()
@@ -349,6 +357,10 @@ class Containers:
         with entry.work:
             self.dismantle(entry)
             self._p.containers.drop(entry)
+        try:
+            self._images.resolve(entry.record.image_id)
+        except NotFound:  # the image went first and left its layers to this container
+            self._p.janitor.until_done("collect unused layers", self._images.collect_garbage)
 
     # -- while it runs
 
@@ -434,6 +446,8 @@ def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
     """What can be refused before anything is made."""
     if spec.security.privileged and not sandbox.spec.security.privileged:
         raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
+    if spec.security.namespaces.user is not NamespaceMode.NODE:
+        raise Unimplemented("user namespaces are not supported by the native engine yet")
     if spec.cdi_devices:
         raise Unimplemented("CDI devices are not supported yet")
     if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):

@@ -21,6 +21,14 @@ class _Flight(Generic[T]):
         self.error: BaseException | None = None
 
 
+class _Late(Exception):
+    """The joined work ran into a deadline that was not the joiner's."""
+
+    def __init__(self, error: DeadlineExceeded) -> None:
+        super().__init__()
+        self.error = error
+
+
 class Flights(Generic[T]):
     """At most one call a key is under way; whoever comes meanwhile gets its result or its error."""
 
@@ -30,6 +38,15 @@ class Flights(Generic[T]):
 
     def run(self, key: str, deadline: Deadline, work: Callable[[Deadline], T]) -> T:
         """Do ``work``, or wait for the one that does. ``work``'s deadline moves to the latest caller's."""
+        while True:
+            try:
+                return self._once(key, deadline, work)
+            except _Late as late:
+                # The work gave up on its first caller's deadline in the moment that this one joined.
+                if deadline.passed:
+                    raise late.error from None
+
+    def _once(self, key: str, deadline: Deadline, work: Callable[[Deadline], T]) -> T:
         with self._lock:
             flight = self._flights.get(key)
             mine = flight is None
@@ -54,6 +71,8 @@ class Flights(Generic[T]):
     def _join(flight: _Flight[T], key: str, deadline: Deadline) -> T:
         if not flight.done.wait(deadline.remaining()):
             raise DeadlineExceeded(f"an earlier call for {key} is still under way")
+        if isinstance(flight.error, DeadlineExceeded):
+            raise _Late(flight.error)
         if flight.error is not None:
             raise flight.error
         return flight.result  # type: ignore[return-value]

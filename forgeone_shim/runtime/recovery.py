@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from engines.base import Handle
-from forgeone_shim.errors import ForgeError
+from forgeone_shim.errors import ForgeError, InternalError
 from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.containers import Containers
@@ -71,13 +71,21 @@ class Recovery:
         return self._p.engines[record.engine].sandbox_alive(self._sandboxes.engine_plan(record))
 
     def _remove_strangers(self) -> None:
-        known = {entry.record.id for entry in self._p.sandboxes.all()}
-        self._p.janitor.until_done("release unknown attachments", lambda: self._p.network.reconcile(known))
+        known = self._known_sandboxes()
+        self._p.janitor.until_done("release unknown attachments", self._release_network)
         containers = {entry.record.id for entry in self._p.containers.all()}
         for name in _names(self._p.paths.containers) - containers:
             self._p.janitor.until_done(f"remove unknown container {name[:13]}", partial(self._forget, name))
         for name in _names(self._p.paths.sandboxes) - known:
             self._p.janitor.until_done(f"remove unknown sandbox {name[:13]}", partial(self._unpin, name))
+
+    def _known_sandboxes(self) -> set[str]:
+        return {entry.record.id for entry in self._p.sandboxes.all()}
+
+    def _release_network(self) -> None:
+        failed = self._p.network.reconcile(self._known_sandboxes)
+        if failed:
+            raise InternalError(f"still attached to the network: {', '.join(failed)}")
 
     def _forget(self, container_id: str) -> None:
         bundle = self._p.paths.bundle(container_id)

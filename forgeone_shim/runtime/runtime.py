@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from engines.base import ContainerSpec, Engine, ExecResult, SandboxSpec
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
@@ -95,17 +97,22 @@ class Runtime:
             containers=containers,
         )
         layers.recover()
-        images = ImageService(store, paths.root, config.registry, layers, config.pinned_images, layers_in_use)
+        images = ImageService(
+            store, paths.root, config.registry, layers, pinned=config.pinned_images, layers_in_use=layers_in_use
+        )
         runtime = cls(parts, images, lock)
         Recovery(parts, runtime._sandboxes, runtime._containers).run()
+        parts.janitor.until_done("collect unused layers", images.collect_garbage)
         return runtime
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
+        self.images.close()
         self._watch.close()
         self._ends.shutdown(wait=True)
         self._p.janitor.close()
         self._p.pool.shutdown(wait=True)
+        self._p.layers.close()
         self._p.store.close()
         os.close(self._lock)
 
@@ -225,9 +232,10 @@ class Runtime:
         return str(self._p.cgroups.driver)
 
     def update_pod_cidr(self, cidr: str) -> None:
-        """Take new pods' addresses from the node's range (``a.b.c.d/n``, with an IPv6 range after a comma if any)."""
-        if cidr:
-            self._p.network.set_ranges(tuple(part.strip() for part in cidr.split(",")))
+        """The control plane's range for this node's pods; the built-in network keeps its configured ranges."""
+        network = self._p.config.network
+        if cidr and not set(cidr.split(",")) <= {network.ipv4, network.ipv6}:
+            structlog.get_logger("network").warning("pod CIDR differs from the configured ranges", cidr=cidr)
 
     def image_filesystem(self) -> FilesystemUsage:
         """What images take."""

@@ -79,7 +79,7 @@ class Sandboxes:
                 ipc=None if options.ipc is NamespaceMode.NODE else str(ns / "ipc"),
                 pid=None if options.pid is NamespaceMode.NODE else "",
             ),
-            hostname=os.uname().nodename if host_network or not spec.hostname else spec.hostname,
+            hostname=podfiles.effective_hostname(spec.hostname, os.uname().nodename, host_network=host_network),
             cgroup_parent=spec.cgroup_parent or self._p.config.cgroup_root,
         )
 
@@ -95,13 +95,9 @@ class Sandboxes:
             shm.mkdir()
             mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
         ips = attached.result().ips if attached else ()
-        podfiles.write_pod_files(
-            directory,
-            hostname=record.hostname,
-            ips=ips,
-            dns=record.spec.dns,
-            host_network=record.namespaces.network is None,
-        )
+        host_network = record.namespaces.network is None
+        files = podfiles.plan_pod_files(record.hostname, ips, record.spec.dns, host_network=host_network)
+        podfiles.write_pod_files(directory, files)
         deadline.check("while the sandbox was set up")
         pid = shared_pid or record.namespaces.pid
         ns = record.namespaces

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ _CHANNEL = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 100),
 )
+
+
+_SETTLE_SECONDS = 3.0
 
 
 class Daemon:
@@ -117,10 +121,17 @@ class Daemon:
             self.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
             self.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
 
-    def left(self) -> list[str]:
-        """What of this forgeoned's pods is still on the host, a line each: mounts, links, cgroups, processes."""
+    def left(self, expected: Sequence[str] = ()) -> list[str]:
+        """What of this forgeoned's pods is still on the host, a line each: mounts, links, cgroups, processes.
+
+        The kernel deletes links, and ForgeOne what an ended container held, a moment after the call that causes it has
+        returned: what is not expected must stay for a while to count.
+        """
         ignore = {os.getpid()} | ({self._process.pid} if self._process is not None else set())
-        return leaks.left(self._marks, ignore)
+        until = time.monotonic() + _SETTLE_SECONDS
+        while (found := leaks.left(self._marks, ignore)) != list(expected) and time.monotonic() < until:
+            time.sleep(0.05)
+        return found
 
     def close(self) -> None:
         """Stop the process and take away all that it may have left: mounts, bridge, nftables table, cgroup, files."""

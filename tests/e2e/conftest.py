@@ -84,7 +84,7 @@ def nothing_left(forgeoned: Daemon) -> Iterator[None]:
     """Compares what the daemon has on the host before and after the test."""
     before = forgeoned.left()
     yield
-    assert sorted(forgeoned.left()) == before
+    assert forgeoned.left(expected=before) == before
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def test_pods_reach_each_other_and_a_host_port(forgeoned: Daemon, image: str) ->
     server.run()
     client = Pod.plan(forgeoned).run()
     try:
-        id_ = server.start(server.container(image, "nc", "-lk", "-p", "8080", "-e", "echo", "served"))
+        id_ = server.start(server.container(image, "nc", "-ll", "-p", "8080", "-e", "echo", "served"))
         server.wait(id_, pb.CONTAINER_RUNNING)
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=server.id)
         address = forgeoned.runtime.PodSandboxStatus(request).status.network.ip
