@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
