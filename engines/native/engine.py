@@ -48,7 +48,6 @@ class Settings:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
-    log_line_max_bytes: int = 16 * 1024
 
 
 class NativeEngine:

@@ -87,14 +87,12 @@ class NativeConfig:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
-    log_line_max_bytes: int = 16 * 1024
 
     def __post_init__(self) -> None:
         for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
             checks.program(f"native.{key}", value)
         checks.one_of("native.cgroup_driver", self.cgroup_driver, ("auto", "cgroupfs", "systemd"))
         checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
-        checks.in_range("native.log_line_max_bytes", self.log_line_max_bytes, 256, 1024 * 1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

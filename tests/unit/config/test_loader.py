@@ -153,7 +153,6 @@ def test_a_variable_of_the_wrong_type_names_the_variable() -> None:
         ("native.crun", ""),
         ("native.crun", "bin/crun"),
         ("native.cgroup_driver", "elogind"),
-        ("native.log_line_max_bytes", "1"),
     ],
 )
 def test_a_value_that_cannot_be_used_names_its_key(key: str, value: str) -> None:
