@@ -47,7 +47,7 @@ class Settings:
     conmon: str = "conmon"
     init: str = "catatonit"
     cgroup_driver: str = "auto"
-    seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
+    seccomp_profile_root: str = ""
 
 
 class NativeEngine:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from engines.base import Profile, ProfileType
 from forgeone_shim.errors import InvalidInput
-from forgeone_shim.kernel.mounts import open_in_root
 
 _ENOSYS = 38
 _AF_ALG, _AF_VSOCK = 38, 40
@@ -137,32 +137,42 @@ def default_profile(capabilities: Collection[str], machine: str | None = None) -
 
 
 def local_profile(root: str, reference: str) -> dict[str, object]:
-    """Read the profile file that a CRI ``localhost_ref`` names.
+    """Read the profile file that a CRI ``localhost_ref`` names: an absolute path, as the kubelet sends it.
 
-    The reference is a path relative to ``root``, or an absolute path below it, with or without ``localhost/`` in front
-    (the kubelet sends the absolute one). It cannot leave ``root``.
+    With a ``root`` the file must be below that, wherever symlinks lead, and a relative path is taken from there.
+    Clients of the deprecated fields leave ``localhost/`` in front.
     """
     field = "linux.security_context.seccomp.localhost_ref"
     path = reference.removeprefix("localhost/")
     if not path or "\0" in path:
-        raise InvalidInput(field, "is empty")
-    if path.startswith("/"):
-        base = os.path.normpath(root)
-        clean = os.path.normpath(path)
-        if not clean.startswith(base + "/"):
-            raise InvalidInput(field, f"{path} is not below {base}")
-        path = clean[len(base) + 1 :]
-    elif ".." in Path(path).parts:
-        raise InvalidInput(field, f"{path!r} climbs out of {root}")
+        raise InvalidInput(field, f"{path!r} is not a path")
+    if root and not path.startswith("/"):
+        path = f"{root.rstrip('/')}/{path}"
+    if not path.startswith("/") or path.startswith("//") or os.path.normpath(path) != path:
+        raise InvalidInput(field, f"{path!r} is not an absolute path without '.', '..' or empty parts")
     try:
-        fd = open_in_root(root, path, os.O_RDONLY)
-        with open(fd, "rb") as file:
-            text = file.read(_MAX_PROFILE + 1)
+        text = _content(field, path, os.path.realpath(root, strict=True) if root else "/")
     except OSError as error:
-        raise InvalidInput(field, f"read {path!r} below {root}: {error.strerror}") from error
+        raise InvalidInput(field, f"read {path!r}: {error.strerror}") from error
+    return parse_profile(field, text)
+
+
+def _content(field: str, path: str, root: str) -> bytes:
+    """All of a regular file below ``root``; anything else is not even opened, as that alone may block or do harm."""
+    found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        real = f"/proc/self/fd/{found}"
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise InvalidInput(field, f"{path!r} is not a regular file")
+        if not Path(real).readlink().is_relative_to(root):
+            raise InvalidInput(field, f"{path!r} is not below {root}, where native.seccomp_profile_root wants profiles")
+        with open(real, "rb") as file:
+            text = file.read(_MAX_PROFILE + 1)
+    finally:
+        os.close(found)
     if len(text) > _MAX_PROFILE:
         raise InvalidInput(field, f"{path!r} is larger than {_MAX_PROFILE} bytes")
-    return parse_profile(field, text)
+    return text
 
 
 def parse_profile(field: str, text: bytes) -> dict[str, object]:

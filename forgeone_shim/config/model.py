@@ -86,13 +86,14 @@ class NativeConfig:
     conmon: str = "conmon"
     init: str = "catatonit"
     cgroup_driver: str = "auto"
-    seccomp_profile_root: str = "/var/lib/kubelet/seccomp"
+    seccomp_profile_root: str = ""
 
     def __post_init__(self) -> None:
         for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
             checks.program(f"native.{key}", value)
         checks.one_of("native.cgroup_driver", self.cgroup_driver, ("auto", "cgroupfs", "systemd"))
-        checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
+        if self.seccomp_profile_root:
+            checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

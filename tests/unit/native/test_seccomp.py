@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,14 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "outside.json").write_text(json.dumps(PROFILE))
     (folder / "link.json").symlink_to("../outside.json")
     (folder / "absolute.json").symlink_to(tmp_path / "outside.json")
+    (folder / "inside.json").symlink_to(folder / "team/a.json")
+    os.mkfifo(folder / "fifo")
     return folder
 
 
 @pytest.mark.parametrize(
-    "form", ["team/a.json", "localhost/team/a.json", "{root}/team/a.json", "localhost/{root}/team/a.json"]
+    "form",
+    ["team/a.json", "localhost/team/a.json", "{root}/team/a.json", "localhost/{root}/team/a.json", "inside.json"],
 )
 def test_a_local_profile_is_found_by_each_form_of_its_name(root: Path, form: str) -> None:
     found = local_profile(str(root), form.format(root=root))
@@ -50,11 +54,35 @@ def test_a_local_profile_is_found_by_each_form_of_its_name(root: Path, form: str
         "team",
         "/etc/passwd",
         "a\0b",
+        "team//a.json",
+        "./team/a.json",
+        "fifo",
     ),
 )
 def test_a_local_profile_cannot_be_outside_its_root(root: Path, reference: str) -> None:
     with pytest.raises(InvalidInput, match="localhost_ref"):
         local_profile(str(root), reference.format(root=root, parent=root.parent))
+
+
+def test_without_a_root_a_profile_may_be_anywhere(root: Path) -> None:
+    for form in (f"{root}/team/a.json", f"localhost/{root}/link.json", f"{root.parent}/outside.json"):
+        assert local_profile("", form)["defaultAction"] == "SCMP_ACT_ALLOW"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ("", "team/a.json", "/", "//etc/passwd", "{root}/../outside.json", "{root}/none", "{root}/fifo", "/dev/null"),
+)
+def test_without_a_root_a_profile_is_still_an_absolute_path_of_a_regular_file(root: Path, reference: str) -> None:
+    with pytest.raises(InvalidInput, match="localhost_ref"):
+        local_profile("", reference.format(root=root))
+
+
+def test_a_profile_larger_than_any_is_refused(root: Path) -> None:
+    with (root / "large.json").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InvalidInput, match="larger"):
+        local_profile("", f"{root}/large.json")
 
 
 def test_docker_s_older_rules_and_nulls_are_understood() -> None:
