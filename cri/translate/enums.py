@@ -55,7 +55,7 @@ CONTAINER_PID_MODES: Final = _modes(*NamespaceMode)
 CONTAINER_STATES: Final = MappingProxyType(
     {
         state: pb.CONTAINER_EXITED
-        if state is State.TERMINATED
+        if state in (State.TERMINATED, State.REMOVED)
         else pb.CONTAINER_RUNNING
         if state in LIVE
         else pb.CONTAINER_CREATED

@@ -16,7 +16,10 @@ from forgeone_shim.errors import FailedPrecondition
 
 
 class State(StrEnum):
-    """CRI's CREATED is ``CREATED | BOOTED``, RUNNING is ``RUNNING | PAUSED | STOPPING``, EXITED is ``TERMINATED``."""
+    """CRI's CREATED is ``CREATED | BOOTED``, RUNNING is ``RUNNING | PAUSED | STOPPING``, EXITED is ``TERMINATED``.
+
+    ``REMOVED`` is told but never stored: its record is gone.
+    """
 
     CREATED = "created"
     BOOTED = "booted"
@@ -24,6 +27,7 @@ class State(StrEnum):
     PAUSED = "paused"
     STOPPING = "stopping"
     TERMINATED = "terminated"
+    REMOVED = "removed"
 
 
 class Event(StrEnum):
@@ -35,6 +39,7 @@ class Event(StrEnum):
     RESUME = "resume"
     STOP = "stop"
     EXIT = "exit"
+    REMOVE = "remove"
 
 
 TABLE: Mapping[State, Mapping[Event, State]] = MappingProxyType(
@@ -45,7 +50,8 @@ TABLE: Mapping[State, Mapping[Event, State]] = MappingProxyType(
         State.PAUSED: {Event.RESUME: State.RUNNING, Event.STOP: State.STOPPING, Event.EXIT: State.TERMINATED},
         # A stop repeated during the grace period is the kubelet's way of shortening it.
         State.STOPPING: {Event.STOP: State.STOPPING, Event.EXIT: State.TERMINATED},
-        State.TERMINATED: {},
+        State.TERMINATED: {Event.REMOVE: State.REMOVED},
+        State.REMOVED: {},
     }
 )
 
@@ -61,7 +67,7 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One step of one life; ``at`` is in nanoseconds since the epoch."""
+    """One step of one life; ``at`` is in nanoseconds since the epoch, ``record`` what was stored, or stored last."""
 
     subject: Subject
     id: str
@@ -71,6 +77,7 @@ class Transition:
     after: State
     at: int
     detail: Mapping[str, str | int] = field(default_factory=dict)
+    record: object = None
 
 
 def next_state(before: State, event: Event, *, name: str) -> State:
@@ -85,7 +92,7 @@ def diagram() -> str:
     """The table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", "    [*] --> created"]
     lines += [f"    {before} --> {after}: {event}" for before, row in TABLE.items() for event, after in row.items()]
-    return "\n".join([*lines, "    terminated --> [*]"])
+    return "\n".join([*lines, "    removed --> [*]"])
 
 
 class Lifecycle:
@@ -120,10 +127,13 @@ class Lifecycle:
         commit: Callable[[State], object],
         **detail: str | int,
     ) -> State:
-        """Make one step: look it up, ``commit`` the new state (store it), then publish. Returns the new state."""
+        """Make one step: look it up, ``commit`` the new state (store it), then publish. Returns the new state.
+
+        What ``commit`` returns is the transition's ``record``.
+        """
         after = next_state(before, event, name=f"{subject} {id_[:13]}")
-        commit(after)
-        made = Transition(subject, id_, sandbox_id, before, event, after, time.time_ns(), detail)
+        record = commit(after)
+        made = Transition(subject, id_, sandbox_id, before, event, after, time.time_ns(), detail, record)
         for subscriber in self._subscribers:
             subscriber(made)
         return after

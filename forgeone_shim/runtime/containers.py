@@ -192,7 +192,7 @@ class Containers:
         def undo() -> None:
             with entry.work:
                 self.dismantle(entry)
-                self._p.containers.drop(entry)
+                self._drop(entry)
 
         try:
             undo()
@@ -356,11 +356,28 @@ class Containers:
         self.stop_entry(entry, 0, deadline)
         with entry.work:
             self.dismantle(entry)
-            self._p.containers.drop(entry)
+            self._drop(entry)
         try:
             self._images.resolve(entry.record.image_id)
         except NotFound:  # the image went first and left its layers to this container
             self._p.janitor.until_done("collect unused layers", self._images.collect_garbage)
+
+    def _drop(self, entry: Entry[ContainerRecord]) -> None:
+        """Forget its record. Whoever was told of its creation is told of its end and removal, once."""
+        with entry.state:
+            if entry.dropped or entry.record.state is State.CREATED:
+                self._p.containers.drop(entry)
+                return
+            if entry.record.state is not State.TERMINATED:
+                self._step(entry, Event.EXIT, finished_at=time.time_ns(), exit_code=LOST_CODE, reason="Error")
+            self._p.lifecycle.step(
+                Subject.CONTAINER,
+                entry.record.id,
+                sandbox_id=entry.record.sandbox_id,
+                before=entry.record.state,
+                event=Event.REMOVE,
+                commit=lambda _: self._p.containers.drop(entry),
+            )
 
     # -- while it runs
 

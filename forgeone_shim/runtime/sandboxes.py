@@ -158,7 +158,7 @@ class Sandboxes:
         def undo() -> None:
             with entry.work:
                 self.dismantle(entry.record)
-                self._p.sandboxes.drop(entry)
+                self._drop(entry)
 
         try:
             undo()
@@ -197,7 +197,23 @@ class Sandboxes:
             self.stop_entry(entry, deadline)
             for container in self._containers.of(entry.record.id):
                 self._containers.remove_entry(container, deadline)
-            self._p.sandboxes.drop(entry)
+            self._drop(entry)
+
+    def _drop(self, entry: Entry[SandboxRecord]) -> None:
+        """Forget its record. Whoever was told of its creation is told of its removal, once."""
+        with entry.state:
+            record = entry.record
+            if entry.dropped or record.state is State.CREATED:
+                self._p.sandboxes.drop(entry)
+                return
+            self._p.lifecycle.step(
+                Subject.SANDBOX,
+                record.id,
+                sandbox_id=record.id,
+                before=record.state,
+                event=Event.REMOVE,
+                commit=lambda _: self._p.sandboxes.drop(entry),
+            )
 
     def lost(self, entry: Entry[SandboxRecord]) -> None:
         """Its namespaces are gone (a reboot, a dead init): it is not ready any more."""

@@ -74,8 +74,8 @@ class Table(Generic[R]):
         self._save(record)
         return self._remember(record)
 
-    def drop(self, entry: Entry[R]) -> None:
-        """Forget a record, in the store first."""
+    def drop(self, entry: Entry[R]) -> R:
+        """Forget a record, in the store first; returns it as it was last."""
         record = entry.record
         with entry.state:
             entry.dropped = True
@@ -84,6 +84,7 @@ class Table(Generic[R]):
             self._entries.pop(record.id, None)
             if self._ids.get(record.key) == record.id:
                 del self._ids[record.key]
+        return record
 
     def by_key(self, key: str) -> Entry[R] | None:
         """The newest record of that key."""

@@ -476,6 +476,7 @@ def test_cris_states_of_every_state() -> None:
         State.PAUSED: "CONTAINER_RUNNING",
         State.STOPPING: "CONTAINER_RUNNING",
         State.TERMINATED: "CONTAINER_EXITED",
+        State.REMOVED: "CONTAINER_EXITED",
     }
 
 

@@ -18,12 +18,18 @@ def test_whatever_happens_only_steps_of_the_table_are_made_and_the_end_is_final(
             assert event not in TABLE[state]
             continue
         assert TABLE[state][event] is after
-        assert state is not State.TERMINATED
+        assert state is not State.REMOVED
         state = after
 
 
 def test_every_state_but_the_last_can_end() -> None:
-    assert all(TABLE[state][Event.EXIT] is State.TERMINATED for state in State if state is not State.TERMINATED)
+    over = (State.TERMINATED, State.REMOVED)
+    assert all(TABLE[state][Event.EXIT] is State.TERMINATED for state in State if state not in over)
+
+
+def test_only_what_has_ended_is_removed() -> None:
+    assert [state for state in State if Event.REMOVE in TABLE[state]] == [State.TERMINATED]
+    assert TABLE[State.REMOVED] == {}
 
 
 def test_a_step_is_committed_before_it_is_told() -> None:
@@ -37,6 +43,16 @@ def test_a_step_is_committed_before_it_is_told() -> None:
     stop()
     life.step(Subject.CONTAINER, "c", sandbox_id="s", before=State.RUNNING, event=Event.EXIT, commit=lambda _: None)
     assert len(told) == 2
+
+
+def test_a_step_tells_what_was_stored() -> None:
+    told: list[Transition] = []
+    life = Lifecycle()
+    life.subscribe(told.append)
+    life.step(
+        Subject.SANDBOX, "s", sandbox_id="s", before=State.TERMINATED, event=Event.REMOVE, commit=lambda _: "record"
+    )
+    assert (told[0].after, told[0].record) == (State.REMOVED, "record")
 
 
 def test_a_step_whose_commit_fails_is_not_told() -> None:
