@@ -118,6 +118,8 @@ def _call(context: grpc.ServicerContext) -> Call:
     left = context.time_remaining()
     # Without a deadline grpcio says None or centuries, depending on where the call came in.
     deadline = Deadline.after(left if left is not None and left < _FOREVER else None)
+    if not context.add_callback(deadline.abandon):
+        deadline.abandon()
     return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from forgeone_shim.errors import DeadlineExceeded
 
@@ -10,13 +11,16 @@ from forgeone_shim.errors import DeadlineExceeded
 class Deadline:
     """Seconds are on the monotonic clock; ``at=None`` never passes.
 
-    A deadline may be moved later (:meth:`extend`) when another caller joins the same piece of work.
+    A deadline may be moved later (:meth:`extend`) when another caller joins the same piece of work. It passes at once
+    when its caller goes away (:meth:`abandon`).
     """
 
-    __slots__ = ("_at",)
+    __slots__ = ("_abandoned", "_at", "_listeners")
 
     def __init__(self, at: float | None = None) -> None:
         self._at = at
+        self._abandoned = False
+        self._listeners: list[Callable[[], None]] = []
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
@@ -26,6 +30,23 @@ class Deadline:
     def extend(self, other: Deadline) -> None:
         """Move this deadline to the later of the two."""
         self._at = None if self._at is None or other._at is None else max(self._at, other._at)
+
+    def abandon(self) -> None:
+        """Nobody waits any more: the deadline has passed, and whoever listens is told."""
+        self._at, self._abandoned = time.monotonic(), True
+        for listener in tuple(self._listeners):
+            listener()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have ``listener`` called by :meth:`abandon`, perhaps twice; at once when that has been."""
+        # In this order, and abandon() in the other, no lock is needed.
+        self._listeners.append(listener)
+        if self._abandoned:
+            listener()
+
+    def ignore(self, listener: Callable[[], None]) -> None:
+        """The inverse of :meth:`listen`."""
+        self._listeners.remove(listener)
 
     def remaining(self, at_most: float | None = None) -> float | None:
         """Seconds left, never negative and never above ``at_most``; ``None`` where neither bounds it."""
@@ -42,7 +63,7 @@ class Deadline:
     def check(self, stage: str) -> None:
         """Raise :class:`DeadlineExceeded`, naming ``stage``, once the deadline has passed."""
         if self.passed:
-            raise DeadlineExceeded(f"deadline passed {stage}")
+            raise DeadlineExceeded(f"{'the caller went away' if self._abandoned else 'deadline passed'} {stage}")
 
 
 NEVER = Deadline()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from forgeone_shim.config.model import RegistryConfig
-from forgeone_shim.deadline import Deadline
+from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
     ForgeError,
@@ -78,7 +78,8 @@ class ImageService:
         ``progress`` is called from other threads.
 
         :raises NotFound: the registry has no such image. PermissionDenied: it does not let us in.
-        :raises DeadlineExceeded: the deadline passed; what was fetched for this pull alone is gone again.
+        :raises DeadlineExceeded: the deadline passed or was abandoned, and nobody else waits: what was fetched for this
+            pull alone is gone again.
         :raises Unavailable: no configured host could be reached, or a layer made no progress.
         """
         reference = Reference.parse(image)
@@ -86,12 +87,13 @@ class ImageService:
             deadline.check(f"before the pull of {reference}")
             flight, joined = self._board(reference, auth or None, deadline, progress)
             try:
-                landed = flight.landed.wait(deadline.remaining())
+                landed = flight.wait(deadline)
             finally:
                 last = self._leave(flight, progress)
             if not landed:
                 if last:
-                    flight.landed.wait(_UNDO_SECONDS)
+                    flight.wait(Deadline.after(_UNDO_SECONDS))
+                deadline.check(f"while pulling {reference}")
                 raise DeadlineExceeded(f"deadline passed while pulling {reference}")
             if not (isinstance(flight.error, DeadlineExceeded) and joined and not deadline.passed):
                 return flight.outcome()
@@ -140,7 +142,7 @@ class ImageService:
         for flight in flights:
             flight.session.cancel()
         for flight in flights:
-            flight.landed.wait()
+            flight.wait(NEVER)
 
     def document(self, digest: str) -> bytes | None:
         """An index, manifest or config an image here was made from; ``None`` when it is not kept."""
@@ -196,7 +198,7 @@ class ImageService:
             with self._lock:
                 if self._flights.get(flight.key) is flight:
                     del self._flights[flight.key]
-            flight.landed.set()
+            flight.land()
 
     def _pull(self, flight: _Flight) -> Image:
         reference = flight.reference
@@ -288,7 +290,8 @@ class _Flight:
         self.session = Session(contexts, Deadline.after(deadline.remaining()), config.progress_timeout)
         self.passengers = 0
         self.listeners: list[Progress] = []
-        self.landed = threading.Event()
+        self._landed = False
+        self._news = threading.Condition()
         self.image: Image | None = None
         self.error: ForgeError | None = None
 
@@ -296,6 +299,26 @@ class _Flight:
         """Tell everyone who asked how a layer is doing."""
         for listener in tuple(self.listeners):
             listener(progress)
+
+    def land(self) -> None:
+        """It is over; ``image`` or ``error`` is set."""
+        with self._news:
+            self._landed = True
+            self._news.notify_all()
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Whether it has landed, once it has or ``deadline`` has passed or was abandoned."""
+        deadline.listen(self._wake)
+        try:
+            with self._news:
+                self._news.wait_for(lambda: self._landed or deadline.passed, deadline.remaining())
+                return self._landed
+        finally:
+            deadline.ignore(self._wake)
+
+    def _wake(self) -> None:
+        with self._news:
+            self._news.notify_all()
 
     def outcome(self) -> Image:
         """The image, or the failure, once landed."""

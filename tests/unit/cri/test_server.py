@@ -18,7 +18,9 @@ from cri.api.runtime_pb2_grpc import ImageServiceStub, RuntimeServiceStub
 from cri.server import CODES, options
 from forgeone_shim import errors
 from forgeone_shim.config.model import GrpcConfig
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, InternalError, Kind
+from forgeone_shim.registry.model import Image
 from tests.unit.cri.conftest import Node, answers, container_config, pod_config
 from tests.unit.cri.fakes import FakeRuntime
 
@@ -106,6 +108,24 @@ def test_a_pull_whose_time_is_over_is_deadline_exceeded(images: ImageServiceStub
     with pytest.raises(grpc.RpcError) as raised:
         images.PullImage(request, timeout=0.05)
     assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_a_call_that_its_client_cancels_is_abandoned(images: ImageServiceStub, runtime: FakeRuntime) -> None:
+    begun, gone = threading.Event(), threading.Event()
+
+    def pull(_image: str, _auth: object, deadline: Deadline) -> Image:
+        deadline.listen(gone.set)
+        begun.set()
+        gone.wait(5)
+        deadline.check("during the pull")
+        raise AssertionError("somebody waits")
+
+    runtime.images.pull = pull  # type: ignore[assignment]
+    call = images.PullImage.future(pb.PullImageRequest(image=pb.ImageSpec(image="busybox")))
+    assert begun.wait(5)
+    assert not gone.is_set()
+    call.cancel()
+    assert gone.wait(5)
 
 
 NOT_BUILT = [

@@ -230,6 +230,40 @@ def test_a_pull_outlives_the_caller_that_began_it_while_another_waits(
     assert len(registry.paths("manifests/")) == 1
 
 
+def test_a_pull_whose_caller_goes_away_ends_at_once_and_leaves_nothing(
+    node: Node, registry: FakeRegistry, contents: Contents
+) -> None:
+    contents.add_image("v1", layers=[big_layer()], packed="none")
+    registry.stall_after = 500_000
+    deadline = Deadline()
+    with ThreadPoolExecutor(1) as pool:
+        pull = pool.submit(node.images.pull, f"{registry.host}/app:v1", None, deadline)
+        while not registry.paths("blobs/"):
+            time.sleep(0.01)
+        deadline.abandon()
+        with pytest.raises(DeadlineExceeded, match="went away while pulling"):
+            pull.result(timeout=5)
+    assert node.left_over() == []
+
+
+def test_a_pull_goes_on_for_the_others_when_a_caller_goes_away(
+    node: Node, registry: FakeRegistry, contents: Contents
+) -> None:
+    contents.add_image("v1", layers=[big_layer()])
+    registry.delay = 0.5
+    name, deadline = f"{registry.host}/app:v1", Deadline()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(node.images.pull, name, None, deadline)
+        second = pool.submit(node.images.pull, name, None, NEVER)
+        while not registry.seen:
+            time.sleep(0.01)
+        deadline.abandon()
+        with pytest.raises(DeadlineExceeded):
+            first.result(timeout=5)
+        assert second.result().repo_tags == (name,)
+    assert len(registry.paths("manifests/")) == 1
+
+
 def test_a_failed_layer_stops_the_others_and_takes_them_along(
     node: Node, registry: FakeRegistry, contents: Contents
 ) -> None:
