@@ -29,7 +29,8 @@ class Deadline:
 
     def extend(self, other: Deadline) -> None:
         """Move this deadline to the later of the two."""
-        self._at = None if self._at is None or other._at is None else max(self._at, other._at)
+        mine, theirs = self._at, other._at
+        self._at = None if mine is None or theirs is None else max(mine, theirs)
 
     def abandon(self) -> None:
         """Nobody waits any more: the deadline has passed, and whoever listens is told."""
@@ -50,15 +51,17 @@ class Deadline:
 
     def remaining(self, at_most: float | None = None) -> float | None:
         """Seconds left, never negative and never above ``at_most``; ``None`` where neither bounds it."""
-        if self._at is None:
+        at = self._at  # read once: another thread may extend it
+        if at is None:
             return at_most
-        left = max(0.0, self._at - time.monotonic())
+        left = max(0.0, at - time.monotonic())
         return left if at_most is None else min(left, at_most)
 
     @property
     def passed(self) -> bool:
         """Whether the caller has stopped waiting."""
-        return self._at is not None and time.monotonic() >= self._at
+        at = self._at
+        return at is not None and time.monotonic() >= at
 
     def check(self, stage: str) -> None:
         """Raise :class:`DeadlineExceeded`, naming ``stage``, once the deadline has passed."""

@@ -21,9 +21,12 @@ class Janitor:
         self._timers: set[threading.Timer] = set()
         self._closed = False
 
-    def until_done(self, name: str, job: Callable[[], None]) -> None:
-        """Run ``job`` soon, and again after a growing delay (seconds) while it raises."""
-        self._submit(name, job, _FIRST_DELAY)
+    def until_done(self, name: str, job: Callable[[], None], *, after: float = 0.0) -> None:
+        """Run ``job`` in ``after`` seconds, and again after a growing delay while it raises."""
+        if after > 0:
+            self._later(name, job, after, _FIRST_DELAY)
+        else:
+            self._submit(name, job, _FIRST_DELAY)
 
     def _submit(self, name: str, job: Callable[[], None], delay: float) -> None:
         with self._lock:
@@ -35,15 +38,15 @@ class Janitor:
             job()
         except Exception as error:
             self._log.warning("will be retried", job=name, error=str(error), retry_in_s=delay)
-            self._later(name, job, delay)
+            self._later(name, job, delay, min(delay * 2, _LONGEST_DELAY))
 
-    def _later(self, name: str, job: Callable[[], None], delay: float) -> None:
+    def _later(self, name: str, job: Callable[[], None], wait: float, delay: float) -> None:
         def fire() -> None:
             with self._lock:
                 self._timers.discard(timer)
-            self._submit(name, job, min(delay * 2, _LONGEST_DELAY))
+            self._submit(name, job, delay)
 
-        timer = threading.Timer(delay, fire)
+        timer = threading.Timer(min(wait, threading.TIMEOUT_MAX), fire)
         timer.daemon = True
         with self._lock:
             if self._closed:

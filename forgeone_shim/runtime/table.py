@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from forgeone_shim.errors import InvalidInput, NotFound
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound
 from forgeone_shim.state.store import StateStore
 
 
@@ -37,6 +39,17 @@ class Entry(Generic[R]):
         self.pid = 0
         self.dropped = False
         self._store = store
+
+    @contextmanager
+    def working(self, deadline: Deadline) -> Iterator[None]:
+        """Hold ``work``, waiting for it no longer than the caller waits for an answer."""
+        left = deadline.remaining()
+        if not self.work.acquire(timeout=-1 if left is None else left):
+            raise DeadlineExceeded(f"another call for {self.record.id[:13]} is still under way")
+        try:
+            yield
+        finally:
+            self.work.release()
 
     def change(self, **fields: Any) -> R:
         """Replace fields of the record: stored, then visible. A dropped record is not stored again."""

@@ -12,11 +12,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
+import structlog
+
+from forgeone_shim.errors import FailedPrecondition
 
 T = TypeVar("T")
+
+QUARANTINE: Final = "unreadable/"
+"""Begins the kind of documents that could not be read: kept for people to look at, in nobody's way."""
 
 # A commit must survive the death of this process, not of the host: after a reboot no container is left to describe, and
 # images are checked against their layers. WAL with NORMAL gives that without an fsync in the way of a pod.
@@ -36,9 +42,16 @@ class StateStore:
         path.chmod(0o600)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._lock = threading.RLock()
-        for pragma in _PRAGMAS:
-            self._db.execute(f"PRAGMA {pragma}")
-        self._db.execute(_SCHEMA)
+        try:
+            for pragma in _PRAGMAS:
+                self._db.execute(f"PRAGMA {pragma}")
+            self._db.execute(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise FailedPrecondition(
+                f"the database {path} cannot be used: {error}",
+                fix="restore it, or move it away: then this node's pods are removed and its images pulled anew",
+            ) from error
 
     def put(self, kind: str, key: str, doc: object) -> None:
         """Write or replace a document."""
@@ -64,10 +77,22 @@ class StateStore:
             self._db.execute("DELETE FROM docs WHERE kind=? AND key=?", (kind, key))
 
     def items(self, kind: str, type_: type[T]) -> list[tuple[str, T]]:
-        """Every document of a kind, by key."""
+        """Every document of a kind, by key. One that cannot be read is set aside and logged, and holds up no other."""
         with self._lock:
             rows = self._db.execute("SELECT key, doc FROM docs WHERE kind=? ORDER BY key", (kind,)).fetchall()
-        return [(key, msgspec.json.decode(doc, type=type_)) for key, doc in rows]
+        found = []
+        for key, doc in rows:
+            try:
+                found.append((key, msgspec.json.decode(doc, type=type_)))
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                self._set_aside(kind, key, error)
+        return found
+
+    def _set_aside(self, kind: str, key: str, error: Exception) -> None:
+        # Never the document itself: environments hold secrets.
+        structlog.get_logger("state").error("unreadable document set aside", kind=kind, key=key, error=str(error))
+        with self._lock:
+            self._db.execute("UPDATE OR REPLACE docs SET kind=? WHERE kind=? AND key=?", (QUARANTINE + kind, kind, key))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -1,11 +1,13 @@
 """Records are stored before they are shown, and found by id, prefix or key."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from forgeone_shim.errors import InvalidInput, NotFound
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound
 from forgeone_shim.runtime.table import Table
 from forgeone_shim.state.store import StateStore
 
@@ -64,3 +66,24 @@ def test_dropping_an_older_record_keeps_the_key_of_the_newer(tmp_path: Path) -> 
     found = table.by_key("k")
     assert found is not None
     assert found.record.id == "aa2"
+
+
+def test_work_is_waited_for_no_longer_than_the_caller_waits(tmp_path: Path) -> None:
+    _, table = open_table(tmp_path)
+    entry = table.add(Thing("aa1", "k"))
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with entry.working(NEVER):
+            held.set()
+            release.wait(5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(5)
+    with pytest.raises(DeadlineExceeded, match="still under way"), entry.working(Deadline.after(0.01)):
+        pass
+    release.set()
+    holder.join()
+    with entry.working(Deadline.after(1)), entry.working(NEVER):
+        pass

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from forgeone_shim.state.store import StateStore
+from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.state.store import QUARANTINE, StateStore
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,24 @@ def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
         store.put("pod", "b", Doc("b"))
     assert store.get("pod", "b", Doc) == Doc("b")
     store.close()
+
+
+def test_a_document_that_cannot_be_read_is_set_aside_and_hides_no_other(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "db")
+    for key, text in (("b", b'{"name": 7}'), ("c", b"\xff\x00 secret"), ("d", b"{}")):
+        store._db.execute("INSERT INTO docs VALUES ('pod',?,?)", (key, text))
+    store.put("pod", "a", Doc("a"))
+    with capture_logs() as logs:
+        assert store.items("pod", Doc) == [("a", Doc("a"))]
+        assert store.items("pod", Doc) == [("a", Doc("a"))]
+    assert [(line["kind"], line["key"]) for line in logs] == [("pod", "b"), ("pod", "c"), ("pod", "d")]
+    assert "secret" not in str(logs)
+    rows = store._db.execute("SELECT key, doc FROM docs WHERE kind=?", (QUARANTINE + "pod",)).fetchall()
+    assert sorted(rows) == [("b", b'{"name": 7}'), ("c", b"\xff\x00 secret"), ("d", b"{}")]
+    store.close()
+
+
+def test_a_file_that_is_no_database_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "db").write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(FailedPrecondition, match=r"not a database.*move it away"):
+        StateStore(tmp_path / "db")
