@@ -388,6 +388,12 @@ class Engine(Protocol):
     def delete(self, handle: Handle) -> None:
         """Kill what is left and forget the container. A missing container is no error."""
 
+    def update(self, handle: Handle, resources: Resources) -> None:
+        """Give the container these limits, all or none of them; what is not set stays as it is.
+
+        The score for the OOM killer is given at creation alone. FailedPrecondition says why the kernel refuses.
+        """
+
     def look(self, handle: Handle) -> Live:
         """The container as the kernel sees it."""
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import ContainerPlan, ExecResult, Features, Handle, Live, LiveState, Problem, SandboxPlan
-from engines.native import capabilities, checks, conmon, execute, lookup, seccomp, spec
+from engines.base import ContainerPlan, ExecResult, Features, Handle, Live, LiveState, Problem, Resources, SandboxPlan
+from engines.native import capabilities, checks, conmon, execute, lookup, seccomp, spec, updates
 from engines.native import host as hosts
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
+from engines.native.resources import limits
 from engines.native.sandbox import Sandboxes
 from engines.native.sealed import SealedProgram
 from forgeone_shim.deadline import Deadline
@@ -35,8 +36,10 @@ from forgeone_shim.kernel.spawn import find_program
 
 _CONFIG = "config.json"
 _LOG_NOTE = "log-path"
+_NEW_LIMITS = "limits.json"
 _GONE_SECONDS = 10.0
 _CONMON_SECONDS = 5.0
+_UPDATE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +189,31 @@ class NativeEngine:
         if handle.cgroup:
             cgroups.remove(self._host.cgroups, handle.cgroup)
         self._containers.forget(name)
+
+    def update(self, handle: Handle, resources: Resources) -> None:
+        """Give the container these limits, all or none of them; what is not set stays as it is. Executes nothing.
+
+        systemd, where it makes the cgroups, is told by crun: it would put the old limits back when it is reloaded.
+        """
+        if not handle.cgroup or not cgroups.exists(self._host.cgroups, handle.cgroup):
+            raise NotFound("container", handle.container_id)
+        with updates.applied(updates.plan(resources, self._host, handle.cgroup)):
+            if self._host.cgroups.driver is Driver.SYSTEMD:
+                self._tell_systemd(handle, resources)
+
+    def _tell_systemd(self, handle: Handle, resources: Resources) -> None:
+        path = Path(handle.bundle, _NEW_LIMITS)
+        try:
+            path.write_bytes(msgspec.json.encode(limits(resources, self._host)))
+        except OSError as error:
+            raise syscall_error("write", path, error) from error
+        words = ("update", f"--resources={path}", handle.container_id)
+        try:
+            wrong = execute.command(self._programs, words, Deadline.after(_UPDATE_SECONDS))
+        finally:
+            path.unlink(missing_ok=True)
+        if wrong:
+            raise FailedPrecondition(f"container {handle.container_id}: systemd was not told its limits: {wrong}")
 
     def look(self, handle: Handle) -> Live:
         """The container as the kernel sees it; executes nothing."""

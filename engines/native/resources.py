@@ -45,8 +45,8 @@ def _cpu(resources: Resources) -> dict[str, object]:
 
 
 def _memory(resources: Resources, host: Host) -> dict[str, object]:
-    if resources.memory_limit < 0:
-        raise InvalidInput(f"{_FIELD}.memory_limit_in_bytes", "cannot be negative")
+    if resources.memory_limit < -1:
+        raise InvalidInput(f"{_FIELD}.memory_limit_in_bytes", "cannot be negative, but for -1: no limit")
     memory: dict[str, object] = {}
     if resources.memory_limit:
         memory["limit"] = resources.memory_limit

@@ -307,9 +307,9 @@ def _signal_once(host: CgroupHost, cgroup: str, number: int) -> list[Pidfd]:
         if number == signal.SIGKILL:
             with contextlib.suppress(OSError):
                 if host.mode is Mode.V2:
-                    _write(host.unified + relative(cgroup) + "/cgroup.kill", "1")
+                    write(host.unified + relative(cgroup) + "/cgroup.kill", "1")
                 elif freezer:
-                    _write(freezer + "/freezer.state", "FROZEN")
+                    write(freezer + "/freezer.state", "FROZEN")
                     stack.callback(_write_quietly, freezer + "/freezer.state", "THAWED")
                     found = processes(host, cgroup)
         for pid in found:
@@ -320,7 +320,8 @@ def _signal_once(host: CgroupHost, cgroup: str, number: int) -> list[Pidfd]:
     return held
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, text: str) -> None:
+    """Write to one of the kernel's files, at once and whole; what it refuses is an OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -330,7 +331,7 @@ def _write(path: str, text: str) -> None:
 
 def _write_quietly(path: str, text: str) -> None:
     with contextlib.suppress(OSError):
-        _write(path, text)
+        write(path, text)
 
 
 def warm(host: CgroupHost) -> None:
@@ -344,7 +345,7 @@ def warm(host: CgroupHost) -> None:
         mount = host.unified if not controllers else host.v1.get(controllers.split(",")[0], "")
         if mount and (host.mode is Mode.V2 or controllers):
             with contextlib.suppress(OSError):
-                _write(f"{mount}{path.rstrip('/')}/cgroup.procs", "0")
+                write(f"{mount}{path.rstrip('/')}/cgroup.procs", "0")
                 return
 
 

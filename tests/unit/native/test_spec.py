@@ -281,7 +281,7 @@ def test_unified_keys_need_v2(plan: PlanMaker, host: Host) -> None:
         Resources(cpuset_cpus="0,evil\n"),
         Resources(cpuset_mems="../0"),
         Resources(cpu_shares=-1),
-        Resources(memory_limit=-1),
+        Resources(memory_limit=-2),
         Resources(memory_limit=100, memory_swap_limit=50),
         Resources(oom_score_adj=1001),
         Resources(unified={"../memory.max": "1"}),
