@@ -11,14 +11,20 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from forgeone_shim.kernel.inotify import DirectoryEvents
+from forgeone_shim.kernel.procs import open_process
 
 # How long a supervisor may take from its container's death to the exit file: it drains the output first.
 GRACE = 3.0
+_AGAIN = 0.5
+# One that is alive is given so many times as long: on a busy host it may be late, and only it knows the code.
+_LATE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,38 @@ def read_exit(exits: Path, container_id: str) -> Exit | None:
         return Exit(LOST_CODE, at, lost=True)
 
 
-class ExitWatch:
-    """One thread; ``on_exit(container_id, exit)`` is called in it, once or more for each end."""
+def supervisor_lives(bundle: Path, container_id: str) -> bool:
+    """Whether the process of the bundle's ``conmon.pid`` lives and names the container in its command line."""
+    try:
+        held = open_process(int((bundle / "conmon.pid").read_text()))
+        if held is None:
+            return False
+        with held:
+            return container_id.encode() in Path(f"/proc/{held.pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return False
 
-    def __init__(self, exits: Path, on_exit: Callable[[str, Exit], None]) -> None:
-        self._exits, self._on_exit = exits, on_exit
+
+def _readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class ExitWatch:
+    """One thread; ``on_exit(container_id, exit)`` is called in it, once or more for each end.
+
+    ``supervised(container_id)`` says whether the container's supervisor lives. Nothing that goes wrong ends the thread.
+    """
+
+    def __init__(
+        self,
+        exits: Path,
+        on_exit: Callable[[str, Exit], None],
+        supervised: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._exits, self._on_exit, self._supervised = exits, on_exit, supervised
+        self._log = structlog.get_logger("exits")
         self._events = DirectoryEvents(exits)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
@@ -62,6 +95,8 @@ class ExitWatch:
         self._pidfds: dict[int, str] = {}
         self._by_id: dict[str, int] = {}
         self._suspects: dict[str, float] = {}
+        self._patience: dict[str, int] = {}
+        self._missed = False
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="exits", daemon=True)
         self._thread.start()
@@ -85,6 +120,7 @@ class ExitWatch:
         """Stop following; safe to repeat."""
         with self._lock:
             self._suspects.pop(container_id, None)
+            self._patience.pop(container_id, None)
             fd = self._by_id.pop(container_id, None)
             if fd is not None:
                 del self._pidfds[fd]
@@ -109,28 +145,52 @@ class ExitWatch:
 
     def _run(self) -> None:
         while not self._closed:
-            for fd, _ in self._epoll.poll(self._timeout()):
-                if fd == self._events.fileno():
-                    self._read_directory()
-                elif fd == self._wake:
-                    with contextlib.suppress(BlockingIOError):
-                        os.eventfd_read(self._wake)
-                else:
-                    with self._lock:
-                        container_id = self._pidfds.get(fd)
-                        if container_id is not None:
-                            self._suspects[container_id] = time.monotonic() + GRACE
-            self._settle_suspects()
+            try:
+                self._turn()
+            except Exception:
+                # An end that is missed would leave its container running forever, so everything is looked at again.
+                self._log.exception("looked for ends in vain")
+                self._missed = True
+                time.sleep(_AGAIN)
+
+    def _turn(self) -> None:
+        for fd, _ in self._epoll.poll(self._timeout()):
+            if fd == self._events.fileno():
+                self._read_directory()
+            elif fd == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            else:
+                with self._lock:
+                    container_id = self._pidfds.get(fd)
+                    # The event may be of a descriptor closed since, whose number is another process's by now.
+                    if container_id is not None and _readable(fd):
+                        self._suspects[container_id] = time.monotonic() + GRACE
+        if self._missed:
+            self._look_at_all()
+        self._settle_suspects()
 
     def _timeout(self) -> float | None:
         with self._lock:
+            if self._missed:
+                return 0.0
             if not self._suspects:
                 return None
             return max(0.0, min(self._suspects.values()) - time.monotonic())
 
     def _read_directory(self) -> None:
+        # Until all of it is dealt with: what was read here is not reported again.
+        self._missed, before = True, self._missed
         seen = self._events.read()
-        names = [path.name for path in self._exits.iterdir()] if seen.overflow else seen.names
+        if not seen.overflow:
+            self._report(seen.names)
+            self._missed = before
+
+    def _look_at_all(self) -> None:
+        self._report([path.name for path in self._exits.iterdir()])
+        self._missed = False
+
+    def _report(self, names: Iterable[str]) -> None:
         for name in names:
             found = read_exit(self._exits, name)
             if found is not None:
@@ -142,6 +202,20 @@ class ExitWatch:
         with self._lock:
             due = [container_id for container_id, at in self._suspects.items() if at <= now]
         for container_id in due:
-            found = read_exit(self._exits, container_id) or Exit(LOST_CODE, time.time_ns(), lost=True)
+            found = read_exit(self._exits, container_id)
+            if found is None and self._late(container_id, now):
+                continue
+            found = found or Exit(LOST_CODE, time.time_ns(), lost=True)
             self.forget(container_id)
             self._on_exit(container_id, found)
+
+    def _late(self, container_id: str, now: float) -> bool:
+        """Whether the supervisor lives and is given more time."""
+        with self._lock:
+            tries = self._patience[container_id] = self._patience.get(container_id, 0) + 1
+        if tries >= _LATE or not self._supervised(container_id):
+            return False
+        with self._lock:
+            if container_id in self._suspects:
+                self._suspects[container_id] = now + GRACE
+        return True

@@ -79,3 +79,49 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     watch.follow("a", os.getpid())
     watch.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_supervisor_that_lives_is_given_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits, "GRACE", 0.05)
+    seen: Found = queue.Queue()
+    alive = [True]
+    watch = ExitWatch(tmp_path, lambda id_, end: seen.put((id_, end)), lambda _: alive[0])
+    child = subprocess.Popen(["true"])
+    child.wait()
+    watch.follow("c5", child.pid)
+    with pytest.raises(queue.Empty):
+        seen.get(timeout=0.3)
+    alive[0] = False
+    assert seen.get(timeout=5)[1].lost
+    watch.close()
+
+
+def test_a_supervisor_is_known_by_its_pid_file_and_command_line(tmp_path: Path) -> None:
+    assert not exits.supervisor_lives(tmp_path, "c6")
+    child = subprocess.Popen(["sleep", "60"])
+    (tmp_path / "conmon.pid").write_text(str(child.pid))
+    assert exits.supervisor_lives(tmp_path, "60")
+    assert not exits.supervisor_lives(tmp_path, "c6")
+    child.kill()
+    child.wait()
+    assert not exits.supervisor_lives(tmp_path, "60")
+
+
+def test_what_goes_wrong_for_one_end_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exits, "_AGAIN", 0.01)
+    seen: Found = queue.Queue()
+    failures = [OSError(24, "Too many open files"), RuntimeError("no thread")]
+
+    def note(id_: str, end: Exit) -> None:
+        if failures:
+            raise failures.pop()
+        seen.put((id_, end))
+
+    watch = ExitWatch(tmp_path, note)
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("2")
+    found = {seen.get(timeout=5)[0], seen.get(timeout=5)[0]}
+    assert found <= {"a", "b"}
+    while found != {"a", "b"}:
+        found.add(seen.get(timeout=5)[0])
+    watch.close()
