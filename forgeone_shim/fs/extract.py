@@ -4,6 +4,11 @@ Every path is walked component by component from the root's descriptor with ``O_
 ``..`` or absolute name that could lead out. Files are always made anew (``O_EXCL``): what an earlier entry left under
 the name is moved aside first, never written through.
 
+Where an earlier entry made a parent a symlink (``bin -> usr/bin``, then ``bin/sh``), the target is read and its
+components take the symlink's place in the walk, by the rules of ``RESOLVE_BENEATH`` in ``openat2(2)``: a target that is
+absolute, or climbs above the root even for a moment, is refused. All that is remembered of a path is remembered under
+the one that no symlink is part of.
+
 Whiteouts become what overlayfs reads: a character device 0/0, or ``trusted.overlay.opaque`` on a directory (OCI image
 spec, "Layer Filesystem Changeset"; kernel, Documentation/filesystems/overlayfs.rst).
 """
@@ -34,6 +39,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _ROOT = b""
 _MAX_OPEN_DIRECTORIES = 64
+# What the kernel allows in one path (MAXSYMLINKS), and how deep a path that leads through a symlink may be.
+_MAX_SYMLINKS, _MAX_DEPTH = 40, 128
 _PAGE = 4096
 # Their names are looked at whenever a container is made from the layer; the largest known images need a tenth of it.
 _MAX_IMPLIED = 8 << 20
@@ -43,6 +50,10 @@ _EARLIEST, _LATEST = -(1 << 31) * 1_000_000_000, (1 << 34) * 1_000_000_000
 _EXHAUSTED = frozenset((errno.ENOSPC, errno.EDQUOT))
 # Failures that say something about this host and nothing about the layer.
 _HOST = frozenset((errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EACCES, errno.ESTALE))
+
+
+class _ThroughSymlink(Exception):
+    """A component of the path is a symlink."""
 
 
 class Extractor:
@@ -57,8 +68,7 @@ class Extractor:
         self._source = source
         self._descriptors = descriptors
         self._open: dict[bytes, int] = {}
-        self._last_path = _ROOT
-        self._last_fd = root_fd
+        self._last = (_ROOT, _ROOT, root_fd)
         self._times: dict[bytes, tuple[int, int, int]] = {}
         self._hidden: set[bytes] = set()
         self._implied: dict[bytes, None] = {}
@@ -102,9 +112,8 @@ class Extractor:
             self._source.skip(entry.size)
             return
         base = parts.pop()
-        parent_path = b"/".join(parts)
-        parent = self._directory(parent_path)
-        path = parent_path + b"/" + base if parts else base
+        parent_path, parent = self._directory(b"/".join(parts))
+        path = parent_path + b"/" + base if parent_path else base
         if entry.type == tar.REGULAR:
             self._regular(parent, base, path, entry)
         elif entry.type == tar.DIRECTORY:
@@ -160,7 +169,7 @@ class Extractor:
             raise bad(f"{quoted(entry.name)}: a hard link to a directory")
         target = parts.pop()
         try:
-            found = self._directory(b"/".join(parts), make=False)
+            _, found = self._directory(b"/".join(parts), make=False)
             status = os.stat(target, dir_fd=found, follow_symlinks=False)
         except FileNotFoundError:
             raise bad(f"{quoted(entry.name)}: a hard link to {quoted(entry.link)}, not in this layer") from None
@@ -200,19 +209,18 @@ class Extractor:
         base = parts[-1]
         if not base.startswith(_WHITEOUT):
             return False
-        parent_path = b"/".join(parts[:-1])
-        if base == _OPAQUE:
-            if parent_path:
-                os.setxattr(self._directory(parent_path), _OPAQUE_XATTR, b"y")
-            else:
-                self.opaque_root = True
-            return True
-        if base.startswith(_META):
+        if base.startswith(_META) and base != _OPAQUE:
             return True
         name = base[len(_WHITEOUT) :]
         if name in (b"", b".", b".."):
             raise bad(f"{quoted(entry.name)}: a whiteout of nothing")
-        self._hide(self._directory(parent_path), name, parent_path + b"/" + name if parent_path else name)
+        parent_path, parent = self._directory(b"/".join(parts[:-1]))
+        if base != _OPAQUE:
+            self._hide(parent, name, parent_path + b"/" + name if parent_path else name)
+        elif parent_path:
+            os.setxattr(parent, _OPAQUE_XATTR, b"y")
+        else:
+            self.opaque_root = True
         return True
 
     def _hide(self, parent: int, name: bytes, path: bytes) -> None:
@@ -223,22 +231,58 @@ class Extractor:
             self.inodes += 1
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
-                os.setxattr(self._directory(path), _OPAQUE_XATTR, b"y")
+                os.setxattr(self._directory(path)[1], _OPAQUE_XATTR, b"y")
 
     # Directories
 
-    def _directory(self, path: bytes, *, make: bool = True) -> int:
-        """A descriptor of the directory, kept open for the entries to come.
+    def _directory(self, path: bytes, *, make: bool = True) -> tuple[bytes, int]:
+        """The directory's path without symlinks, and a descriptor of it, kept open for the entries to come.
 
         Where it is absent it is made with its parents, or FileNotFoundError is raised.
         """
-        if path == self._last_path:
-            return self._last_fd
+        if path == self._last[0]:
+            return self._last[1:]
+        real = path
         fd = self._open.get(path)
         if fd is None:
-            fd = self._walk(path, make)
-        self._last_path, self._last_fd = path, fd
-        return fd
+            try:
+                fd = self._walk(path, make)
+            except _ThroughSymlink:
+                real = self._resolved(path)
+                fd = self._walk(real, make)
+        self._last = (path, real, fd)
+        return real, fd
+
+    def _resolved(self, path: bytes) -> bytes:
+        """The path with what its symlinks say in their place; what is absent is taken for a directory to come."""
+        ahead = path.split(b"/")[::-1]
+        done: list[bytes] = []
+        fds: list[int | None] = []
+        symlinks = 0
+        try:
+            while ahead:
+                name = ahead.pop()
+                if name in (b"", b"."):
+                    continue
+                if name == b"..":
+                    if not done:
+                        raise bad(f"{quoted(path)}: leads out of the layer through a symlink")
+                    done.pop()
+                    _close_one(fds.pop())
+                    continue
+                fd, target = _look(fds[-1] if fds else self._root, name, path)
+                if target is None:
+                    done.append(name)
+                    fds.append(fd)
+                    if len(done) > _MAX_DEPTH:
+                        raise bad(f"{quoted(path)}: too deep for a path through a symlink")
+                    continue
+                symlinks += 1
+                ahead += _target(target, path, symlinks)[::-1]
+        finally:
+            for fd in fds:
+                _close_one(fd)
+        return b"/".join(done)
 
     def _walk(self, path: bytes, make: bool) -> int:
         steps = []
@@ -269,9 +313,11 @@ class Extractor:
         except OSError as error:
             if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                 raise
-            hidden = _is_whiteout_device(os.stat(base, dir_fd=parent, follow_symlinks=False))
-            if not (make and hidden):
-                raise bad(f"{quoted(path)}: used as a directory but is a symlink or a file") from None
+            status = os.stat(base, dir_fd=parent, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                raise _ThroughSymlink from None
+            if not (make and _is_whiteout_device(status)):
+                raise bad(f"{quoted(path)}: used as a directory but is a file") from None
         fd = self._made_directory(parent, base, path)
         os.fchown(fd, os.geteuid(), os.getegid())
         os.fchmod(fd, 0o755)
@@ -306,9 +352,10 @@ class Extractor:
                 self._close(path)
 
     def _close(self, path: bytes) -> None:
-        if path == self._last_path:
-            self._last_path, self._last_fd = _ROOT, self._root
-        os.close(self._open.pop(path))
+        fd = self._open.pop(path)
+        if fd == self._last[2]:
+            self._last = (_ROOT, _ROOT, self._root)
+        os.close(fd)
 
     def _close_all(self) -> None:
         for path in list(self._open):
@@ -320,7 +367,7 @@ class Extractor:
             self._close_some()
             parent_path, _, base = path.rpartition(b"/")
             with suppress(FileNotFoundError, ForgeError):
-                parent = self._directory(parent_path, make=False)
+                _, parent = self._directory(parent_path, make=False)
                 if os.stat(base, dir_fd=parent, follow_symlinks=False).st_ino == inode:
                     os.utime(base, ns=(atime, mtime), dir_fd=parent, follow_symlinks=False)
 
@@ -331,6 +378,8 @@ class Extractor:
         self._discarded += 1
         os.rename(base, b"%d" % self._discarded, src_dir_fd=parent, dst_dir_fd=self._trash)
         self._implied.pop(path, None)
+        # It may be a symlink that the last path led through.
+        self._last = (_ROOT, _ROOT, self._root)
         for old in [old for old in self._open if old == path or old.startswith(path + b"/")]:
             self._close(old)
 
@@ -352,6 +401,42 @@ def _components(name: bytes, owner: bytes = b"") -> list[bytes]:
     if parts and name.startswith(b"/"):
         raise bad(f"{quoted(owner or name)}: an absolute path")
     return parts
+
+
+def _look(parent: int | None, name: bytes, path: bytes) -> tuple[int | None, bytes | None]:
+    """What a component is: a directory (its descriptor), a symlink (its target), or nothing yet (neither)."""
+    if parent is None:
+        return None, None
+    try:
+        return os.open(name, _DIRECTORY, dir_fd=parent), None
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISLNK(status.st_mode):
+        return None, os.readlink(name, dir_fd=parent)
+    if _is_whiteout_device(status):
+        return None, None
+    raise bad(f"{quoted(path)}: used as a directory but is a file")
+
+
+def _target(target: bytes, path: bytes, symlinks: int) -> list[bytes]:
+    """The components a symlink stands for."""
+    if target.startswith(b"/"):
+        raise bad(f"{quoted(path)}: leads through an absolute symlink")
+    if symlinks > _MAX_SYMLINKS:
+        raise bad(f"{quoted(path)}: leads through too many symlinks")
+    parts = target.split(b"/")
+    if any(part.startswith(_WHITEOUT) for part in parts):
+        raise bad(f"{quoted(path)}: leads through a symlink to a whiteout")
+    return parts
+
+
+def _close_one(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
 
 
 def _times(entry: Entry) -> tuple[int, int]:

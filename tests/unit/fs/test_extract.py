@@ -5,6 +5,7 @@ import stat
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,89 @@ def test_metadata_of_aufs_is_passed_over(unpack: Unpack, root: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == ["f"]
 
 
+def tree_of(root: Path) -> dict[str, str]:
+    """Every path and what it is."""
+    return {
+        str(path.relative_to(root)): f"-> {path.readlink()}"
+        if path.is_symlink()
+        else "directory"
+        if path.is_dir()
+        else path.read_text()
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def test_what_is_below_a_symlink_goes_where_it_leads(unpack: Unpack, root: Path) -> None:
+    extractor = unpack(
+        symlink("bin", "usr/bin"),
+        symlink("sbin", "./usr//./bin"),
+        Member("bin/sh", b"sh"),
+        Member("sbin/init", b"init"),
+        directory("usr/bin", 0o700, mtime=77),
+        directory("opt", mtime=78),
+        symlink("opt/up", "../usr/lib/../bin"),
+        Member("opt/up/deep/er", b"deep"),
+        hard_link("bin/ash", "sbin/sh"),
+        symlink("here", "."),
+        Member("here/f", b"f"),
+    )
+    assert tree_of(root) == {
+        "bin": "-> usr/bin",
+        "f": "f",
+        "here": "-> .",
+        "opt": "directory",
+        "opt/up": "-> ../usr/lib/../bin",
+        "sbin": "-> usr/bin",
+        "usr": "directory",
+        "usr/bin": "directory",
+        "usr/bin/ash": "sh",
+        "usr/bin/deep": "directory",
+        "usr/bin/deep/er": "deep",
+        "usr/bin/init": "init",
+        "usr/bin/sh": "sh",
+    }
+    assert (root / "usr/bin").stat().st_mtime == 77
+    assert (root / "usr/bin/ash").stat().st_nlink == 2
+    assert sorted(extractor.implied) == [b"usr", b"usr/bin/deep"]
+
+
+def test_an_entry_of_a_directory_replaces_the_symlink(unpack: Unpack, root: Path) -> None:
+    unpack(symlink("bin", "usr/bin"), Member("bin/old", b"o"), directory("bin"), Member("bin/new", b"n"))
+    assert tree_of(root) == {
+        "bin": "directory",
+        "bin/new": "n",
+        "usr": "directory",
+        "usr/bin": "directory",
+        "usr/bin/old": "o",
+    }
+
+
+def test_a_symlink_that_changes_leads_later_entries_elsewhere(unpack: Unpack, root: Path) -> None:
+    unpack(symlink("a", "x"), Member("a/f", b"1"), symlink("a", "y"), Member("a/f", b"2"), Member("x/g", b"3"))
+    assert (root / "x/f").read_text() == "1"
+    assert (root / "y/f").read_text() == "2"
+    assert (root / "x/g").read_text() == "3"
+
+
+def test_a_directory_that_became_a_symlink_keeps_no_entries(unpack: Unpack, root: Path) -> None:
+    unpack(directory("a/b", mtime=5), directory("c/b", mtime=6), symlink("a", "c"), Member("a/b/f", b"f"))
+    assert tree_of(root) == {"a": "-> c", "c": "directory", "c/b": "directory", "c/b/f": "f"}
+    assert (root / "c/b").stat().st_mtime == 6
+
+
+def test_whiteouts_below_a_symlink_are_where_it_leads(unpack: Unpack, root: Path) -> None:
+    extractor = unpack(symlink("bin", "usr/bin"), Member("bin/.wh.gone"), symlink("here", "."), Member("here/.wh.x"))
+    for name in ("usr/bin/gone", "x"):
+        assert stat.S_ISCHR((root / name).lstat().st_mode)
+    assert not extractor.opaque_root
+    assert unpack(symlink("top", "."), Member("top/.wh..wh..opq")).opaque_root
+
+
+def test_a_symlink_may_lead_through_what_is_whited_out(unpack: Unpack, root: Path) -> None:
+    unpack(Member(".wh.usr"), symlink("bin", "usr/bin"), Member("bin/sh", b"sh"))
+    assert (root / "usr/bin/sh").read_text() == "sh"
+
+
 HOSTILE = {
     "dot dot": [Member("../evil")],
     "dot dot inside": [Member("a/../../evil")],
@@ -204,7 +288,22 @@ HOSTILE = {
     "absolute directory": [directory("/a/b")],
     "absolute symlinked parent": [symlink("a", "/tmp"), Member("a/evil")],
     "relative symlinked parent": [symlink("a", ".."), Member("a/evil")],
-    "symlinked parent that stays inside": [directory("d"), symlink("a", "d"), Member("a/evil")],
+    "symlinked parent that comes back": [directory("d"), symlink("a", "../root/d"), Member("a/evil")],
+    "symlink to an absolute path inside": [directory("d"), symlink("a", "/d"), Member("a/evil")],
+    "symlink out of a directory": [directory("d"), symlink("d/a", "../.."), Member("d/a/evil")],
+    "symlinks that lead out together": [symlink("a", "b/.."), symlink("b", ".."), Member("a/evil")],
+    "symlinks in a circle": [symlink("a", "b"), symlink("b", "a"), Member("a/evil")],
+    "symlink to itself": [symlink("a", "a"), Member("a/evil")],
+    "symlink to a file": [Member("f"), symlink("a", "f"), Member("a/evil")],
+    "symlink past a file": [Member("f"), symlink("a", "f/../d"), Member("a/evil")],
+    "symlink to a whiteout's name": [symlink("a", ".wh.x"), Member("a/evil")],
+    "too many symlinks": [*(symlink(f"s{i}", f"s{i + 1}") for i in range(50)), Member("s0/evil")],
+    "too deep through a symlink": [symlink("a", "/".join("d" * 200)), Member("a/evil")],
+    "magic link": [symlink("a", "/proc/self/cwd"), Member("a/evil")],
+    "hard link through a symlink out": [symlink("a", ".."), hard_link("evil", "a/outside")],
+    "hard link into a symlink out": [Member("f"), symlink("a", ".."), hard_link("a/evil", "f")],
+    "whiteout through a symlink up": [symlink("a", ".."), Member("a/.wh.outside")],
+    "opaque through a symlink up": [symlink("a", ".."), Member("a/.wh..wh..opq")],
     "symlinked grandparent": [symlink("a", "/"), Member("a/tmp/evil")],
     "directory through a symlink": [symlink("a", "/tmp"), directory("a/evil")],
     "whiteout through a symlink": [symlink("a", "/tmp"), Member("a/.wh.evil")],
@@ -265,7 +364,9 @@ def hostile_archives(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 8))):
         type_ = draw(kind)
         size = draw(st.integers(0, 600)) if type_ in b"07" else 0
-        link = draw(st.one_of(path, st.sampled_from(["/etc", "/tmp", "..", "a/b", "/"])))
+        link = draw(
+            st.one_of(path, st.sampled_from(["/etc", "/tmp", "..", "a/b", "/", "../outside", "b/../..", "./b"]))
+        )
         parts.append(pax((b"linkpath", link.encode()), (b"path", draw(path).encode())))
         # A device 1:7 (full) where it is a device: only root may make it.
         parts.append(header(b"-", type_, size, at_100=b"0000755\0", at_329=b"0000001\0", at_337=b"0000007\0"))
@@ -290,6 +391,43 @@ def test_nothing_hostile_leaves_the_root_or_crashes(archive: bytes) -> None:
         assert sorted(path.name for path in base.iterdir()) == ["outside", "root", "trash"]
         assert (base / "outside").read_text() == "secret"
         assert (base / "outside").stat().st_nlink == 1
+
+
+few = st.sampled_from(["a", "b", "c"])
+short = st.lists(few, min_size=1, max_size=3).map("/".join)
+leading = st.lists(st.sampled_from(["a", "b", "c", "..", "..", ".", ""]), min_size=1, max_size=4).map("/".join)
+
+
+@st.composite
+def linked_members(draw: st.DrawFn) -> Member:
+    """An entry whose parents may be symlinks by then."""
+    name = draw(short)
+    return draw(
+        st.sampled_from(
+            [
+                symlink(name, draw(leading.filter(bool))),
+                Member(name, b"x"),
+                directory(name),
+                hard_link(name, draw(short)),
+                Member(f"{name}/.wh.a"),
+                Member(f"{name}/f", b"x"),
+            ]
+        )
+    )
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(linked_members(), min_size=2, max_size=8))
+def test_symlinked_parents_never_lead_out(members: list[Member]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        for part in ("root", "trash", "a", "b", "c"):
+            (base / part).mkdir()
+        before = {path: path.lstat() for path in base.iterdir() if path.name not in ("root", "trash")}
+        archive = tar(members)
+        with suppress(InvalidInput):
+            extract(archive, base / "root", base / "trash")
+        assert {path: path.lstat() for path in base.iterdir() if path.name not in ("root", "trash")} == before
 
 
 def test_pax_records_of_the_helper_are_well_formed() -> None:
