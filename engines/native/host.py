@@ -71,6 +71,8 @@ def _reads(path: str) -> str:
 def _swap_limit(found: CgroupHost, memory: str) -> bool:
     if found.mode is not Mode.V2:
         return bool(memory) and Path(memory, "memory.memsw.limit_in_bytes").exists()
+    if not found.unified:
+        return False
     # The root cgroup has no memory.swap.max; any other cgroup has it, so that of this process is asked.
     own = _reads("/proc/self/cgroup").strip().rpartition("::")[2]
     if own and own != "/":

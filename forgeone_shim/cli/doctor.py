@@ -54,9 +54,12 @@ def render(checks: Sequence[Check], *, colour: bool) -> str:
         mark, code = ("FAIL", 31) if check.fatal else ("note", 33) if check.findings else ("ok", 32)
         lines.append(f"{_painted(f'{mark:4}', code, colour=colour)}  {check.name}")
         lines += [f"      {finding.problem.what}: {finding.problem.why}" for finding in check.findings]
-    commands = fixes([finding for check in checks for finding in check.findings])
-    if commands:
-        lines += ["", "to mend it, as root:", *(f"  {line}" for line in commands)]
+    findings = [finding for check in checks for finding in check.findings]
+    needed = fixes([finding for finding in findings if finding.problem.fatal])
+    wished = [fix for fix in fixes([finding for finding in findings if not finding.problem.fatal]) if fix not in needed]
+    for title, commands in (("to mend it, as root:", needed), ("not needed, yet better, as root:", wished)):
+        if commands:
+            lines += ["", title, *(f"  {line}" for line in commands)]
     return "\n".join(lines) + "\n"
 
 

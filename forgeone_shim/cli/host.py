@@ -164,12 +164,17 @@ def _cgroups(config: Config) -> tuple[Finding, ...]:
         host = cgroups.detect(config.native.cgroup_driver)
     except (OSError, ForgeError) as error:
         return (Finding(Problem("control groups cannot be read", str(error))),)
+    if not host.hierarchies:
+        why = "limits and usage of containers need them"
+        return (
+            Finding(Problem(f"no control groups below {cgroups.ROOT}", why, f"mount -t cgroup2 none {cgroups.ROOT}")),
+        )
     found = [
         Finding(
             Problem(
                 f"no {name} controller",
                 "limits and usage of containers need it",
-                "boot with cgroup_enable=memory" if name == "memory" else "",
+                "add cgroup_enable=memory to the kernel's command line and boot" if name == "memory" else "",
                 fatal=name in _NEEDED_CONTROLLERS,
             )
         )

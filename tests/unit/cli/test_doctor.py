@@ -36,6 +36,18 @@ def test_the_report_ends_with_commands_to_copy() -> None:
     ]
 
 
+def test_what_is_only_better_is_told_apart() -> None:
+    slow = Finding(Problem("slow", "each start takes longer", "mount -o remount,fast /x", fatal=False))
+    lines = doctor.render([Check("engine native", (CRUN, slow))], colour=False).splitlines()
+    assert lines[-5:] == [
+        "to mend it, as root:",
+        "  apt-get install -y crun",
+        "",
+        "not needed, yet better, as root:",
+        "  mount -o remount,fast /x",
+    ]
+
+
 @pytest.mark.parametrize(("findings", "code"), [((), 0), ((NOTE,), 0), ((CRUN,), 1)])
 def test_only_what_is_fatal_fails(
     findings: tuple[Finding, ...], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

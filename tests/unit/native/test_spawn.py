@@ -42,13 +42,13 @@ def test_a_missing_program_is_named() -> None:
         run("/nonexistent/x", ["x"], NEVER)
 
 
-def test_a_program_that_takes_too_long_is_killed_and_reaped() -> None:
+def test_a_program_that_takes_too_long_is_killed_and_reaped(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        run(SH, shell("exec sleep 60"), Deadline.after(0.1))
+        run(SH, shell(f"echo $$ > {tmp_path}/pid; exec sleep 60"), Deadline.after(1))
     assert time.monotonic() - started < 5
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(int((tmp_path / "pid").read_text()), os.WNOHANG)
 
 
 def test_what_a_left_behind_child_holds_open_is_not_waited_for() -> None:
