@@ -180,14 +180,16 @@ class NativeEngine:
                 if not held.wait(_GONE_SECONDS):
                     raise InternalError(f"container {name}: its first process does not die (pid {held.pid})")
         status = self._containers.status(name)
-        if handle.cgroup and not cgroups.kill_all(self._host.cgroups, handle.cgroup, timeout=_GONE_SECONDS):
-            raise InternalError(f"container {name}: processes in {handle.cgroup} do not die")
+        # Where the container's record is lost, crun still knows the cgroup.
+        cgroup = handle.cgroup or (status.cgroup if status is not None else "")
+        if cgroup and not cgroups.kill_all(self._host.cgroups, cgroup, timeout=_GONE_SECONDS):
+            raise InternalError(f"container {name}: processes in {cgroup} do not die")
         conmon.stop(handle.bundle, name, _CONMON_SECONDS)
         if self._host.cgroups.driver is Driver.SYSTEMD and status is not None:
             # The scope is a unit of systemd's, which only forgets a failed one when told to.
             execute.command(self._programs, ("delete", "--force", name), Deadline.after(_GONE_SECONDS))
-        if handle.cgroup:
-            cgroups.remove(self._host.cgroups, handle.cgroup)
+        if cgroup:
+            cgroups.remove(self._host.cgroups, cgroup)
         self._containers.forget(name)
 
     def update(self, handle: Handle, resources: Resources) -> None:

@@ -22,7 +22,6 @@ from engines.base import (
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     FailedPrecondition,
     InternalError,
     InvalidInput,
@@ -71,7 +70,8 @@ class Containers:
 
     def _create(self, sandbox: Entry[SandboxRecord], key: str, spec: ContainerSpec, deadline: Deadline) -> str:
         existing = self._p.containers.by_key(key)
-        if existing is not None:
+        # One that is still CREATED here failed, and waits to be undone.
+        if existing is not None and existing.record.state is not State.CREATED:
             if existing.record.spec != spec:
                 raise AlreadyExists(
                     f"container {existing.record.id[:13]} already has this name and attempt but another configuration",
@@ -84,6 +84,8 @@ class Containers:
             self._require_ready(sandbox.record)
             entry = self._p.containers.add(record)
         with entry.work:
+            if entry.dropped:
+                raise FailedPrecondition(f"container {record.id[:13]} was removed while it was being created")
             try:
                 self._build(entry, sandbox, image, deadline)
             except BaseException:
@@ -124,7 +126,8 @@ class Containers:
     ) -> None:
         record, spec = entry.record, entry.record.spec
         bundle = self._p.paths.bundle(record.id)
-        bundle.mkdir(mode=0o711)
+        # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
+        bundle.mkdir(mode=0o700)
         rootfs = self._p.rootfs.mount(record.id, record.layers, spec.security.readonly_rootfs)
         user = resolve_user(rootfs, image.config.user, spec.security)
         if record.log_path:
@@ -204,14 +207,20 @@ class Containers:
     def start(self, id_: str, deadline: Deadline) -> None:
         """Let it run; a container that already runs is no error (a retry)."""
         entry = self._p.containers.find(id_)
-        with entry.work:
+        with entry.working(deadline):
             if entry.record.state in (State.RUNNING, State.PAUSED):
                 return
             if entry.record.state is not State.BOOTED:
                 raise FailedPrecondition(f"container {entry.record.id[:13]} is {entry.record.state}: cannot start")
             deadline.check("before the container was started")
             started_at = time.time_ns()
-            self._p.engines[entry.record.engine].start(self._p.handle(entry.record), deadline)
+            engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+            try:
+                engine.start(handle, deadline)
+            except FailedPrecondition:
+                # An earlier call may have started it and failed to store that.
+                if engine.look(handle).state is not LiveState.RUNNING:
+                    raise
             with entry.state:
                 self._step(entry, Event.START, started_at=started_at)
 
@@ -227,7 +236,7 @@ class Containers:
 
     def stop_entry(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
         """A second call with a shorter ``timeout`` shortens the grace period of the first."""
-        began_running = self._begin_stop(entry, timeout)
+        began_running = self._begin_stop(entry, timeout, deadline)
         if began_running is None:
             return
         record, engine = entry.record, self._p.engines[entry.record.engine]
@@ -237,7 +246,7 @@ class Containers:
         if not entry.ended.is_set():
             self._force(entry, deadline)
 
-    def _begin_stop(self, entry: Entry[ContainerRecord], timeout: float) -> bool | None:
+    def _begin_stop(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> bool | None:
         """Store the stop; says whether the container had been started, or ``None`` when there is nothing to stop."""
         while True:
             with entry.state:
@@ -252,7 +261,7 @@ class Containers:
                         self._step(entry, Event.STOP, kill_at=kill_at)
                     return state is not State.BOOTED
             # Being created by another thread, which holds the entry's work lock until it is Booted or dropped.
-            with entry.work:
+            with entry.working(deadline):
                 if entry.record.state is State.CREATED:
                     return None
 
@@ -267,9 +276,17 @@ class Containers:
             entry.ended.wait(deadline.remaining(min(grace, _LOOK_EVERY)))
 
     def _force(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
+        self._kill(entry)
+        self._await_death(entry, deadline)
+
+    def _kill(self, entry: Entry[ContainerRecord]) -> None:
+        record = entry.record
+        engine = self._p.engines[record.engine]
+        engine.kill(self._p.handle(record), signal.SIGKILL, everything=not record.own_pid_namespace)
+
+    def _await_death(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
         record, engine = entry.record, self._p.engines[entry.record.engine]
         handle = self._p.handle(record)
-        engine.kill(handle, signal.SIGKILL, everything=not record.own_pid_namespace)
         give_up = Deadline.after(SIGKILL_WAIT)
         while not entry.ended.wait(deadline.remaining(_LOOK_EVERY)):
             deadline.check("while the container was being killed")
@@ -279,16 +296,24 @@ class Containers:
                 raise InternalError(f"container {record.id[:13]} does not die from SIGKILL")
 
     def end_all(self, sandbox_id: str, deadline: Deadline) -> None:
-        """Kill every container of a sandbox, side by side."""
-        entries = [e for e in self.of(sandbox_id) if e.record.state is not State.TERMINATED]
-        if len(entries) <= 1:
-            for entry in entries:
-                self.stop_entry(entry, 0, deadline)
-            return
-        for future in [self._p.pool.submit(self.stop_entry, entry, 0, deadline) for entry in entries]:
-            future.result()
+        """Kill every container of a sandbox: all of them first, then wait for each."""
+        dying = [entry for entry in self.of(sandbox_id) if self._begin_stop(entry, 0, deadline) is not None]
+        for entry in dying:
+            if not entry.ended.is_set():
+                self._kill(entry)
+        for entry in dying:
+            self._await_death(entry, deadline)
 
     # -- end
+
+    def report(self, container_id: str, found: Exit) -> None:
+        """Take note of an end, now or as soon as that is possible: it is told only once."""
+        try:
+            self.ended(container_id, found)
+        except Exception:
+            self._p.janitor.until_done(
+                f"note the end of container {container_id[:13]}", lambda: self.ended(container_id, found)
+            )
 
     def ended(self, container_id: str, found: Exit) -> None:
         """Its supervisor reported its end; safe to repeat, and for containers unknown here."""
@@ -354,7 +379,7 @@ class Containers:
     def remove_entry(self, entry: Entry[ContainerRecord], deadline: Deadline = NEVER) -> None:
         """Kill it if need be and forget it."""
         self.stop_entry(entry, 0, deadline)
-        with entry.work:
+        with entry.working(deadline):
             self.dismantle(entry)
             self._drop(entry)
         try:
@@ -442,12 +467,12 @@ class Containers:
             self._watch.follow(record.id, live.pid or 2**22 + 1)
         if record.state is State.STOPPING and found is None:
             left = max(0.0, (record.kill_at - time.time_ns()) / 1e9)
-            self._p.janitor.until_done(f"finish stopping {record.id[:13]}", lambda: self._finish_stop(entry, left))
+            self._p.janitor.until_done(
+                f"finish stopping {record.id[:13]}", lambda: self._finish_stop(entry), after=left
+            )
 
-    def _finish_stop(self, entry: Entry[ContainerRecord], left: float) -> None:
-        with contextlib.suppress(DeadlineExceeded):
-            self._await_grace(entry, left, NEVER)
-        if not entry.ended.is_set():
+    def _finish_stop(self, entry: Entry[ContainerRecord]) -> None:
+        if not (entry.ended.is_set() or entry.dropped):
             self._force(entry, NEVER)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from engines.base import Handle
-from forgeone_shim.errors import ForgeError, InternalError
+from engines.base import Handle, Namespaces, SandboxPlan, SandboxSpec
+from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.containers import Containers
@@ -23,6 +23,7 @@ from forgeone_shim.runtime.table import Entry
 
 # CRI is served after this many seconds at the latest; whatever is still unsettled then goes on beside it.
 PATIENCE = 5.0
+_THREADS = 16
 
 
 class Recovery:
@@ -34,8 +35,11 @@ class Recovery:
 
     def run(self) -> None:
         """Reconcile every record, then remove what no record knows."""
-        jobs = [self._p.pool.submit(self._container, entry) for entry in self._p.containers.all()]
-        jobs += [self._p.pool.submit(self._sandbox, entry) for entry in self._p.sandboxes.all()]
+        # Threads of its own: what is stuck here must not be in the way of the pods that are started beside it.
+        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="recovery")
+        jobs = [pool.submit(self._container, entry) for entry in self._p.containers.all()]
+        jobs += [pool.submit(self._sandbox, entry) for entry in self._p.sandboxes.all()]
+        pool.shutdown(wait=False)
         late = wait(jobs, timeout=PATIENCE).not_done
         if late:
             self._log.warning("still being recovered", count=len(late))
@@ -90,20 +94,31 @@ class Recovery:
     def _forget(self, container_id: str) -> None:
         bundle = self._p.paths.bundle(container_id)
         for engine in self._p.engines.values():
-            with contextlib.suppress(ForgeError):
-                engine.delete(
-                    Handle(container_id=container_id, sandbox_id="", bundle=str(bundle), exits=str(self._p.paths.exits))
-                )
+            engine.delete(
+                Handle(container_id=container_id, sandbox_id="", bundle=str(bundle), exits=str(self._p.paths.exits))
+            )
         self._p.rootfs.remove(container_id)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(bundle)
         self._p.paths.exit_file(container_id).unlink(missing_ok=True)
 
     def _unpin(self, sandbox_id: str) -> None:
+        directory = self._p.paths.sandbox(sandbox_id)
+        plan = SandboxPlan(
+            sandbox_id=sandbox_id,
+            directory=str(directory),
+            hostname="",
+            cgroup=self._p.config.cgroup_root,
+            namespaces=Namespaces(network=None, ipc=None, uts=None, pid=""),
+            shares_pid=True,
+            spec=SandboxSpec(name="", uid="", namespace=""),
+        )
+        for engine in self._p.engines.values():
+            engine.remove_sandbox(plan)
         namespaces.unpin(self._p.paths.namespaces(sandbox_id))
         mounts.unmount(self._p.paths.shm(sandbox_id))
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._p.paths.sandbox(sandbox_id))
+            shutil.rmtree(directory)
 
 
 def _names(directory: Path) -> set[str]:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 from engines.base import NamespaceMode, Namespaces, ProfileType, SandboxPlan, SandboxSpec
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import AlreadyExists, InvalidInput, NotFound, Unimplemented
+from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, Unimplemented
 from forgeone_shim.kernel import cgroups, mounts, namespaces
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.network import podfiles
@@ -55,6 +55,8 @@ class Sandboxes:
             return existing.record.id
         entry = self._p.sandboxes.add(self._plan(spec))
         with entry.work:
+            if entry.dropped:
+                raise FailedPrecondition(f"sandbox {entry.record.id[:13]} was removed while it was being made")
             try:
                 self._build(entry, deadline)
             except BaseException:
@@ -86,15 +88,19 @@ class Sandboxes:
     def _build(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:
         record = entry.record
         directory = self._p.paths.sandbox(record.id)
-        directory.mkdir(mode=0o711)
+        directory.mkdir(mode=0o700)
         self._pin_namespaces(record)
-        attached = self._attach_network(record)
-        shared_pid = self._p.engines[record.engine].prepare_sandbox(self.engine_plan(record), deadline)
-        if record.namespaces.ipc is not None:
-            shm = self._p.paths.shm(record.id)
-            shm.mkdir()
-            mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
-        ips = attached.result().ips if attached else ()
+        with contextlib.ExitStack() as stack:
+            attached = self._attach_network(record)
+            if attached is not None:
+                # Whatever fails meanwhile: an attach that came after the detach would stay.
+                stack.callback(lambda: attached.cancel() or attached.exception())
+            shared_pid = self._p.engines[record.engine].prepare_sandbox(self.engine_plan(record), deadline)
+            if record.namespaces.ipc is not None:
+                shm = self._p.paths.shm(record.id)
+                shm.mkdir()
+                mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
+            ips = attached.result().ips if attached else ()
         host_network = record.namespaces.network is None
         files = podfiles.plan_pod_files(record.hostname, ips, record.spec.dns, host_network=host_network)
         podfiles.write_pod_files(directory, files)
@@ -175,12 +181,12 @@ class Sandboxes:
 
     def stop_entry(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:
         """Stop, or finish a stop that was begun."""
-        with entry.work:
+        with entry.working(deadline):
+            if entry.record.state is State.CREATED:
+                self._abandon(entry)
+                return
             with entry.state:
                 if entry.record.state is State.TERMINATED:
-                    return
-                if entry.record.state is State.CREATED:
-                    self._abandon(entry)
                     return
                 self._step(entry, Event.STOP)
             self._containers.end_all(entry.record.id, deadline)
@@ -193,7 +199,7 @@ class Sandboxes:
             entry = self._p.sandboxes.find(id_)
         except NotFound:
             return
-        with entry.work:
+        with entry.working(deadline):
             self.stop_entry(entry, deadline)
             for container in self._containers.of(entry.record.id):
                 self._containers.remove_entry(container, deadline)
