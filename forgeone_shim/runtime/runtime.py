@@ -42,7 +42,7 @@ from forgeone_shim.runtime.views import (
     NodeStatus,
     SandboxView,
 )
-from forgeone_shim.shim.exits import Exit, ExitWatch
+from forgeone_shim.shim.exits import Exit, ExitWatch, supervisor_lives
 from forgeone_shim.state.store import StateStore
 
 ENGINE_GROUP: Final = "forgeone.engines"
@@ -65,7 +65,9 @@ class Runtime:
         self._containers = Containers(parts, images)
         self._sandboxes = Sandboxes(parts, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
-        self._watch = ExitWatch(parts.paths.exits, self._ended)
+        self._watch = ExitWatch(
+            parts.paths.exits, self._ended, lambda id_: supervisor_lives(parts.paths.bundle(id_), id_)
+        )
         self._containers.watch(self._watch)
 
     @classmethod
@@ -117,7 +119,7 @@ class Runtime:
         os.close(self._lock)
 
     def _ended(self, container_id: str, found: Exit) -> None:
-        self._ends.submit(self._containers.ended, container_id, found)
+        self._ends.submit(self._containers.report, container_id, found)
 
     # -- sandboxes
 
