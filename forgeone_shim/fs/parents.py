@@ -112,12 +112,13 @@ def _copy(tree: Path, upper: int, path: bytes) -> tuple[int, int]:
         status = os.fstat(source)
         os.fchown(target, status.st_uid, status.st_gid)
         os.fchmod(target, status.st_mode & 0o7777)
-        for attribute in _attributes(source):
+        for attribute in attributes(source):
             os.setxattr(target, attribute, os.getxattr(source, attribute))
         return status.st_atime_ns, status.st_mtime_ns
 
 
-def _attributes(fd: int) -> Iterator[str]:
+def attributes(fd: int) -> Iterator[str]:
+    """The extended attributes that are not overlayfs's own."""
     names: list[str] = []
     with suppress(OSError):
         names = os.listxattr(fd)

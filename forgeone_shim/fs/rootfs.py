@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from forgeone_shim.errors import ForgeError, InvalidInput, syscall_error
-from forgeone_shim.fs import parents
+from forgeone_shim.fs import moved, parents
 from forgeone_shim.fs.layers import LayerStore, Lower
 from forgeone_shim.fs.trees import remove_tree, tree_usage
 from forgeone_shim.kernel.mounts import mount_overlay, unmount
@@ -111,6 +111,8 @@ class RootfsStore:
         _remove(home, work.name)
         work.mkdir(mode=0o700)
         if any(layer.implied for layer in stacked):
+            _remove(home, "moved")
+            stacked = moved.follow(stacked, home / "moved")
             parents.mend(stacked, upper)
         if stacked:
             return [layer.tree for layer in stacked]

@@ -14,7 +14,7 @@ from forgeone_shim.errors import InternalError, InvalidInput, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import mounts
-from tests.unit.fs.archives import Member, diff_id, directory, symlink, tar
+from tests.unit.fs.archives import Member, diff_id, directory, hard_link, symlink, tar
 
 pytestmark = pytest.mark.root
 
@@ -164,6 +164,84 @@ def test_parents_a_layer_only_implies_look_as_the_layer_below_has_them(layer: La
     assert [int((root / name).stat().st_mtime) for name in ("tmp", "srv", "srv/data")] == [111, 222, 333]
     assert sorted(path.name for path in (root / "srv/data").iterdir()) == ["x", "y"]
     rootfs.remove("c")
+
+
+def test_a_directory_only_implied_leaves_a_symlink_below_in_place(
+    layer: Layer, rootfs: RootfsStore, tmp_path: Path
+) -> None:
+    base = layer(
+        directory("usr", 0o751, mtime=111),
+        directory("usr/bin", 0o711, mtime=222),
+        Member("usr/bin/old", b"old"),
+        Member("usr/bin/gone", b"gone"),
+        Member("usr/bin/was", b"was"),
+        directory("run", 0o700),
+        symlink("bin", "usr/bin"),
+        symlink("sbin", "bin"),
+        symlink("var/run", "/run"),
+        symlink("lib", "usr/lib"),
+        symlink("explicit", "usr/bin"),
+        symlink("hidden", "usr/bin"),
+        symlink("circle", "circle"),
+        symlink("to-file", "usr/bin/old"),
+        symlink("up", "../../../usr"),
+    )
+    middle = layer(
+        Member("bin/tool", b"tool", mode=0o4755, uid=5),
+        Member("bin/.wh.gone"),
+        Member("bin/was/f", b"f"),
+        Member("sbin/deep/er", b"deep"),
+        directory("sbin/own", 0o1700, uid=6, mtime=333),
+        Member("sbin/own/f", b"own"),
+        Member("var/run/pid", b"1"),
+        Member("lib/new", b"new"),
+        directory("explicit"),
+        Member("explicit/f", b"f"),
+        Member(".wh.hidden"),
+        Member("hidden/f", b"f"),
+        Member("circle/f", b"f"),
+        Member("to-file/f", b"f"),
+        Member("up/bin/up", b"up"),
+        hard_link("bin/again", "bin/tool"),
+    )
+    top = layer(Member("usr/bin/tool", b"newer"), Member("bin/top", b"top"))
+    root = rootfs.mount("c", [base, middle, top])
+    links = ("bin", "sbin", "var/run", "lib", "up")
+    assert [str((root / name).readlink()) for name in links] == [
+        "usr/bin",
+        "bin",
+        "/run",
+        "usr/lib",
+        "../../../usr",
+    ]
+    for name in ("explicit", "hidden", "circle", "to-file"):
+        assert (root / name).is_dir()
+        assert not (root / name).is_symlink()
+        assert seen(root / name) == ["f"]
+    names = sorted(path.name for path in (root / "usr/bin").iterdir())
+    assert names == ["again", "deep", "old", "own", "tool", "top", "up", "was"]
+    assert (root / "usr/bin/tool").read_bytes() == b"newer"
+    assert (root / "usr/bin/again").read_bytes() == b"tool"
+    assert (root / "usr/bin/again").stat().st_mode & 0o7777 == 0o4755
+    assert (root / "usr/bin/deep/er").read_bytes() == b"deep"
+    assert seen(root / "usr/bin/was") == ["f"]
+    own = (root / "usr/bin/own").stat()
+    assert (own.st_mode & 0o7777, own.st_uid, int(own.st_mtime)) == (0o1700, 6, 333)
+    assert (root / "run/pid").read_bytes() == b"1"
+    assert (root / "usr/lib/new").read_bytes() == b"new"
+    for name, mode, mtime in (("usr", 0o751, 111), ("usr/bin", 0o711, 222)):
+        status = (root / name).stat()
+        assert (status.st_mode & 0o7777, int(status.st_mtime)) == (mode, mtime)
+    assert (root / "run").stat().st_mode & 0o7777 == 0o700
+    # Written in the container, the layer stays as it is.
+    (root / "bin/again").write_bytes(b"changed")
+    other = rootfs.mount("d", [base, middle])
+    assert (other / "bin/again").read_bytes() == (other / "usr/bin/tool").read_bytes() == b"tool"
+    rootfs.unmount("c")
+    assert (rootfs.mount("c", [base, middle, top]) / "usr/bin/again").read_bytes() == b"changed"
+    for name in ("c", "d"):
+        rootfs.remove(name)
+    assert not list((tmp_path / "root/containers").iterdir())
 
 
 def test_what_cannot_be_mounted_leaves_nothing(layer: Layer, rootfs: RootfsStore, tmp_path: Path) -> None:

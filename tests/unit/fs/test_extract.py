@@ -205,6 +205,8 @@ def tree_of(root: Path) -> dict[str, str]:
         else "directory"
         if path.is_dir()
         else path.read_text()
+        if path.is_file()
+        else "special"
         for path in sorted(root.rglob("*"))
     }
 
