@@ -10,7 +10,7 @@ import pytest
 
 from forgeone_shim.config.loader import keys, to_toml
 from forgeone_shim.config.model import Config
-from forgeone_shim.lifecycle.machine import TABLE
+from forgeone_shim.lifecycle.machine import diagram
 
 ROOT = Path(__file__).resolve().parents[3]
 ROW = re.compile(r"^\| `([a-z0-9_.]+)` \| `(.+)` \| (.+) \|$", re.MULTILINE)
@@ -31,11 +31,19 @@ def test_documented_defaults_are_the_defaults() -> None:
     assert {key: tomllib.loads(f"x = {default}")["x"] for key, default in documented().items()} == flat
 
 
-def test_the_state_diagram_shows_the_table() -> None:
-    shown = re.findall(r"^    (\w+) --> (\w+) : (\w+)$", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
-    assert sorted(shown) == sorted(
-        (before, after, event) for before, row in TABLE.items() for event, after in row.items()
-    )
+def test_the_state_diagram_is_the_generated_one() -> None:
+    assert f"```mermaid\n{diagram()}\n```\n" in (ROOT / "docs/architecture.md").read_text()
+
+
+def test_every_annotation_of_the_code_is_documented_and_no_other() -> None:
+    key = re.compile(r"[\"`]([a-z.]*forgeone\.dev/[a-z-]+)[\"`]")
+    code = {
+        name
+        for room in ("cri", "forgeone_shim", "engines")
+        for path in (ROOT / room).rglob("*.py")
+        for name in key.findall(path.read_text())
+    }
+    assert set(key.findall((ROOT / "docs/annotations.md").read_text())) == code
 
 
 def test_every_decision_is_in_the_index() -> None:
