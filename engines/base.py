@@ -335,6 +335,58 @@ class ExecResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Stdio:
+    """Which streams of a process a client wants; with a terminal its errors come with its output."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+
+
+class Output(StrEnum):
+    """Which stream a process wrote to."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class Console(Protocol):
+    """The streams of a process in a client's hands. Nothing blocks; one thread uses it; descriptors are for poll(2)."""
+
+    @property
+    def readers(self) -> tuple[int, ...]:
+        """Descriptors that become readable when there is output; one that has ended is not among them."""
+
+    @property
+    def writer(self) -> int:
+        """The descriptor that becomes writable when input is taken, -1 when none is taken (any more)."""
+
+    @property
+    def exited(self) -> int:
+        """A descriptor that becomes readable when the process has exited, -1 where only the end of output tells."""
+
+    def read(self, fd: int) -> tuple[Output, bytes] | None:
+        """What is there on one of :attr:`readers`; ``None`` when nothing is; no bytes: this one has ended."""
+
+    def write(self, data: bytes) -> int:
+        """How much of ``data`` was taken as input: 0 when nothing is taken now, all when nobody reads any more."""
+
+    def end_input(self) -> None:
+        """The process sees the end of its input; again is no error."""
+
+    def resize(self, width: int, height: int) -> None:
+        """The client's terminal has ``width`` columns and ``height`` rows; no error without a terminal."""
+
+    def finish(self) -> int:
+        """The exit code of a process that has exited (0 for an attachment); raises the ForgeError of one that never
+        started."""
+
+    def close(self) -> None:
+        """Let go: an executed process that still runs is killed, a container is left as it is. Again is no error."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something this host lacks: what, why it matters, and the command that mends it (empty: none known)."""
 
@@ -402,6 +454,12 @@ class Engine(Protocol):
 
         Each stream is capped at ``limit`` bytes.
         """
+
+    def exec_console(self, handle: Handle, argv: tuple[str, ...], stdio: Stdio) -> Console:
+        """Start ``argv`` inside and hand over its streams; they must be closed."""
+
+    def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
+        """The streams of the container's first process from now on; they must be closed."""
 
     def reopen_log(self, handle: Handle) -> None:
         """Make the supervisor close its log file and open it anew."""

@@ -29,9 +29,10 @@ from forgeone_shim.kernel.spawn import spawn
 PIDFILE = "pidfile"
 CONMON_PIDFILE = "conmon.pid"
 CONTROL = "ctl"
+ATTACH = "attach"
 OOM_MARKER = "oom"
 # What conmon leaves in a bundle.
-FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, "winsz", "attach", OOM_MARKER, "exit")
+FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, "winsz", ATTACH, OOM_MARKER, "exit")
 _SYNC_FD = 3
 _REPORT_MAX = 64 * 1024
 _REOPEN_LOG = b"2 0 0\n"
@@ -229,6 +230,11 @@ def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
                 return
     finally:
         events.close()
+
+
+def resize(bundle: str, container_id: str, width: int, height: int) -> None:
+    """Tell conmon that the container's terminal has ``width`` columns and ``height`` rows."""
+    _command(bundle, container_id, f"1 {height} {width}\n".encode())
 
 
 def _command(bundle: str, container_id: str, line: bytes) -> None:

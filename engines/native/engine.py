@@ -11,8 +11,20 @@ from pathlib import Path
 
 import msgspec
 
-from engines.base import ContainerPlan, ExecResult, Features, Handle, Live, LiveState, Problem, Resources, SandboxPlan
-from engines.native import capabilities, checks, conmon, execute, lookup, seccomp, spec, updates
+from engines.base import (
+    Console,
+    ContainerPlan,
+    ExecResult,
+    Features,
+    Handle,
+    Live,
+    LiveState,
+    Problem,
+    Resources,
+    SandboxPlan,
+    Stdio,
+)
+from engines.native import capabilities, checks, conmon, console, execute, lookup, seccomp, spec, updates
 from engines.native import host as hosts
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
@@ -241,6 +253,22 @@ class NativeEngine:
             if state is not LiveState.RUNNING:
                 raise FailedPrecondition(f"container {handle.container_id} is {state.value}, not running") from error
             raise
+
+    def exec_console(self, handle: Handle, argv: tuple[str, ...], stdio: Stdio) -> Console:
+        """Start ``argv`` inside and hand over its streams. A command that is not there is InvalidInput."""
+        self._need_crun()
+        try:
+            config = Path(handle.bundle, _CONFIG).read_bytes()
+        except OSError as error:
+            raise NotFound("container", handle.container_id) from error
+        process = spec.exec_process(config, argv, tty=stdio.tty)
+        self._check_command(handle, process, argv[0])
+        encoded = msgspec.json.encode(process)
+        return console.executed(self._programs, handle.container_id, handle.bundle, encoded, stdio)
+
+    def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
+        """The streams of the container's first process from now on, as conmon passes them on."""
+        return console.AttachConsole(handle.container_id, handle.bundle, stdio)
 
     def _check_command(self, handle: Handle, process: spec.Json, command: str) -> None:
         """Refuse a command that is not there without starting crun.

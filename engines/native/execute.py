@@ -46,9 +46,9 @@ def run(programs: Programs, container_id: str, process: bytes, timeout: float | 
                 _kill(child, pid)
                 raise DeadlineExceeded(f"command in container {container_id} was killed after {timeout:g} s")
             code = child.wait()
-        said = _said(log)
-        if said:
-            raise exec_error(container_id, said)
+        message = said(log)
+        if message:
+            raise exec_error(container_id, message)
         if code is None:
             raise InternalError(f"crun exec in container {container_id} left no exit code")
         return ExecResult(code, output.data[out], output.data[err], output.truncated)
@@ -66,7 +66,7 @@ def command(programs: Programs, words: Sequence[str], deadline: Deadline) -> str
         code = child.wait(deadline.remaining())
         if code is None:
             raise DeadlineExceeded(f"deadline passed while crun {words[0]} ran")
-        return "" if code == 0 else _said(log) or f"crun {words[0]} failed with code {code}"
+        return "" if code == 0 else said(log) or f"crun {words[0]} failed with code {code}"
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def _kill(child: Child, pid_pipe: int) -> None:
     child.kill()
 
 
-def _said(log: int) -> str:
+def said(log: int) -> str:
     """The last error crun logged; warnings are none."""
     last = ""
     for line in os.pread(log, _LOG_MAX, 0).splitlines():

@@ -180,12 +180,14 @@ def _absolute(field: str, paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def exec_process(config_json: bytes, argv: tuple[str, ...]) -> Json:
-    """The OCI process of an exec: the container's own, but for its arguments and without a terminal."""
+def exec_process(config_json: bytes, argv: tuple[str, ...], *, tty: bool = False) -> Json:
+    """The OCI process of an exec: the container's own, but for its arguments and its terminal."""
     if not argv or not argv[0]:
         raise InvalidInput("cmd", "is empty")
     if any("\0" in word for word in argv):
         raise InvalidInput("cmd", "holds a NUL")
     found: Json = msgspec.json.decode(config_json)["process"]
-    found.update(terminal=False, args=list(argv))
+    found.update(terminal=tty, args=list(argv))
+    if tty and not any(variable.startswith("TERM=") for variable in found["env"]):
+        found["env"] = [*found["env"], "TERM=xterm"]
     return found

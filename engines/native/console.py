@@ -1,0 +1,372 @@
+"""Streams of a process in a client's hands: of a command that crun executes, or of a container, by conmon's socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import signal
+import socket
+import struct
+import tempfile
+import termios
+from typing import Final
+
+from engines.base import Output, Stdio
+from engines.native import conmon
+from engines.native.conmon import Programs
+from engines.native.execute import exec_error, said
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    ForgeError,
+    InternalError,
+    NotFound,
+    syscall_error,
+)
+from forgeone_shim.kernel import procs
+from forgeone_shim.kernel.spawn import Child, spawn
+
+_PROCESS, _LOG, _PID, _SOCKETS = 3, 4, 5, 6
+_CHUNK: Final = 64 * 1024
+_TERMINAL_SECONDS: Final = 30.0
+_KILL_SECONDS: Final = 2.0
+_CONSOLE_NAME: Final = "console"
+# conmon's full-attach packets: a byte that names the pipe, then what came through it.
+_PACKET: Final = 8192 + 64
+_PIPES: Final = {2: Output.STDOUT, 3: Output.STDERR}
+
+
+class ExecConsole:
+    """Implements :class:`engines.base.Console` for a command executed by crun."""
+
+    def __init__(self, container_id: str) -> None:
+        self._container_id = container_id
+        self._outputs: dict[int, Output] = {}
+        self._input = -1
+        self._terminal = -1
+        self._child: Child | None = None
+        self._log = self._pid = -1
+        self._closed = False
+
+    def start(self, programs: Programs, bundle: str, process: bytes, stdio: Stdio) -> None:
+        """Run crun with ``process``, an OCI process that has a terminal if ``stdio`` has.
+
+        On an error :meth:`close` is still to be called.
+        """
+        argv = ["crun", *programs.crun_arguments, f"--log=/proc/self/fd/{_LOG}", "--log-format=json", "exec"]
+        argv += [f"--pid-file=/proc/self/fd/{_PID}", f"--process=/proc/self/fd/{_PROCESS}"]
+        with contextlib.ExitStack() as stack:
+            spec = os.memfd_create("process", os.MFD_CLOEXEC)
+            stack.callback(os.close, spec)
+            os.write(spec, process)
+            self._log = os.memfd_create("log", os.MFD_CLOEXEC)
+            files = {_PROCESS: spec, _LOG: self._log}
+            listener = None
+            if stdio.tty:
+                listener, files[_SOCKETS] = _listen(stack, bundle)
+                argv += ["--tty", f"--console-socket=/proc/self/fd/{_SOCKETS}/{_CONSOLE_NAME}"]
+            with contextlib.ExitStack() as childs:
+                if not stdio.tty:
+                    files |= self._pipes(childs, stdio)
+                self._pid, files[_PID] = os.pipe2(os.O_CLOEXEC)
+                childs.callback(os.close, files[_PID])
+                argv.append(self._container_id)
+                child = self._child = spawn(programs.crun.path(), argv, files=files, env=programs.environment)
+            if listener is not None:
+                self._terminal = self._receive_terminal(listener, child)
+                os.set_blocking(self._terminal, False)
+                self._outputs[self._terminal] = Output.STDOUT
+                if stdio.stdin:
+                    self._input = self._terminal
+
+    def _pipes(self, childs: contextlib.ExitStack, stdio: Stdio) -> dict[int, int]:
+        """Pipes for the wanted streams; what is not wanted is /dev/null."""
+        files = {}
+        if stdio.stdin:
+            files[0], self._input = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(self._input, False)
+            childs.callback(os.close, files[0])
+        for number, wanted, output in ((1, stdio.stdout, Output.STDOUT), (2, stdio.stderr, Output.STDERR)):
+            if wanted:
+                read, files[number] = os.pipe2(os.O_CLOEXEC)
+                os.set_blocking(read, False)
+                self._outputs[read] = output
+                childs.callback(os.close, files[number])
+        return files
+
+    def _receive_terminal(self, listener: socket.socket, child: Child) -> int:
+        """The master that crun sends over the console socket."""
+        deadline = Deadline.after(_TERMINAL_SECONDS)
+        self._await(listener.fileno(), child, deadline)
+        peer, _ = listener.accept()
+        with peer:
+            self._await(peer.fileno(), child, deadline)
+            _, descriptors, _, _ = socket.recv_fds(peer, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+        if not descriptors:
+            raise InternalError(f"exec in container {self._container_id}: crun sent no terminal")
+        return descriptors[0]
+
+    def _await(self, fd: int, child: Child, deadline: Deadline) -> None:
+        """Until ``fd`` is readable; crun's own failure or the deadline comes first as an error."""
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.register(child.pidfd.fileno(), select.POLLIN)
+        left = deadline.remaining()
+        ready = {found for found, _ in poll.poll(None if left is None else int(left * 1000))}
+        if fd in ready:
+            return
+        if not ready:
+            raise DeadlineExceeded(f"exec in container {self._container_id}: no terminal after {_TERMINAL_SECONDS:g} s")
+        self.finish()
+        raise InternalError(f"exec in container {self._container_id}: crun ended without a terminal")
+
+    @property
+    def readers(self) -> tuple[int, ...]:
+        """Pipes, or the terminal."""
+        return tuple(self._outputs)
+
+    @property
+    def writer(self) -> int:
+        """The pipe, or the terminal."""
+        return self._input
+
+    @property
+    def exited(self) -> int:
+        """crun's pidfd: it ends with the command."""
+        return -1 if self._child is None else self._child.pidfd.fileno()
+
+    def read(self, fd: int) -> tuple[Output, bytes] | None:
+        """Some output."""
+        output = self._outputs[fd]
+        try:
+            data = os.read(fd, _CHUNK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            # What the master says once no process has the terminal open.
+            if error.errno != errno.EIO:
+                raise
+            data = b""
+        if not data:
+            del self._outputs[fd]
+            if fd != self._terminal:
+                os.close(fd)
+        return output, data
+
+    def write(self, data: bytes) -> int:
+        """Some input."""
+        if self._input < 0:
+            return len(data)
+        try:
+            return os.write(self._input, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.end_input()
+            return len(data)
+
+    def end_input(self) -> None:
+        """Close the pipe; a terminal that reads lines, which cannot be half closed, gets what stands for an end."""
+        fd, self._input = self._input, -1
+        if fd < 0:
+            return
+        if fd == self._terminal:
+            _end_of_file(fd)
+        else:
+            os.close(fd)
+
+    def resize(self, width: int, height: int) -> None:
+        """TIOCSWINSZ."""
+        if self._terminal >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def finish(self) -> int:
+        """crun's exit code is the command's, unless it says that it failed itself."""
+        code = None if self._child is None else self._child.wait()
+        message = said(self._log)
+        if message:
+            raise exec_error(self._container_id, message)
+        if code is None:
+            raise InternalError(f"crun exec in container {self._container_id} left no exit code")
+        return code
+
+    def close(self) -> None:
+        """Kill what still runs and give every descriptor back."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._terminal < 0 and self._input >= 0:
+            os.close(self._input)
+        for fd in self._outputs:
+            if fd != self._terminal:
+                os.close(fd)
+        if self._child is not None:
+            with self._child as child:
+                if child.wait(0) is None:
+                    _kill(child, self._pid)
+        # Closing it hangs up on what is left.
+        for fd in (self._terminal, self._log, self._pid):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _listen(stack: contextlib.ExitStack, bundle: str) -> tuple[socket.socket, int]:
+    """A socket for crun to send the terminal to, and a directory of its own, which is gone when ``stack`` closes.
+
+    Named by way of the directory's descriptor, so that no path is too long for a socket's address.
+    """
+    path = stack.enter_context(tempfile.TemporaryDirectory(prefix="console-", dir=bundle))
+    directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, directory)
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    listener.bind(f"/proc/self/fd/{directory}/{_CONSOLE_NAME}")
+    listener.listen(1)
+    return listener, directory
+
+
+def _end_of_file(terminal: int) -> None:
+    with contextlib.suppress(OSError, termios.error):
+        attributes = termios.tcgetattr(terminal)
+        if attributes[3] & termios.ICANON:
+            os.write(terminal, attributes[6][termios.VEOF])
+
+
+def _kill(child: Child, pid_pipe: int) -> None:
+    """Kill the command's process group if it has one of its own, else the command; then crun.
+
+    The pid that crun wrote is the command's only while crun is its parent.
+    """
+    os.set_blocking(pid_pipe, False)
+    with contextlib.suppress(BlockingIOError, ValueError):
+        pid = int(os.read(pid_pipe, 32))
+        held = procs.open_process(pid)
+        if held is not None:
+            with held:
+                seen = procs.stat(pid)
+                if seen is not None and seen.parent == child.pid:
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        if os.getpgid(pid) == pid:
+                            os.killpg(pid, signal.SIGKILL)
+                    held.send(signal.SIGKILL)
+                    child.wait(_KILL_SECONDS)
+    child.kill()
+
+
+class AttachConsole:
+    """Implements :class:`engines.base.Console` for a container: conmon's attach socket (conmon(8), --full-attach)."""
+
+    def __init__(self, container_id: str, bundle: str, stdio: Stdio) -> None:
+        self._container_id, self._bundle, self._stdio = container_id, bundle, stdio
+        self._wanted = {output for output, on in _wanted(stdio) if on}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._input, self._open = stdio.stdin, True
+        try:
+            self._connect()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _connect(self) -> None:
+        try:
+            directory = os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise NotFound("container", self._container_id) from error
+        try:
+            self._socket.connect(f"/proc/self/fd/{directory}/{conmon.ATTACH}")
+        except OSError as error:
+            raise FailedPrecondition(
+                f"container {self._container_id} has no supervisor to attach to: {error.strerror}"
+            ) from error
+        finally:
+            os.close(directory)
+        self._socket.setblocking(False)
+
+    @property
+    def readers(self) -> tuple[int, ...]:
+        """The socket."""
+        return (self._socket.fileno(),) if self._open else ()
+
+    @property
+    def writer(self) -> int:
+        """The socket, too."""
+        return self._socket.fileno() if self._input else -1
+
+    @property
+    def exited(self) -> int:
+        """None: conmon closes the socket."""
+        return -1
+
+    def read(self, fd: int) -> tuple[Output, bytes] | None:
+        """One packet; one of a stream that was not asked for is nothing."""
+        try:
+            packet = os.read(fd, _PACKET)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            packet = b""
+        if not packet:
+            self._open = self._input = False
+            return Output.STDOUT, b""
+        output = _PIPES.get(packet[0])
+        if output is None or output not in self._wanted or len(packet) == 1:
+            return None
+        return output, packet[1:]
+
+    def write(self, data: bytes) -> int:
+        """Some input, raw; conmon takes no more than a packet at once."""
+        if not self._input:
+            return len(data)
+        try:
+            return self._socket.send(data[:8192])
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._input = False
+            return len(data)
+
+    def end_input(self) -> None:
+        """Half-close: conmon closes the container's input unless it is to stay open."""
+        if self._input:
+            self._input = False
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+
+    def resize(self, width: int, height: int) -> None:
+        """By conmon's control fifo."""
+        if self._stdio.tty:
+            with contextlib.suppress(ForgeError):
+                conmon.resize(self._bundle, self._container_id, width, height)
+
+    def finish(self) -> int:
+        """How the container ended is told by its status, not here."""
+        return 0
+
+    def close(self) -> None:
+        """Detach."""
+        self._open = self._input = False
+        self._socket.close()
+
+
+def _wanted(stdio: Stdio) -> tuple[tuple[Output, bool], ...]:
+    return ((Output.STDOUT, stdio.stdout), (Output.STDERR, stdio.stderr))
+
+
+def executed(programs: Programs, container_id: str, bundle: str, process: bytes, stdio: Stdio) -> ExecConsole:
+    """Start the OCI process ``process`` in a running container."""
+    console = ExecConsole(container_id)
+    try:
+        console.start(programs, bundle, process, stdio)
+    except OSError as error:
+        console.close()
+        raise syscall_error("exec in container", container_id, error) from error
+    except BaseException:
+        console.close()
+        raise
+    return console
