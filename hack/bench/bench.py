@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import statistics
@@ -243,7 +244,7 @@ def table(runtimes: list[Runtime]) -> None:
         cells = ""
         for runtime, median in zip(runtimes, medians, strict=True):
             ordered = sorted(runtime.samples[step])
-            cells += f"{median:18.1f}{ordered[int(0.95 * (len(ordered) - 1))]:9.1f}"
+            cells += f"{median:18.1f}{ordered[math.ceil(0.95 * len(ordered)) - 1]:9.1f}"
         ratios = "  ".join(f"{m / medians[0]:.2f}x" for m in medians[1:])
         print(f"{step:34}{cells}   {ratios}")
 

@@ -27,6 +27,9 @@ from hack.lab.registry import Registry
 
 _PLUGINS = Path("/usr/lib/cni")
 _LAYERS, _LAYER_BYTES = 5, 40 << 20
+# What containerd, its shims and the CNI plugins make outside of the directories they are given.
+_SHARED = ("/run/containerd", "/var/lib/cni", "/sys/fs/cgroup/k8s.io")
+_SHARED_CGROUPS = "*/k8s.io"
 _CONFIG = """\
 version = 2
 root = "{directory}/root"
@@ -88,6 +91,7 @@ def _containerd(directory: Path, *, pause: str, certs: str) -> Iterator[str]:
     config.write_text(
         _CONFIG.format(directory=directory, pause=pause, plugins=_PLUGINS, certs=certs, runc=shutil.which("runc"))
     )
+    there = {path for path in _shared() if path.exists()}
     process = notify.start(["containerd", "--config", str(config)], os.environ, directory / "containerd.log")
     address = str(directory / "containerd.sock")
     try:
@@ -99,6 +103,20 @@ def _containerd(directory: Path, *, pause: str, certs: str) -> Iterator[str]:
             process.wait(30)
         marks = leaks.Marks(directory=str(directory), link_prefix=f"brc{tag}", cgroup_root=f"bench-{tag}")
         leaks.sweep(marks, f"brc{tag}", f"bench_{tag}")
+        for path in _shared():
+            if path not in there:
+                _remove_empty(path)
+
+
+def _shared() -> list[Path]:
+    return [*map(Path, _SHARED), *Path("/sys/fs/cgroup").glob(_SHARED_CGROUPS)]
+
+
+def _remove_empty(top: Path) -> None:
+    """Only what holds nothing: another containerd's things stay."""
+    for path in (*sorted(top.rglob("*/"), reverse=True), top):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _network(directory: Path, bridge: str, subnet: str) -> dict[str, object]:
