@@ -349,6 +349,12 @@ class Containers:
                 self._release(entry)
                 entry.change(cleaned=True)
 
+    def clean_all(self, sandbox_id: str) -> None:
+        """Free what the ended containers of a sandbox hold, or wait until that is done."""
+        for entry in self.of(sandbox_id):
+            if not entry.record.cleaned:
+                self.clean(entry)
+
     def _release(self, entry: Entry[ContainerRecord]) -> None:
         record = entry.record
         self._p.engines[record.engine].delete(self._p.handle(record))

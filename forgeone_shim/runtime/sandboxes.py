@@ -151,14 +151,19 @@ class Sandboxes:
 
     def dismantle(self, record: SandboxRecord) -> None:
         """The inverse of everything :meth:`_build` does, however far it came. Idempotent."""
-        directory = self._p.paths.sandbox(record.id)
-        self._p.engines[record.engine].remove_sandbox(self.engine_plan(record))
+        self._let_go(record)
+        self._remove_rest(record)
+
+    def _let_go(self, record: SandboxRecord) -> None:
         if record.namespaces.network is not None:
             self._p.network.detach(record.id)
         namespaces.unpin(self._p.paths.namespaces(record.id))
         mounts.unmount(self._p.paths.shm(record.id))
+
+    def _remove_rest(self, record: SandboxRecord) -> None:
+        self._p.engines[record.engine].remove_sandbox(self.engine_plan(record))
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+            shutil.rmtree(self._p.paths.sandbox(record.id))
 
     def _abandon(self, entry: Entry[SandboxRecord]) -> None:
         def undo() -> None:
@@ -190,7 +195,10 @@ class Sandboxes:
                     return
                 self._step(entry, Event.STOP)
             self._containers.end_all(entry.record.id, deadline)
-            self.dismantle(entry.record)
+            self._let_go(entry.record)
+            # The pod's cgroup can go only after its containers'.
+            self._containers.clean_all(entry.record.id)
+            self._remove_rest(entry.record)
             self._step(entry, Event.EXIT)
 
     def remove(self, id_: str, deadline: Deadline) -> None:

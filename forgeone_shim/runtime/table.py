@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -84,7 +84,13 @@ class Table(Generic[R]):
 
     def add(self, record: R) -> Entry[R]:
         """Store a new record, then show it."""
-        self._save(record)
+        try:
+            self._save(record)
+        except BaseException:
+            # An error may come after the commit.
+            with suppress(Exception):
+                self._store.delete(self._kind, record.id)
+            raise
         return self._remember(record)
 
     def drop(self, entry: Entry[R]) -> R:
