@@ -171,28 +171,31 @@ def test_tls_with_a_ca_and_a_client_certificate_of_ones_own(
         assert guest.pull(address) == lab.id
 
 
-def test_tls_without_verification_where_configured(
-    make_node: Callable[..., Node], tmp_path: Path, data: Path, ca: Pair, lab: images.BuiltImage
-) -> None:
+@pytest.fixture
+def over_tls(tmp_path: Path, data: Path, ca: Pair) -> Iterator[str]:
+    """The address of a registry for which only ``ca`` vouches."""
     server = certificate(tmp_path, "server", ca)
     tls = {"certificate": str(server.cert_file), "key": str(server.key_file)}
     with docker_registry(tmp_path / "registry", data, tls=tls) as address:
-        node = make_node()
-        node.hosts(address, "skip_verify = true")
-        assert node.pull(address) == lab.id
+        yield address
+
+
+def test_tls_without_verification_where_configured(
+    make_node: Callable[..., Node], over_tls: str, lab: images.BuiltImage
+) -> None:
+    node = make_node()
+    node.hosts(over_tls, "skip_verify = true")
+    assert node.pull(over_tls) == lab.id
 
 
 def test_dockers_folder_of_certificates(
-    make_node: Callable[..., Node], tmp_path: Path, data: Path, ca: Pair, lab: images.BuiltImage
+    make_node: Callable[..., Node], over_tls: str, ca: Pair, lab: images.BuiltImage
 ) -> None:
-    server = certificate(tmp_path, "server", ca)
-    tls = {"certificate": str(server.cert_file), "key": str(server.key_file)}
-    with docker_registry(tmp_path / "registry", data, tls=tls) as address:
-        node = make_node()
-        folder = node.root / "certs.d" / address
-        folder.mkdir(parents=True)
-        (folder / "ca.crt").write_bytes(ca.cert_file.read_bytes())
-        assert node.pull(address) == lab.id
+    node = make_node()
+    folder = node.root / "certs.d" / over_tls
+    folder.mkdir(parents=True)
+    (folder / "ca.crt").write_bytes(ca.cert_file.read_bytes())
+    assert node.pull(over_tls) == lab.id
 
 
 def test_a_login(make_node: Callable[..., Node], tmp_path: Path, data: Path, lab: images.BuiltImage) -> None:
