@@ -120,7 +120,7 @@ def _call(context: grpc.ServicerContext) -> Call:
     deadline = Deadline.after(left if left is not None and left < _FOREVER else None)
     if not context.add_callback(deadline.abandon):
         deadline.abandon()
-    return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline)
+    return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline, lambda: context.send_initial_metadata(()))
 
 
 def _ms(started: float) -> float:

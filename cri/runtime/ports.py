@@ -8,6 +8,7 @@ from typing import Protocol
 from engines.base import ContainerSpec, ExecResult, SandboxSpec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.events import Feed
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, NodeStatus, SandboxView
 
 
@@ -76,6 +77,9 @@ class RuntimePort(Protocol):
 
     def containers(self) -> list[ContainerView]:
         """All."""
+
+    def listen(self) -> Feed:
+        """What happens from now on."""
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside; DeadlineExceeded ``timeout`` seconds later."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -10,7 +11,7 @@ from cri.api import runtime_pb2 as pb
 from cri.call import Call
 from cri.runtime.chunks import chunks
 from cri.runtime.verbs import Verbs, selected
-from cri.translate import sandbox
+from cri.translate import container, sandbox
 from cri.translate.fields import given
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.runtime.views import SandboxView
@@ -37,9 +38,17 @@ class SandboxVerbs(Verbs):
         return pb.RemovePodSandboxResponse()
 
     def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest, _call: Call) -> pb.PodSandboxStatusResponse:
-        """One pod."""
+        """One pod and its containers, as they were no earlier than the answer's ``timestamp``."""
+        # The time comes first: what happens in between is then told again by an event, not taken for known.
+        timestamp = time.time_ns()
         view = self._runtime.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
-        response = pb.PodSandboxStatusResponse(status=sandbox.status(view))
+        response = pb.PodSandboxStatusResponse(
+            status=sandbox.status(view),
+            containers_statuses=[
+                container.status(one) for one in self._runtime.containers() if one.sandbox_id == view.id
+            ],
+            timestamp=timestamp,
+        )
         if request.verbose:
             response.info["info"] = _info(view)
         return response

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from cri.runtime.container import ContainerVerbs
+from cri.runtime.events import EventVerbs
 from cri.runtime.execution import ExecVerbs
 from cri.runtime.sandbox import SandboxVerbs
 from cri.runtime.stats import StatsVerbs
 from cri.runtime.status import StatusVerbs
 
 
-class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs):
+class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs, EventVerbs):
     """The verbs of pods and containers."""

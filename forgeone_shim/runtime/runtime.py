@@ -19,14 +19,15 @@ import structlog
 from engines.base import ContainerSpec, Engine, ExecResult, SandboxSpec
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import cgroups
-from forgeone_shim.lifecycle.machine import Lifecycle
+from forgeone_shim.lifecycle.machine import Lifecycle, Transition
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.parts import HANDLER_PREFIX, Parts
 from forgeone_shim.runtime.paths import Paths
@@ -69,6 +70,7 @@ class Runtime:
             parts.paths.exits, self._ended, lambda id_: supervisor_lives(parts.paths.bundle(id_), id_)
         )
         self._containers.watch(self._watch)
+        self._events = EventHub(parts.lifecycle, self._happening)
 
     @classmethod
     def open(cls, config: Config, engines: Mapping[str, Engine] | None = None) -> Runtime:
@@ -137,15 +139,14 @@ class Runtime:
 
     def sandbox(self, id_: str) -> SandboxView:
         """By id or unique prefix."""
-        return self._sandbox_view(self._p.sandboxes.find(id_))
+        return self._sandbox_view(self._p.sandboxes.find(id_).record)
 
     def sandboxes(self) -> list[SandboxView]:
         """All of them, oldest first."""
-        return [self._sandbox_view(entry) for entry in self._p.sandboxes.all()]
+        return [self._sandbox_view(entry.record) for entry in self._p.sandboxes.all()]
 
     @staticmethod
-    def _sandbox_view(entry: Entry[SandboxRecord]) -> SandboxView:
-        record = entry.record
+    def _sandbox_view(record: SandboxRecord) -> SandboxView:
         return SandboxView(
             id=record.id,
             spec=record.spec,
@@ -211,6 +212,23 @@ class Runtime:
     def reopen_log(self, id_: str) -> None:
         """After a log rotation."""
         self._containers.reopen_log(id_)
+
+    # -- events
+
+    def listen(self) -> Feed:
+        """What happens to pods and containers from now on."""
+        return self._events.listen()
+
+    def _happening(self, made: Transition) -> Happening:
+        sandbox = made.record if isinstance(made.record, SandboxRecord) else None
+        if sandbox is None:
+            with contextlib.suppress(NotFound):
+                sandbox = self._p.sandboxes.find(made.sandbox_id).record
+        return Happening(
+            made,
+            None if sandbox is None else self._sandbox_view(sandbox),
+            tuple(self._container_view(entry) for entry in self._containers.of(made.sandbox_id)),
+        )
 
     # -- node
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 from engines.base import ContainerSpec, ExecResult, Features, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
-from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.views import (
     Condition,
     ContainerView,
@@ -24,6 +25,9 @@ from forgeone_shim.runtime.views import (
 )
 
 V = TypeVar("V")
+
+EVENTS = 8
+"""Events a client may be behind."""
 
 
 class FakeImages:
@@ -85,6 +89,8 @@ class FakeRuntime:
         self._containers: dict[str, ContainerView] = {}
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
+        self._lifecycle = Lifecycle()
+        self._events = EventHub(self._lifecycle, self._happening, limit=EVENTS)
 
     def _id(self) -> str:
         with self._lock:
@@ -105,8 +111,19 @@ class FakeRuntime:
             handler=spec.runtime_handler,
             netns="/ns/net",
         )
-        self._sandboxes[view.id] = view
+        self._step(view, Event.BOOT, lambda _: self._sandboxes.setdefault(view.id, view), before=State.CREATED)
         return view.id
+
+    def _step(
+        self, view: SandboxView | ContainerView, event: Event, commit: Callable[[State], object], before: State
+    ) -> None:
+        subject = Subject.SANDBOX if isinstance(view, SandboxView) else Subject.CONTAINER
+        sandbox_id = view.id if isinstance(view, SandboxView) else view.sandbox_id
+        self._lifecycle.step(subject, view.id, sandbox_id=sandbox_id, before=before, event=event, commit=commit)
+
+    def _happening(self, made: Transition) -> Happening:
+        of_pod = tuple(view for view in self._containers.values() if view.sandbox_id == made.sandbox_id)
+        return Happening(made, self._sandboxes.get(made.sandbox_id), of_pod)
 
     def stop_sandbox(self, id_: str, deadline: Deadline) -> None:
         if id_ in self._sandboxes:
@@ -145,19 +162,33 @@ class FakeRuntime:
             bundle="/state/bundle",
             pid=0,
         )
-        self._containers[view.id] = view
+        self._step(view, Event.BOOT, lambda _: self._containers.setdefault(view.id, view), before=State.CREATED)
         return view.id
 
     def start_container(self, id_: str, deadline: Deadline) -> None:
-        self.change(id_, state=State.RUNNING, started_at=time.time_ns(), pid=77)
+        view = self.container(id_)
+        self._step(
+            view,
+            Event.START,
+            lambda state: self.change(id_, state=state, started_at=time.time_ns(), pid=77),
+            before=view.state,
+        )
 
     def stop_container(self, id_: str, timeout: float, deadline: Deadline) -> None:
         self.stops.append((id_, timeout))
         if id_ in self._containers:
-            self.change(id_, state=State.TERMINATED, finished_at=time.time_ns(), exit_code=137, pid=0)
+            view = self.container(id_)
+            self._step(
+                view,
+                Event.EXIT,
+                lambda state: self.change(id_, state=state, finished_at=time.time_ns(), exit_code=137, pid=0),
+                before=view.state,
+            )
 
     def remove_container(self, id_: str, deadline: Deadline) -> None:
-        self._containers.pop(id_, None)
+        view = self._containers.get(id_)
+        if view is not None:
+            self._step(view, Event.REMOVE, lambda _: self._containers.pop(id_), before=State.TERMINATED)
 
     def container(self, id_: str) -> ContainerView:
         return _find("container", self._containers, id_)
@@ -167,6 +198,9 @@ class FakeRuntime:
 
     def change(self, id_: str, **fields: object) -> None:
         self._containers[id_] = replace(self.container(id_), **fields)  # type: ignore[arg-type]
+
+    def listen(self) -> Feed:
+        return self._events.listen()
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         self.container(id_)
