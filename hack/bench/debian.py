@@ -58,6 +58,10 @@ disabled_plugins = ["io.containerd.internal.v1.restart"]
 
 def main(argv: Sequence[str]) -> int:
     """Start both, bench them, remove both; returns the bench's exit code."""
+    if {"-h", "--help"} & set(argv):
+        sys.stdout.write(f"{__doc__}\n")
+        sys.argv = ["hack.bench.bench", "--help"]
+        return bench.main()
     missing = [name for name in ("containerd", "runc") if shutil.which(name) is None]
     if missing or not (_PLUGINS / "bridge").exists():
         sys.stderr.write("first: apt-get install containerd runc containernetworking-plugins\n")
