@@ -15,7 +15,7 @@ from forgeone_shim.config import checks
 class GrpcConfig:
     """The CRI socket's server. ``max_connection_age_ms`` moves clients over at a hot reload (0: never)."""
 
-    threads: int = 64
+    threads: int = 512
     max_connection_age_ms: int = 0
     max_message_bytes: int = 16 * 1024 * 1024
 

@@ -19,9 +19,9 @@ class Paths:
         return self.root / "forgeone.db"
 
     @property
-    def lock(self) -> Path:
-        """Held by the process that owns this root."""
-        return self.root / "lock"
+    def locks(self) -> tuple[Path, Path]:
+        """Held by the process that owns root and state."""
+        return self.root / "lock", self.state / "lock"
 
     @property
     def layers(self) -> Path:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import entry_points
@@ -59,10 +59,10 @@ def load_engines(config: Config) -> dict[str, Engine]:
 class Runtime:
     """One per process and root. Made by :meth:`open`; every verb may be called from any thread."""
 
-    def __init__(self, parts: Parts, images: ImageService, lock: int) -> None:
+    def __init__(self, parts: Parts, images: ImageService, locks: Sequence[int]) -> None:
         self.images = images
         self.lifecycle = parts.lifecycle
-        self._p, self._lock = parts, lock
+        self._p, self._locks = parts, locks
         self._containers = Containers(parts, images)
         self._sandboxes = Sandboxes(parts, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
@@ -74,10 +74,10 @@ class Runtime:
 
     @classmethod
     def open(cls, config: Config, engines: Mapping[str, Engine] | None = None) -> Runtime:
-        """Take the root (waiting for an earlier owner to let go), wire everything and recover."""
+        """Take root and state (waiting for an earlier owner to let go), wire everything and recover."""
         paths = Paths(Path(config.root), Path(config.state))
         paths.prepare()
-        lock = _take(paths.lock)
+        locks = [_take(path) for path in paths.locks]
         store = StateStore(paths.database)
         layers = LayerStore(paths.layers)
         containers = Table(store, CONTAINER_KIND, "container", ContainerRecord)
@@ -104,7 +104,7 @@ class Runtime:
         images = ImageService(
             store, paths.root, config.registry, layers, pinned=config.pinned_images, layers_in_use=layers_in_use
         )
-        runtime = cls(parts, images, lock)
+        runtime = cls(parts, images, locks)
         Recovery(parts, runtime._sandboxes, runtime._containers).run()
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         return runtime
@@ -118,7 +118,8 @@ class Runtime:
         self._p.pool.shutdown(wait=True)
         self._p.layers.close()
         self._p.store.close()
-        os.close(self._lock)
+        for lock in self._locks:
+            os.close(lock)
 
     def _ended(self, container_id: str, found: Exit) -> None:
         self._ends.submit(self._containers.report, container_id, found)
@@ -272,7 +273,7 @@ class Runtime:
 
 
 def _take(path: Path) -> int:
-    """The lock of a root: one owner at a time, given up by the kernel with its process."""
+    """The lock of a directory: one owner at a time, given up by the kernel with its process."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     taken = threading.Event()
 
@@ -284,7 +285,8 @@ def _take(path: Path) -> int:
     # An earlier owner may be ending right now: the kernel hands the lock over the moment it is gone.
     threading.Thread(target=wait, name="lock", daemon=True).start()
     if not taken.wait(_LOCK_PATIENCE):
+        os.close(fd)
         raise FailedPrecondition(
-            f"{path} is held by another forgeoned", fix="stop it, or give this one a --root of its own"
+            f"{path} is held by another forgeoned", fix="stop it, or give this one a --root and a --state of its own"
         )
     return fd
