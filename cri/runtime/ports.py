@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from engines.base import ContainerSpec, ExecResult, SandboxSpec
+from engines.base import ContainerSpec, ExecResult, Resources, SandboxSpec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.runtime.events import Feed
@@ -54,6 +54,9 @@ class RuntimePort(Protocol):
     def remove_sandbox(self, id_: str, deadline: Deadline) -> None:
         """A missing one is no error."""
 
+    def update_sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:
+        """``None`` leaves what it had."""
+
     def sandbox(self, id_: str) -> SandboxView:
         """One."""
 
@@ -71,6 +74,9 @@ class RuntimePort(Protocol):
 
     def remove_container(self, id_: str, deadline: Deadline) -> None:
         """Kill it if need be; a missing one is no error."""
+
+    def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
+        """Change the limits that are set; all or none of them."""
 
     def container(self, id_: str) -> ContainerView:
         """One."""

@@ -8,7 +8,8 @@ from cri.runtime.execution import ExecVerbs
 from cri.runtime.sandbox import SandboxVerbs
 from cri.runtime.stats import StatsVerbs
 from cri.runtime.status import StatusVerbs
+from cri.runtime.updates import UpdateVerbs
 
 
-class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs, EventVerbs):
+class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs, EventVerbs, UpdateVerbs):
     """The verbs of pods and containers."""

@@ -55,7 +55,8 @@ def plan(resources: Resources, host: Host, cgroup: str) -> list[Write]:
     files = _Files(host.cgroups, cgroup)
     found = [*_cpusets(resources, files), *_cpu(resources, files), *_hugepages(resources, host, files)]
     found += [*_memory(resources, host, files), *_unified(resources, host, files)]
-    return [write for write in found if not _same(write)]
+    # A unified key has the last word on its file.
+    return [write for write in {write.path: write for write in found}.values() if not _same(write)]
 
 
 class _Files:

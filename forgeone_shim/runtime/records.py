@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from engines.base import ContainerSpec, Namespaces, SandboxSpec, User
+from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, User
 from forgeone_shim.lifecycle.machine import State
 
 SANDBOX_KIND = "sandbox"
@@ -13,7 +13,10 @@ CONTAINER_KIND = "container"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRecord:
-    """Times in nanoseconds since the epoch. ``namespaces`` holds the paths its containers join."""
+    """Times in nanoseconds since the epoch. ``namespaces`` holds the paths its containers join.
+
+    ``overhead`` and ``resources`` are what an update put in place of the spec's.
+    """
 
     id: str
     spec: SandboxSpec
@@ -24,6 +27,17 @@ class SandboxRecord:
     hostname: str
     cgroup_parent: str
     ips: tuple[str, ...] = ()
+    overhead: Resources | None = None
+    resources: Resources | None = None
+
+    @property
+    def effective_spec(self) -> SandboxSpec:
+        """What was asked for, as updated since."""
+        if self.overhead is None and self.resources is None:
+            return self.spec
+        overhead = self.spec.overhead if self.overhead is None else self.overhead
+        resources = self.spec.resources if self.resources is None else self.resources
+        return replace(self.spec, overhead=overhead, resources=resources)
 
     @property
     def key(self) -> str:
@@ -36,7 +50,8 @@ class ContainerRecord:
     """Times in nanoseconds since the epoch, 0 where it has not happened.
 
     ``kill_at`` is when the grace period of a stop under way ends; ``cleaned`` says that after its end the engine forgot
-    it and its root filesystem was unmounted.
+    it and its root filesystem was unmounted. ``resources`` are what an update put in place of the spec's, which stays
+    as it was asked for: a kubelet's retry is compared with it.
     """
 
     id: str
@@ -60,6 +75,12 @@ class ContainerRecord:
     message: str = ""
     kill_at: int = 0
     cleaned: bool = False
+    resources: Resources | None = None
+
+    @property
+    def effective_spec(self) -> ContainerSpec:
+        """What was asked for, as updated since."""
+        return self.spec if self.resources is None else replace(self.spec, resources=self.resources)
 
     @property
     def key(self) -> str:

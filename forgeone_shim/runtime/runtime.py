@@ -16,7 +16,7 @@ from typing import Final
 
 import structlog
 
-from engines.base import ContainerSpec, Engine, ExecResult, SandboxSpec
+from engines.base import ContainerSpec, Engine, ExecResult, Resources, SandboxSpec
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
@@ -35,6 +35,7 @@ from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, Containe
 from forgeone_shim.runtime.recovery import Recovery
 from forgeone_shim.runtime.sandboxes import Sandboxes
 from forgeone_shim.runtime.table import Entry, Table
+from forgeone_shim.runtime.updates import Updates
 from forgeone_shim.runtime.views import (
     Condition,
     ContainerView,
@@ -65,6 +66,7 @@ class Runtime:
         self._p, self._locks = parts, locks
         self._containers = Containers(parts, images)
         self._sandboxes = Sandboxes(parts, self._containers)
+        self._updates = Updates(parts)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
             parts.paths.exits, self._ended, lambda id_: supervisor_lives(parts.paths.bundle(id_), id_)
@@ -138,6 +140,10 @@ class Runtime:
         """Stop it and forget it with its containers; a missing one is no error."""
         self._sandboxes.remove(id_, deadline)
 
+    def update_sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:
+        """Keep what a pod is to have now; ``None`` leaves what it had."""
+        self._updates.sandbox(id_, overhead, resources)
+
     def sandbox(self, id_: str) -> SandboxView:
         """By id or unique prefix."""
         return self._sandbox_view(self._p.sandboxes.find(id_).record)
@@ -150,7 +156,7 @@ class Runtime:
     def _sandbox_view(record: SandboxRecord) -> SandboxView:
         return SandboxView(
             id=record.id,
-            spec=record.spec,
+            spec=record.effective_spec,
             created_at=record.created_at,
             state=record.state,
             ips=record.ips,
@@ -176,6 +182,10 @@ class Runtime:
         """Kill it if need be and forget it; a missing one is no error."""
         self._containers.remove(id_, deadline)
 
+    def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
+        """Change the limits that are set; all or none of them."""
+        self._updates.container(id_, resources, deadline)
+
     def container(self, id_: str) -> ContainerView:
         """By id or unique prefix."""
         return self._container_view(self._p.containers.find(id_))
@@ -189,7 +199,7 @@ class Runtime:
         return ContainerView(
             id=record.id,
             sandbox_id=record.sandbox_id,
-            spec=record.spec,
+            spec=record.effective_spec,
             image_id=record.image_id,
             image_ref=record.image_ref,
             user=record.user,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from engines.base import ContainerSpec, ExecResult, Features, SandboxSpec, User
+from engines.base import ContainerSpec, ExecResult, Features, Resources, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
@@ -133,6 +133,12 @@ class FakeRuntime:
         self._sandboxes.pop(id_, None)
         self._containers = {key: view for key, view in self._containers.items() if view.sandbox_id != id_}
 
+    def update_sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:
+        view = self.sandbox(id_)
+        given = {"overhead": overhead, "resources": resources}
+        spec = replace(view.spec, **{key: value for key, value in given.items() if value is not None})
+        self._sandboxes[view.id] = replace(view, spec=spec)
+
     def sandbox(self, id_: str) -> SandboxView:
         return _find("sandbox", self._sandboxes, id_)
 
@@ -189,6 +195,9 @@ class FakeRuntime:
         view = self._containers.get(id_)
         if view is not None:
             self._step(view, Event.REMOVE, lambda _: self._containers.pop(id_), before=State.TERMINATED)
+
+    def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
+        self.change(id_, spec=replace(self.container(id_).spec, resources=resources))
 
     def container(self, id_: str) -> ContainerView:
         return _find("container", self._containers, id_)

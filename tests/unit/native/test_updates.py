@@ -143,6 +143,8 @@ def test_what_can_never_be_is_named(v1: Host, resources: Mapping[str, object], f
 
 def test_unified_keys_are_limits_of_v2_alone(v1: Host, v2: Host) -> None:
     assert planned(v2, unified={"memory.high": "1048576"}) == [("memory.high", "1048576")]
+    own_swap = {"memory.swap.max": "8192"}
+    assert planned(v2, memory_limit=1 << 26, unified=own_swap) == [("memory.swap.max", "8192")]
     with pytest.raises(FailedPrecondition, match="need cgroup v2"):
         planned(v1, unified={"memory.high": "1"})
     with pytest.raises(InvalidInput, match="is not a limit"):

@@ -1,0 +1,82 @@
+"""New limits: a container's are given to the kernel and kept; a pod's are kept, as its cgroup is the kubelet's."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from engines.base import Resources
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import FailedPrecondition, ForgeError
+from forgeone_shim.lifecycle.machine import LIVE, State
+from forgeone_shim.runtime.parts import Parts
+
+
+class Updates:
+    """Every verb may be repeated; a refused one changes nothing."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._p = parts
+
+    def container(self, id_: str, asked: Resources, deadline: Deadline) -> None:
+        """What ``asked`` sets replaces what the container had.
+
+        :raises FailedPrecondition: it has ended, or the kernel refuses a limit.
+        """
+        entry = self._p.containers.find(id_)
+        # Keeps it from being cleaned up while its cgroup is written to.
+        with entry.work:
+            deadline.check("before the container was updated")
+            record = entry.record
+            if record.state is not State.BOOTED and record.state not in LIVE:
+                raise FailedPrecondition(f"container {record.id[:13]} is {record.state}: its limits cannot change")
+            before = record.effective_spec.resources
+            after = merged(before, asked)
+            engine, handle = self._p.engines[record.engine], self._p.handle(record)
+            engine.update(handle, after)
+            try:
+                entry.change(resources=after)
+            except BaseException:
+                with contextlib.suppress(ForgeError):
+                    engine.update(handle, before)
+                raise
+
+    def sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:
+        """What is given replaces what the pod had; ``None`` leaves it.
+
+        A kubelet writes the pod's cgroup itself before and after this call, so nothing else is done.
+
+        :raises FailedPrecondition: it is not ready.
+        """
+        entry = self._p.sandboxes.find(id_)
+        with entry.state:
+            record = entry.record
+            if record.state is not State.BOOTED:
+                raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
+            entry.change(
+                overhead=record.overhead if overhead is None else overhead,
+                resources=record.resources if resources is None else resources,
+            )
+
+
+def merged(before: Resources, asked: Resources) -> Resources:
+    """``before`` with all that ``asked`` sets.
+
+    The OOM score stays: it is the process's own since its start. A container that could not swap cannot afterwards:
+    a memory limit that comes alone takes the one on memory and swap with it.
+    """
+    swap = asked.memory_swap_limit or before.memory_swap_limit
+    if asked.memory_limit and not asked.memory_swap_limit and before.memory_swap_limit == before.memory_limit:
+        swap = 0
+    return replace(
+        before,
+        cpu_period=asked.cpu_period or before.cpu_period,
+        cpu_quota=asked.cpu_quota or before.cpu_quota,
+        cpu_shares=asked.cpu_shares or before.cpu_shares,
+        cpuset_cpus=asked.cpuset_cpus or before.cpuset_cpus,
+        cpuset_mems=asked.cpuset_mems or before.cpuset_mems,
+        memory_limit=asked.memory_limit or before.memory_limit,
+        memory_swap_limit=swap,
+        hugepages=tuple((dict(before.hugepages) | dict(asked.hugepages)).items()),
+        unified={**before.unified, **asked.unified},
+    )
