@@ -96,8 +96,12 @@ class NativeEngine:
         return "native"
 
     def features(self) -> Features:
-        """Supplemental groups come resolved, so both policies work; the rest is not there yet."""
-        return Features(supplemental_groups_policy=True)
+        """Supplemental groups come resolved, so both policies work; user namespaces are not there yet."""
+        return Features(
+            supplemental_groups_policy=True,
+            mount_options=True,
+            recursive_read_only_mounts=self._host.recursive_attributes,
+        )
 
     def problems(self) -> list[Problem]:
         """What this host lacks for the engine to work."""

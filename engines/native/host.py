@@ -10,6 +10,7 @@ from pathlib import Path
 from engines.native import capabilities
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
+from forgeone_shim.kernel.mounts import has_recursive_attributes
 
 _CAP_SYS_RESOURCE = "CAP_SYS_RESOURCE"
 _SHARED_OPTIONS = frozenset({"nsdelegate", "memory_recursiveprot"})
@@ -20,7 +21,8 @@ class Host:
     """Facts of the host: control groups, what capabilities can be given, which security modules run.
 
     ``cgroup_mount_options`` are those of the one cgroup2 superblock that a mount without them would take away from the
-    whole host; ``quick_moves`` says that the kernel was told to make moves between cgroups fast.
+    whole host; ``quick_moves`` says that the kernel was told to make moves between cgroups fast, and
+    ``recursive_attributes`` that it can make a mount read-only with all that is mounted below it.
     """
 
     cgroups: CgroupHost
@@ -32,6 +34,7 @@ class Host:
     hugepage_sizes: frozenset[str] = frozenset()
     cgroup_mount_options: tuple[str, ...] = ()
     quick_moves: bool = False
+    recursive_attributes: bool = False
 
     @property
     def lowest_oom_score_adj(self) -> int:
@@ -58,6 +61,7 @@ def read(driver: str) -> Host:
         hugepage_sizes=_hugepage_sizes(found),
         cgroup_mount_options=tuple(sorted(options & _SHARED_OPTIONS)),
         quick_moves="favordynmods" in options,
+        recursive_attributes=has_recursive_attributes(),
     )
 
 

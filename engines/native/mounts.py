@@ -6,7 +6,7 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.base import ContainerPlan, Mount, Propagation
@@ -17,6 +17,8 @@ from forgeone_shim.kernel.cgroups import Mode
 _FIELD = "mounts"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _SAFE = ["nosuid", "noexec", "nodev"]
+# What a caller may add to a mount of its own (CRI ``Mount.mount_options``): restrictions, and when times are kept.
+_OPTIONS = frozenset(("noexec", "nodev", "nosuid", "noatime", "nodiratime", "relatime"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +60,18 @@ def _resolve(mount: Mount) -> Mount:
         raise Unimplemented(f"mount {mount.destination}: image volumes are not supported")
     if mount.uid_mappings or mount.gid_mappings:
         raise Unimplemented(f"mount {mount.destination}: id-mapped mounts are not supported")
-    if mount.recursive_read_only:
-        raise Unimplemented(f"mount {mount.destination}: recursive read-only mounts are not supported")
-    if mount.options:
-        raise Unimplemented(f"mount {mount.destination}: mount options are not supported")
+    if mount.recursive_read_only and not (mount.readonly and mount.propagation is Propagation.PRIVATE):
+        raise InvalidInput(f"{_FIELD}.recursive_read_only", "needs readonly and private propagation")
+    if refused := set(mount.options) - _OPTIONS:
+        what = f"{mount.destination}: {', '.join(sorted(refused))}; known are {', '.join(sorted(_OPTIONS))}"
+        raise InvalidInput(f"{_FIELD}.mount_options", what)
     if not mount.source.startswith("/") or "\0" in mount.source:
         raise InvalidInput(f"{_FIELD}.host_path", f"{mount.source!r} is not an absolute path")
     if not mount.destination.startswith("/") or "\0" in mount.destination:
         # A relative destination is taken from the container's root, as other runtimes do.
         if not mount.destination or "\0" in mount.destination:
             raise InvalidInput(f"{_FIELD}.container_path", f"{mount.destination!r} is not a path")
-        mount = _replace(mount, destination="/" + mount.destination)
+        mount = replace(mount, destination="/" + mount.destination)
     try:
         source = os.path.realpath(mount.source, strict=True)
     except FileNotFoundError:
@@ -79,17 +82,7 @@ def _resolve(mount: Mount) -> Mount:
             raise syscall_error("mkdir", mount.source, error) from error
     except OSError as error:
         raise InvalidInput(f"{_FIELD}.host_path", f"{mount.source}: {os.strerror(error.errno or errno.EIO)}") from error
-    return _replace(mount, source=source)
-
-
-def _replace(mount: Mount, *, source: str | None = None, destination: str | None = None) -> Mount:
-    return Mount(
-        destination=mount.destination if destination is None else destination,
-        source=mount.source if source is None else source,
-        readonly=mount.readonly,
-        propagation=mount.propagation,
-        selinux_relabel=mount.selinux_relabel,
-    )
+    return replace(mount, source=source)
 
 
 def propagation_tags(mounts: Sequence[Mount]) -> Mapping[str, MountPoint]:
@@ -120,12 +113,13 @@ def _check_propagation(mount: Mount, points: Mapping[str, MountPoint]) -> None:
 
 
 def _bind(mount: Mount) -> dict[str, object]:
-    mode = "ro" if mount.readonly else "rw"
+    # crun(1): the recursive one holds for what is mounted below, too.
+    mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     return {
         "destination": mount.destination,
         "type": "bind",
         "source": mount.source,
-        "options": ["rbind", mount.propagation.value, mode],
+        "options": ["rbind", mount.propagation.value, mode, *mount.options],
     }
 
 
@@ -163,6 +157,11 @@ def plan_mounts(
     """
     for mount in asked:
         _check_propagation(mount, points)
+        if mount.recursive_read_only and not host.recursive_attributes:
+            raise FailedPrecondition(
+                f"mount {mount.destination}: recursive read-only mounts need mount_setattr(2), which this kernel lacks",
+                fix="run Linux 5.12 or later",
+            )
     taken = {_clean(mount.destination) for mount in asked}
     binds = [*(mount for mount in plan.pod_mounts if _clean(mount.destination) not in taken), *asked]
     taken |= {_clean(mount.destination) for mount in binds}

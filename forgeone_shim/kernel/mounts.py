@@ -172,6 +172,16 @@ def _bind_by_open_tree(source: StrPath, target: StrPath, readonly: bool, recursi
         _move_mount(tree, target)
 
 
+def has_recursive_attributes() -> bool:
+    """Whether ``mount_setattr(2)`` is there (Linux 5.12), which changes a mount with all below it."""
+    try:
+        syscalls.syscall(syscalls.MOUNT_SETATTR, -1, b"", 0, None, 0)
+    except OSError as error:
+        # A filter of system calls may answer EPERM for one it does not know.
+        return error.errno not in (errno.ENOSYS, errno.EPERM)
+    return True
+
+
 def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755) -> None:
     """Mount a tmpfs of at most ``size`` bytes (0: the kernel's default), without set-id bits and devices.
 

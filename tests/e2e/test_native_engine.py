@@ -42,6 +42,7 @@ from engines.native import NativeEngine, build
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InvalidInput, NotFound
 from forgeone_shim.kernel import cgroups, mounts, procs
+from forgeone_shim.kernel.mounts import mount_tmpfs, unmount
 
 pytestmark = pytest.mark.root
 
@@ -534,6 +535,29 @@ def test_mounts_are_where_they_were_asked_and_missing_sources_are_made(lab: Lab,
     assert "hello" in text
     assert "Read-only" in text
     assert (tmp_path / "made" / "x").exists()
+
+
+def test_a_recursive_read_only_mount_is_so_with_all_below_it(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "data/inner").mkdir(parents=True)
+    mount_tmpfs(tmp_path / "data/inner", 1 << 20)
+    source = str(tmp_path / "data")
+    asked = (
+        Mount("/all", source, readonly=True, recursive_read_only=True),
+        Mount("/one", source, readonly=True),
+        Mount("/bare", source, options=("noexec", "nosuid", "nodev")),
+    )
+    try:
+        assert lab.engine.features().recursive_read_only_mounts
+        assert lab.engine.features().mount_options
+        line = "touch /all/x /all/inner/x; touch /one/x; touch /one/inner/one; cp /bin/true /bare/true; /bare/true"
+        text = lab.says(f"({line}; grep /bare /proc/mounts) 2>&1", mounts=asked)
+        assert all(f"{name}: Read-only file system" in text for name in ("/all/x", "/all/inner/x", "/one/x"))
+        assert "/bare/true: Permission denied" in text
+        assert "rw,nosuid,nodev,noexec" in text
+        assert [path.name for path in (tmp_path / "data/inner").iterdir()] == ["one"]
+        (tmp_path / "data/inner/host").touch()
+    finally:
+        unmount(tmp_path / "data/inner")
 
 
 def test_a_mount_made_on_the_host_reaches_the_container_only_when_asked(lab: Lab, tmp_path: Path) -> None:

@@ -236,14 +236,34 @@ def test_a_missing_source_becomes_a_directory_and_a_link_is_followed(tmp_path: P
         (Mount("", "/tmp"), InvalidInput),
         (Mount("/a", "/tmp\0"), InvalidInput),
         (Mount("/a", "", image="busybox"), Unimplemented),
-        (Mount("/a", "/tmp", recursive_read_only=True, readonly=True), Unimplemented),
+        (Mount("/a", "/tmp", recursive_read_only=True), InvalidInput),
+        (Mount("/a", "/tmp", True, Propagation.HOST_TO_CONTAINER, recursive_read_only=True), InvalidInput),
         (Mount("/a", "/tmp", uid_mappings=(IdMapping(0, 0, 1),)), Unimplemented),
-        (Mount("/a", "/tmp", options=("noexec",)), Unimplemented),
+        (Mount("/a", "/tmp", options=("noexec", "suid")), InvalidInput),
+        (Mount("/a", "/tmp", options=("bind",)), InvalidInput),
     ],
 )
 def test_mounts_that_cannot_be_made_are_refused(mount: Mount, error: type[Exception]) -> None:
     with pytest.raises(error):
         mounts.resolve([mount])
+
+
+def test_a_mount_s_options_are_kept(tmp_path: Path, plan: PlanMaker, host: Host) -> None:
+    able = dataclasses.replace(host, recursive_attributes=True)
+    asked = (
+        Mount("/a", str(tmp_path), readonly=True, recursive_read_only=True, options=("noexec", "nosuid")),
+        Mount("/b", str(tmp_path), readonly=True, options=("nodev",)),
+    )
+    assert mounts.resolve(asked) == asked
+    found = made(plan(mounts=asked), able)
+    assert options(found, "/a") == ["rbind", "rprivate", "rro", "noexec", "nosuid"]
+    assert options(found, "/b") == ["rbind", "rprivate", "ro", "nodev"]
+
+
+def test_a_kernel_that_cannot_make_mounts_recursively_read_only_refuses_them(plan: PlanMaker, host: Host) -> None:
+    unable = dataclasses.replace(host, recursive_attributes=False)
+    with pytest.raises(FailedPrecondition, match="mount_setattr"):
+        made(plan(mounts=(Mount("/a", "/m/a", readonly=True, recursive_read_only=True),)), unable)
 
 
 # Resources
