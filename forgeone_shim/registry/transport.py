@@ -138,18 +138,24 @@ class Session:
     def _connect(self, parts: SplitResult, request: Request) -> _Connection:
         proxy = _proxy_for(parts)
         context = self._contexts.get(request.tls) if parts.scheme == "https" else None
+        connection: _Connection | None = None
         try:
-            connection = _Connection(_dial(parts, proxy, context, self.wait(request.dial_timeout)))
-            if proxy and context is None:
+            connection = _Connection(_dial(parts, proxy, self.wait(request.dial_timeout)))
+            with self._lock:
+                self._live.add(connection)
+            self.check(f"while connecting to {_origin(parts)}")
+            if context is not None:
+                connection.secure(context, parts.hostname or "")
+            elif proxy:
                 connection.proxy_headers = _proxy_login(proxy)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.check(f"while connecting to {_origin(parts)}")
+        except BaseException as error:
+            if connection is not None:
+                self._drop(connection)
+            if not isinstance(error, (OSError, http.client.HTTPException, ValueError)):
+                raise
             self.check(f"while connecting to {_origin(parts)}")
             raise TransportError(_origin(parts), _explain(error), connecting=True) from None
-        with self._lock:
-            self._live.add(connection)
-        if self.cancelled.is_set():
-            self._drop(connection)
-            raise Cancelled
         return connection
 
     def _send(
@@ -222,6 +228,17 @@ class _Connection:
         self.http = connection
         self.proxy_headers: dict[str, str] | None = None
         self._socket: socket.socket = connection.sock
+
+    def secure(self, context: ssl.SSLContext, host: str) -> None:
+        """Shake hands."""
+        plain = self._socket
+        # The plain socket gives its descriptor away at once; by another one the handshake can be cut short.
+        with plain.dup() as handle:
+            self._socket = handle
+            try:
+                self.http.sock = plain = context.wrap_socket(plain, server_hostname=host)
+            finally:
+                self._socket = plain
 
     def patience(self, seconds: float) -> None:
         self._socket.settimeout(seconds)
@@ -334,19 +351,17 @@ class Response:
             self._session._drop(self._connection)
 
 
-def _dial(
-    parts: SplitResult, proxy: SplitResult | None, context: ssl.SSLContext | None, timeout: float
-) -> http.client.HTTPConnection:
-    host, port = parts.hostname or "", parts.port
-    to = proxy.hostname or "" if proxy else host
-    at = proxy.port if proxy else port
-    connection: http.client.HTTPConnection
-    if context is not None:
-        connection = http.client.HTTPSConnection(to, at or (80 if proxy else 443), timeout=timeout, context=context)
-        if proxy:
-            connection.set_tunnel(host, port or 443, _proxy_login(proxy))
+def _dial(parts: SplitResult, proxy: SplitResult | None, timeout: float) -> http.client.HTTPConnection:
+    """A connection to the host, or through the proxy to it; its TLS is still to come."""
+    host, default = parts.hostname or "", 443 if parts.scheme == "https" else 80
+    if proxy is None:
+        connection = http.client.HTTPConnection(host, parts.port or default, timeout=timeout)
     else:
-        connection = http.client.HTTPConnection(to, at or 80, timeout=timeout)
+        connection = http.client.HTTPConnection(proxy.hostname or "", proxy.port or 80, timeout=timeout)
+        if default == 443:
+            connection.set_tunnel(host, parts.port or default, _proxy_login(proxy))
+    # It is left out of the Host header.
+    connection.default_port = default
     try:
         connection.connect()
     except BaseException:

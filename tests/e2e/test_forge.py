@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,6 +105,20 @@ def test_pull_reports_layers_and_images_lists_them(forge: Forge, push: Push) -> 
     assert name.rpartition(":")[0] in forge("images").stdout
     forge("rmi", name)
     assert name not in json.dumps(json.loads(forge("images", "-o", "json").stdout))
+
+
+def test_an_interrupted_pull_ends_at_the_node_too(forgeoned: Daemon) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        words = argv(forgeoned, "pull", f"127.0.0.1:{silent.getsockname()[1]}/never:1")
+        with subprocess.Popen(words, stderr=subprocess.DEVNULL) as pulling:
+            peer, _ = silent.accept()
+            with peer:
+                peer.settimeout(30)
+                assert peer.recv(1 << 16)
+                pulling.send_signal(signal.SIGINT)
+                assert peer.recv(1 << 16) == b""
+            assert pulling.wait(30) == 130
 
 
 def test_what_the_node_refuses_is_said_in_its_own_words(forge: Forge, registry: object, forgeoned: Daemon) -> None:
