@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import socket
+import socketserver
 import subprocess
 import threading
 import time
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 USER, PASSWORD = "alice", "s3cret"
+FAR = "far.example"
 _HTPASSWD = f"{USER}:$2b$04$Skz3RDvROGE9KXH3Fx7R6O4JX5RgK8V9Jm7MP4snXPaseTLc.G026\n"
 _DAY = datetime.timedelta(days=1)
 
@@ -42,7 +44,7 @@ class Pair:
 
 
 def certificate(folder: Path, name: str, issuer: Pair | None = None) -> Pair:
-    """A certificate for loopback, signed by ``issuer``; without one, a CA."""
+    """A certificate for loopback and :data:`FAR`, signed by ``issuer``; without one, a CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -57,7 +59,8 @@ def certificate(folder: Path, name: str, issuer: Pair | None = None) -> Pair:
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
     if issuer:
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        names = (x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName(FAR))
+        address = x509.SubjectAlternativeName(names)
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         builder = builder.add_extension(address, critical=False).add_extension(usage, critical=False)
     signed = builder.sign(issuer.key if issuer else key, hashes.SHA256())
@@ -67,6 +70,41 @@ def certificate(folder: Path, name: str, issuer: Pair | None = None) -> Pair:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return Pair(signed, key, cert_file, key_file)
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A proxy's CONNECT; whatever it is asked for, the other end is the server's ``target``."""
+
+    def handle(self) -> None:
+        """Tell the server the request's first line, then carry bytes both ways."""
+        asked = self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        host, _, port = self.server.target.rpartition(":")  # type: ignore[attr-defined]
+        self.server.seen.append(asked.decode().strip())  # type: ignore[attr-defined]
+        with socket.create_connection((host, int(port))) as there:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            ends = {self.connection: there, there: self.connection}
+            while True:
+                for end in select.select(list(ends), (), ())[0]:
+                    data = end.recv(1 << 16)
+                    if not data:
+                        return
+                    ends[end].sendall(data)
+
+
+@contextmanager
+def connect_proxy(target: str) -> Iterator[tuple[str, list[str]]]:
+    """A proxy that leads to ``target``. Yields its URL and what it was asked for."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Tunnel) as server:
+        server.target, server.seen = target, []  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", server.seen  # type: ignore[attr-defined]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager

@@ -23,7 +23,18 @@ from hack.lab import images
 from hack.lab.images import Entry
 from hack.lab.registry import Registry
 
-from .registries import PASSWORD, USER, BadLine, Pair, TokenServer, certificate, docker_registry, htpasswd
+from .registries import (
+    FAR,
+    PASSWORD,
+    USER,
+    BadLine,
+    Pair,
+    TokenServer,
+    certificate,
+    connect_proxy,
+    docker_registry,
+    htpasswd,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -186,6 +197,17 @@ def test_tls_without_verification_where_configured(
     node = make_node()
     node.hosts(over_tls, "skip_verify = true")
     assert node.pull(over_tls) == lab.id
+
+
+def test_tls_through_a_proxy_is_with_the_registry_itself(
+    make_node: Callable[..., Node], over_tls: str, ca: Pair, lab: images.BuiltImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    node.hosts(FAR, f'ca = "{ca.cert_file}"')
+    with connect_proxy(over_tls) as (url, seen):
+        monkeypatch.setenv("https_proxy", url.replace("://", "://user:secret@"))
+        assert node.pull(FAR) == lab.id
+    assert {line.rpartition(" ")[0] for line in seen} == {f"CONNECT {FAR}:443"}
 
 
 def test_dockers_folder_of_certificates(
