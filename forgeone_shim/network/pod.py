@@ -98,11 +98,17 @@ class PodNetwork:
         self._prepare()
 
     def attach(
-        self, sandbox_id: str, netns_path: str | Path, port_mappings: Sequence[PortMapping], hostname: str = ""
+        self,
+        sandbox_id: str,
+        netns_path: str | Path,
+        port_mappings: Sequence[PortMapping],
+        hostname: str = "",
+        pinned: Callable[[], object] = lambda: None,
     ) -> Attachment:
         """Connect the network namespace of a pod. A pod that is attached already keeps what it has.
 
-        ``hostname`` only labels the link for people. On failure everything is undone.
+        ``hostname`` only labels the link for people. ``pinned`` returns once the namespace is there, or raises: what
+        comes before that is done meanwhile. On failure everything is undone.
 
         :raises InvalidInput: a port mapping cannot be used.
         :raises FailedPrecondition: another pod has one of the host ports.
@@ -122,6 +128,7 @@ class PodNetwork:
             intent = self._ipam.reserve(layout, sandbox_id, netns, ports)
             with ExitStack() as undo:
                 undo.callback(self._abandon, intent)
+                pinned()
                 intent = self._connect(layout, found, intent, hostname)
                 self._publish(layout, intent)
                 intent = self._ipam.save(replace(intent, stage=Stage.ATTACHED))

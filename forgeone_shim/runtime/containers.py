@@ -8,6 +8,7 @@ import posixpath
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from engines.base import (
@@ -295,12 +296,16 @@ class Containers:
             elif give_up.passed:
                 raise InternalError(f"container {record.id[:13]} does not die from SIGKILL")
 
-    def end_all(self, sandbox_id: str, deadline: Deadline) -> None:
-        """Kill every container of a sandbox: all of them first, then wait for each."""
+    def kill_all(self, sandbox_id: str, deadline: Deadline) -> list[Entry[ContainerRecord]]:
+        """Kill every container of a sandbox; those that are dying now, for :meth:`await_deaths`."""
         dying = [entry for entry in self.of(sandbox_id) if self._begin_stop(entry, 0, deadline) is not None]
         for entry in dying:
             if not entry.ended.is_set():
                 self._kill(entry)
+        return dying
+
+    def await_deaths(self, dying: Sequence[Entry[ContainerRecord]], deadline: Deadline) -> None:
+        """Return once all of them have ended."""
         for entry in dying:
             self._await_death(entry, deadline)
 

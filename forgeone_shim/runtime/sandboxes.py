@@ -89,12 +89,13 @@ class Sandboxes:
         record = entry.record
         directory = self._p.paths.sandbox(record.id)
         directory.mkdir(mode=0o700)
-        self._pin_namespaces(record)
         with contextlib.ExitStack() as stack:
-            attached = self._attach_network(record)
+            pinned: Future[None] = Future()
+            attached = self._attach_network(record, pinned)
             if attached is not None:
                 # Whatever fails meanwhile: an attach that came after the detach would stay.
                 stack.callback(lambda: attached.cancel() or attached.exception())
+            self._pin_namespaces(record, pinned)
             shared_pid = self._p.engines[record.engine].prepare_sandbox(self.engine_plan(record), deadline)
             if record.namespaces.ipc is not None:
                 shm = self._p.paths.shm(record.id)
@@ -111,19 +112,28 @@ class Sandboxes:
             entry, Event.BOOT, ips=ips, namespaces=Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
         )
 
-    def _pin_namespaces(self, record: SandboxRecord) -> None:
+    def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None]) -> None:
         ns = record.namespaces
         kinds = [kind for kind, path in (("net", ns.network), ("uts", ns.uts), ("ipc", ns.ipc)) if path is not None]
         sysctls = dict(record.spec.sysctls)
         if ns.network is not None:
             sysctls = POD_SYSCTLS | sysctls
-        namespaces.pin_namespaces(self._p.paths.namespaces(record.id), tuple(kinds), record.hostname, sysctls)
+        try:
+            namespaces.pin_namespaces(self._p.paths.namespaces(record.id), tuple(kinds), record.hostname, sysctls)
+        except BaseException as error:
+            pinned.set_exception(error)
+            raise
+        pinned.set_result(None)
 
-    def _attach_network(self, record: SandboxRecord) -> Future[Attachment] | None:
+    def _attach_network(self, record: SandboxRecord, pinned: Future[None]) -> Future[Attachment] | None:
         if record.namespaces.network is None:
             return None
         return self._p.pool.submit(
-            self._p.network.attach, record.id, record.namespaces.network, record.spec.port_mappings
+            self._p.network.attach,
+            record.id,
+            record.namespaces.network,
+            record.spec.port_mappings,
+            pinned=pinned.result,
         )
 
     def _step(self, entry: Entry[SandboxRecord], event: Event, **fields: object) -> None:
@@ -194,8 +204,9 @@ class Sandboxes:
                 if entry.record.state is State.TERMINATED:
                     return
                 self._step(entry, Event.STOP)
-            self._containers.end_all(entry.record.id, deadline)
+            dying = self._containers.kill_all(entry.record.id, deadline)
             self._let_go(entry.record)
+            self._containers.await_deaths(dying, deadline)
             # The pod's cgroup can go only after its containers'.
             self._containers.clean_all(entry.record.id)
             self._remove_rest(entry.record)
