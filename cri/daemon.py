@@ -24,8 +24,7 @@ from forgeone_shim.config.loader import load_or_exit
 from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
 from forgeone_shim.errors import ForgeError
-from forgeone_shim.kernel import cgroups, notify
-from forgeone_shim.metrics.usage import Usage, of_process
+from forgeone_shim.kernel import notify
 from forgeone_shim.rpc import node_pb2
 from forgeone_shim.rpc.node import NodeServicer
 from forgeone_shim.runtime.runtime import Runtime
@@ -41,14 +40,9 @@ def services(config: Config, runtime: RuntimePort) -> Mapping[ServiceDescriptor,
     """What is served on the socket."""
     described = pb.DESCRIPTOR.services_by_name
     info = {"config": msgspec.json.encode(asdict(config)).decode()}
-    host = cgroups.detect(config.native.cgroup_driver)
-
-    def usage(pid: int, container_id: str) -> Usage:
-        return of_process(pid, container_id, host.v1, host.unified)
-
     return {
         described["RuntimeService"]: RuntimeService(
-            runtime, info=info, message_limit=config.grpc.max_message_bytes, usage=usage
+            runtime, info=info, message_limit=config.grpc.max_message_bytes
         ),
         described["ImageService"]: ImageService(runtime),
         node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime),

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from engines.base import ContainerSpec, ExecResult, Resources, SandboxSpec
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.runtime.events import Feed
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, NodeStatus, SandboxView
@@ -40,6 +41,10 @@ class RuntimePort(Protocol):
     @property
     def images(self) -> ImagesPort:
         """The images."""
+
+    @property
+    def meter(self) -> Meter:
+        """What they use."""
 
     @property
     def cgroup_driver(self) -> str:

@@ -103,7 +103,8 @@ def state(view: SandboxView) -> pb.PodSandboxState.ValueType:
     return pb.SANDBOX_READY if view.ready else pb.SANDBOX_NOTREADY
 
 
-def _metadata(spec: SandboxSpec) -> pb.PodSandboxMetadata:
+def metadata(spec: SandboxSpec) -> pb.PodSandboxMetadata:
+    """A pod's names."""
     return pb.PodSandboxMetadata(name=spec.name, uid=spec.uid, namespace=spec.namespace, attempt=spec.attempt)
 
 
@@ -111,7 +112,7 @@ def item(view: SandboxView) -> pb.PodSandbox:
     """An entry of a list."""
     return pb.PodSandbox(
         id=view.id,
-        metadata=_metadata(view.spec),
+        metadata=metadata(view.spec),
         state=state(view),
         created_at=view.created_at,
         labels=view.spec.labels,
@@ -124,7 +125,7 @@ def status(view: SandboxView) -> pb.PodSandboxStatus:
     """All CRI wants to know of one sandbox."""
     return pb.PodSandboxStatus(
         id=view.id,
-        metadata=_metadata(view.spec),
+        metadata=metadata(view.spec),
         state=state(view),
         created_at=view.created_at,
         network=pb.PodSandboxNetworkStatus(

@@ -5,14 +5,17 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html and https://docs.kernel.org/a
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from forgeone_shim.kernel.cgroups import CgroupHost, Mode, relative
 
 # v1 has no word for "no limit": it shows the largest number of pages a counter holds, in bytes.
 _NO_LIMIT = 2**60
 _MICROSECOND = 1000
+_BUFFER, _PAGE_NEARLY = 65536, 2048
 
 Read = Callable[[str], str]
 """The text of a file of a cgroup, ``""`` where this kernel or hierarchy has no such file."""
@@ -55,55 +58,40 @@ class Usage:
     io_stall: Stall | None = None
 
 
-def of_process(pid: int, container_id: str, mounts: Mapping[str, str], unified: str) -> Usage:
-    """The usage of the container whose first process is ``pid``.
+def of_cgroup(host: CgroupHost, cgroup: str) -> Usage:
+    """The usage of a container's or a pod's cgroup; an empty one where there is no such cgroup (any more)."""
+    if host.mode is Mode.V2:
+        return from_v2(time.time_ns(), reader(host, "", cgroup))
+    # On a hybrid host pressure is told by the v2 hierarchy, whatever controllers it has.
+    return from_v1(
+        time.time_ns(), reader(host, "cpuacct", cgroup), reader(host, "memory", cgroup), reader(host, "", cgroup)
+    )
 
-    :param mounts: v1 controllers and where each is mounted; empty on a v2 host.
-    :param unified: the mount of the v2 hierarchy, or empty.
-    """
+
+def reader(host: CgroupHost, controller: str, cgroup: str) -> Read:
+    """Reads the files that ``controller`` has in ``cgroup``; v2's own ones for ``""``."""
+    mount = host.v1.get(controller, "") or host.unified
+    directory = mount + relative(cgroup)
+    return lambda name: text(f"{directory}/{name}") if mount else ""
+
+
+def text(path: str) -> str:
+    """The text of a kernel file, which is short; ``""`` where there is none."""
     try:
-        text = Path(f"/proc/{pid}/cgroup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return Usage(at=time.time_ns())
-    paths = memberships(text, container_id)
-
-    def reader(controller: str) -> Read:
-        mount = mounts.get(controller, "")
-        directory = mount + paths.get(controller, "") if mount else unified + paths.get("", "")
-        return lambda name: _text(f"{directory}/{name}")
-
-    if "memory" in mounts:
-        return from_v1(time.time_ns(), reader("cpuacct"), reader("memory"))
-    return from_v2(time.time_ns(), reader(""))
-
-
-def _text(path: str) -> str:
-    # Beside a missing file: some cgroup files exist but cannot be read (EOPNOTSUPP for pressure that is off).
-    try:
-        return Path(path).read_text()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
-
-
-def memberships(text: str, container_id: str) -> dict[str, str]:
-    """Controller (``""`` for v2) -> cgroup, from ``/proc/PID/cgroup``.
-
-    A container may have moved its first process into a cgroup below its own: the path ends at the container's.
-    """
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            found[controller] = _own(path, container_id)
-    return found
-
-
-def _own(path: str, container_id: str) -> str:
-    parts = path.split("/")
-    for depth, part in enumerate(parts):
-        if container_id in part:
-            return "/".join(parts[: depth + 1])
-    return path.rstrip("/")
+    try:
+        whole = piece = os.read(fd, _BUFFER)
+        # Such files end a read early only where a page of text is full.
+        while len(piece) > _PAGE_NEARLY:
+            piece = os.read(fd, _BUFFER)
+            whole += piece
+        return whole.decode(errors="replace")
+    except OSError:  # some cgroup files exist but cannot be read (EOPNOTSUPP for pressure that is off)
+        return ""
+    finally:
+        os.close(fd)
 
 
 def from_v2(at: int, read: Read) -> Usage:
@@ -129,8 +117,8 @@ def from_v2(at: int, read: Read) -> Usage:
     )
 
 
-def from_v1(at: int, cpuacct: Read, memory: Read) -> Usage:
-    """The meaning of the files of v1's cpuacct and memory controllers."""
+def from_v1(at: int, cpuacct: Read, memory: Read, unified: Read) -> Usage:
+    """The meaning of the files of v1's cpuacct and memory controllers, and of a hybrid host's pressure files."""
     stat, current = table(memory("memory.stat")), number(memory("memory.usage_in_bytes"))
     working_set = _less(current, stat.get("total_inactive_file", 0))
     # v1 counts swap only together with memory.
@@ -150,7 +138,29 @@ def from_v1(at: int, cpuacct: Read, memory: Read) -> Usage:
         major_page_faults=stat.get("total_pgmajfault"),
         swap=swap,
         swap_available=_left(swap_limit, swap),
+        cpu_stall=stall(unified("cpu.pressure")),
+        memory_stall=stall(unified("memory.pressure")),
+        io_stall=stall(unified("io.pressure")),
     )
+
+
+def total(at: int, parts: Sequence[Usage]) -> Usage:
+    """What several cgroups use together. Free space and waiting times do not add up and are left out."""
+    return Usage(
+        at=at,
+        cpu=_sum([part.cpu for part in parts]),
+        memory=_sum([part.memory for part in parts]),
+        working_set=_sum([part.working_set for part in parts]),
+        rss=_sum([part.rss for part in parts]),
+        page_faults=_sum([part.page_faults for part in parts]),
+        major_page_faults=_sum([part.major_page_faults for part in parts]),
+        swap=_sum([part.swap for part in parts]),
+    )
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _less(whole: int | None, part: int) -> int | None:
@@ -163,21 +173,25 @@ def _left(limit: int | None, used: int | None) -> int | None:
     return max(0, limit - used)
 
 
-def number(text: str) -> int | None:
+def number(content: str) -> int | None:
     """A file of one number; ``None`` for ``max`` and for nothing."""
-    stripped = text.strip()
+    stripped = content.strip()
     return int(stripped) if stripped.isascii() and stripped.isdigit() else None
 
 
-def table(text: str) -> dict[str, int]:
+def table(content: str) -> dict[str, int]:
     """A file of ``key value`` lines."""
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isascii() and pair[1].isdigit()}
+    words = content.split()
+    try:
+        return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    except ValueError:  # a line of another form: look at each
+        pairs = (line.split() for line in content.splitlines())
+        return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isascii() and pair[1].isdigit()}
 
 
-def stall(text: str) -> Stall | None:
+def stall(content: str) -> Stall | None:
     """A pressure file (docs.kernel.org/accounting/psi.html); the CPU's has no ``full`` line before Linux 5.13."""
-    lines = {line.split(" ", 1)[0]: line for line in text.splitlines()}
+    lines = {line.split(" ", 1)[0]: line for line in content.splitlines()}
     if "some" not in lines:
         return None
     nothing = Pressure(0.0, 0.0, 0.0, 0)

@@ -23,7 +23,8 @@ from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import cgroups
-from forgeone_shim.lifecycle.machine import Lifecycle, Transition
+from forgeone_shim.lifecycle.machine import Event, Lifecycle, Transition
+from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.containers import Containers
@@ -73,6 +74,8 @@ class Runtime:
         )
         self._containers.watch(self._watch)
         self._events = EventHub(parts.lifecycle, self._happening)
+        self.meter = Meter(parts.cgroups, self._layer_usage)
+        parts.lifecycle.subscribe(self._forget_usage)
 
     @classmethod
     def open(cls, config: Config, engines: Mapping[str, Engine] | None = None) -> Runtime:
@@ -114,6 +117,7 @@ class Runtime:
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
         self.images.close()
+        self.meter.close()
         self._watch.close()
         self._ends.shutdown(wait=True)
         self._p.janitor.close()
@@ -162,6 +166,7 @@ class Runtime:
             ips=record.ips,
             handler=record.spec.runtime_handler,
             netns=record.namespaces.network or "",
+            cgroup=record.cgroup_parent,
         )
 
     # -- containers
@@ -214,6 +219,7 @@ class Runtime:
             stop_signal=record.stop_signal,
             bundle=str(self._p.paths.bundle(record.id)),
             pid=entry.pid,
+            cgroup=record.cgroup,
         )
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
@@ -240,6 +246,16 @@ class Runtime:
             None if sandbox is None else self._sandbox_view(sandbox),
             tuple(self._container_view(entry) for entry in self._containers.of(made.sandbox_id)),
         )
+
+    # -- usage
+
+    def _layer_usage(self, container_id: str) -> FilesystemUsage:
+        used, inodes = self._p.rootfs.usage(container_id)
+        return FilesystemUsage(str(self._p.paths.root), used, inodes, time.time_ns())
+
+    def _forget_usage(self, made: Transition) -> None:
+        if made.event is Event.REMOVE:
+            self.meter.forget(made.id)
 
     # -- node
 

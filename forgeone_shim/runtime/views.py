@@ -19,6 +19,7 @@ class SandboxView:
     ips: tuple[str, ...]
     handler: str
     netns: str
+    cgroup: str
 
     @property
     def ready(self) -> bool:
@@ -47,6 +48,7 @@ class ContainerView:
     stop_signal: str
     bundle: str
     pid: int
+    cgroup: str
 
     @property
     def live(self) -> bool:

@@ -19,7 +19,6 @@ from cri.image.service import ImageService
 from cri.runtime.service import RuntimeService
 from cri.server import Server
 from forgeone_shim.config.model import GrpcConfig
-from forgeone_shim.metrics.usage import Pressure, Stall, Usage
 from tests.unit.cri.fakes import FakeRuntime
 
 MESSAGE_LIMIT = 2 * 1024 * 1024
@@ -50,11 +49,6 @@ def directory() -> Iterator[Path]:
         yield Path(path)
 
 
-def fake_usage(pid: int, container_id: str) -> Usage:
-    moment = Pressure(1.5, 0.5, 0.25, 9000)
-    return Usage(at=5, cpu=pid * 1000, working_set=70, swap=0, io_stall=Stall(moment, moment))
-
-
 class Node:
     """A server, and clients of it."""
 
@@ -62,7 +56,7 @@ class Node:
         self.path = path
         described = pb.DESCRIPTOR.services_by_name
         runtime_service = RuntimeService(
-            runtime, info={"config": "{}"}, message_limit=config.max_message_bytes, usage=fake_usage
+            runtime, info={"config": "{}"}, message_limit=config.max_message_bytes
         )
         services = {
             described["RuntimeService"]: runtime_service,

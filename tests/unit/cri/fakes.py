@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,6 +13,10 @@ from engines.base import ContainerSpec, ExecResult, Features, Resources, Sandbox
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
+from forgeone_shim.metrics.meter import ContainerReading, Meter, PodReading, PodSamples
+from forgeone_shim.metrics.network import Interface
+from forgeone_shim.metrics.samples import Sample
+from forgeone_shim.metrics.usage import Pressure, Stall, Usage
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.views import (
@@ -69,6 +73,50 @@ class FakeImages:
             return
 
 
+class FakeMeter(Meter):
+    """Everything uses the same, but for processor time, which goes with the number of the process."""
+
+    def __init__(self) -> None:
+        """Reads nothing."""
+
+    def container(self, view: ContainerView) -> ContainerReading:
+        moment = Pressure(1.5, 0.5, 0.25, 9000)
+        usage = Usage(at=5, cpu=view.pid * 1000, working_set=70, swap=0, io_stall=Stall(moment, moment))
+        return ContainerReading(view, usage, 250, FilesystemUsage("/root", 30, 3, 4))
+
+    def pods(
+        self, wanted: Iterable[SandboxView], sandboxes: Collection[SandboxView], containers: Collection[ContainerView]
+    ) -> list[PodReading]:
+        links = tuple(Interface(name, 1, 2, 3, 4, 5, 6, 7, 8) for name in ("net1", "eth0"))
+        return [
+            PodReading(
+                view=view,
+                usage=Usage(at=6, cpu=9, working_set=8),
+                nano_cores=None,
+                processes=2,
+                interfaces=links,
+                containers=tuple(self.container(one) for one in containers if one.sandbox_id == view.id),
+            )
+            for view in wanted
+        ]
+
+    def samples(self, sandboxes: Iterable[SandboxView], containers: Collection[ContainerView]) -> list[PodSamples]:
+        return [
+            PodSamples(
+                view=view,
+                cgroup="/pods",
+                at=7,
+                pod=(Sample("container_network_receive_bytes_total", 4, ("eth0",)),),
+                containers=tuple(
+                    (one, one.cgroup, (Sample("container_processes", 3),))
+                    for one in containers
+                    if one.sandbox_id == view.id
+                ),
+            )
+            for view in sandboxes
+        ]
+
+
 class FakeRuntime:
     """Every verb of RuntimePort over two dictionaries; ``during`` is called inside run_sandbox."""
 
@@ -76,6 +124,7 @@ class FakeRuntime:
 
     def __init__(self) -> None:
         self.images = FakeImages()
+        self.meter = FakeMeter()
         self.deadlines: list[float | None] = []
         self.during: Callable[[], None] = lambda: None
         self.exec_answer = ExecResult(0, b"out", b"err")
@@ -110,6 +159,7 @@ class FakeRuntime:
             ips=("10.0.0.9", "fd00::9"),
             handler=spec.runtime_handler,
             netns="/ns/net",
+            cgroup=spec.cgroup_parent,
         )
         self._step(view, Event.BOOT, lambda _: self._sandboxes.setdefault(view.id, view), before=State.CREATED)
         return view.id
@@ -167,6 +217,7 @@ class FakeRuntime:
             stop_signal=spec.stop_signal or "SIGTERM",
             bundle="/state/bundle",
             pid=0,
+            cgroup="/pods/container",
         )
         self._step(view, Event.BOOT, lambda _: self._containers.setdefault(view.id, view), before=State.CREATED)
         return view.id

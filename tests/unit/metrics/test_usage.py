@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 
+from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 from forgeone_shim.metrics.usage import (
     Pressure,
     Read,
@@ -13,11 +14,13 @@ from forgeone_shim.metrics.usage import (
     Usage,
     from_v1,
     from_v2,
-    memberships,
     number,
-    of_process,
+    of_cgroup,
+    reader,
     stall,
     table,
+    text,
+    total,
 )
 
 ID = "ab" * 32
@@ -60,7 +63,7 @@ def test_a_v1_cgroup() -> None:
         memory_memsw_usage_in_bytes="108\n",
         memory_memsw_limit_in_bytes="600\n",
     )
-    assert from_v1(9, files(cpuacct_usage="33\n"), memory) == Usage(
+    assert from_v1(9, files(cpuacct_usage="33\n"), memory, files()) == Usage(
         at=9,
         cpu=33,
         memory=100,
@@ -76,44 +79,62 @@ def test_a_v1_cgroup() -> None:
 
 def test_no_limit_leaves_nothing_to_tell() -> None:
     read = files(memory_usage_in_bytes="1", memory_limit_in_bytes="9223372036854771712")
-    assert from_v1(1, files(), read).available is None
+    assert from_v1(1, files(), read, files()).available is None
     assert from_v2(1, files(memory_current="1", memory_max="max")).available is None
 
 
 def test_a_cgroup_that_is_gone_is_an_empty_reading() -> None:
     assert from_v2(4, files()) == Usage(at=4)
-    assert from_v1(4, files(), files()) == Usage(at=4)
+    assert from_v1(4, files(), files(), files()) == Usage(at=4)
 
 
-def test_memberships_of_a_hybrid_host() -> None:
-    text = f"9:name=systemd:/\n4:memory:/pods/{ID}\n1:cpu,cpuacct:/pods/{ID}/inner\n0::/pods/x/{ID}\n"
-    assert memberships(text, ID) == {
-        "name=systemd": "",
-        "memory": f"/pods/{ID}",
-        "cpu": f"/pods/{ID}",
-        "cpuacct": f"/pods/{ID}",
-        "": f"/pods/x/{ID}",
-    }
+def test_a_hybrid_host_reads_v1_and_pressure_from_v2(tmp_path: Path) -> None:
+    for controller in ("cpuacct", "memory", "unified"):
+        (tmp_path / controller / "pods" / ID).mkdir(parents=True)
+    (tmp_path / "cpuacct" / "pods" / ID / "cpuacct.usage").write_text("12\n")
+    (tmp_path / "unified" / "pods" / ID / "cpu.pressure").write_text(PSI)
+    host = CgroupHost(
+        mode=Mode.HYBRID,
+        driver=Driver.CGROUPFS,
+        v1={name: f"{tmp_path}/{name}" for name in ("cpuacct", "memory")},
+        unified=f"{tmp_path}/unified",
+    )
+    usage = of_cgroup(host, f"/pods/{ID}")
+    assert usage.cpu == 12
+    assert usage.cpu_stall == Stall(Pressure(1.5, 0.5, 0.1, 7000), Pressure(0.0, 0.0, 0.0, 3000))
+    assert of_cgroup(host, "/pods/gone").cpu is None
 
 
-def test_a_process_below_its_containers_scope_counts_for_the_scope() -> None:
-    text = f"0::/kubepods.slice/forgeone-{ID}.scope/init.scope\n"
-    assert memberships(text, ID) == {"": f"/kubepods.slice/forgeone-{ID}.scope"}
+def test_a_systemd_scope_on_v2(tmp_path: Path) -> None:
+    scope = tmp_path / "kubepods.slice" / f"forgeone-{ID}.scope"
+    scope.mkdir(parents=True)
+    (scope / "cpu.stat").write_text("usage_usec 3\n")
+    host = CgroupHost(mode=Mode.V2, driver=Driver.SYSTEMD, unified=str(tmp_path))
+    assert of_cgroup(host, f"kubepods.slice:forgeone:{ID}").cpu == 3000
 
 
-def test_this_process_has_a_usage_on_a_v2_host_or_none() -> None:
-    usage = of_process(os.getpid(), ID, {}, "/nonexistent")
-    assert usage.at > 0
-    assert usage.cpu is None
+def test_a_v1_host_without_v2_has_no_pressure() -> None:
+    host = CgroupHost(mode=Mode.V1, driver=Driver.CGROUPFS, v1={"memory": "/nonexistent"})
+    assert of_cgroup(host, "/x").io_stall is None
+    assert reader(host, "", "/x")("cpu.pressure") == ""
 
 
-def test_a_process_that_is_gone_has_none() -> None:
-    assert of_process(2**22 + 5, ID, {}, "/sys/fs/cgroup").cpu is None
+def test_what_several_use_together_adds_up_where_it_is_known() -> None:
+    parts = [Usage(at=1, cpu=5, memory=7, available=3), Usage(at=2, cpu=6), Usage(at=3)]
+    assert total(9, parts) == Usage(at=9, cpu=11, memory=7)
+    assert total(9, []) == Usage(at=9)
 
 
-@pytest.mark.parametrize(("text", "value"), [("5\n", 5), ("max\n", None), ("", None), ("-1", None), ("5 6", None)])
-def test_a_file_of_one_number(text: str, value: int | None) -> None:
-    assert number(text) == value
+def test_a_long_file_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "long").write_text("x" * 200_000)
+    assert len(text(str(tmp_path / "long"))) == 200_000
+    assert text(str(tmp_path / "missing")) == ""
+    assert text(str(tmp_path)) == ""
+
+
+@pytest.mark.parametrize(("content", "value"), [("5\n", 5), ("max\n", None), ("", None), ("-1", None), ("5 6", None)])
+def test_a_file_of_one_number(content: str, value: int | None) -> None:
+    assert number(content) == value
 
 
 def test_a_table_skips_what_is_no_number() -> None:

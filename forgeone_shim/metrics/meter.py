@@ -1,0 +1,179 @@
+"""What containers and pods use, read when asked."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+from forgeone_shim.kernel.cgroups import CgroupHost, relative
+from forgeone_shim.metrics import network, samples
+from forgeone_shim.metrics.layers import WritableLayers
+from forgeone_shim.metrics.network import Interface
+from forgeone_shim.metrics.rates import Rates
+from forgeone_shim.metrics.samples import Sample
+from forgeone_shim.metrics.usage import Usage, of_cgroup, text, total
+from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, SandboxView
+
+# A v1 host may lack one of them; every container is in all that there are.
+_PROCESS_CONTROLLERS: Final = ("pids", "memory", "cpu", "devices", "freezer")
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerReading:
+    """One container."""
+
+    view: ContainerView
+    usage: Usage
+    nano_cores: int | None
+    layer: FilesystemUsage
+
+
+@dataclass(frozen=True, slots=True)
+class PodReading:
+    """One pod with its containers that run."""
+
+    view: SandboxView
+    usage: Usage
+    nano_cores: int | None
+    processes: int
+    interfaces: tuple[Interface, ...]
+    containers: tuple[ContainerReading, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodSamples:
+    """One pod's metrics and those of its containers that run, read at ``at`` (ns since the epoch)."""
+
+    view: SandboxView
+    cgroup: str
+    at: int
+    pod: tuple[Sample, ...]
+    containers: tuple[tuple[ContainerView, str, tuple[Sample, ...]], ...]
+
+
+class Meter:
+    """Thread-safe. Where a cgroup is gone its readings are empty, never an error."""
+
+    def __init__(self, host: CgroupHost, measure_layer: Callable[[str], FilesystemUsage]) -> None:
+        self._host = host
+        self._layers = WritableLayers(measure_layer)
+        self._rates = Rates()
+        self._device = cache(_device)
+        self._page_sizes = samples.page_sizes()
+
+    def container(self, view: ContainerView) -> ContainerReading:
+        """What one container uses."""
+        usage = of_cgroup(self._host, view.cgroup)
+        rate = self._rates.nano_cores(view.id, usage.at, usage.cpu)
+        return ContainerReading(view, usage, rate, self._layers.usage(view.id))
+
+    def pods(
+        self, wanted: Iterable[SandboxView], sandboxes: Collection[SandboxView], containers: Collection[ContainerView]
+    ) -> list[PodReading]:
+        """What each pod ``wanted`` uses; the others tell which cgroups are one pod's alone."""
+        own, of_pod = _own_cgroups(sandboxes), _by_pod(containers)
+        return [self._pod(view, of_pod.get(view.id, ()), is_own=view.cgroup in own) for view in wanted]
+
+    def _pod(self, view: SandboxView, live: Sequence[ContainerView], *, is_own: bool) -> PodReading:
+        readings = tuple([self.container(one) for one in live])
+        if is_own:
+            usage = of_cgroup(self._host, view.cgroup)
+        else:
+            usage = total(time.time_ns(), [reading.usage for reading in readings])
+        return PodReading(
+            view=view,
+            usage=usage,
+            nano_cores=self._rates.nano_cores(view.id, usage.at, usage.cpu),
+            processes=sum(len(self._processes(one.cgroup)) for one in live),
+            interfaces=self._interfaces(view, live),
+            containers=readings,
+        )
+
+    def samples(self, sandboxes: Iterable[SandboxView], containers: Collection[ContainerView]) -> list[PodSamples]:
+        """The metrics of these pods."""
+        of_pod = _by_pod(containers)
+        found = []
+        for view in sandboxes:
+            live = of_pod.get(view.id, ())
+            found.append(
+                PodSamples(
+                    view=view,
+                    cgroup=relative(view.cgroup),
+                    at=time.time_ns(),
+                    pod=tuple(samples.of_interfaces(self._interfaces(view, live))),
+                    containers=tuple([(one, relative(one.cgroup), self._container_samples(one)) for one in live]),
+                )
+            )
+        return found
+
+    def _container_samples(self, view: ContainerView) -> tuple[Sample, ...]:
+        usage, layer = of_cgroup(self._host, view.cgroup), self._layers.usage(view.id)
+        return (
+            *samples.of_spec(view.spec, started_at=view.started_at, now=usage.at),
+            *samples.of_container(self._host, view.cgroup, usage, self._page_sizes),
+            *samples.of_processes(self._processes(view.cgroup)),
+            *samples.of_layer(layer, self._device(layer.mountpoint)),
+        )
+
+    def _interfaces(self, view: SandboxView, live: Sequence[ContainerView]) -> tuple[Interface, ...]:
+        return network.interfaces(view.netns, [one.pid for one in live]) if view.netns else ()
+
+    def _processes(self, cgroup: str) -> list[int]:
+        for controller in _PROCESS_CONTROLLERS:
+            directory = self._host.directory(controller, cgroup)
+            if directory is not None:
+                return _members(directory)
+        return []
+
+    def forget(self, id_: str) -> None:
+        """A pod or container is gone."""
+        self._rates.forget(id_)
+        self._layers.forget(id_)
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._layers.close()
+
+
+def _own_cgroups(sandboxes: Iterable[SandboxView]) -> set[str]:
+    # Where the caller named none it is the parent of many pods, and some callers name one for several.
+    named = Counter(view.cgroup for view in sandboxes if view.spec.cgroup_parent)
+    return {cgroup for cgroup, pods in named.items() if pods == 1}
+
+
+def _by_pod(containers: Iterable[ContainerView]) -> Mapping[str, list[ContainerView]]:
+    found: dict[str, list[ContainerView]] = {}
+    for view in containers:
+        if view.live:
+            found.setdefault(view.sandbox_id, []).append(view)
+    return found
+
+
+def _members(directory: str) -> list[int]:
+    """The processes in a cgroup and below it."""
+    found = [int(pid) for pid in text(f"{directory}/cgroup.procs").split()]
+    try:
+        # A cgroup's directory has a link for each child beside its own two.
+        if os.stat(directory).st_nlink > 2:  # noqa: PTH116
+            with os.scandir(directory) as entries:
+                below = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for child in below:
+                found += _members(child)
+    except OSError:
+        return found
+    return found
+
+
+def _device(path: str) -> str:
+    """The block device that a path lies on, or its numbers where it lies on none."""
+    try:
+        number = Path(path).stat().st_dev
+    except OSError:
+        return ""
+    return samples.block_device(f"{os.major(number)}:{os.minor(number)}")
