@@ -65,9 +65,10 @@ lock: ## resolve the dependencies anew and pin them with their hashes
 
 .PHONY: clean
 clean: ## remove what was made here
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@# Of what the tests made, some is root's.
+	$(SUDO) rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -f $(foreach proto,$(PROTOS),$(proto:.proto=_pb2.py) $(proto:.proto=_pb2.pyi) $(proto:.proto=_pb2_grpc.py))
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	$(SUDO) find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What follows is done once, and again when what it is made from has changed.
 
