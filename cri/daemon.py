@@ -33,6 +33,9 @@ from forgeone_shim.version import VERSION
 STOP_GRACE: Final = 5.0
 """Seconds that calls under way have when forgeoned is told to stop; what they had done is undone or finished later."""
 
+CLOSE_PATIENCE: Final = 10.0
+"""Seconds that work beside the calls has after that."""
+
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("forgeoned")
 
 
@@ -65,7 +68,16 @@ def serve(config: Config, stop: threading.Event) -> None:
         notify.notify(notify.STOPPING)
         server.stop(STOP_GRACE)
     finally:
-        runtime.close()
+        _close(runtime)
+
+
+def _close(runtime: Runtime) -> None:
+    """What is stuck must not hold up the end, which lets go of the rest; the next start finishes it."""
+    closer = threading.Thread(target=runtime.close, name="close", daemon=True)
+    closer.start()
+    closer.join(CLOSE_PATIENCE)
+    if closer.is_alive():
+        _log.warning("ends with work under way")
 
 
 def main() -> NoReturn:

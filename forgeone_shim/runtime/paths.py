@@ -43,6 +43,11 @@ class Paths:
         """Parent of all container bundles."""
         return self.state / "containers"
 
+    @property
+    def writable(self) -> Path:
+        """Parent of the containers' writable layers."""
+        return self.root / "containers"
+
     def sandbox(self, sandbox_id: str) -> Path:
         """A sandbox's own directory."""
         return self.sandboxes / sandbox_id

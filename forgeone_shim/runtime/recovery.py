@@ -78,7 +78,7 @@ class Recovery:
         known = self._known_sandboxes()
         self._p.janitor.until_done("release unknown attachments", self._release_network)
         containers = {entry.record.id for entry in self._p.containers.all()}
-        for name in _names(self._p.paths.containers) - containers:
+        for name in (_names(self._p.paths.containers) | _names(self._p.paths.writable)) - containers:
             self._p.janitor.until_done(f"remove unknown container {name[:13]}", partial(self._forget, name))
         for name in _names(self._p.paths.sandboxes) - known:
             self._p.janitor.until_done(f"remove unknown sandbox {name[:13]}", partial(self._unpin, name))
