@@ -319,6 +319,17 @@ def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(registry: R
         here.assert_nothing_left("after a reboot")
 
 
+def test_what_no_record_knows_is_removed_at_the_start(registry: Registry, busybox: str) -> None:
+    with lab(registry, busybox) as here:
+        here.close()
+        root, state = Path(here.daemon.config.root), Path(here.daemon.config.state)
+        (root / "containers" / ("a" * 64) / "upper").mkdir(parents=True)
+        (state / "sandboxes" / ("b" * 64) / "ns").mkdir(parents=True)
+        (state / "containers" / ("c" * 64)).mkdir(parents=True)
+        here.open()
+        here.assert_nothing_left("what no record knows")
+
+
 def _named(here: Lab, spec: SandboxSpec, name: str) -> ContainerSpec:
     made = here.container(spec)
     return ContainerSpec(name=name, image=made.image, command=made.command, security=made.security)
