@@ -78,7 +78,7 @@ _TABLE: Final[Mapping[str, tuple[pb.MetricType.ValueType, tuple[str, ...], str]]
         "spec_memory_swap_limit_bytes": (_G, (), "Limit of memory and swap together."),
         "start_time_seconds": (_G, (), "When the container was started, in seconds since the epoch."),
         "threads": (_G, (), "Threads."),
-        "threads_max": (_G, (), "Limit of threads."),
+        "threads_max": (_G, (), "Limit of threads; 0 where there is none."),
         "ulimits_soft": (_G, ("ulimit",), "Soft limits of the first process."),
     }
 )

@@ -97,7 +97,7 @@ def of_v1(read: Mapping[str, Read], sizes: Iterable[str]) -> Iterator[Sample]:
             ("container_memory_failcnt", number(read["memory"]("memory.failcnt"))),
             ("container_oom_events_total", oom.get("oom_kill")),
             ("container_threads", number(read["pids"]("pids.current"))),
-            ("container_threads_max", number(read["pids"]("pids.max"))),
+            ("container_threads_max", _threads_max(read["pids"]("pids.max"))),
         ]
     )
     # The hierarchy's counts contain the container's own; without them both are the same.
@@ -143,7 +143,7 @@ def of_v2(read: Read, sizes: Iterable[str]) -> Iterator[Sample]:
             ("container_memory_failcnt", events.get("max")),
             ("container_oom_events_total", events.get("oom_kill")),
             ("container_threads", number(read("pids.current"))),
-            ("container_threads_max", number(read("pids.max"))),
+            ("container_threads_max", _threads_max(read("pids.max"))),
         ]
     )
     # v2 counts hierarchically alone.
@@ -175,6 +175,11 @@ def _failures(memory: dict[str, int], scope: str, prefix: str) -> Iterator[Sampl
     for kind in ("pgfault", "pgmajfault"):
         if prefix + kind in memory:
             yield Sample("container_memory_failures_total", memory[prefix + kind], (kind, scope))
+
+
+def _threads_max(content: str) -> int | None:
+    # cAdvisor's word for no limit.
+    return 0 if content.strip() == "max" else number(content)
 
 
 def _per(value: int | None, unit: int) -> int | None:

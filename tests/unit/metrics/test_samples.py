@@ -78,6 +78,7 @@ def test_v1() -> None:
         "container_memory_failcnt": 13,
         "container_oom_events_total": 2,
         "container_threads": 3,
+        "container_threads_max": 0,
     }
     device = ("999:7", "999", "7")
     assert labelled(found) == {
