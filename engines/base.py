@@ -58,7 +58,11 @@ class IdMapping:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount the caller asked for. ``destination`` is a path inside the container."""
+    """A mount the caller asked for. ``destination`` is a path inside the container.
+
+    One of an ``image`` comes to an engine with the ``source`` where its layers are mounted and no image; the runtime
+    tells its id as ``image_ref``.
+    """
 
     destination: str
     source: str
@@ -71,6 +75,7 @@ class Mount:
     image: str = ""
     image_sub_path: str = ""
     options: tuple[str, ...] = ()
+    image_ref: str = ""
 
 
 @dataclass(frozen=True, slots=True)

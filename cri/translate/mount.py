@@ -22,6 +22,8 @@ def mount(path: str, message: pb.Mount) -> Mount:
         fields.given(f"{path}.image.image", image)
         if message.host_path:
             raise InvalidInput(f"{path}.host_path", "is given together with an image")
+        if not message.readonly:
+            raise InvalidInput(f"{path}.readonly", "an image can only be mounted read-only")
     elif message.image_sub_path:
         raise InvalidInput(f"{path}.image_sub_path", "is given without an image")
     return Mount(
@@ -67,6 +69,7 @@ def mount_message(one: Mount) -> pb.Mount:
     )
     if one.image:
         message.image.image = one.image
+        message.image.image_ref = one.image_ref
     if one.uid_mappings or one.gid_mappings:
         message.uidMappings.extend(common.id_mapping_messages(one.uid_mappings))
         message.gidMappings.extend(common.id_mapping_messages(one.gid_mappings))

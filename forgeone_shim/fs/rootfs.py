@@ -1,7 +1,8 @@
 """Root file systems of containers: an image's layers under a writable one.
 
-``root/containers/<id>/{upper,work}`` is the writable layer, ``state/containers/<id>/rootfs`` the mount. That no more is
-remembered makes everything here idempotent and repeatable after a crash.
+``root/containers/<id>/{upper,work}`` is the writable layer, ``state/containers/<id>/rootfs`` the mount. Images that are
+volumes of the container are mounted on ``state/containers/<id>/images/<name>``. That no more is remembered makes
+everything here idempotent and repeatable after a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from forgeone_shim.errors import ForgeError, InvalidInput, syscall_error
 from forgeone_shim.fs import moved, parents
 from forgeone_shim.fs.layers import LayerStore, Lower
 from forgeone_shim.fs.trees import remove_tree, tree_usage
-from forgeone_shim.kernel.mounts import mount_overlay, unmount
+from forgeone_shim.kernel.mounts import mount_overlay, open_in_root, unmount
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -60,13 +61,40 @@ class RootfsStore:
             raise
         return target
 
+    def mount_image(self, container_id: str, name: str, layers: Sequence[str], sub_path: str = "") -> Path:
+        """Mount the layers of a volume, which nobody can write to; returns where ``sub_path`` is in it.
+
+        A symlink in ``sub_path`` leads where it would to a process whose root the image is.
+
+        :raises NotFound: a layer is not here.
+        :raises InvalidInput: more layers than an overlay takes, or the image has no such path.
+        """
+        target = self._target(container_id).parent / "images" / name
+        if not os.path.ismount(target):
+            stacked = self._stacked(layers)
+            home = self._writable / container_id / "images" / name
+            try:
+                lowers = self._prepare_image(home, stacked)
+                target.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise syscall_error("prepare the image volume", home, error) from error
+            mount_overlay(target, lowers, readonly=True)
+        return _inside(target, sub_path)
+
     def unmount(self, container_id: str) -> None:
         """Unmount; the writable layer stays. Nothing mounted is no error."""
-        unmount(self._target(container_id))
+        target = self._target(container_id)
+        unmount(target)
+        try:
+            volumes = list((target.parent / "images").iterdir())
+        except FileNotFoundError:
+            return
+        for volume in volumes:
+            unmount(volume)
 
     def remove(self, container_id: str) -> None:
         """Unmount and remove the writable layer; what is not here is no error."""
-        unmount(self._target(container_id))
+        self.unmount(container_id)
         try:
             _remove(self._writable, container_id)
         except OSError as error:
@@ -110,15 +138,44 @@ class RootfsStore:
         # A volatile overlay leaves a mark in its work directory that forbids to mount it again.
         _remove(home, work.name)
         work.mkdir(mode=0o700)
-        if any(layer.implied for layer in stacked):
-            _remove(home, "moved")
-            stacked = moved.follow(stacked, home / "moved")
-            parents.mend(stacked, upper)
+        stacked = _mended(home, stacked, upper)
         if stacked:
             return [layer.tree for layer in stacked]
         empty = home / "empty"
         empty.mkdir(exist_ok=True)
         return [empty]
+
+    @staticmethod
+    def _prepare_image(home: Path, stacked: Sequence[Lower]) -> list[Path]:
+        """The lower directories to mount; the topmost has what the writable layer of a container would have."""
+        top, empty = home / "top", home / "empty"
+        for path in (top, empty):
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o755)
+        return [top, *(layer.tree for layer in _mended(home, stacked, top)), empty]
+
+
+def _mended(home: Path, stacked: Sequence[Lower], upper: Path) -> Sequence[Lower]:
+    """The layers with what directories that some only imply need, between them and in ``upper``."""
+    if any(layer.implied for layer in stacked):
+        _remove(home, "moved")
+        stacked = moved.follow(stacked, home / "moved")
+        parents.mend(stacked, upper)
+    return stacked
+
+
+def _inside(root: Path, path: str) -> Path:
+    """The path in a mounted image, by its name on the host."""
+    if not path:
+        return root
+    try:
+        fd = open_in_root(root, path, os.O_PATH)
+    except OSError as error:
+        raise InvalidInput("mounts.image_sub_path", f"{path!r} is not in the image: {error.strerror}") from error
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink()
+    finally:
+        os.close(fd)
 
 
 def _remove(parent: Path, name: str) -> None:

@@ -86,11 +86,11 @@ def open_in_root(root: int | StrPath, relative: StrPath, flags: int = os.O_RDONL
 
 
 def mount_overlay(
-    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool = False
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath = "", work: StrPath = "", *, readonly: bool = False
 ) -> None:
     """Mount an overlay; ``lowers`` has the topmost layer first. ``volatile`` where the kernel has it (5.10).
 
-    Raises InternalError.
+    Without ``upper`` and ``work`` nobody can write to it, and it takes two lowers at least. Raises InternalError.
     """
     if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
         raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
@@ -112,13 +112,14 @@ def _overlay_by_fsopen(
         fs = _fsopen(stack, b"overlay")
         for key, path in (("lowerdir+", p) for p in lowers):
             _set_string(fs, key, _short_name(stack, path, _FSCONFIG_VALUE_MAX))
-        _set_string(fs, "upperdir", _short_name(stack, upper, _FSCONFIG_VALUE_MAX))
-        _set_string(fs, "workdir", _short_name(stack, work, _FSCONFIG_VALUE_MAX))
-        try:
-            syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_SET_FLAG, b"volatile", None, 0)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
+        if upper:
+            _set_string(fs, "upperdir", _short_name(stack, upper, _FSCONFIG_VALUE_MAX))
+            _set_string(fs, "workdir", _short_name(stack, work, _FSCONFIG_VALUE_MAX))
+            try:
+                syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_SET_FLAG, b"volatile", None, 0)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
         _create_and_attach(stack, fs, target, _ATTR_RDONLY if readonly else 0)
 
 
@@ -128,16 +129,14 @@ def _overlay_by_mount(
     """All options share one page, so every path becomes the name of a descriptor; that also needs no escaping."""
     with ExitStack() as stack:
         lower = b":".join(_short_name(stack, path, 0) for path in lowers)
-        options = b"lowerdir=%s,upperdir=%s,workdir=%s" % (
-            lower,
-            _short_name(stack, upper, 0),
-            _short_name(stack, work, 0),
-        )
+        options = b"lowerdir=" + lower
+        if upper:
+            options += b",upperdir=%s,workdir=%s" % (_short_name(stack, upper, 0), _short_name(stack, work, 0))
         if len(options) + len(b",volatile") > _MOUNT_DATA_MAX:
             raise InvalidInput("layers", f"{len(lowers)} layers are more than this kernel's mount(2) takes")
         flags = MS_RDONLY if readonly else 0
         try:
-            _mount(b"overlay", target, b"overlay", flags, options + b",volatile")
+            _mount(b"overlay", target, b"overlay", flags, options + (b",volatile" if upper else b""))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

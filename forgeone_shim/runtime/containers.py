@@ -33,6 +33,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import LIVE, Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime import image_volumes
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
@@ -120,6 +121,7 @@ class Containers:
             stop_signal=stop_signal,
             created_at=time.time_ns(),
             own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
+            image_volumes=image_volumes.find(spec, self._images),
         )
 
     def _build(
@@ -145,7 +147,7 @@ class Containers:
             process=process(spec, image.config, user),
             namespaces=self._namespaces(sandbox.record, spec),
             pod_mounts=self._pod_mounts(sandbox.record, spec),
-            spec=spec,
+            spec=image_volumes.mounted(record, self._p.rootfs),
         )
         deadline.check("before the container was created")
         entry.pid = self._p.engines[record.engine].create(plan, deadline)
@@ -394,7 +396,8 @@ class Containers:
             self.dismantle(entry)
             self._drop(entry)
         try:
-            self._images.resolve(entry.record.image_id)
+            for image_id in (entry.record.image_id, *(one.image_id for one in entry.record.image_volumes)):
+                self._images.resolve(image_id)
         except NotFound:  # the image went first and left its layers to this container
             self._p.janitor.until_done("collect unused layers", self._images.collect_garbage)
 

@@ -45,12 +45,21 @@ class SandboxRecord:
         return sandbox_key(self.spec)
 
 
+@dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """The image that a mount of the container's names, as it was when the container was created."""
+
+    image_id: str
+    layers: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerRecord:
     """Times in nanoseconds since the epoch, 0 where it has not happened.
 
     ``kill_at`` is when the grace period of a stop under way ends; ``cleaned`` says that after its end the engine forgot
-    it and its root filesystem was unmounted. ``resources`` are what an update put in place of the spec's, which stays
+    it and its root filesystem was unmounted. ``image_volumes`` are those of the spec's mounts that name an image, in
+    their order. ``resources`` are what an update put in place of the spec's, which stays
     as it was asked for: a kubelet's retry is compared with it.
     """
 
@@ -76,11 +85,22 @@ class ContainerRecord:
     kill_at: int = 0
     cleaned: bool = False
     resources: Resources | None = None
+    image_volumes: tuple[ImageVolume, ...] = ()
+
+    @property
+    def used_layers(self) -> set[str]:
+        """Layers that must stay as long as it does."""
+        return {*self.layers, *(layer for volume in self.image_volumes for layer in volume.layers)}
 
     @property
     def effective_spec(self) -> ContainerSpec:
-        """What was asked for, as updated since."""
-        return self.spec if self.resources is None else replace(self.spec, resources=self.resources)
+        """What was asked for, as updated since, with the images that were found."""
+        spec = self.spec if self.resources is None else replace(self.spec, resources=self.resources)
+        if not self.image_volumes:
+            return spec
+        found = iter(self.image_volumes)
+        mounts = (replace(one, image_ref=next(found).image_id) if one.image else one for one in spec.mounts)
+        return replace(spec, mounts=tuple(mounts))
 
     @property
     def key(self) -> str:

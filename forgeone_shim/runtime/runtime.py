@@ -88,7 +88,7 @@ class Runtime:
         containers = Table(store, CONTAINER_KIND, "container", ContainerRecord)
 
         def layers_in_use() -> set[str]:
-            return {layer for entry in containers.all() for layer in entry.record.layers}
+            return {layer for entry in containers.all() for layer in entry.record.used_layers}
 
         parts = Parts(
             config=config,

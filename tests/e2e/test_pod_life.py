@@ -225,3 +225,43 @@ def test_pods_reach_each_other_and_a_host_port(forgeoned: Daemon, image: str) ->
     finally:
         server.remove()
         client.remove()
+
+
+def test_an_image_can_be_a_volume_that_nobody_writes_to(pod: Pod, image: str, forgeoned: Daemon) -> None:
+    config = pod.container(image)
+    config.mounts.add(container_path="/image", readonly=True).image.image = image
+    config.mounts.add(container_path="/etc-of-it", readonly=True, image_sub_path="etc").image.image = image
+    id_ = pod.start(config)
+    found = pod.exec(id_, "sh", "-c", "ls /image/bin/sh /etc-of-it/passwd; /image/bin/sh -c 'echo ran'; touch /image/x")
+    assert found.stdout == b"/etc-of-it/passwd\n/image/bin/sh\nran\n"
+    assert b"Read-only" in found.stderr
+    status = forgeoned.runtime.ContainerStatus(pb.ContainerStatusRequest(container_id=id_)).status
+    assert [(one.container_path, one.image.image_ref) for one in status.mounts] == [
+        ("/image", status.image_id),
+        ("/etc-of-it", status.image_id),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "code"),
+    [
+        ("readonly", False, grpc.StatusCode.INVALID_ARGUMENT),
+        ("image_sub_path", "no/such", grpc.StatusCode.INVALID_ARGUMENT),
+        ("image", pb.ImageSpec(image="no-such-image:x"), grpc.StatusCode.NOT_FOUND),
+    ],
+)
+def test_an_image_volume_that_cannot_be_is_refused(
+    pod: Pod, image: str, field: str, value: object, code: grpc.StatusCode
+) -> None:
+    config = pod.container(image)
+    one = config.mounts.add(container_path="/image", readonly=True)
+    one.image.image = image
+    if isinstance(value, pb.ImageSpec):
+        one.image.CopyFrom(value)
+    else:
+        setattr(one, field, value)
+    with pytest.raises(grpc.RpcError) as caught:
+        pod.create(config)
+    assert caught.value.code() is code
+    request = pb.ListContainersRequest(filter=pb.ContainerFilter(pod_sandbox_id=pod.id))
+    assert not pod.daemon.runtime.ListContainers(request).containers

@@ -244,6 +244,43 @@ def test_a_directory_only_implied_leaves_a_symlink_below_in_place(
     assert not list((tmp_path / "root/containers").iterdir())
 
 
+def test_an_image_volume_is_its_layers_for_nobody_to_write_to(
+    layer: Layer, rootfs: RootfsStore, tmp_path: Path
+) -> None:
+    base = layer(
+        directory("d", 0o700), Member("d/f", b"base"), Member("d/gone"), symlink("l", "/d"), symlink("bin", "d")
+    )
+    over = layer(Member("d/.wh.gone"), Member("bin/tool", b"tool"), symlink("out", "/../../etc"))
+    root = rootfs.mount_image("c", "0", [base, over])
+    assert root == tmp_path / "state/containers/c/images/0"
+    assert sorted(path.name for path in (root / "d").iterdir()) == ["f", "tool"]
+    assert (root / "d").stat().st_mode & 0o7777 == 0o700
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "d/x").touch()
+    assert rootfs.mount_image("c", "0", [base, over], "l/f") == root / "d/f"
+    assert rootfs.mount_image("c", "0", [base, over], "l/../../../d") == root / "d"
+    for missing in ("nothing", "d/f/x", "out", "out/hostname"):
+        with pytest.raises(InvalidInput, match="image_sub_path"):
+            rootfs.mount_image("c", "0", [base, over], missing)
+    assert seen(rootfs.mount_image("c", "1", [])) == []
+    assert seen(rootfs.mount_image("c", "2", [layer(Member("one"))])) == ["one"]
+    rootfs.unmount("c")
+    assert mounts.mounts_below(tmp_path) == []
+    assert (rootfs.mount_image("c", "0", [base, over]) / "d/f").read_bytes() == b"base"
+    rootfs.remove("c")
+    assert mounts.mounts_below(tmp_path) == []
+    assert not list((tmp_path / "root/containers").iterdir())
+
+
+def test_an_image_volume_by_mount_2(layer: Layer, rootfs: RootfsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts.syscalls, "FSOPEN", 9999)
+    root = rootfs.mount_image("c", "0", [layer(Member("f", b"f"))])
+    assert (root / "f").read_bytes() == b"f"
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "x").touch()
+    rootfs.remove("c")
+
+
 def test_what_cannot_be_mounted_leaves_nothing(layer: Layer, rootfs: RootfsStore, tmp_path: Path) -> None:
     there = layer(Member("f"))
     with pytest.raises(NotFound):

@@ -304,7 +304,7 @@ def test_everything_a_container_can_ask_for() -> None:
         args=["-c", "true"],
         working_dir="/srv/",
         envs=[pb.KeyValue(key="A", value="ä=b".encode()), pb.KeyValue(key="A", value=b"")],
-        mounts=[pb.Mount(container_path="/v", image=pb.ImageSpec(image="data"), image_sub_path="a/b")],
+        mounts=[pb.Mount(container_path="/v", readonly=True, image=pb.ImageSpec(image="data"), image_sub_path="a/b")],
         devices=[pb.Device(container_path="/dev/x", host_path="/dev/y", permissions="rw")],
         CDI_devices=[pb.CDIDevice(name="vendor.com/gpu=0")],
         log_path="app//0.log",
@@ -327,7 +327,7 @@ def test_everything_a_container_can_ask_for() -> None:
         args=("-c", "true"),
         working_dir="/srv",
         envs=(("A", "ä=b"), ("A", "")),
-        mounts=(Mount("/v", "", image="data", image_sub_path="a/b"),),
+        mounts=(Mount("/v", "", readonly=True, image="data", image_sub_path="a/b"),),
         devices=(Device("/dev/x", "/dev/y", "rw"),),
         cdi_devices=("vendor.com/gpu=0",),
         log_path="app/0.log",
@@ -383,7 +383,12 @@ BAD_CONTAINERS: list[tuple[str, object, str]] = [
     ("mounts", _mount(image=pb.ImageSpec(image="x")), "mounts[0].host_path"),
     ("mounts", _mount(image=pb.ImageSpec(), host_path=""), "mounts[0].image.image"),
     ("mounts", _mount(image_sub_path="x"), "mounts[0].image_sub_path"),
-    ("mounts", _mount(image=pb.ImageSpec(image="x"), host_path="", image_sub_path="../x"), "mounts[0].image_sub_path"),
+    ("mounts", _mount(image=pb.ImageSpec(image="x"), host_path=""), "mounts[0].readonly"),
+    (
+        "mounts",
+        _mount(image=pb.ImageSpec(image="x"), host_path="", readonly=True, image_sub_path="../x"),
+        "mounts[0].image_sub_path",
+    ),
     ("mounts", _mount(mount_options=["noexec,suid"]), "mounts[0].mount_options[0]"),
     ("mounts", _mount(uidMappings=[pb.IDMapping()]), "mounts[0].uidMappings[0]"),
     ("devices", [pb.Device(container_path="x", host_path="/y", permissions="r")], "devices[0].container_path"),
@@ -519,6 +524,11 @@ def test_mounts_there_and_back(one: Mount) -> None:
     if one.readonly and one.propagation is Propagation.PRIVATE:
         one = replace(one, recursive_read_only=True)
     assert mount.mount("x", mount.mount_message(one)) == one
+
+
+def test_the_image_of_a_mount_is_told_by_its_id() -> None:
+    message = mount.mount_message(Mount("/v", "", readonly=True, image="data", image_ref="sha256:1"))
+    assert (message.image.image, message.image.image_ref, message.host_path) == ("data", "sha256:1", "")
 
 
 shared = st.sampled_from([NamespaceMode.POD, NamespaceMode.NODE])

@@ -1,0 +1,38 @@
+"""Images as volumes of a container (KEP-4639): found when it is created, mounted for nobody to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from engines.base import ContainerSpec, Mount
+from forgeone_shim.fs.rootfs import RootfsStore
+from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime.records import ContainerRecord, ImageVolume
+
+
+def find(spec: ContainerSpec, images: ImageService) -> tuple[ImageVolume, ...]:
+    """The images that the spec's mounts name, in their order; NotFound for one that was not pulled."""
+    found = (images.resolve(mount.image) for mount in spec.mounts if mount.image)
+    return tuple(ImageVolume(image.id, image.layers) for image in found)
+
+
+def mounted(record: ContainerRecord, rootfs: RootfsStore) -> ContainerSpec:
+    """The spec as an engine takes it: each image mounted, and its mount one of that place on the host.
+
+    :raises InvalidInput: an image has no such sub path.
+    """
+    if not record.image_volumes:
+        return record.spec
+    return replace(record.spec, mounts=tuple(_mounts(record, rootfs)))
+
+
+def _mounts(record: ContainerRecord, rootfs: RootfsStore) -> Iterator[Mount]:
+    volumes = enumerate(record.image_volumes)
+    for mount in record.spec.mounts:
+        if mount.image:
+            number, volume = next(volumes)
+            source = rootfs.mount_image(record.id, str(number), volume.layers, mount.image_sub_path)
+            yield replace(mount, source=str(source), readonly=True, image="", image_sub_path="")
+        else:
+            yield mount
