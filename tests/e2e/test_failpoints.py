@@ -253,6 +253,73 @@ def _fail_in(here: Lab, wanted: str, step: str, *, after: bool) -> bool:
     return noticed
 
 
+def test_a_slow_attach_does_not_outlive_the_pod_that_failed_beside_it(registry: Registry, busybox: str) -> None:
+    with lab(registry, busybox) as here:
+        network, engine = here.parts.network, here.parts.engines["native"]
+        attach, began = network.attach, threading.Event()
+
+        def slowly(*args: Any, **kwargs: Any) -> object:
+            began.set()
+            time.sleep(0.3)
+            return attach(*args, **kwargs)
+
+        def fail(*_: object) -> str:
+            began.wait(5)
+            raise InternalError("no init")
+
+        with patch.object(network, "attach", slowly), patch.object(engine, "prepare_sandbox", fail):
+            with pytest.raises(InternalError, match="no init"):
+                here.runtime.run_sandbox(here.spec(), Deadline.after(30))
+            time.sleep(0.4)
+        here.assert_nothing_left("a slow attach")
+
+
+def test_a_create_is_repeated_although_the_failed_one_is_not_undone_yet(registry: Registry, busybox: str) -> None:
+    with lab(registry, busybox) as here:
+        spec = here.spec()
+        pod = here.runtime.run_sandbox(spec, Deadline.after(30))
+        fail = InternalError("not now")
+        with (
+            patch.object(here.parts.engines["native"], "create", side_effect=fail),
+            patch.object(here.parts.rootfs, "remove", side_effect=fail),
+            pytest.raises(InternalError, match="not now"),
+        ):
+            here.runtime.create_container(pod, here.container(spec), Deadline.after(30))
+        made = here.runtime.create_container(pod, here.container(spec), Deadline.after(30))
+        here.runtime.start_container(made, Deadline.after(30))
+        assert here.runtime.exec_sync(made, ("true",), 10).exit_code == 0
+        here.runtime.remove_sandbox(pod, Deadline.after(30))
+        here.assert_nothing_left("two creates")
+
+
+def test_a_start_that_was_not_stored_can_be_repeated(registry: Registry, busybox: str) -> None:
+    with lab(registry, busybox) as here:
+        spec = here.spec()
+        pod = here.runtime.run_sandbox(spec, Deadline.after(30))
+        made = here.runtime.create_container(pod, here.container(spec), Deadline.after(30))
+        with (
+            patch.object(here.parts.store, "put", side_effect=OSError("disk full")),
+            pytest.raises(OSError, match="disk full"),
+        ):
+            here.runtime.start_container(made, Deadline.after(30))
+        here.runtime.start_container(made, Deadline.after(30))
+        assert here.runtime.container(made).state is State.RUNNING
+        here.runtime.remove_sandbox(pod, Deadline.after(30))
+        here.assert_nothing_left("two starts")
+
+
+def test_other_users_of_the_host_have_no_way_into_pods_and_containers(registry: Registry, busybox: str) -> None:
+    with lab(registry, busybox) as here:
+        spec = here.spec()
+        pod = here.runtime.run_sandbox(spec, Deadline.after(30))
+        made = here.runtime.create_container(pod, here.container(spec), Deadline.after(30))
+        state, root = Path(here.daemon.config.state), Path(here.daemon.config.root)
+        private = (state / "sandboxes" / pod, state / "containers" / made, root / "containers", root / "layers")
+        assert [oct(path.stat().st_mode & 0o777) for path in private] == ["0o700"] * 4
+        here.runtime.remove_sandbox(pod, Deadline.after(30))
+        here.assert_nothing_left("modes")
+
+
 def test_a_crash_between_any_two_steps_is_recovered_from(registry: Registry, busybox: str) -> None:
     with lab(registry, busybox) as here:
         for crash in itertools.count(random.randrange(1, STRIDE + 1), STRIDE):
