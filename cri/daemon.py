@@ -6,21 +6,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
-import msgspec
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 
 from cri.api import runtime_pb2 as pb
 from cri.image.service import ImageService
+from cri.reload import Hangups, Reload
 from cri.runtime.ports import RuntimePort
 from cri.runtime.service import RuntimeService
 from cri.server import Server
-from forgeone_shim.config.loader import load_or_exit
+from forgeone_shim.config.loader import load, load_or_exit
 from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
 from forgeone_shim.errors import ForgeError
@@ -39,30 +38,31 @@ CLOSE_PATIENCE: Final = 10.0
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("forgeoned")
 
 
-def services(config: Config, runtime: RuntimePort) -> Mapping[ServiceDescriptor, object]:
+def services(config: Config, runtime: RuntimePort, reload: Reload) -> Mapping[ServiceDescriptor, object]:
     """What is served on the socket."""
     described = pb.DESCRIPTOR.services_by_name
-    info = {"config": msgspec.json.encode(asdict(config)).decode()}
     return {
         described["RuntimeService"]: RuntimeService(
-            runtime, info=info, message_limit=config.grpc.max_message_bytes
+            runtime, info=reload.info, message_limit=config.grpc.max_message_bytes
         ),
         described["ImageService"]: ImageService(runtime),
-        node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime),
+        node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime, reload),
     }
 
 
-def serve(config: Config, stop: threading.Event) -> None:
-    """Serve until ``stop`` is set.
+def serve(config: Config, stop: threading.Event, read: Callable[[], Config], hangups: Hangups) -> None:
+    """Serve until ``stop`` is set; ``read`` gives the configuration anew at each of ``hangups``.
 
     :raises ForgeError: the runtime or the socket cannot be had.
     """
     runtime = Runtime.open(config)
     try:
-        server = Server(config.grpc, services(config, runtime), path=Path(config.socket), gid=config.socket_gid)
+        reload = Reload(config, read, runtime)
+        server = Server(config.grpc, services(config, runtime, reload), path=Path(config.socket), gid=config.socket_gid)
         server.start()
         _log.info("serving", socket=config.socket, version=VERSION, pid=os.getpid())
         notify.notify(notify.READY)
+        hangups.answer(reload)
         stop.wait()
         _log.info("stopping")
         notify.notify(notify.STOPPING)
@@ -86,12 +86,12 @@ def main() -> NoReturn:
     setup(config.log)
     # Modes are given where things are made; what is made by others (a socket, a log) must not be open to all.
     os.umask(0o022)
-    stop = threading.Event()
+    stop, hangups = threading.Event(), Hangups()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     code = 0
     try:
-        serve(config, stop)
+        serve(config, stop, lambda: load(sys.argv[1:], os.environ), hangups)
     except ForgeError as error:
         _log.error("cannot run", error=str(error))
         code = 1

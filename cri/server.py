@@ -47,7 +47,19 @@ CODES: Final[Mapping[Kind, grpc.StatusCode]] = MappingProxyType(
 _DETAILS_MAX: Final = 4096
 _FOREVER: Final = 10 * 365 * 86400.0
 # Kubelets list and look at everything each second; what changes nothing is logged only when something is looked for.
-_CHANGES: Final = ("Run", "Stop", "Remove", "Create", "Start", "Pull", "Update", "Checkpoint", "Restore", "Reopen")
+_CHANGES: Final = (
+    "Run",
+    "Stop",
+    "Remove",
+    "Create",
+    "Start",
+    "Pull",
+    "Update",
+    "Checkpoint",
+    "Restore",
+    "Reopen",
+    "Reload",
+)
 # The only fields of a request that reach the log.
 _SUBJECTS: Final = ("pod_sandbox_id", "container_id")
 

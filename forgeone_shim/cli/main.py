@@ -114,6 +114,8 @@ def parser() -> argparse.ArgumentParser:
     remove.add_argument("-a", "--all", action="store_true", help="every pod")
     remove.add_argument("names", nargs="*", metavar="name")
 
+    verb("reload", "have forgeoned read its configuration again", output)
+
     verb("version", "versions of forge and forgeoned", output)
     return top
 
@@ -130,13 +132,14 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
-    from forgeone_shim.cli import client, containers, listing, logs, pull, run
+    from forgeone_shim.cli import client, containers, listing, logs, pull, reload, run
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
         "pods": listing.pods,
         "ps": listing.containers,
         "images": listing.images,
         "version": listing.version,
+        "reload": reload.command,
         "pull": pull.command,
         "rmi": pull.remove,
         "logs": logs.command,

@@ -9,6 +9,7 @@ from typing import Final
 
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
+RELOADING: Final = "RELOADING=1"
 
 
 def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:

@@ -40,6 +40,10 @@ class ImageRecords:
         self._store = store
         self._pinned = tuple(pinned)
 
+    def pin(self, pinned: Sequence[str]) -> None:
+        """Which images are pinned from now on."""
+        self._pinned = tuple(pinned)
+
     def all(self) -> list[Image]:
         """Every image, by id."""
         return [self._with_pin(image) for _, image in self._store.items(_KIND, Image)]

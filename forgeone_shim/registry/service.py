@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from forgeone_shim.errors import (
 )
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
 from forgeone_shim.registry.hosts import endpoints_for
-from forgeone_shim.registry.manifest import host_platform
+from forgeone_shim.registry.manifest import Platform, host_platform
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
@@ -36,6 +37,20 @@ from forgeone_shim.state.store import StateStore
 Progress = Callable[[LayerProgress], None]
 # How long a caller whose deadline passed waits for its pull to be undone before it is told so.
 _UNDO_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a pull goes by from its beginning to its end."""
+
+    config: RegistryConfig
+    fetcher: LayerFetcher
+    platform: Platform
+
+    def blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
+        """What is kept of an image beside its layers."""
+        kept = tuple(blob.digest for blob in resolved.manifest.layers) if self.config.keep_blobs else ()
+        return (*resolved.documents, *kept)
 
 
 class ImageService:
@@ -56,21 +71,32 @@ class ImageService:
         layers_in_use: Callable[[], set[str]],
     ) -> None:
         self._root = root
-        self._config = config
         self._layers = layers
         self._layers_in_use = layers_in_use
         self._records = ImageRecords(store, pinned)
         self._documents = BlobFolder(root / "images")
         self._blobs = BlobFolder(root / "blobs")
-        self._fetcher = LayerFetcher(
-            layers, Turns(), self._blobs if config.keep_blobs else None, config.max_concurrent_downloads
-        )
-        self._platform = host_platform(config.platform)
+        self._turns = Turns()
+        self._settings = self._settle(config)
         self._contexts = TlsContexts()
         self._flights: dict[tuple[Reference, Credentials | None], _Flight] = {}
         self._lock = threading.Lock()
         self._gate = threading.Lock()
         (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def reconfigure(self, config: RegistryConfig, pinned: Sequence[str]) -> None:
+        """Pulls that begin from now on, and what is pinned, go by these.
+
+        :raises Unavailable: there is no such platform; nothing has changed then.
+        """
+        settings = self._settle(config)
+        self._records.pin(pinned)
+        self._settings = settings
+
+    def _settle(self, config: RegistryConfig) -> _Settings:
+        blobs = self._blobs if config.keep_blobs else None
+        fetcher = LayerFetcher(self._layers, self._turns, blobs, config.max_concurrent_downloads)
+        return _Settings(config, fetcher, host_platform(config.platform))
 
     def pull(self, image: str, auth: Credentials | None, deadline: Deadline, progress: Progress | None = None) -> Image:
         """Bring an image here, or what is missing of it. Two pulls of one name with the same credentials are one.
@@ -157,7 +183,7 @@ class ImageService:
             flight = self._flights.get(key)
             joined = flight is not None
             if flight is None:
-                flight = self._flights[key] = _Flight(reference, auth, deadline, self._contexts, self._config)
+                flight = self._flights[key] = _Flight(reference, auth, deadline, self._contexts, self._settings)
                 threading.Thread(target=self._fly, args=(flight,), name="pull", daemon=True).start()
             else:
                 flight.session.deadline.extend(deadline)
@@ -201,19 +227,19 @@ class ImageService:
             flight.land()
 
     def _pull(self, flight: _Flight) -> Image:
-        reference = flight.reference
-        hosts = endpoints_for(Path(self._config.config_path), reference.registry, flight.auth)
+        reference, settings = flight.reference, flight.settings
+        hosts = endpoints_for(Path(settings.config.config_path), reference.registry, flight.auth)
         source = Source(flight.session, reference, hosts)
-        resolved = resolve(source, self._platform)
-        with self._leased(resolved):
-            self._fetcher.fetch(source, resolved, flight.tell)
+        resolved = resolve(source, settings.platform)
+        with self._leased(resolved, settings):
+            settings.fetcher.fetch(source, resolved, flight.tell)
             flight.session.check(f"before the commit of {reference}")
-            return self._commit(reference, resolved)
+            return self._commit(reference, resolved, settings)
 
     @contextmanager
-    def _leased(self, resolved: Resolved) -> Iterator[None]:
+    def _leased(self, resolved: Resolved, settings: _Settings) -> Iterator[None]:
         """Nothing of this image is collected while the block runs; if it fails, what only it needed goes."""
-        layers, blobs = set(resolved.file.diff_ids), self._blob_digests(resolved)
+        layers, blobs = set(resolved.file.diff_ids), settings.blob_digests(resolved)
         with self._gated():
             lease = self._records.lease(layers, blobs)
         try:
@@ -225,7 +251,7 @@ class ImageService:
             raise
         self._records.release(lease)
 
-    def _commit(self, reference: Reference, resolved: Resolved) -> Image:
+    def _commit(self, reference: Reference, resolved: Resolved, settings: _Settings) -> Image:
         """Make the image known, once everything it stands on is here."""
         file = resolved.file
         gone = [diff_id for diff_id in file.diff_ids if not self._layers.has(diff_id)]
@@ -241,17 +267,13 @@ class ImageService:
             config=file.config,
             annotations=resolved.manifest.annotations,
             created=file.created,
-            os=file.platform.os or self._platform.os,
-            architecture=file.platform.architecture or self._platform.architecture,
+            os=file.platform.os or settings.platform.os,
+            architecture=file.platform.architecture or settings.platform.architecture,
             variant=file.platform.variant or "",
             manifest_digest=resolved.manifest_digest,
-            blobs=self._blob_digests(resolved),
+            blobs=settings.blob_digests(resolved),
         )
         return self._records.commit(image, reference, resolved.target)
-
-    def _blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
-        kept = tuple(blob.digest for blob in resolved.manifest.layers) if self._config.keep_blobs else ()
-        return (*resolved.documents, *kept)
 
     def _sweep(self, layers: set[str], blobs: Sequence[str]) -> None:
         """Delete those of the given layers and blobs that nobody needs. Only inside the gate."""
@@ -282,12 +304,13 @@ class _Flight:
         auth: Credentials | None,
         deadline: Deadline,
         contexts: TlsContexts,
-        config: RegistryConfig,
+        settings: _Settings,
     ) -> None:
         self.key = (reference, auth)
         self.reference = reference
         self.auth = auth
-        self.session = Session(contexts, Deadline.after(deadline.remaining()), config.progress_timeout)
+        self.settings = settings
+        self.session = Session(contexts, Deadline.after(deadline.remaining()), settings.config.progress_timeout)
         self.passengers = 0
         self.listeners: list[Progress] = []
         self._landed = False

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
 from forgeone_shim.rpc import node_pb2
@@ -53,8 +54,14 @@ class Call(Protocol):
 class NodeServicer:
     """``forgeone.v1.Node`` over a runtime."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, reload: Callable[[], Outcome]) -> None:
+        """``reload`` reads the configuration again and says what became of it."""
+        self._node, self._reload = node, reload
+
+    def Reload(self, _request: node_pb2.ReloadRequest, _call: Call) -> node_pb2.ReloadResponse:
+        """What applies now, and what waits for a restart."""
+        outcome = self._reload()
+        return node_pb2.ReloadResponse(changed=outcome.changed, needs_restart=outcome.restart)
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""

@@ -114,6 +114,13 @@ class Runtime:
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         return runtime
 
+    def reconfigure(self, config: Config) -> None:
+        """What can change while it runs: how images are pulled and which are pinned.
+
+        :raises ForgeError: it cannot be used; nothing has changed then.
+        """
+        self.images.reconfigure(config.registry, config.pinned_images)
+
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
         self.images.close()

@@ -141,6 +141,7 @@ class Images:
     def __init__(self) -> None:
         self.here: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.reloaded: Any = node_pb2.ReloadResponse()
 
     def ListImages(self, request: Any, call: Any) -> Any:
         return cri.ListImagesResponse(images=self.here.values())
@@ -164,6 +165,9 @@ class Images:
             yield node_pb2.PullImageResponse(layer=layer)
         self.here[request.image] = cri.Image(id="sha256:" + "cd" * 32, repo_tags=[request.image], size=4_200_000)
         yield node_pb2.PullImageResponse(image=node_pb2.PulledImage(id="sha256:" + "cd" * 32))
+
+    def Reload(self, request: Any, call: Any) -> Any:
+        return self.reloaded
 
 
 class NodeDouble:

@@ -12,6 +12,7 @@ import pytest
 
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli import main as cli
+from forgeone_shim.rpc import node_pb2
 from tests.unit.cli.conftest import Forge
 from tests.unit.cli.node_double import NodeDouble
 
@@ -220,3 +221,13 @@ def test_the_socket_may_be_named_before_or_after_the_verb_or_in_the_environment(
     monkeypatch.setenv("FORGEONE_SOCKET", f"unix://{node.socket}")
     assert cli.main(["version"]) == 0
     assert "forgeone 9, CRI v1" in capsys.readouterr().out
+
+
+def test_reload_names_what_changed_and_what_waits(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("reload") == 0
+    assert capsys.readouterr().out == "nothing has changed\n"
+    node.images.reloaded = node_pb2.ReloadResponse(changed=["log.level"], needs_restart=["root"])
+    assert forge("reload") == 0
+    assert capsys.readouterr().out == "log.level: changed\nroot: needs a restart\n"
+    assert forge("reload", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"changed": ["log.level"], "needsRestart": ["root"]}

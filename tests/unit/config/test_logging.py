@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from forgeone_shim.config.logging import setup
+from forgeone_shim.config.logging import set_level, setup
 from forgeone_shim.config.model import LogConfig
 
 
@@ -57,3 +57,18 @@ def test_a_traceback_shows_no_local_variables(form: str) -> None:
         structlog.get_logger().exception("failed")
     assert "ValueError" in out.getvalue()
     assert "hunter2" not in out.getvalue()
+
+
+def test_the_level_changes_for_loggers_in_use() -> None:
+    out = io.StringIO()
+    setup(LogConfig(), out)
+    logger, library = structlog.get_logger("cri"), logging.getLogger("urllib3")
+    logger.info("one")
+    logger.debug("not yet")
+    set_level("debug")
+    logger.debug("two")
+    library.debug("three")
+    set_level("error")
+    logger.warning("no more")
+    library.warning("no more")
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["one", "two", "three"]

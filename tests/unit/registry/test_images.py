@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -156,6 +157,21 @@ def test_pins_show_in_every_answer(make_node: Callable[..., Node], registry: Fak
     assert image.pinned
     assert node.images.resolve(image.id).pinned
     assert not node.service().resolve(image.id).pinned
+
+
+def test_a_new_configuration_counts_from_the_next_pull_on(
+    make_node: Callable[..., Node], registry: FakeRegistry, contents: Contents
+) -> None:
+    node = make_node()
+    node.plain(registry)
+    contents.add_image("v1")
+    contents.add_image("v2", config={"Cmd": ["two"]})
+    image = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
+    node.images.reconfigure(replace(node.config, keep_blobs=True), ["*/app:*"])
+    assert node.images.resolve(image.id).pinned
+    assert len(node.images.pull(f"{registry.host}/app:v2", None, NEVER).blobs) > len(image.blobs)
+    node.images.reconfigure(replace(node.config, platform="linux/s390x"), [])
+    assert not node.images.resolve(image.id).pinned
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from forgeone_shim.config.model import Config
+from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import PermissionDenied
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
@@ -32,8 +34,12 @@ class Puller:
         return self.outcome
 
 
+def unused() -> Outcome:
+    raise AssertionError
+
+
 def pull(puller: Puller, **request: object) -> list[node_pb2.PullImageResponse]:
-    servicer = NodeServicer(SimpleNamespace(images=puller))
+    servicer = NodeServicer(SimpleNamespace(images=puller), unused)
     return list(servicer.PullImage(node_pb2.PullImageRequest(**request), CALL))
 
 
@@ -65,3 +71,10 @@ def test_progress_is_about_a_hundred_messages_a_layer_and_always_its_last_state(
     layers = [message.layer for message in pull(Puller(updates, Image(id="sha256:1"))) if message.HasField("layer")]
     assert len(layers) <= 103
     assert (layers[-1].done, layers[-1].state) == (total, node_pb2.LAYER_STATE_DONE)
+
+
+def test_a_reload_says_what_changed_and_what_waits() -> None:
+    outcome = Outcome(Config(), ("log.level",), ("root",))
+    servicer = NodeServicer(SimpleNamespace(images=Puller([], Image(id="x"))), lambda: outcome)
+    answer = servicer.Reload(node_pb2.ReloadRequest(), CALL)
+    assert answer == node_pb2.ReloadResponse(changed=["log.level"], needs_restart=["root"])

@@ -1,0 +1,75 @@
+"""Reloading forgeoned's configuration: on SIGHUP, and when asked over ``forgeone.v1.Node``."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from queue import SimpleQueue
+
+import msgspec
+import structlog
+
+from forgeone_shim.config.logging import set_level
+from forgeone_shim.config.model import Config
+from forgeone_shim.config.reload import Outcome, Reloader
+from forgeone_shim.errors import ForgeError
+from forgeone_shim.kernel import notify
+from forgeone_shim.runtime.runtime import Runtime
+
+
+def shown(config: Config) -> dict[str, str]:
+    """What a verbose Status shows of the configuration."""
+    return {"config": msgspec.json.encode(asdict(config)).decode()}
+
+
+class Reload:
+    """Applies a configuration to a runtime, to the log and to what Status shows, and tells the service manager."""
+
+    def __init__(self, config: Config, read: Callable[[], Config], runtime: Runtime) -> None:
+        self.info = shown(config)
+        self._runtime = runtime
+        self._reloader = Reloader(config, read, self._apply)
+
+    def __call__(self) -> Outcome:
+        """Reload now.
+
+        :raises ForgeError: the new configuration cannot be used; the old one applies as before.
+        """
+        # sd_notify(3): systemd orders what follows by the time of CLOCK_MONOTONIC.
+        notify.notify(f"{notify.RELOADING}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            return self._reloader.reload()
+        finally:
+            notify.notify(notify.READY)
+
+    def _apply(self, config: Config) -> None:
+        self._runtime.reconfigure(config)
+        set_level(config.log.level)
+        self.info.update(shown(config))
+
+
+class Hangups:
+    """SIGHUPs from the program's first moment on; those that come before there is anything to reload wait."""
+
+    def __init__(self) -> None:
+        self._came: SimpleQueue[None] = SimpleQueue()
+        # A handler, not SIG_IGN: that one would be inherited by every program started from here.
+        signal.signal(signal.SIGHUP, lambda *_: self._came.put(None))
+
+    def answer(self, reload: Callable[[], object]) -> None:
+        """Call ``reload`` for each, in a thread of its own; a refusal has been logged by then."""
+
+        def run() -> None:
+            while True:
+                self._came.get()
+                try:
+                    reload()
+                except ForgeError:
+                    continue
+                except Exception:
+                    structlog.get_logger("config").exception("reload failed")
+
+        threading.Thread(target=run, name="reload", daemon=True).start()
