@@ -277,6 +277,8 @@ def test_whiteouts_below_a_symlink_are_where_it_leads(unpack: Unpack, root: Path
     assert unpack(symlink("top", "."), Member("top/.wh..wh..opq")).opaque_root
 
 
+# Only root may make a directory opaque.
+@pytest.mark.root
 def test_a_symlink_may_lead_through_what_is_whited_out(unpack: Unpack, root: Path) -> None:
     unpack(Member(".wh.usr"), symlink("bin", "usr/bin"), Member("bin/sh", b"sh"))
     assert (root / "usr/bin/sh").read_text() == "sh"
