@@ -16,9 +16,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from cri.api import runtime_pb2 as pb
 from cri.image.service import ImageService
 from cri.reload import Hangups, Reload
-from cri.runtime.ports import RuntimePort
+from cri.runtime.ports import RuntimePort, StreamingPort
 from cri.runtime.service import RuntimeService
 from cri.server import Server
+from cri.streaming.server import StreamingServer
 from forgeone_shim.config.loader import load, load_or_exit
 from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
@@ -38,12 +39,14 @@ CLOSE_PATIENCE: Final = 10.0
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("forgeoned")
 
 
-def services(config: Config, runtime: RuntimePort, reload: Reload) -> Mapping[ServiceDescriptor, object]:
+def services(
+    config: Config, runtime: RuntimePort, reload: Reload, streaming: StreamingPort
+) -> Mapping[ServiceDescriptor, object]:
     """What is served on the socket."""
     described = pb.DESCRIPTOR.services_by_name
     return {
         described["RuntimeService"]: RuntimeService(
-            runtime, info=reload.info, message_limit=config.grpc.max_message_bytes
+            runtime, info=reload.info, message_limit=config.grpc.max_message_bytes, streaming=streaming
         ),
         described["ImageService"]: ImageService(runtime),
         node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime, reload),
@@ -56,9 +59,13 @@ def serve(config: Config, stop: threading.Event, read: Callable[[], Config], han
     :raises ForgeError: the runtime or the socket cannot be had.
     """
     runtime = Runtime.open(config)
+    streaming = StreamingServer(config.streaming, runtime)
     try:
+        streaming.start()
         reload = Reload(config, read, runtime)
-        server = Server(config.grpc, services(config, runtime, reload), path=Path(config.socket), gid=config.socket_gid)
+        server = Server(
+            config.grpc, services(config, runtime, reload, streaming), path=Path(config.socket), gid=config.socket_gid
+        )
         server.start()
         _log.info("serving", socket=config.socket, version=VERSION, pid=os.getpid())
         notify.notify(notify.READY)
@@ -68,6 +75,7 @@ def serve(config: Config, stop: threading.Event, read: Callable[[], Config], han
         notify.notify(notify.STOPPING)
         server.stop(STOP_GRACE)
     finally:
+        streaming.stop()
         _close(runtime)
 
 

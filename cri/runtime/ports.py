@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from cri.streaming.server import Grant
 from engines.base import ContainerSpec, ExecResult, Resources, SandboxSpec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.metrics.meter import Meter
@@ -33,6 +34,13 @@ class ImagesPort(Protocol):
 
     def remove(self, ref: str) -> None:
         """Forget the image with all its names; a missing one is no error."""
+
+
+class StreamingPort(Protocol):
+    """The port that clients stream through."""
+
+    def url(self, grant: Grant) -> str:
+        """Where, and with which token, a client may use ``grant`` within a minute, once."""
 
 
 class RuntimePort(Protocol):

@@ -8,8 +8,11 @@ from cri.runtime.execution import ExecVerbs
 from cri.runtime.sandbox import SandboxVerbs
 from cri.runtime.stats import StatsVerbs
 from cri.runtime.status import StatusVerbs
+from cri.runtime.streams import StreamVerbs
 from cri.runtime.updates import UpdateVerbs
 
 
-class RuntimeService(StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StatsVerbs, EventVerbs, UpdateVerbs):
+class RuntimeService(
+    StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StreamVerbs, StatsVerbs, EventVerbs, UpdateVerbs
+):
     """The verbs of pods and containers."""

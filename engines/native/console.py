@@ -75,7 +75,9 @@ class ExecConsole:
                 self._pid, files[_PID] = os.pipe2(os.O_CLOEXEC)
                 childs.callback(os.close, files[_PID])
                 argv.append(self._container_id)
-                child = self._child = spawn(programs.crun.path(), argv, files=files, env=programs.environment)
+                child = self._child = spawn(
+                    programs.crun.path(), argv, files=files, env=programs.environment, new_session=True
+                )
             if listener is not None:
                 self._terminal = self._receive_terminal(listener, child)
                 os.set_blocking(self._terminal, False)
@@ -239,7 +241,7 @@ def _end_of_file(terminal: int) -> None:
 
 
 def _kill(child: Child, pid_pipe: int) -> None:
-    """Kill the command's process group if it has one of its own, else the command; then crun.
+    """Kill the command with its process group, then crun with its own: without a terminal they are the same.
 
     The pid that crun wrote is the command's only while crun is its parent.
     """
@@ -251,12 +253,20 @@ def _kill(child: Child, pid_pipe: int) -> None:
             with held:
                 seen = procs.stat(pid)
                 if seen is not None and seen.parent == child.pid:
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        if os.getpgid(pid) == pid:
-                            os.killpg(pid, signal.SIGKILL)
+                    _kill_group(pid)
                     held.send(signal.SIGKILL)
                     child.wait(_KILL_SECONDS)
+    if child.wait(0) is None:
+        _kill_group(child.pid)
     child.kill()
+
+
+def _kill_group(pid: int) -> None:
+    """Kill the group that ``pid`` is in, if it is one of crun's session and not ours."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        group = os.getpgid(pid)
+        if group != os.getpgrp():
+            os.killpg(group, signal.SIGKILL)
 
 
 class AttachConsole:

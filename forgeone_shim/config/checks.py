@@ -90,6 +90,14 @@ def subnet(key: str, value: str, *, version: int) -> None:
         raise InvalidInput(key, f"{value!r} has no room for a gateway and a pod")
 
 
+def ip_address(key: str, value: str) -> None:
+    """An IPv4 or IPv6 address, not a name."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise InvalidInput(key, f"{value!r} is not an IP address") from None
+
+
 def platform(key: str, value: str) -> None:
     """``os/architecture[/variant]``, or empty for the host's own."""
     if value and not _PLATFORM.fullmatch(value):

@@ -97,6 +97,30 @@ class NativeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingConfig:
+    """Where clients stream exec, attach and port-forward through; port 0 is any free one, ``idle_timeout`` in seconds.
+
+    With a certificate (a PEM file, its key in it or in another; read for each connection) clients come by TLS.
+    """
+
+    address: str = "127.0.0.1"
+    port: int = 0
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    idle_timeout: float = 4 * 3600.0
+    max_sessions: int = 1024
+
+    def __post_init__(self) -> None:
+        checks.ip_address("streaming.address", self.address)
+        checks.in_range("streaming.port", self.port, 0, 65535)
+        for key, value in (("tls_cert_file", self.tls_cert_file), ("tls_key_file", self.tls_key_file)):
+            if value:
+                checks.absolute_path(f"streaming.{key}", value)
+        checks.in_range("streaming.idle_timeout", self.idle_timeout, 1, 31 * 86400)
+        checks.in_range("streaming.max_sessions", self.max_sessions, 1, 65536)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything forgeoned reads at start. Paths are absolute."""
 
@@ -111,6 +135,7 @@ class Config:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+    streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:
         checks.absolute_path("root", self.root)

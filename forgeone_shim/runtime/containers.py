@@ -9,9 +9,11 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from engines.base import (
+    Console,
     ContainerPlan,
     ContainerSpec,
     ExecResult,
@@ -19,6 +21,7 @@ from engines.base import (
     Mount,
     NamespaceMode,
     Namespaces,
+    Stdio,
 )
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
@@ -427,6 +430,20 @@ class Containers:
             raise InvalidInput("cmd", "is empty")
         engine = self._p.engines[entry.record.engine]
         return engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
+
+    def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
+        """Start ``argv`` inside and hand over its streams."""
+        entry = self._running(id_)
+        if not argv:
+            raise InvalidInput("cmd", "is empty")
+        return self._p.engines[entry.record.engine].exec_console(self._p.handle(entry.record), argv, stdio)
+
+    def attach_console(self, id_: str, stdio: Stdio) -> Console:
+        """The streams of the first process; a terminal is there only if the container has one."""
+        entry = self._running(id_)
+        spec = entry.record.spec
+        stdio = replace(stdio, stdin=stdio.stdin and spec.stdin, tty=stdio.tty and spec.tty)
+        return self._p.engines[entry.record.engine].attach_console(self._p.handle(entry.record), stdio)
 
     def reopen_log(self, id_: str) -> None:
         """Make its supervisor open its log file anew (after a rotation)."""

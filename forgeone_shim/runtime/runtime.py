@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,15 @@ from typing import Final
 
 import structlog
 
-from engines.base import ContainerSpec, Engine, ExecResult, Resources, SandboxSpec
+from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, SandboxSpec, Stdio
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import cgroups
-from forgeone_shim.lifecycle.machine import Event, Lifecycle, Transition
+from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.registry.service import ImageService
@@ -232,6 +234,26 @@ class Runtime:
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside a running container and wait; ``timeout`` in seconds."""
         return self._containers.exec_sync(id_, argv, timeout)
+
+    def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
+        """Start ``argv`` inside a running container and hand over its streams; they must be closed."""
+        return self._containers.exec_console(id_, argv, stdio)
+
+    def attach_console(self, id_: str, stdio: Stdio) -> Console:
+        """The streams of a running container from now on; they must be closed."""
+        return self._containers.attach_console(id_, stdio)
+
+    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily) -> socket.socket:
+        """A TCP socket in the network of a ready pod."""
+        record = self._p.sandboxes.find(sandbox_id).record
+        if record.state is not State.BOOTED:
+            raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
+
+        def make() -> socket.socket:
+            return socket.socket(family, socket.SOCK_STREAM)
+
+        netns = record.namespaces.network
+        return make() if netns is None else run_in(netns, make)
 
     def reopen_log(self, id_: str) -> None:
         """After a log rotation."""

@@ -50,6 +50,9 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "native.cgroup_driver": "systemd",
         "native.seccomp_profile_root": "/x",
         "grpc.max_message_bytes": "5000000",
+        "streaming.address": "::1",
+        "streaming.tls_cert_file": "/x/cert.pem",
+        "streaming.tls_key_file": "/x/key.pem",
     }
     text = special.get(key.path, "program" if key.path.startswith("native.") and key.type is str else text)
     by_flag = load([key.flag, text], {})

@@ -19,7 +19,7 @@ from cri.image.service import ImageService
 from cri.runtime.service import RuntimeService
 from cri.server import Server
 from forgeone_shim.config.model import GrpcConfig
-from tests.unit.cri.fakes import FakeRuntime
+from tests.unit.cri.fakes import FakeRuntime, FakeStreaming
 
 MESSAGE_LIMIT = 2 * 1024 * 1024
 
@@ -56,7 +56,10 @@ class Node:
         self.path = path
         described = pb.DESCRIPTOR.services_by_name
         runtime_service = RuntimeService(
-            runtime, info={"config": "{}"}, message_limit=config.max_message_bytes
+            runtime,
+            info={"config": "{}"},
+            message_limit=config.max_message_bytes,
+            streaming=FakeStreaming(),
         )
         services = {
             described["RuntimeService"]: runtime_service,

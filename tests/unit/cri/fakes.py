@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from cri.streaming.server import Grant
 from engines.base import ContainerSpec, ExecResult, Features, Resources, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
@@ -71,6 +72,17 @@ class FakeImages:
             del self.store[self.resolve(ref).id]
         except NotFound:
             return
+
+
+class FakeStreaming:
+    """Gives out URLs that nobody serves."""
+
+    def __init__(self) -> None:
+        self.grants: list[Grant] = []
+
+    def url(self, grant: Grant) -> str:
+        self.grants.append(grant)
+        return f"http://127.0.0.1:1/{len(self.grants)}"
 
 
 class FakeMeter(Meter):
