@@ -26,6 +26,7 @@ from engines.base import (
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
     AlreadyExists,
+    DeadlineExceeded,
     FailedPrecondition,
     InternalError,
     InvalidInput,
@@ -248,7 +249,12 @@ class Containers:
         record, engine = entry.record, self._p.engines[entry.record.engine]
         if began_running and timeout > 0:
             engine.kill(self._p.handle(record), signal_number(record.stop_signal, field="stop_signal"))
-            self._await_grace(entry, timeout, deadline)
+            try:
+                self._await_grace(entry, timeout, deadline)
+            except DeadlineExceeded:
+                # Its caller has gone, its grace period has not.
+                self._finish_later(entry)
+                raise
         if not entry.ended.is_set():
             self._force(entry, deadline)
 
@@ -497,10 +503,12 @@ class Containers:
             # A dead pid counts as ended unless its supervisor's exit file turns up within the grace period.
             self._watch.follow(record.id, live.pid or 2**22 + 1)
         if record.state is State.STOPPING and found is None:
-            left = max(0.0, (record.kill_at - time.time_ns()) / 1e9)
-            self._p.janitor.until_done(
-                f"finish stopping {record.id[:13]}", lambda: self._finish_stop(entry), after=left
-            )
+            self._finish_later(entry)
+
+    def _finish_later(self, entry: Entry[ContainerRecord]) -> None:
+        left = max(0.0, (entry.record.kill_at - time.time_ns()) / 1e9)
+        name = f"finish stopping {entry.record.id[:13]}"
+        self._p.janitor.until_done(name, lambda: self._finish_stop(entry), after=left)
 
     def _finish_stop(self, entry: Entry[ContainerRecord]) -> None:
         if not (entry.ended.is_set() or entry.dropped):
