@@ -99,6 +99,20 @@ def test_told_to_stop_it_ends_in_the_middle_of_calls_and_pods_go_on(fresh_forgeo
     pod.remove()
 
 
+def test_a_stop_whose_caller_has_gone_kills_when_the_grace_period_is_over(
+    fresh_forgeoned: Daemon, busybox: str
+) -> None:
+    daemon = pulled(fresh_forgeoned, busybox)
+    pod = Pod.plan(daemon).run()
+    id_ = pod.start(pod.container(busybox, *STUBBORN))
+    with pytest.raises(grpc.RpcError):
+        daemon.runtime.StopContainer(pb.StopContainerRequest(container_id=id_, timeout=2), timeout=0.3)
+    time.sleep(0.7)
+    assert pod.status(id_).state == pb.CONTAINER_RUNNING
+    assert pod.wait(id_, seconds=10).exit_code == 137
+    pod.remove()
+
+
 @pytest.mark.parametrize("kind", ["container", "sandbox"])
 def test_a_record_that_cannot_be_read_holds_up_nothing_and_leaves_nothing(
     fresh_forgeoned: Daemon, busybox: str, kind: str
