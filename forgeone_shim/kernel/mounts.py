@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -95,14 +96,26 @@ def mount_overlay(
     if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
         raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
     try:
-        try:
-            _overlay_by_fsopen(target, lowers, upper, work, readonly)
-        except OSError as error:
-            if error.errno not in _NOT_SUPPORTED:
-                raise
-            _overlay_by_mount(target, lowers, upper, work, readonly)
+        mount = _overlay_by_fsopen if takes_layers_one_by_one() else _overlay_by_mount
+        mount(target, lowers, upper, work, readonly)
     except OSError as error:
         raise syscall_error("mount overlay on", target, error) from error
+
+
+@functools.cache
+def takes_layers_one_by_one() -> bool:
+    """Whether this kernel's overlay has ``lowerdir+`` (6.5).
+
+    Asked once a process: a kernel that lacks it writes a line to its log for each attempt.
+    """
+    try:
+        with ExitStack() as stack:
+            _set_string(_fsopen(stack, b"overlay"), "lowerdir+", b"/")
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        return False
+    return True
 
 
 def _overlay_by_fsopen(
