@@ -49,6 +49,11 @@ def layer(store: LayerStore) -> Layer:
     return layer
 
 
+def test_a_kernel_without_the_new_mount_calls_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts.syscalls, "FSOPEN", 9999)
+    assert not mounts.takes_layers_one_by_one.__wrapped__()
+
+
 def seen(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
@@ -122,6 +127,7 @@ def test_mount_2_does_the_same_where_the_new_calls_are_missing(
     layer: Layer, rootfs: RootfsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = [layer(Member(f"f{i}"), Member("same", b"%d" % i)) for i in range(110)]
+    monkeypatch.setattr(mounts, "takes_layers_one_by_one", lambda: False)
     monkeypatch.setattr(mounts.syscalls, "FSOPEN", 9999)
     root = rootfs.mount("c", layers)
     assert len(seen(root)) == 111
@@ -273,6 +279,7 @@ def test_an_image_volume_is_its_layers_for_nobody_to_write_to(
 
 
 def test_an_image_volume_by_mount_2(layer: Layer, rootfs: RootfsStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "takes_layers_one_by_one", lambda: False)
     monkeypatch.setattr(mounts.syscalls, "FSOPEN", 9999)
     root = rootfs.mount_image("c", "0", [layer(Member("f", b"f"))])
     assert (root / "f").read_bytes() == b"f"
