@@ -18,7 +18,7 @@ from tests.e2e.pods import Pod
 
 pytestmark = pytest.mark.root
 
-ROUNDS = int(os.environ.get("FORGEONE_CRASH_ROUNDS", "30"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "30"))
 WORKERS = 4
 
 

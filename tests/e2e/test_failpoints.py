@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 # Of the moments between two steps every so manieth is tried, from a random one on; 1 tries all of them.
-STRIDE = int(os.environ.get("FORGEONE_CRASH_STRIDE", "4"))
+STRIDE = int(os.environ.get("CRASH_STRIDE", "4"))
 _SETTLE = 10.0
 # Documents that outlive pods.
 _STAYS = ("image", "layer", "blob", "network.cursor")
