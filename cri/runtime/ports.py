@@ -94,8 +94,8 @@ class RuntimePort(Protocol):
     def container(self, id_: str) -> ContainerView:
         """One."""
 
-    def containers(self) -> list[ContainerView]:
-        """All."""
+    def containers(self, sandbox_id: str = "") -> list[ContainerView]:
+        """All, or those of the sandbox of that id."""
 
     def listen(self) -> Feed:
         """What happens from now on."""

@@ -44,9 +44,7 @@ class SandboxVerbs(Verbs):
         view = self._runtime.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
         response = pb.PodSandboxStatusResponse(
             status=sandbox.status(view),
-            containers_statuses=[
-                container.status(one) for one in self._runtime.containers() if one.sandbox_id == view.id
-            ],
+            containers_statuses=[container.status(one) for one in self._runtime.containers(view.id)],
             timestamp=timestamp,
         )
         if request.verbose:

@@ -204,9 +204,10 @@ class Runtime:
         """By id or unique prefix."""
         return self._container_view(self._p.containers.find(id_))
 
-    def containers(self) -> list[ContainerView]:
-        """All of them, oldest first."""
-        return [self._container_view(entry) for entry in self._p.containers.all()]
+    def containers(self, sandbox_id: str = "") -> list[ContainerView]:
+        """All of them, or those of one sandbox, oldest first."""
+        entries = self._containers.of(sandbox_id) if sandbox_id else self._p.containers.all()
+        return [self._container_view(entry) for entry in entries]
 
     def _container_view(self, entry: Entry[ContainerRecord]) -> ContainerView:
         record = entry.record
@@ -273,7 +274,7 @@ class Runtime:
         return Happening(
             made,
             None if sandbox is None else self._sandbox_view(sandbox),
-            tuple(self._container_view(entry) for entry in self._containers.of(made.sandbox_id)),
+            tuple(self.containers(made.sandbox_id)),
         )
 
     # -- usage

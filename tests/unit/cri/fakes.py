@@ -265,8 +265,8 @@ class FakeRuntime:
     def container(self, id_: str) -> ContainerView:
         return _find("container", self._containers, id_)
 
-    def containers(self) -> list[ContainerView]:
-        return list(self._containers.values())
+    def containers(self, sandbox_id: str = "") -> list[ContainerView]:
+        return [view for view in self._containers.values() if sandbox_id in ("", view.sandbox_id)]
 
     def change(self, id_: str, **fields: object) -> None:
         self._containers[id_] = replace(self.container(id_), **fields)  # type: ignore[arg-type]
