@@ -104,13 +104,18 @@ def mount_overlay(
 
 @functools.cache
 def takes_layers_one_by_one() -> bool:
-    """Whether this kernel's overlay has ``lowerdir+`` (6.5).
+    """Whether this kernel's overlay has ``lowerdir+`` (6.7).
 
-    Asked once a process: a kernel that lacks it writes a line to its log for each attempt.
+    Asked once a process, without mounting: a kernel that lacks it writes a line to its log for each attempt. Where
+    overlay does not know the new mount API (before 6.5), the kernel collects options unread, so that it takes any name.
     """
+    return _overlay_knows("lowerdir+", b"/") and not _overlay_knows("no-such-option", b"/")
+
+
+def _overlay_knows(option: str, value: bytes) -> bool:
     try:
         with ExitStack() as stack:
-            _set_string(_fsopen(stack, b"overlay"), "lowerdir+", b"/")
+            _set_string(_fsopen(stack, b"overlay"), option, value)
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
