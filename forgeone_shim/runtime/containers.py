@@ -1,4 +1,4 @@
-"""The verbs of a container, in order of life: create, start, stop, remove, and exec while it runs."""
+"""The verbs of a container, in order of life: create, start, stop, remove."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from engines.base import (
-    Console,
     ContainerPlan,
     ContainerSpec,
-    ExecResult,
     LiveState,
-    Mount,
     NamespaceMode,
-    Namespaces,
-    Stdio,
 )
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
@@ -29,15 +23,13 @@ from forgeone_shim.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InternalError,
-    InvalidInput,
     NotFound,
-    Unimplemented,
 )
 from forgeone_shim.fs.users import resolve_user
-from forgeone_shim.lifecycle.machine import LIVE, Event, State, Subject
+from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import image_volumes
+from forgeone_shim.runtime import image_volumes, placement
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
@@ -45,7 +37,6 @@ from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, contai
 from forgeone_shim.runtime.table import Entry
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
-EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
 SIGKILL_WAIT = 10.0
 _LOOK_EVERY = 0.5
 
@@ -105,7 +96,7 @@ class Containers:
             raise FailedPrecondition(f"sandbox {sandbox.id[:13]} is not ready ({sandbox.state})")
 
     def _plan(self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image) -> ContainerRecord:
-        check(sandbox, spec)
+        placement.check(sandbox, spec)
         id_ = os.urandom(32).hex()
         stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"
         field = "config.stop_signal" if spec.stop_signal else "image.StopSignal"
@@ -149,8 +140,8 @@ class Containers:
             hostname=sandbox.record.hostname,
             cgroup=record.cgroup,
             process=process(spec, image.config, user),
-            namespaces=self._namespaces(sandbox.record, spec),
-            pod_mounts=self._pod_mounts(sandbox.record, spec),
+            namespaces=placement.namespaces(self._p, sandbox.record, spec),
+            pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
             spec=image_volumes.mounted(record, self._p.rootfs),
         )
         deadline.check("before the container was created")
@@ -161,42 +152,6 @@ class Containers:
             self._step(entry, Event.BOOT, user=user)
         if self._watch is not None:
             self._watch.follow(record.id, entry.pid)
-
-    def _namespaces(self, sandbox: SandboxRecord, spec: ContainerSpec) -> Namespaces:
-        mode, ns = spec.security.namespaces.pid, sandbox.namespaces
-        if mode is NamespaceMode.NODE:
-            pid: str | None = None
-        elif mode is NamespaceMode.CONTAINER:
-            pid = ""
-        elif mode is NamespaceMode.POD:
-            pid = ns.pid
-        else:
-            pid = f"/proc/{self._target_pid(sandbox, spec)}/ns/pid"
-        return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
-
-    def _target_pid(self, sandbox: SandboxRecord, spec: ContainerSpec) -> int:
-        field = "config.linux.security_context.namespace_options.target_id"
-        try:
-            target = self._p.containers.find(spec.security.namespaces.target_id)
-        except NotFound:
-            raise InvalidInput(field, f"no container {spec.security.namespaces.target_id!r}") from None
-        if target.record.sandbox_id != sandbox.id:
-            raise InvalidInput(field, "the target is in another pod")
-        if target.record.state not in LIVE or not target.pid:
-            raise FailedPrecondition(f"{field}: the target container is not running")
-        return target.pid
-
-    def _pod_mounts(self, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:
-        directory, readonly = self._p.paths.sandbox(sandbox.id), spec.security.readonly_rootfs
-        shm = "/dev/shm" if sandbox.namespaces.ipc is None else str(self._p.paths.shm(sandbox.id))  # noqa: S108
-        offered = (
-            Mount("/etc/hosts", str(directory / "hosts"), readonly),
-            Mount("/etc/hostname", str(directory / "hostname"), readonly),
-            Mount("/etc/resolv.conf", str(directory / "resolv.conf"), readonly),
-            Mount("/dev/shm", shm),  # noqa: S108
-        )
-        taken = {posixpath.normpath(mount.destination) for mount in spec.mounts}
-        return tuple(mount for mount in offered if mount.destination not in taken)
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:
         def undo() -> None:
@@ -427,42 +382,6 @@ class Containers:
                 commit=lambda _: self._p.containers.drop(entry),
             )
 
-    # -- while it runs
-
-    def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
-        """Run ``argv`` inside and wait; ``timeout`` in seconds."""
-        entry = self._running(id_)
-        if not argv:
-            raise InvalidInput("cmd", "is empty")
-        engine = self._p.engines[entry.record.engine]
-        return engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
-
-    def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
-        """Start ``argv`` inside and hand over its streams."""
-        entry = self._running(id_)
-        if not argv:
-            raise InvalidInput("cmd", "is empty")
-        return self._p.engines[entry.record.engine].exec_console(self._p.handle(entry.record), argv, stdio)
-
-    def attach_console(self, id_: str, stdio: Stdio) -> Console:
-        """The streams of the first process; a terminal is there only if the container has one."""
-        entry = self._running(id_)
-        spec = entry.record.spec
-        stdio = replace(stdio, stdin=stdio.stdin and spec.stdin, tty=stdio.tty and spec.tty)
-        return self._p.engines[entry.record.engine].attach_console(self._p.handle(entry.record), stdio)
-
-    def reopen_log(self, id_: str) -> None:
-        """Make its supervisor open its log file anew (after a rotation)."""
-        entry = self._running(id_)
-        if entry.record.log_path:
-            self._p.engines[entry.record.engine].reopen_log(self._p.handle(entry.record))
-
-    def _running(self, id_: str) -> Entry[ContainerRecord]:
-        entry = self._p.containers.find(id_)
-        if entry.record.state not in LIVE:
-            raise FailedPrecondition(f"container {entry.record.id[:13]} is not running ({entry.record.state})")
-        return entry
-
     def _step(self, entry: Entry[ContainerRecord], event: Event, **fields: object) -> None:
         record = entry.record
         self._p.lifecycle.step(
@@ -521,15 +440,3 @@ def _why(found: Exit, *, oom: bool) -> tuple[str, str]:
     if found.lost:
         return "Error", "the container's supervisor was lost before it could record the exit code"
     return ("Completed", "") if found.code == 0 else ("Error", "")
-
-
-def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
-    """What can be refused before anything is made."""
-    if spec.security.privileged and not sandbox.spec.security.privileged:
-        raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
-    if spec.security.namespaces.user is not NamespaceMode.NODE:
-        raise Unimplemented("user namespaces are not supported by the native engine yet")
-    if spec.cdi_devices:
-        raise Unimplemented("CDI devices are not supported yet")
-    if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):
-        raise InvalidInput("config.log_path", f"{spec.log_path!r} must be relative and stay in the log directory")

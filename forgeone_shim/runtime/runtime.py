@@ -36,6 +36,7 @@ from forgeone_shim.runtime.parts import HANDLER_PREFIX, Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.recovery import Recovery
+from forgeone_shim.runtime.running import Running
 from forgeone_shim.runtime.sandboxes import Sandboxes
 from forgeone_shim.runtime.table import Entry, Table
 from forgeone_shim.runtime.updates import Updates
@@ -68,6 +69,7 @@ class Runtime:
         self.lifecycle = parts.lifecycle
         self._p, self._locks = parts, locks
         self._containers = Containers(parts, images)
+        self._running = Running(parts)
         self._sandboxes = Sandboxes(parts, self._containers)
         self._updates = Updates(parts)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
@@ -234,15 +236,15 @@ class Runtime:
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside a running container and wait; ``timeout`` in seconds."""
-        return self._containers.exec_sync(id_, argv, timeout)
+        return self._running.exec_sync(id_, argv, timeout)
 
     def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
         """Start ``argv`` inside a running container and hand over its streams; they must be closed."""
-        return self._containers.exec_console(id_, argv, stdio)
+        return self._running.exec_console(id_, argv, stdio)
 
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of a running container from now on; they must be closed."""
-        return self._containers.attach_console(id_, stdio)
+        return self._running.attach_console(id_, stdio)
 
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily) -> socket.socket:
         """A TCP socket in the network of a ready pod."""
@@ -258,7 +260,7 @@ class Runtime:
 
     def reopen_log(self, id_: str) -> None:
         """After a log rotation."""
-        self._containers.reopen_log(id_)
+        self._running.reopen_log(id_)
 
     # -- events
 

@@ -1,0 +1,64 @@
+"""How a new container is set into its pod: what is refused, and which namespaces and files of the pod it gets."""
+
+from __future__ import annotations
+
+import posixpath
+
+from engines.base import ContainerSpec, Mount, NamespaceMode, Namespaces
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound, Unimplemented
+from forgeone_shim.lifecycle.machine import LIVE
+from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.records import SandboxRecord
+
+
+def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
+    """What can be refused before anything is made."""
+    if spec.security.privileged and not sandbox.spec.security.privileged:
+        raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
+    if spec.security.namespaces.user is not NamespaceMode.NODE:
+        raise Unimplemented("user namespaces are not supported by the native engine yet")
+    if spec.cdi_devices:
+        raise Unimplemented("CDI devices are not supported yet")
+    if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):
+        raise InvalidInput("config.log_path", f"{spec.log_path!r} must be relative and stay in the log directory")
+
+
+def namespaces(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> Namespaces:
+    """The namespaces a container joins, or gets for itself."""
+    mode, ns = spec.security.namespaces.pid, sandbox.namespaces
+    if mode is NamespaceMode.NODE:
+        pid: str | None = None
+    elif mode is NamespaceMode.CONTAINER:
+        pid = ""
+    elif mode is NamespaceMode.POD:
+        pid = ns.pid
+    else:
+        pid = f"/proc/{_target_pid(parts, sandbox, spec)}/ns/pid"
+    return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
+
+
+def _target_pid(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> int:
+    field = "config.linux.security_context.namespace_options.target_id"
+    try:
+        target = parts.containers.find(spec.security.namespaces.target_id)
+    except NotFound:
+        raise InvalidInput(field, f"no container {spec.security.namespaces.target_id!r}") from None
+    if target.record.sandbox_id != sandbox.id:
+        raise InvalidInput(field, "the target is in another pod")
+    if target.record.state not in LIVE or not target.pid:
+        raise FailedPrecondition(f"{field}: the target container is not running")
+    return target.pid
+
+
+def pod_mounts(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:
+    """What every container of the pod gets, unless its own mounts take the place."""
+    directory, readonly = parts.paths.sandbox(sandbox.id), spec.security.readonly_rootfs
+    shm = "/dev/shm" if sandbox.namespaces.ipc is None else str(parts.paths.shm(sandbox.id))  # noqa: S108
+    offered = (
+        Mount("/etc/hosts", str(directory / "hosts"), readonly),
+        Mount("/etc/hostname", str(directory / "hostname"), readonly),
+        Mount("/etc/resolv.conf", str(directory / "resolv.conf"), readonly),
+        Mount("/dev/shm", shm),  # noqa: S108
+    )
+    taken = {posixpath.normpath(mount.destination) for mount in spec.mounts}
+    return tuple(mount for mount in offered if mount.destination not in taken)
