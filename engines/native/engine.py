@@ -298,8 +298,12 @@ class NativeEngine:
 
     def was_oom_killed(self, handle: Handle) -> bool:
         """Whether the kernel killed a process of this container for memory; ask before :meth:`delete`."""
-        if handle.cgroup and cgroups.exists(self._host.cgroups, handle.cgroup):
-            return cgroups.oom_kills(self._host.cgroups, handle.cgroup) > 0
+        if handle.cgroup:
+            if cgroups.oom_kills(self._host.cgroups, handle.cgroup) > 0:
+                return True
+            # Looked at after the count: systemd takes an empty scope away at any moment, and then a 0 says nothing.
+            if cgroups.exists(self._host.cgroups, handle.cgroup):
+                return False
         return Path(handle.bundle, conmon.OOM_MARKER).exists()
 
     def _freezer(self, cgroup: str) -> str | None:
