@@ -155,7 +155,7 @@ def _flatten(section: type, table: Mapping[str, object], prefix: str) -> Iterato
             raise _unknown(path, [key.path for key in keys()], _sections())
         hint = hints[name]
         if not is_dataclass(hint):
-            yield path, _checked(hint, value, path)
+            yield path, checked(hint, value, path)
         elif isinstance(value, dict):
             yield from _flatten(hint, value, path + ".")  # type: ignore[arg-type]
         else:
@@ -174,7 +174,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return values
 
 
-def _checked(hint: Any, value: object, path: str) -> object:
+def checked(hint: Any, value: object, path: str) -> object:
     """A TOML value of the model's type. An integer is a number; a truth value is no integer."""
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

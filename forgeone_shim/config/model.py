@@ -135,6 +135,7 @@ class Config:
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+    handlers_dir: str = "/etc/forgeone/handlers.d"
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:
@@ -145,3 +146,4 @@ class Config:
         checks.in_range("socket_gid", self.socket_gid, 0, 2**32 - 2)
         checks.absolute_path("cgroup_root", self.cgroup_root)
         checks.no_blanks("pinned_images", self.pinned_images)
+        checks.absolute_path("handlers_dir", self.handlers_dir)

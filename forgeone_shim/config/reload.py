@@ -14,7 +14,7 @@ from forgeone_shim.config.loader import keys
 from forgeone_shim.config.model import Config
 from forgeone_shim.errors import ForgeError
 
-LIVE: Final = ("pinned_images", "log.level", "registry.")
+LIVE: Final = ("pinned_images", "handlers_dir", "log.level", "registry.")
 """Keys, and beginnings of keys, that a reload changes; all others wait for a restart."""
 
 
@@ -34,6 +34,7 @@ def plan(running: Config, asked: Config) -> Outcome:
         config=replace(
             running,
             pinned_images=asked.pinned_images,
+            handlers_dir=asked.handlers_dir,
             log=replace(running.log, level=asked.log.level),
             registry=asked.registry,
         ),

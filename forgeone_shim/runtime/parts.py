@@ -8,20 +8,17 @@ from dataclasses import dataclass
 
 from engines.base import Engine, Handle
 from forgeone_shim.config.model import Config
-from forgeone_shim.errors import InvalidInput
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
 from forgeone_shim.state.store import StateStore
-
-HANDLER_PREFIX = "forgeone-"
-DEFAULT_ENGINE = "native"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +35,10 @@ class Parts:
     layers: LayerStore
     rootfs: RootfsStore
     engines: Mapping[str, Engine]
+    handlers: Handlers
     cgroups: CgroupHost
     sandboxes: Table[SandboxRecord]
     containers: Table[ContainerRecord]
-
-    def engine_for(self, handler: str) -> str:
-        """The engine that serves a runtime handler; InvalidInput where none does."""
-        name = handler.removeprefix(HANDLER_PREFIX) if handler else DEFAULT_ENGINE
-        if name not in self.engines or (handler and not handler.startswith(HANDLER_PREFIX)):
-            known = ", ".join(HANDLER_PREFIX + engine for engine in sorted(self.engines))
-            raise InvalidInput("runtime_handler", f"no engine serves {handler!r}", fix=f"one of: {known}")
-        return name
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

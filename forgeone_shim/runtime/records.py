@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, User
+from forgeone_shim.config.handlers import Handler
 from forgeone_shim.lifecycle.machine import State
 
 SANDBOX_KIND = "sandbox"
@@ -14,6 +15,8 @@ CONTAINER_KIND = "container"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxRecord:
     """Times in nanoseconds since the epoch. ``namespaces`` holds the paths its containers join.
+
+    ``handler`` is what its runtime handler was when the pod was started.
 
     ``overhead`` and ``resources`` are what an update put in place of the spec's.
     """
@@ -29,6 +32,7 @@ class SandboxRecord:
     ips: tuple[str, ...] = ()
     overhead: Resources | None = None
     resources: Resources | None = None
+    handler: Handler = field(default_factory=Handler)
 
     @property
     def effective_spec(self) -> SandboxSpec:

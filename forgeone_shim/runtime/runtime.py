@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, SandboxSpec, Stdio
+from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, NotFound
@@ -31,8 +32,9 @@ from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
+from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
-from forgeone_shim.runtime.parts import HANDLER_PREFIX, Parts
+from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.recovery import Recovery
@@ -86,6 +88,7 @@ class Runtime:
         """Take root and state (waiting for an earlier owner to let go), wire everything and recover."""
         paths = Paths(Path(config.root), Path(config.state))
         paths.prepare()
+        files = handler_files.read(Path(config.handlers_dir))
         locks = [_take(path) for path in paths.locks]
         store = StateStore(paths.database)
         layers = LayerStore(paths.layers)
@@ -94,6 +97,7 @@ class Runtime:
         def layers_in_use() -> set[str]:
             return {layer for entry in containers.all() for layer in entry.record.used_layers}
 
+        installed = dict(engines) if engines is not None else load_engines(config)
         parts = Parts(
             config=config,
             paths=paths,
@@ -104,7 +108,8 @@ class Runtime:
             network=PodNetwork(config.network, store),
             layers=layers,
             rootfs=RootfsStore(paths.root, paths.state, layers),
-            engines=dict(engines) if engines is not None else load_engines(config),
+            engines=installed,
+            handlers=Handlers(installed, files),
             cgroups=cgroups.detect(config.native.cgroup_driver),
             sandboxes=Table(store, SANDBOX_KIND, "sandbox", SandboxRecord),
             containers=containers,
@@ -119,11 +124,13 @@ class Runtime:
         return runtime
 
     def reconfigure(self, config: Config) -> None:
-        """What can change while it runs: how images are pulled and which are pinned.
+        """What can change while it runs: handlers, how images are pulled and which are pinned.
 
         :raises ForgeError: it cannot be used; nothing has changed then.
         """
+        take_handlers = self._p.handlers.plan(handler_files.read(Path(config.handlers_dir)))
         self.images.reconfigure(config.registry, config.pinned_images)
+        take_handlers()
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
@@ -294,8 +301,8 @@ class Runtime:
     def status(self) -> NodeStatus:
         """Whether pods can run here, and what each handler can do."""
         ready, reason, message = self._p.network.status()
-        handlers = [HandlerStatus("", self._p.engines["native"].features())] if "native" in self._p.engines else []
-        handlers += [HandlerStatus(HANDLER_PREFIX + n, e.features()) for n, e in sorted(self._p.engines.items())]
+        features = {name: engine.features() for name, engine in self._p.engines.items()}
+        handlers = [HandlerStatus(handler.name, features[handler.engine]) for handler in self._p.handlers.all()]
         return NodeStatus(self._runtime_condition(), Condition(ready, reason, message), tuple(handlers))
 
     def _runtime_condition(self) -> Condition:

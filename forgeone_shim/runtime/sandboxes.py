@@ -65,6 +65,7 @@ class Sandboxes:
         return entry.record.id
 
     def _plan(self, spec: SandboxSpec) -> SandboxRecord:
+        handler = self._p.handlers.find(spec.runtime_handler)
         id_ = new_id()
         ns = self._p.paths.namespaces(id_)
         options = spec.security.namespaces
@@ -72,7 +73,7 @@ class Sandboxes:
         return SandboxRecord(
             id=id_,
             spec=spec,
-            engine=self._p.engine_for(spec.runtime_handler),
+            engine=handler.engine,
             state=State.CREATED,
             created_at=time.time_ns(),
             namespaces=Namespaces(
@@ -83,6 +84,7 @@ class Sandboxes:
             ),
             hostname=podfiles.effective_hostname(spec.hostname, os.uname().nodename, host_network=host_network),
             cgroup_parent=spec.cgroup_parent or self._p.config.cgroup_root,
+            handler=handler,
         )
 
     def _build(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:

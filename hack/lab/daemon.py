@@ -154,6 +154,7 @@ class Daemon:
             state=str(self.directory / "state"),
             socket=str(self.directory / "forgeone.sock"),
             cgroup_root=f"/forgeone-{self.tag}",
+            handlers_dir=str(self.directory / "handlers.d"),
             log=LogConfig(level="debug", format="json"),
             registry=RegistryConfig(config_path=str(self.directory / "certs.d")),
             network=NetworkConfig(

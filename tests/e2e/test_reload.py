@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
@@ -84,3 +85,52 @@ def first_process(pod: Pod, id_: str) -> int:
     request = pb.ContainerStatusRequest(container_id=id_, verbose=True)
     answer = pod.daemon.runtime.ContainerStatus(request, timeout=30)
     return int(json.loads(answer.info["info"])["pid"])
+
+
+def handlers(daemon: Daemon) -> list[str]:
+    return [one.name for one in daemon.runtime.Status(pb.StatusRequest(), timeout=30).runtime_handlers]
+
+
+def test_a_handler_is_a_file_and_its_pods_outlive_it(fresh_forgeoned: Daemon, busybox: str) -> None:
+    daemon = fresh_forgeoned
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
+    assert handlers(daemon) == ["", "forgeone-native"]
+    directory = Path(daemon.config.handlers_dir)
+    directory.mkdir()
+    (directory / "plain.toml").write_text("")
+    hung_up(daemon, "configuration reloaded")
+    assert handlers(daemon) == ["", "forgeone-native", "plain"]
+    pod = Pod.plan(daemon)
+    request = pb.RunPodSandboxRequest(config=pod.config, runtime_handler="plain")
+    pod.id = daemon.runtime.RunPodSandbox(request, timeout=60).pod_sandbox_id
+
+    (directory / "plain.toml").unlink()
+    hung_up(daemon, "configuration reloaded")
+    assert handlers(daemon) == ["", "forgeone-native"]
+    again = pb.RunPodSandboxRequest(config=Pod.plan(daemon).config, runtime_handler="plain")
+    with pytest.raises(grpc.RpcError, match="there is no handler 'plain'"):
+        daemon.runtime.RunPodSandbox(again, timeout=60)
+    daemon.kill()
+    daemon.start()
+    id_ = pod.start(pod.container(busybox))
+    assert pod.status(id_).state == pb.CONTAINER_RUNNING
+    listed = daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=30).items
+    assert [one.runtime_handler for one in listed] == ["plain"]
+
+
+def test_a_bad_handler_file_refuses_the_whole_reload(
+    fresh_forgeoned: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon = fresh_forgeoned
+    directory = Path(daemon.config.handlers_dir)
+    directory.mkdir()
+    (directory / "good.toml").write_text("")
+    (directory / "bad.toml").write_text('engine = "nativ"\n')
+    daemon.config_file.write_text(to_toml(replace(daemon.config, pinned_images=("*",))))
+    assert cli.main(["--socket", daemon.socket, "reload"]) == 1
+    assert "handler bad: engine: no engine 'nativ' is installed" in capsys.readouterr().err
+    (directory / "bad.toml").write_text("engin = 1\n")
+    assert cli.main(["--socket", daemon.socket, "reload"]) == 1
+    assert f"{directory}/bad.toml: engin: is not a key of a handler (did you mean 'engine'?)" in capsys.readouterr().err
+    assert handlers(daemon) == ["", "forgeone-native"]
+    assert configured(daemon)["pinned_images"] == []

@@ -37,6 +37,7 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "state": "/x/state",
         "socket": "/x/s",
         "cgroup_root": "/x",
+        "handlers_dir": "/x",
         "log.level": "error",
         "log.format": "console",
         "registry.config_path": "/x",

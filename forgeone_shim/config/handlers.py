@@ -1,0 +1,117 @@
+"""Runtime handlers as files: ``NAME.toml`` in a directory is the handler NAME, read strictly.
+
+A pod keeps the handler it was started with: what is read here goes into its record.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+from forgeone_shim.config import checks
+from forgeone_shim.config.loader import checked
+from forgeone_shim.errors import InvalidInput
+
+BUILT_IN_PREFIX: Final = "forgeone-"
+"""Begins the names of the handlers that need no file, one for each engine."""
+DEFAULT_ENGINE: Final = "native"
+
+_SUFFIX: Final = ".toml"
+_MAX_BYTES: Final = 1 << 20
+# What a RuntimeClass may name: a label as in RFC 1123.
+_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handler:
+    """What a pod gets that asks for it by ``name``; the empty name is the default handler.
+
+    ``engine`` runs its containers. ``cni_conf_dir`` is where the configuration of its pods' network is looked for;
+    empty: where it is for every other pod.
+    """
+
+    name: str = ""
+    engine: str = DEFAULT_ENGINE
+    cni_conf_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.engine:
+            raise InvalidInput("engine", "is empty")
+        if self.cni_conf_dir:
+            checks.absolute_path("cni_conf_dir", self.cni_conf_dir)
+
+
+def read(directory: Path) -> tuple[Handler, ...]:
+    """Every handler that ``directory`` has, by name; none where there is no such directory.
+
+    What begins with a dot or does not end with ``.toml`` is left alone.
+
+    :raises InvalidInput: a file cannot be read, or a key or value in it is not one; names file and key.
+    """
+    try:
+        names = sorted(entry.name for entry in os.scandir(directory))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise InvalidInput("handlers_dir", f"{directory} cannot be read: {error.strerror}") from None
+    wanted = [name for name in names if name.endswith(_SUFFIX) and not name.startswith(".")]
+    return tuple(_handler(directory / name) for name in wanted)
+
+
+def parse(name: str, text: str) -> Handler:
+    """The handler of a file's content.
+
+    :raises InvalidInput: names the key.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            "name", f"{name!r} is not 1..63 lower-case letters, digits and dashes, as RuntimeClasses have"
+        )
+    if name.startswith(BUILT_IN_PREFIX):
+        raise InvalidInput("name", f"{name!r} begins with {BUILT_IN_PREFIX!r}, as the built-in handlers do")
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInput("content", f"is not TOML: {error}") from None
+    hints = _hints()
+    for key, value in table.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            raise InvalidInput(key, "is not a key of a handler", fix=f"did you mean {near[0]!r}?" if near else "")
+        table[key] = checked(hints[key], value, key)
+    return Handler(name=name, **table)
+
+
+def _hints() -> dict[str, Any]:
+    hints = get_type_hints(Handler)
+    return {item.name: hints[item.name] for item in fields(Handler) if item.name != "name"}
+
+
+def _handler(path: Path) -> Handler:
+    try:
+        return parse(path.name.removesuffix(_SUFFIX), _text(path))
+    except InvalidInput as error:
+        raise InvalidInput(f"{path}: {error.field}", error.reason, fix=error.fix) from None
+
+
+def _text(path: Path) -> str:
+    # A fifo would be waited for.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise InvalidInput("content", "is not a regular file")
+            found = file.read(_MAX_BYTES + 1)
+        if len(found) > _MAX_BYTES:
+            raise InvalidInput("content", f"is larger than {_MAX_BYTES} bytes")
+        return found.decode()
+    except OSError as error:
+        raise InvalidInput("content", f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput("content", f"is not UTF-8: {error.reason}") from None

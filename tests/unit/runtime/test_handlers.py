@@ -1,0 +1,36 @@
+"""Which handler a pod gets."""
+
+from __future__ import annotations
+
+import pytest
+
+from forgeone_shim.config.handlers import Handler
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.runtime.handlers import Handlers
+
+
+def test_each_engine_has_one_and_the_native_one_is_the_default() -> None:
+    handlers = Handlers({"wasm", "native"}, ())
+    assert [one.name for one in handlers.all()] == ["", "forgeone-native", "forgeone-wasm"]
+    assert handlers.find("").engine == "native"
+    assert handlers.find("forgeone-wasm").engine == "wasm"
+
+
+def test_without_the_native_engine_there_is_no_default() -> None:
+    with pytest.raises(InvalidInput, match="there is no handler ''"):
+        Handlers({"wasm"}, ()).find("")
+
+
+def test_files_add_handlers_and_a_reload_takes_them_away() -> None:
+    handlers = Handlers({"native"}, [Handler(name="gpu", cni_conf_dir="/x")])
+    assert handlers.find("gpu").cni_conf_dir == "/x"
+    handlers.plan([])()
+    with pytest.raises(InvalidInput, match=r"no handler 'gpu' \(one of: forgeone-native\)"):
+        handlers.find("gpu")
+
+
+def test_a_handler_of_an_engine_that_is_not_installed_is_refused_and_nothing_changes() -> None:
+    handlers = Handlers({"native"}, [Handler(name="gpu")])
+    with pytest.raises(InvalidInput, match="handler sand: engine: no engine 'wasm'"):
+        handlers.plan([Handler(name="other"), Handler(name="sand", engine="wasm")])
+    assert [one.name for one in handlers.all()] == ["", "forgeone-native", "gpu"]
