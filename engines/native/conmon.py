@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import ContainerPlan
+from engines.native import logs
 from engines.native.sealed import SealedProgram
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
@@ -22,11 +23,11 @@ from forgeone_shim.errors import (
     InvalidInput,
     syscall_error,
 )
-from forgeone_shim.kernel.inotify import IN_CREATE, IN_MOVED_TO, DirectoryEvents
+from forgeone_shim.kernel.inotify import IN_ATTRIB, IN_CREATE, IN_MOVED_TO, DirectoryEvents
 from forgeone_shim.kernel.procs import Pidfd, open_process
 from forgeone_shim.kernel.spawn import spawn
 
-PIDFILE = "pidfile"
+PIDFILE = logs.CONTAINER_PIDFILE
 CONMON_PIDFILE = "conmon.pid"
 CONTROL = "ctl"
 ATTACH = "attach"
@@ -52,8 +53,8 @@ class Programs:
     environment: Mapping[str, str]
 
 
-def arguments(plan: ContainerPlan, programs: Programs) -> list[str]:
-    """conmon's command line for a container (conmon(8))."""
+def arguments(plan: ContainerPlan, programs: Programs, log_path: str, log_size_max: int = 0) -> list[str]:
+    """conmon's command line for a container (conmon(8)) whose log is written to ``log_path``."""
     if ":" in plan.log_path:
         raise InvalidInput("log_path", f"{plan.log_path!r} holds a colon, which ends a path for conmon")
     found = [
@@ -70,7 +71,9 @@ def arguments(plan: ContainerPlan, programs: Programs) -> list[str]:
     found += [f"--runtime-arg={argument}" for argument in programs.crun_arguments]
     found += ["-b", plan.bundle, "-p", f"{plan.bundle}/{PIDFILE}", "-P", f"{plan.bundle}/{CONMON_PIDFILE}"]
     found += ["--exit-dir", plan.exits, "--persist-dir", plan.bundle]
-    found += ["-l", f"k8s-file:{plan.log_path}" if plan.log_path else "none", "--no-sync-log", "--full-attach"]
+    found += ["-l", f"k8s-file:{log_path}" if log_path else "none", "--no-sync-log", "--full-attach"]
+    if log_size_max:
+        found.append(f"--log-size-max={log_size_max}")
     if plan.spec.tty:
         found.append("-t")
     if plan.spec.stdin:
@@ -80,12 +83,17 @@ def arguments(plan: ContainerPlan, programs: Programs) -> list[str]:
     return found
 
 
-def create(plan: ContainerPlan, programs: Programs, deadline: Deadline) -> int:
+def create(plan: ContainerPlan, programs: Programs, log: logs.Limits, deadline: Deadline) -> int:
     """Start conmon, which creates the container; returns the container's first pid.
 
     On any error conmon and what it had started are dead or dying; what they left is the caller's to remove.
     """
-    argv = arguments(plan, programs)
+    with logs.pumped(plan.bundle, plan.log_path, log, deadline) as log_path:
+        # A pump minds the size too: conmon would put a file where its fifo is.
+        return _create(plan, programs, arguments(plan, programs, log_path, 0 if log.rate else log.size_max), deadline)
+
+
+def _create(plan: ContainerPlan, programs: Programs, argv: Sequence[str], deadline: Deadline) -> int:
     with contextlib.ExitStack() as stack:
         sync, sync_child = _pipe(stack)
         errors, errors_child = _pipe(stack)
@@ -208,16 +216,23 @@ def stop(bundle: str, container_id: str, patience: float) -> None:
 
 
 def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
-    """Tell conmon to open its log file anew, and wait until it has: it renames a new file to the log's path."""
+    """Have the log file opened anew, and wait until it is.
+
+    conmon renames a new file to the log's path; a pump touches it.
+    """
     if not log_path:
         return
     log = Path(log_path)
+    pumped = Path(bundle, logs.FIFO).exists()
     try:
-        events = DirectoryEvents(log.parent, IN_MOVED_TO | IN_CREATE)
+        events = DirectoryEvents(log.parent, IN_ATTRIB if pumped else IN_MOVED_TO | IN_CREATE)
     except OSError as error:
         raise syscall_error("watch", log.parent, error) from error
     try:
-        _command(bundle, container_id, _REOPEN_LOG)
+        if not pumped:
+            _command(bundle, container_id, _REOPEN_LOG)
+        elif not logs.reopen(bundle):
+            raise FailedPrecondition(f"container {container_id} has nothing that writes its log any more")
         poll = select.poll()
         poll.register(events.fileno(), select.POLLIN)
         deadline = Deadline.after(_REOPEN_SECONDS)

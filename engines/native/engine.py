@@ -24,7 +24,7 @@ from engines.base import (
     SandboxPlan,
     Stdio,
 )
-from engines.native import capabilities, checks, conmon, console, execute, lookup, seccomp, spec, updates
+from engines.native import capabilities, checks, conmon, console, execute, logs, lookup, seccomp, spec, updates
 from engines.native import host as hosts
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
@@ -63,6 +63,8 @@ class Settings:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = ""
+    log_size_max: int = 0
+    log_rate: int = 0
 
 
 class NativeEngine:
@@ -75,6 +77,7 @@ class NativeEngine:
     def __init__(self, settings: Settings, state: Path) -> None:
         self._settings = settings
         self._host = hosts.read(settings.cgroup_driver)
+        self._log_limits = logs.Limits(size_max=settings.log_size_max, rate=settings.log_rate)
         self._containers = Containers(state / "crun")
         self._compiler = Compiler()
         arguments = [f"--root={self._containers.root}"]
@@ -153,14 +156,14 @@ class NativeEngine:
                 Path(plan.bundle, _LOG_NOTE).write_text(plan.log_path)
             except OSError as error:
                 raise syscall_error("write", plan.bundle, error) from error
-            pid = conmon.create(plan, self._programs, deadline)
+            pid = conmon.create(plan, self._programs, self._log_limits, deadline)
             undo.pop_all()
         return pid
 
     def _undo_create(self, handle: Handle) -> None:
         with contextlib.suppress(ForgeError):
             self.delete(handle)
-        conmon.leftovers(handle.bundle, (*conmon.FILES, _CONFIG, _LOG_NOTE))
+        conmon.leftovers(handle.bundle, (*conmon.FILES, *logs.FILES, _CONFIG, _LOG_NOTE))
         Path(handle.exits, handle.container_id).unlink(missing_ok=True)
 
     def start(self, handle: Handle, deadline: Deadline) -> None:
@@ -201,6 +204,7 @@ class NativeEngine:
         if cgroup and not cgroups.kill_all(self._host.cgroups, cgroup, timeout=_GONE_SECONDS):
             raise InternalError(f"container {name}: processes in {cgroup} do not die")
         conmon.stop(handle.bundle, name, _CONMON_SECONDS)
+        logs.end(handle.bundle)
         if self._host.cgroups.driver is Driver.SYSTEMD and status is not None:
             # The scope is a unit of systemd's, which only forgets a failed one when told to.
             execute.command(self._programs, ("delete", "--force", name), Deadline.after(_GONE_SECONDS))

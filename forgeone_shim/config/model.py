@@ -87,6 +87,8 @@ class NativeConfig:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = ""
+    log_size_max: int = 0
+    log_rate: int = 0
 
     def __post_init__(self) -> None:
         for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
@@ -94,6 +96,9 @@ class NativeConfig:
         checks.one_of("native.cgroup_driver", self.cgroup_driver, ("auto", "cgroupfs", "systemd"))
         if self.seccomp_profile_root:
             checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
+        for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
+            if bytes_:
+                checks.in_range(f"native.{key}", bytes_, 64 * 1024, 2**62)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +135,12 @@ class Config:
     socket_gid: int = 0
     cgroup_root: str = "/forgeone"
     pinned_images: tuple[str, ...] = ()
+    handlers_dir: str = "/etc/forgeone/handlers.d"
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     log: LogConfig = field(default_factory=LogConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
-    handlers_dir: str = "/etc/forgeone/handlers.d"
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:

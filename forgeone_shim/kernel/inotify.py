@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IN_MODIFY, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
+IN_ATTRIB = 0x4
 _IN_Q_OVERFLOW = 0x4000
 _IN_CLOEXEC, _IN_NONBLOCK = 0o2000000, 0o4000
 _HEAD = struct.Struct("iIII")

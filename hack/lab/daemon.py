@@ -12,7 +12,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -42,16 +44,22 @@ class Daemon:
     :param registries: registries to pull from over plain HTTP (``127.0.0.1:5000``); the first is also the mirror of
         every other host.
     :param environ: more environment for the process.
+    :param settings: keys of the configuration that differ, by their dotted names (``native.log_rate``).
     """
 
-    def __init__(self, registries: Sequence[str] = (), environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        registries: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="forgeone-lab-"))
         self.tag = secrets.token_hex(3)
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
-        self.config = self._configuration()
+        self.config = _changed(self._configuration(), settings or {})
         self.config_file = self.directory / "config.toml"
         self.config_file.write_text(to_toml(self.config))
         self.log = self.directory / "forgeoned.log"
@@ -189,6 +197,15 @@ class Daemon:
             process.kill()
             process.wait()
             raise
+
+
+def _changed(config: Config, settings: Mapping[str, object]) -> Config:
+    for path, value in settings.items():
+        section, dot, name = path.partition(".")
+        inner: Any = getattr(config, section)
+        change: Any = {section: replace(inner, **{name: value}) if dot else value}
+        config = replace(config, **change)
+    return config
 
 
 def _inherited() -> dict[str, str]:

@@ -7,13 +7,13 @@
 ``forgeoned``             a running daemon (whole module), emptied and checked for leaks at the module's end
 ``fresh_forgeoned``       the same for one test, which may kill it
 ``nothing_left``          checks the module's daemon for leaks after one test
-``daemon_factory``        more daemons, or with options; each is closed and checked
+``daemon_factory``        more daemons, ``daemon_factory({"native.log_rate": 65536})``; each is closed and checked
 ========================  ==========================================================================================
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def busybox(push: Push) -> str:
 
 
 @contextmanager
-def _running(registry: Registry) -> Iterator[Daemon]:
+def _running(registry: Registry, settings: Mapping[str, object] | None = None) -> Iterator[Daemon]:
     """A daemon whose pods are removed at the end, and of which nothing may be left then."""
-    daemon = Daemon([registry.address])
+    daemon = Daemon([registry.address], settings=settings)
     try:
         yield daemon.start()
         if not daemon.running:
@@ -88,6 +88,6 @@ def nothing_left(forgeoned: Daemon) -> Iterator[None]:
 
 
 @pytest.fixture
-def daemon_factory(registry: Registry) -> Iterator[Callable[[], Daemon]]:
+def daemon_factory(registry: Registry) -> Iterator[Callable[..., Daemon]]:
     with ExitStack() as stack:
-        yield lambda: stack.enter_context(_running(registry))
+        yield lambda settings=None: stack.enter_context(_running(registry, settings))

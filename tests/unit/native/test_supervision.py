@@ -28,7 +28,7 @@ def programs() -> Programs:
 
 
 def test_conmon_is_told_where_everything_is(plan: PlanMaker, programs: Programs) -> None:
-    words = " ".join(conmon.arguments(plan(), programs))
+    words = " ".join(conmon.arguments(plan(), programs, "/var/log/pods/p/c/0.log"))
     assert "-r /nonexistent/crun --runtime-arg=--root=/r -b /run/f/containers/c1" in words
     assert "--exit-dir /run/f/exits" in words
     assert "-l k8s-file:/var/log/pods/p/c/0.log" in words
@@ -37,19 +37,23 @@ def test_conmon_is_told_where_everything_is(plan: PlanMaker, programs: Programs)
 
 
 def test_a_terminal_and_input_are_asked_for(plan: PlanMaker, programs: Programs) -> None:
-    words = conmon.arguments(plan(tty=True, stdin=True), programs)
+    words = conmon.arguments(plan(tty=True, stdin=True), programs, "")
     assert {"-t", "-i", "--leave-stdin-open"} <= set(words)
-    assert "--leave-stdin-open" not in conmon.arguments(plan(stdin=True, stdin_once=True), programs)
+    assert "--leave-stdin-open" not in conmon.arguments(plan(stdin=True, stdin_once=True), programs, "")
 
 
 def test_no_log_path_is_no_log(plan: PlanMaker, programs: Programs) -> None:
-    words = conmon.arguments(plan(log_path=""), programs)
+    words = conmon.arguments(plan(log_path=""), programs, "")
     assert words[words.index("-l") + 1] == "none"
+
+
+def test_a_log_that_must_not_grow_too_large_is_conmons_to_cut(plan: PlanMaker, programs: Programs) -> None:
+    assert "--log-size-max=70000" in conmon.arguments(plan(), programs, "/l", 70000)
 
 
 def test_a_log_path_that_conmon_would_cut_is_refused(plan: PlanMaker, programs: Programs) -> None:
     with pytest.raises(InvalidInput, match="log_path"):
-        conmon.arguments(plan(log_path="/var/log/a:b.log"), programs)
+        conmon.arguments(plan(log_path="/var/log/a:b.log"), programs, "/var/log/a:b.log")
 
 
 def test_crun_s_words_become_the_right_kind_of_error() -> None:

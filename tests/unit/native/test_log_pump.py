@@ -1,0 +1,147 @@
+"""The program between conmon and a log file: its rate, its files, its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.native import log_pump
+from engines.native.log_pump import Bucket, Log
+
+LINES = st.lists(st.binary(max_size=60).map(lambda text: text.replace(b"\n", b"") + b"\n"), max_size=30)
+
+
+def test_a_bucket_gives_a_second_s_worth_at_once_and_then_the_rate() -> None:
+    bucket = Bucket(1000, now=0.0)
+    assert bucket.available(0.0) == 1000
+    bucket.take(1000)
+    assert bucket.wait() == pytest.approx(1.0)
+    assert bucket.available(0.5) == 500
+    assert bucket.available(100.0) == 1000
+
+
+def test_a_bucket_without_a_rate_never_waits() -> None:
+    bucket = Bucket(0, now=0.0)
+    bucket.take(1 << 30)
+    assert bucket.available(0.0) > 0
+    assert bucket.wait() == 0
+
+
+@given(lines=LINES, cuts=st.lists(st.integers(1, 40), max_size=60), rotate=st.sets(st.integers(0, 60)))
+def test_no_rotation_loses_or_cuts_a_line(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], cuts: list[int], rotate: set[int]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "0.log"
+    log = Log(str(path), 0)
+    data, files = b"".join(lines), []
+    for number, cut in enumerate([*cuts, len(data)]):
+        if number in rotate and path.exists():
+            files.append(path.rename(path.with_suffix(f".{number}")))
+            log.reopen()
+        piece, data = data[:cut], data[cut:]
+        log.write(piece)
+    parts = [file.read_bytes() for file in files] + ([path.read_bytes()] if path.exists() else [])
+    assert b"".join(parts) == b"".join(lines)
+    assert all(part.endswith(b"\n") for part in parts if part)
+
+
+def test_a_file_at_its_limit_is_begun_anew_between_two_lines(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    log = Log(str(path), 10)
+    for piece in (b"one\ntwo\nthr", b"ee\nfour\n"):
+        log.write(piece)
+    assert path.read_bytes() == b"four\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["0.log"]
+
+
+def test_a_line_without_room_on_the_disk_is_dropped_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "0.log"
+    log, write = Log(str(path), 0), os.write
+
+    def full(fd: int, data: memoryview) -> int:
+        if b"two" in bytes(data):
+            write(fd, data[:2])
+            raise OSError(28, "No space left on device")
+        return write(fd, data)
+
+    log.write(b"one\n")
+    monkeypatch.setattr(log_pump.os, "write", full)
+    log.write(b"two, begun")
+    monkeypatch.setattr(log_pump.os, "write", write)
+    log.write(b" and ended\nthree\n")
+    assert path.read_bytes() in {b"one\nthree\n", b"one\n\nthree\n", b"one\ntw\nthree\n"}
+    assert path.read_bytes().endswith(b"\nthree\n")
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    os.mkfifo(tmp_path / "fifo")
+    names = [str(tmp_path / name) for name in ("fifo", "0.log")]
+    return [
+        sys.executable,
+        "-I",
+        "-S",
+        log_pump.__file__,
+        *names,
+        "65536",
+        "0",
+        str(tmp_path / "pid"),
+        str(tmp_path / "first"),
+    ]
+
+
+def test_the_program_passes_on_everything_at_its_rate_and_ends_with_its_writer(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "first").write_text(str(os.getpid()))
+    life, lifeline = os.pipe()
+    began = time.monotonic()
+    subprocess.run(arguments, stdin=life, check=True)
+    pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    data = b"".join(b"line %d\n" % number for number in range(20_000))
+    with open(tmp_path / "fifo", "wb") as fifo:
+        os.close(lifeline)
+        fifo.write(data)
+    _wait(pidfd)
+    assert (tmp_path / "0.log").read_bytes() == data
+    # What goes beyond the first second's worth takes its time.
+    assert time.monotonic() - began > (len(data) - 65536) / 65536 * 0.9
+
+
+def test_the_rest_of_an_ended_container_s_log_does_not_wait(tmp_path: Path, arguments: list[str]) -> None:
+    ended = subprocess.Popen(["true"])
+    (tmp_path / "first").write_text(str(ended.pid))
+    ended.wait()
+    life, lifeline = os.pipe()
+    began = time.monotonic()
+    subprocess.run(arguments, stdin=life, check=True)
+    pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    with open(tmp_path / "fifo", "wb") as fifo:
+        os.close(lifeline)
+        fifo.write(b"line\n" * 400_000)
+    _wait(pidfd)
+    assert (tmp_path / "0.log").stat().st_size == 2_000_000
+    assert time.monotonic() - began < 15
+
+
+def test_the_program_ends_when_nobody_comes_to_write(tmp_path: Path, arguments: list[str]) -> None:
+    life, lifeline = os.pipe()
+    subprocess.run(arguments, stdin=life, check=True)
+    pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    os.close(lifeline)
+    _wait(pidfd)
+
+
+def _wait(pidfd: int) -> None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(30_000), "the program goes on"
+    os.close(pidfd)
