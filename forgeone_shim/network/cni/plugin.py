@@ -1,7 +1,8 @@
 """The line between CNI's runtime and its plugins: what a plugin is told, and what it answers.
 
 A plugin is a program, or the same thing done in this process; both are called through :class:`Plugin`. The words are
-those of the CNI specification (https://www.cni.dev/docs/spec/), versions 0.4.0 to 1.1.0.
+those of the CNI specification (https://www.cni.dev/docs/spec/), versions 0.3.0 to 1.1.0. Results of 0.3.0 and
+0.3.1, which network add-ons still ask for, look like those of 0.4.0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Final, Protocol
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
 
-VERSIONS: Final = ("0.4.0", "1.0.0", "1.1.0")
+VERSIONS: Final = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+"""Oldest first."""
 Json = dict[str, Any]
 
 
