@@ -91,10 +91,10 @@ def _hugepage_sizes(found: CgroupHost) -> frozenset[str]:
         names = [path.name for path in Path("/sys/kernel/mm/hugepages").iterdir()]
     except OSError:
         return frozenset()
-    return frozenset(_size_name(int(name.removeprefix("hugepages-").removesuffix("kB"))) for name in names)
+    return frozenset(size_name(int(name.removeprefix("hugepages-").removesuffix("kB"))) for name in names)
 
 
-def _size_name(kilobytes: int) -> str:
+def size_name(kilobytes: int) -> str:
     """As the kernel names hugetlb files: ``64KB``, ``2MB``, ``1GB``."""
     for unit, size in (("GB", 1 << 20), ("MB", 1 << 10)):
         if kilobytes >= size:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 from engines.base import Resources
-from engines.native.host import Host
+from engines.native import unified
+from engines.native.host import Host, size_name
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
-from forgeone_shim.kernel.cgroups import Mode
 
 _FIELD = "linux.resources"
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*\Z")
-_UNIFIED_KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+\Z")
+_PAGE_SIZE = re.compile(r"(\d{1,12})([KMG]?)i?B\Z")
+_KILOBYTES = {"": 1 / 1024, "K": 1, "M": 1 << 10, "G": 1 << 20}
 
 
 def limits(resources: Resources, host: Host) -> dict[str, object]:
@@ -23,11 +24,11 @@ def limits(resources: Resources, host: Host) -> dict[str, object]:
     memory = _memory(resources, host)
     if memory:
         found["memory"] = memory
-    pages = [{"pageSize": size, "limit": limit} for size, limit in resources.hugepages if size in host.hugepage_sizes]
+    pages = [{"pageSize": size, "limit": limit} for size, limit in hugepages(resources, host).items()]
     if pages:
         found["hugepageLimits"] = pages
     if resources.unified:
-        found["unified"] = _unified(resources, host)
+        found["unified"] = unified.check(resources, host.cgroups)
     return found
 
 
@@ -50,24 +51,50 @@ def _memory(resources: Resources, host: Host) -> dict[str, object]:
     memory: dict[str, object] = {}
     if resources.memory_limit:
         memory["limit"] = resources.memory_limit
-    # Without a swap limit of its own a container may not swap: memory+swap is then the memory limit.
-    swap = resources.memory_swap_limit or resources.memory_limit
+    swap, field = resources.memory_swap_limit, f"{_FIELD}.memory_swap_limit_in_bytes"
+    if swap < -1:
+        raise InvalidInput(field, "cannot be negative, but for -1: no limit")
+    if swap > 0 and resources.memory_limit <= 0:
+        raise InvalidInput(field, "counts memory too, and needs a memory limit beside it")
+    if 0 < swap < resources.memory_limit:
+        raise InvalidInput(field, "is below the memory limit")
+    if not swap and unified.SWAP not in resources.unified:
+        # Without a swap limit of its own a container may not swap: memory+swap is then the memory limit. A kubelet that
+        # lets containers swap says so with the key, and the field would take it back.
+        swap = resources.memory_limit
     if swap and host.swap_limit:
-        if 0 < swap < resources.memory_limit:
-            raise InvalidInput(f"{_FIELD}.memory_swap_limit_in_bytes", "is below the memory limit")
         memory["swap"] = swap
     return memory
 
 
-def _unified(resources: Resources, host: Host) -> dict[str, str]:
-    if host.cgroups.mode is not Mode.V2:
-        raise FailedPrecondition(
-            "unified resources need cgroup v2, this host has " + host.cgroups.mode, fix="boot the host with cgroup v2"
-        )
-    for key, value in resources.unified.items():
-        if not _UNIFIED_KEY.match(key) or "\0" in value:
-            raise InvalidInput(f"{_FIELD}.unified", f"{key!r} is not a cgroup file such as memory.high")
-    return dict(resources.unified)
+def hugepages(resources: Resources, host: Host) -> dict[str, int]:
+    """Limits in bytes by page size, as the kernel names it; of two for one size the last counts.
+
+    Without the hugetlb controller there is nothing to limit with, and all of them are left out.
+
+    :raises InvalidInput: a size is none.
+    :raises FailedPrecondition: pages of a size that this host does not have are asked for.
+    """
+    found: dict[str, int] = {}
+    for given, limit in resources.hugepages:
+        size = page_size(given)
+        if size in host.hugepage_sizes:
+            found[size] = limit
+        elif limit and host.hugepage_sizes:
+            have = ", ".join(sorted(host.hugepage_sizes))
+            raise FailedPrecondition(
+                f"{_FIELD}.hugepage_limits[{given}]: this host has no pages of that size, but {have}"
+            )
+    return found
+
+
+def page_size(text: str) -> str:
+    """``2048KB`` and ``2MB`` as the kernel's ``2MB``."""
+    match = _PAGE_SIZE.match(text)
+    kilobytes = int(match[1]) * _KILOBYTES[match[2]] if match else 0
+    if kilobytes < 1 or kilobytes != int(kilobytes):
+        raise InvalidInput(f"{_FIELD}.hugepage_limits", f"{text!r} is not a page size such as 2MB")
+    return size_name(int(kilobytes))
 
 
 def oom_score_adj(resources: Resources, host: Host) -> int:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import mmap
 import posixpath
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import structlog
 
 from engines.base import Resources
 from engines.native import resources as created
+from engines.native import unified
 from engines.native.host import Host
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.kernel import cgroups
@@ -31,8 +31,6 @@ _UNLIMITED = 1 << 62
 _REFUSALS = frozenset(
     {errno.EBUSY, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ERANGE, errno.ENOSPC, errno.ENODEV, errno.EOPNOTSUPP}
 )
-# Control of the cgroup itself, which is the engine's: only the limits on what is below it may be set.
-_OWN_FILES = re.compile(r"cgroup\.(?!max\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +164,10 @@ def weight(shares: int) -> int:
 
 
 def _hugepages(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:
-    for size, limit in resources.hugepages:
-        if size in host.hugepage_sizes:
-            name = f"hugetlb.{size}.{'max' if files.v2 else 'limit_in_bytes'}"
-            usage = f"hugetlb.{size}.{'current' if files.v2 else 'usage_in_bytes'}"
-            yield files.write("hugetlb", name, str(min(limit, _UNLIMITED)), f"{_FIELD}.hugepage_limits[{size}]", usage)
+    for size, limit in created.hugepages(resources, host).items():
+        name = f"hugetlb.{size}.{'max' if files.v2 else 'limit_in_bytes'}"
+        usage = f"hugetlb.{size}.{'current' if files.v2 else 'usage_in_bytes'}"
+        yield files.write("hugetlb", name, str(min(limit, _UNLIMITED)), f"{_FIELD}.hugepage_limits[{size}]", usage)
 
 
 def _memory(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:
@@ -203,11 +200,8 @@ def _memory(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:
 def _unified(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:
     if not resources.unified:
         return
-    created.limits(Resources(unified=resources.unified), host)
-    for name, value in sorted(resources.unified.items()):
+    for name, value in sorted(unified.check(resources, host.cgroups).items()):
         field = f"{_FIELD}.unified[{name}]"
-        if _OWN_FILES.match(name):
-            raise InvalidInput(field, "is not a limit")
         usage = "memory.current" if name == "memory.max" else ""
         yield files.write(name.partition(".")[0], name, value, field, usage)
 

@@ -98,6 +98,26 @@ def slice_name(parent: str) -> str:
     return name if name.endswith(".slice") else f"{name}.slice"
 
 
+def check_parent(driver: Driver, parent: str) -> None:
+    """Refuse a pod's parent that only the other driver can make.
+
+    A kubelet and its runtime that use different drivers would each put the pod elsewhere, and limit one of the two.
+
+    :raises InvalidInput: it is no plain path, or not of the driver's form.
+    """
+    relative(parent)
+    name = plain(parent).rpartition("/")[2]
+    if driver is Driver.SYSTEMD:
+        if not name.endswith(".slice"):
+            raise InvalidInput("cgroup_parent", f"{parent!r} is no slice, and the cgroup driver is systemd", fix=_SAME)
+        slice_path(name)
+    elif "/" not in parent and name.endswith(".slice"):
+        raise InvalidInput("cgroup_parent", f"{parent!r} is a slice, and the cgroup driver is cgroupfs", fix=_SAME)
+
+
+_SAME = "give the kubelet's cgroupDriver and native.cgroup_driver the same value"
+
+
 def slice_path(unit: str) -> str:
     """Where systemd puts a slice: ``a-b.slice`` is ``/a.slice/a-b.slice`` (systemd.slice(5))."""
     stem = unit.removesuffix(".slice")

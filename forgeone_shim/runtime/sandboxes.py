@@ -42,6 +42,8 @@ class Sandboxes:
     def run(self, spec: SandboxSpec, deadline: Deadline) -> str:
         """Returns the id of a ready sandbox; the same name and attempt again returns the same sandbox."""
         check(spec)
+        if spec.cgroup_parent:
+            cgroups.check_parent(self._p.cgroups.driver, spec.cgroup_parent)
         return self._flights.run(sandbox_key(spec), deadline, lambda joined: self._run(spec, joined))
 
     def _run(self, spec: SandboxSpec, deadline: Deadline) -> str:
@@ -256,8 +258,6 @@ def check(spec: SandboxSpec) -> None:
         raise InvalidInput("linux.security_context.namespace_options.network", "must be POD or NODE")
     if security.namespaces.pid is NamespaceMode.TARGET:
         raise InvalidInput("linux.security_context.namespace_options.pid", "TARGET is for containers only")
-    if spec.cgroup_parent:
-        cgroups.relative(spec.cgroup_parent)
     if security.seccomp is not None and security.seccomp.type is ProfileType.LOCALHOST:
         localhost = security.seccomp.localhost_ref
         if not localhost:

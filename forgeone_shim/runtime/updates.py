@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from types import MappingProxyType
+from typing import Final
 
 from engines.base import Resources
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
+
+# Files of cgroup v2 that have fields of their own too: the field that comes now takes the place of a key from before.
+_FIELDS_OF: Final = MappingProxyType(
+    {
+        "memory.max": ("memory_limit",),
+        "memory.swap.max": ("memory_swap_limit",),
+        "cpu.max": ("cpu_quota", "cpu_period"),
+        "cpu.weight": ("cpu_shares",),
+        "cpuset.cpus": ("cpuset_cpus",),
+        "cpuset.mems": ("cpuset_mems",),
+    }
+)
 
 
 class Updates:
@@ -65,6 +79,8 @@ def merged(before: Resources, asked: Resources) -> Resources:
     The OOM score stays: it is the process's own since its start. A container that could not swap cannot afterwards:
     a memory limit that comes alone takes the one on memory and swap with it.
     """
+    own = {key for key, fields in _FIELDS_OF.items() if any(getattr(asked, field) for field in fields)}
+    kept = {key: value for key, value in before.unified.items() if key not in own}
     swap = asked.memory_swap_limit or before.memory_swap_limit
     if asked.memory_limit and not asked.memory_swap_limit and before.memory_swap_limit == before.memory_limit:
         swap = 0
@@ -78,5 +94,5 @@ def merged(before: Resources, asked: Resources) -> Resources:
         memory_limit=asked.memory_limit or before.memory_limit,
         memory_swap_limit=swap,
         hugepages=tuple((dict(before.hugepages) | dict(asked.hugepages)).items()),
-        unified={**before.unified, **asked.unified},
+        unified={**kept, **asked.unified},
     )

@@ -136,13 +136,16 @@ class Lab:
 
     def spec(self) -> SandboxSpec:
         name = f"pod{next(_numbers)}"
+        systemd = self.runtime.cgroup_driver == "systemd"
         return SandboxSpec(
             name=name,
             uid=name,
             namespace="tests",
             hostname="tester",
             log_directory=str(self.daemon.directory / "logs" / name),
-            cgroup_parent=f"/forgeone-{self.daemon.tag}/{name}",
+            cgroup_parent=f"forgeone-{self.daemon.tag}-{name}.slice"
+            if systemd
+            else f"/forgeone-{self.daemon.tag}/{name}",
             port_mappings=(PortMapping(80, 20000 + next(_numbers) % 10000),),
             security=Security(namespaces=NamespaceOptions(pid=NamespaceMode.POD)),
         )

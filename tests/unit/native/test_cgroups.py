@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.kernel import cgroups
-from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode, parse_mounts, plain, relative, slice_name, slice_path
+from forgeone_shim.kernel.cgroups import (
+    CgroupHost,
+    Driver,
+    Mode,
+    check_parent,
+    parse_mounts,
+    plain,
+    relative,
+    slice_name,
+    slice_path,
+)
 
 V2 = "30 1 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
 HYBRID = (
@@ -70,6 +80,37 @@ def test_a_container_is_a_directory_or_a_scope_of_its_pod() -> None:
     )
     assert slice_name("/forgeone") == "forgeone.slice"
     assert slice_name("") == "-.slice"
+
+
+@pytest.mark.parametrize(
+    ("driver", "parent"),
+    [
+        (Driver.CGROUPFS, "/kubepods/burstable/pod1"),
+        (Driver.CGROUPFS, "kubepods"),
+        (Driver.CGROUPFS, "/system.slice/mine"),
+        (Driver.SYSTEMD, "kubepods-burstable-podx.slice"),
+        (Driver.SYSTEMD, "/kubepods.slice/kubepods-podx.slice"),
+    ],
+)
+def test_a_pod_s_parent_is_of_its_driver_s_form(driver: Driver, parent: str) -> None:
+    check_parent(driver, parent)
+
+
+@pytest.mark.parametrize(
+    ("driver", "parent", "why"),
+    [
+        (Driver.CGROUPFS, "kubepods-podx.slice", "is a slice, and the cgroup driver is cgroupfs"),
+        (Driver.SYSTEMD, "/kubepods/burstable/pod1", "is no slice, and the cgroup driver is systemd"),
+        (Driver.SYSTEMD, "a--b.slice", "is not a slice name"),
+        (Driver.SYSTEMD, "/x/a--b.slice", "is not a slice name"),
+        (Driver.CGROUPFS, "/a/../../b", "is not a plain path"),
+        (Driver.SYSTEMD, "/a/../b.slice", "is not a plain path"),
+        (Driver.CGROUPFS, "a:b", "is not SLICE:PREFIX:NAME"),
+    ],
+)
+def test_a_parent_that_the_other_driver_makes_is_refused(driver: Driver, parent: str, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        check_parent(driver, parent)
 
 
 @pytest.mark.parametrize("bad", ["/a/../b", "..", "./a", "/a\0", "/a\nb"])

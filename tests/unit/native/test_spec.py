@@ -25,6 +25,7 @@ from engines.native import mounts, spec
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
+from engines.native.resources import page_size
 from engines.native.spec import Gathered
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 from forgeone_shim.kernel.cgroups import Mode
@@ -283,9 +284,36 @@ def test_swap_is_left_alone_where_the_kernel_does_not_count_it(plan: PlanMaker) 
 
 
 def test_huge_pages_are_limited_only_in_sizes_the_host_has(plan: PlanMaker) -> None:
-    asked = plan(resources=Resources(hugepages=(("2MB", 4), ("1GB", 5))))
+    # A kubelet names every size the node has, and one that a pod may not use with a limit of 0.
+    asked = plan(resources=Resources(hugepages=(("2048KB", 4), ("1GB", 0))))
     found = made(asked, make_host(hugepage_sizes=frozenset({"2MB"})))["linux"]["resources"]
     assert found["hugepageLimits"] == [{"pageSize": "2MB", "limit": 4}]
+    assert "hugepageLimits" not in made(asked, make_host())["linux"]["resources"]
+    with pytest.raises(
+        FailedPrecondition, match=r"hugepage_limits\[64KB\]: this host has no pages of that size, but 2MB"
+    ):
+        made(plan(resources=Resources(hugepages=(("64KB", 1),))), make_host(hugepage_sizes=frozenset({"2MB"})))
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("2MB", "2MB"), ("2048KB", "2MB"), ("1024MB", "1GB"), ("64KB", "64KB"), ("2Mi" + "B", "2MB"), ("65536B", "64KB")],
+)
+def test_a_page_size_has_the_kernel_s_name(text: str, name: str) -> None:
+    assert page_size(text) == name
+
+
+@pytest.mark.parametrize("text", ["", "2", "MB", "0MB", "-2MB", "2TB", "100B", "2MB/", "../2MB", "1000000000000000MB"])
+def test_what_is_no_page_size_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        page_size(text)
+
+
+def test_swap_that_a_key_allows_is_not_taken_back_by_the_memory_limit(plan: PlanMaker, host: Host) -> None:
+    asked = plan(resources=Resources(memory_limit=1 << 26, unified={"memory.swap.max": "1000000"}))
+    found = made(asked, host)["linux"]["resources"]
+    assert found["memory"] == {"limit": 1 << 26}
+    assert found["unified"] == {"memory.swap.max": "1000000"}
 
 
 def test_unified_keys_need_v2(plan: PlanMaker, host: Host) -> None:
@@ -303,6 +331,8 @@ def test_unified_keys_need_v2(plan: PlanMaker, host: Host) -> None:
         Resources(cpu_shares=-1),
         Resources(memory_limit=-2),
         Resources(memory_limit=100, memory_swap_limit=50),
+        Resources(memory_limit=100, memory_swap_limit=-2),
+        Resources(memory_swap_limit=100),
         Resources(oom_score_adj=1001),
         Resources(unified={"../memory.max": "1"}),
     ],

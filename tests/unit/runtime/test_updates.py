@@ -173,3 +173,12 @@ def test_a_pod_that_is_not_ready_is_not_updated(node: Node) -> None:
     node.sandboxes.add(SANDBOX).change(state=State.TERMINATED)
     with pytest.raises(FailedPrecondition, match="not ready"):
         node.updates.sandbox("5", Resources(cpu_shares=3), None)
+
+
+def test_a_field_takes_the_place_of_a_key_from_before() -> None:
+    before = Resources(memory_limit=100, unified={"memory.high": "90", "memory.max": "100", "cpu.weight": "3"})
+    after = merged(before, Resources(memory_limit=200))
+    assert after.memory_limit == 200
+    assert after.unified == {"memory.high": "90", "cpu.weight": "3"}
+    assert merged(after, Resources(cpu_shares=5)).unified == {"memory.high": "90"}
+    assert merged(after, Resources(unified={"memory.max": "300"})).unified["memory.max"] == "300"
