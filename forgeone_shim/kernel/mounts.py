@@ -27,7 +27,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _CLOEXEC, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = 1, 1, 4
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
-_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
+_ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_IDMAP = 1, 2, 4, 0x100000
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 0x01, 0x02, 0x04
 RESOLVE_BENEATH, RESOLVE_IN_ROOT = 0x08, 0x10
@@ -96,10 +96,17 @@ def mount_overlay(
     if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
         raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
     try:
-        mount = _overlay_by_fsopen if takes_layers_one_by_one() else _overlay_by_mount
-        mount(target, lowers, upper, work, readonly)
+        attach_overlay(target, lowers, upper, work, readonly=readonly)
     except OSError as error:
         raise syscall_error("mount overlay on", target, error) from error
+
+
+def attach_overlay(
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool
+) -> None:
+    """What :func:`mount_overlay` does. Raises OSError."""
+    mount = _overlay_by_fsopen if takes_layers_one_by_one() else _overlay_by_mount
+    mount(target, lowers, upper, work, readonly)
 
 
 @functools.cache
@@ -179,14 +186,31 @@ def bind(source: StrPath, target: StrPath, *, readonly: bool = False, recursive:
 
 def _bind_by_open_tree(source: StrPath, target: StrPath, readonly: bool, recursive: bool) -> None:
     with ExitStack() as stack:
-        flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-        tree = syscalls.syscall(syscalls.OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags, path=source)
+        tree = clone(source, recursive=recursive)
         stack.callback(os.close, tree)
         if readonly:
             attr = _MountAttr(attr_set=_ATTR_RDONLY)
             at = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
             syscalls.syscall(syscalls.MOUNT_SETATTR, tree, b"", at, ctypes.byref(attr), ctypes.sizeof(attr))
-        _move_mount(tree, target)
+        attach(tree, target)
+
+
+def clone(source: StrPath, *, recursive: bool = False) -> int:
+    """A descriptor of a mount of what is at ``source``, attached nowhere; gone when it is closed. Raises OSError."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    return syscalls.syscall(syscalls.OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags, path=source)
+
+
+def set_owners(tree: int, userns: int) -> None:
+    """Show the owners of files in a :func:`clone` as the user namespace (a descriptor) maps them. Raises OSError."""
+    attr = _MountAttr(attr_set=_ATTR_IDMAP, userns_fd=userns)
+    syscalls.syscall(syscalls.MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
+
+
+def attach(tree: int, target: StrPath) -> None:
+    """Mount a :func:`clone` on ``target``. Raises OSError."""
+    to = os.fsencode(target)
+    syscalls.syscall(syscalls.MOVE_MOUNT, tree, b"", _AT_FDCWD, to, _MOVE_MOUNT_F_EMPTY_PATH, path=target)
 
 
 def has_recursive_attributes() -> bool:
@@ -265,12 +289,7 @@ def _create_and_attach(stack: ExitStack, fs: int, target: StrPath, attributes: i
     syscalls.syscall(syscalls.FSCONFIG, fs, _FSCONFIG_CMD_CREATE, None, None, 0)
     mount = syscalls.syscall(syscalls.FSMOUNT, fs, _CLOEXEC, attributes)
     stack.callback(os.close, mount)
-    _move_mount(mount, target)
-
-
-def _move_mount(mount: int, target: StrPath) -> None:
-    to = os.fsencode(target)
-    syscalls.syscall(syscalls.MOVE_MOUNT, mount, b"", _AT_FDCWD, to, _MOVE_MOUNT_F_EMPTY_PATH, path=target)
+    attach(mount, target)
 
 
 def _mount(source: bytes | None, target: StrPath, fstype: bytes | None, flags: int, data: bytes | None) -> None:

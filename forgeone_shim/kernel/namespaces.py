@@ -27,8 +27,11 @@ T = TypeVar("T")
 
 CLONE_NEWUTS: Final = 0x04000000
 CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
 CLONE_NEWNET: Final = 0x40000000
 KINDS: Final[Mapping[str, int]] = {"net": CLONE_NEWNET, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC}
+# What may be pinned: a user namespace is made elsewhere, as no thread of a process with several can make one.
+PINS: Final = ("user", *KINDS)
 HOSTNAME_MAX_BYTES: Final = 64
 
 _MS_BIND: Final = 0x1000
@@ -170,17 +173,28 @@ def _pin(root: Path, kinds: tuple[str, ...], flags: int, hostname: str, sysctls:
         raise syscall_error("unshare", root, error) from error
     for sysctl in sysctls:
         _write_sysctl(sysctl)
+    _bind_all(root, {kind: f"/proc/thread-self/ns/{kind}" for kind in kinds})
+
+
+def pin_descriptors(directory: Path | str, descriptors: Mapping[str, int]) -> None:
+    """Pin namespaces that this process has open, each at ``directory/<kind>``; on failure nothing stays.
+
+    :raises InternalError: a kernel call failed.
+    """
+    _bind_all(Path(directory), {kind: f"/proc/self/fd/{fd}" for kind, fd in descriptors.items()})
+
+
+def _bind_all(root: Path, sources: Mapping[str, str]) -> None:
     with ExitStack() as undo:
         undo.callback(unpin, root)
-        for kind in kinds:
-            _bind(kind, root / kind)
+        for kind, source in sources.items():
+            _bind(source, root / kind)
         undo.pop_all()
 
 
-def _bind(kind: str, target: Path) -> None:
+def _bind(source: str, target: Path) -> None:
     try:
         _create_empty(target)
-        source = f"/proc/thread-self/ns/{kind}"
         # nsfs refuses to be bound recursively or with other flags; the target may lie on a shared mount, whose peers
         # then see the unmount as well.
         syscall(number("mount"), source.encode(), os.fsencode(target), None, _MS_BIND, None, path=target)
@@ -204,11 +218,16 @@ def _write_sysctl(sysctl: Sysctl) -> None:
     try:
         write_proc(sysctl.path, sysctl.value)
     except OSError as error:
-        raise InvalidInput(f"sysctls[{sysctl.key!r}]", _why_sysctl_failed(sysctl, error)) from error
+        raise sysctl_error(sysctl, error.errno or errno.EIO) from error
 
 
-def _why_sysctl_failed(sysctl: Sysctl, error: OSError) -> str:
-    match error.errno:
+def sysctl_error(sysctl: Sysctl, number: int) -> InvalidInput:
+    """What to tell the caller when writing a parameter failed with errno ``number``."""
+    return InvalidInput(f"sysctls[{sysctl.key!r}]", _why_sysctl_failed(sysctl, number))
+
+
+def _why_sysctl_failed(sysctl: Sysctl, number: int) -> str:
+    match number:
         case errno.ENOENT:
             return "this kernel has no such parameter in a pod's namespace"
         case errno.EINVAL | errno.ERANGE:
@@ -216,7 +235,7 @@ def _why_sysctl_failed(sysctl: Sysctl, error: OSError) -> str:
         case errno.EACCES | errno.EPERM:
             return "this kernel does not let a pod change it"
         case _:
-            return f"cannot be written: {error.strerror}"
+            return f"cannot be written: {os.strerror(number)}"
 
 
 def write_proc(path: str, value: str) -> None:
@@ -245,7 +264,7 @@ def unpin(directory: Path | str) -> None:
     """
     root = Path(directory)
     try:
-        for kind in KINDS:
+        for kind in PINS:
             _unpin_one(root / kind)
     except OSError as error:
         raise syscall_error("unpin", root, error) from error
@@ -263,6 +282,11 @@ def _unpin_one(target: Path) -> None:
             break
     with suppress(FileNotFoundError, NotADirectoryError):
         target.unlink()
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Run ``function`` in a thread that ends with it, which may leave namespaces; its result or exception."""
+    return _Call(function).outcome()
 
 
 def run_in(netns_path: Path | str, function: Callable[[], T]) -> T:
