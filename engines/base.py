@@ -7,7 +7,7 @@ group ``forgeone.engines``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -265,12 +265,117 @@ class Namespaces:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerSettings:
+    """What a pod's runtime handler says about its containers in place of the engine's own settings.
+
+    ``seccomp`` is the profile (JSON) that RUNTIME_DEFAULT means; empty: the engine's. ``host_devices`` says whether a
+    privileged container has every device of the host.
+    """
+
+    seccomp: str = ""
+    host_devices: bool = True
+
+
+NO_SETTINGS = HandlerSettings()
+
+
+class HookStage(StrEnum):
+    """When a hook runs (OCI runtime spec, "POSIX-platform Hooks"); the value is the key in ``hooks``."""
+
+    PRESTART = "prestart"
+    CREATE_RUNTIME = "createRuntime"
+    CREATE_CONTAINER = "createContainer"
+    START_CONTAINER = "startContainer"
+    POSTSTART = "poststart"
+    POSTSTOP = "poststop"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program run at a point of a container's life. ``timeout`` in seconds, 0 where none was given.
+
+    ``args`` begin with the program's name for itself; ``env`` (``KEY=value``) empty means the engine's own.
+    """
+
+    stage: HookStage
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeEdit:
+    """A device node to add. ``None``, and an empty ``kind`` (else b, c, u or p), mean: as the one on the host has it.
+
+    Where even the owner is not given, the node belongs to the container's user. ``permissions`` may be empty.
+    """
+
+    path: str
+    host_path: str
+    kind: str = ""
+    major: int | None = None
+    minor: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    permissions: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class MountEdit:
+    """A mount in the words of the OCI runtime spec, taken as it is."""
+
+    destination: str
+    source: str
+    kind: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RdtEdit:
+    """The resctrl class a container is put into (OCI ``linux.intelRdt``)."""
+
+    clos_id: str = ""
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    schemata: tuple[str, ...] = ()
+    monitoring: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetDeviceEdit:
+    """A network interface of the host's that is moved into the pod, and its name there."""
+
+    host_name: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """What devices add to a container, besides what was asked for by itself (CDI ``containerEdits``)."""
+
+    env: tuple[str, ...] = ()
+    nodes: tuple[NodeEdit, ...] = ()
+    mounts: tuple[MountEdit, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    additional_gids: tuple[int, ...] = ()
+    rdt: RdtEdit | None = None
+    net_devices: tuple[NetDeviceEdit, ...] = ()
+
+
+NO_EDITS = Edits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPlan:
     """Everything an engine needs to create one container. All paths are absolute host paths.
 
     ``bundle`` is a directory of the container's own (config, pid file, control fifo); ``rootfs`` is mounted and ready;
     ``pod_mounts`` are ForgeOne's own (hosts, hostname, resolv.conf, shm); ``cgroup`` is the path of the container's
     cgroup below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
+    ``handler`` are the settings of its pod's runtime handler.
+    ``edits`` is what its devices bring with them, and ``pod_annotations`` are those of its pod.
     """
 
     container_id: str
@@ -285,6 +390,9 @@ class ContainerPlan:
     namespaces: Namespaces
     pod_mounts: tuple[Mount, ...]
     spec: ContainerSpec
+    handler: HandlerSettings = NO_SETTINGS
+    edits: Edits = NO_EDITS
+    pod_annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -423,6 +531,16 @@ class Engine(Protocol):
 
     def problems(self) -> list[Problem]:
         """What this host lacks for the engine to work."""
+
+    def check(self, settings: HandlerSettings) -> None:
+        """Whether the settings of a handler can be used; InvalidInput says why not."""
+
+    def reconfigure(self, config: Mapping[str, object]) -> Callable[[], tuple[str, ...]]:
+        """What puts a configuration (as the engine was built with) in force for containers to come; it cannot fail.
+
+        It returns the keys whose values are as before, but lead to something else now: a file with new content.
+        InvalidInput where it cannot be used; nothing has changed then. What needs a restart is as it was.
+        """
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Make what the sandbox needs beyond its namespaces; returns the path of a shared PID namespace or ``""``."""

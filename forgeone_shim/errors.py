@@ -58,8 +58,8 @@ class NotFound(ForgeError):
 
     kind = Kind.NOT_FOUND
 
-    def __init__(self, noun: str, name: str) -> None:
-        super().__init__(f"{noun} {name!r} not found")
+    def __init__(self, noun: str, name: str, *, fix: str = "") -> None:
+        super().__init__(f"{noun} {name!r} not found", fix=fix)
         self.noun = noun
         self.name = name
 
