@@ -62,7 +62,7 @@ def serve(config: Config, stop: threading.Event, read: Callable[[], Config], han
     streaming = StreamingServer(config.streaming, runtime)
     try:
         streaming.start()
-        reload = Reload(config, read, runtime)
+        reload = Reload(config, read, runtime, streaming)
         server = Server(
             config.grpc, services(config, runtime, reload, streaming), path=Path(config.socket), gid=config.socket_gid
         )

@@ -12,7 +12,8 @@ from queue import SimpleQueue
 import msgspec
 import structlog
 
-from forgeone_shim.config.logging import set_level
+from cri.streaming.server import StreamingServer
+from forgeone_shim.config import logging
 from forgeone_shim.config.model import Config
 from forgeone_shim.config.reload import Outcome, Reloader
 from forgeone_shim.errors import ForgeError
@@ -26,11 +27,13 @@ def shown(config: Config) -> dict[str, str]:
 
 
 class Reload:
-    """Applies a configuration to a runtime, to the log and to what Status shows, and tells the service manager."""
+    """Applies a configuration to a runtime, to streaming, the log and what Status shows, and tells systemd."""
 
-    def __init__(self, config: Config, read: Callable[[], Config], runtime: Runtime) -> None:
+    def __init__(
+        self, config: Config, read: Callable[[], Config], runtime: Runtime, streaming: StreamingServer
+    ) -> None:
         self.info = shown(config)
-        self._runtime = runtime
+        self._runtime, self._streaming = runtime, streaming
         self._reloader = Reloader(config, read, self._apply)
 
     def __call__(self) -> Outcome:
@@ -41,14 +44,21 @@ class Reload:
         # sd_notify(3): systemd orders what follows by the time of CLOCK_MONOTONIC.
         notify.notify(f"{notify.RELOADING}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            return self._reloader.reload()
+            outcome = self._reloader.reload()
+            self._runtime.configuration_refused("")
+            return outcome
+        except ForgeError as error:
+            self._runtime.configuration_refused(str(error))
+            raise
         finally:
             notify.notify(notify.READY)
 
-    def _apply(self, config: Config) -> None:
-        self._runtime.reconfigure(config)
-        set_level(config.log.level)
+    def _apply(self, config: Config) -> tuple[str, ...]:
+        changed = self._runtime.reconfigure(config)
+        self._streaming.reconfigure(config.streaming)
+        logging.change(config.log)
         self.info.update(shown(config))
+        return changed
 
 
 class Hangups:

@@ -103,7 +103,6 @@ class StreamingServer:
     def __init__(self, config: StreamingConfig, runtime: StreamsPort) -> None:
         self._config, self._runtime = config, runtime
         self._tokens: Tokens[Grant] = Tokens()
-        self._slots = threading.BoundedSemaphore(config.max_sessions)
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._listener: socket.socket | None = None
@@ -137,6 +136,10 @@ class StreamingServer:
         self._listener = listener
         self._acceptor = threading.Thread(target=self._accept, args=(listener,), name="streaming", daemon=True)
         self._acceptor.start()
+
+    def reconfigure(self, config: StreamingConfig) -> None:
+        """Sessions to come go by its limits; those under way go on."""
+        self._config = config
 
     def url(self, grant: Grant) -> str:
         """Where, and with which token, a client may use ``grant`` within a minute, once."""
@@ -186,8 +189,9 @@ class StreamingServer:
                 self._admit(sock, str(peer[0]), stop)
 
     def _admit(self, sock: socket.socket, peer: str, stop: int) -> None:
-        if not self._slots.acquire(blocking=False):
-            _log.warning("too many streaming sessions", peer=peer, limit=self._config.max_sessions)
+        limit = self._config.max_sessions
+        if self.sessions >= limit:
+            _log.warning("too many streaming sessions", peer=peer, limit=limit)
             with sock, contextlib.suppress(OSError):
                 sock.setblocking(False)
                 if not self._config.tls_cert_file:
@@ -206,7 +210,6 @@ class StreamingServer:
         sock.close()
         with self._lock:
             self._threads.discard(thread)
-        self._slots.release()
 
     def _run(self, sock: socket.socket, peer: str, stop: int) -> None:
         try:

@@ -14,7 +14,11 @@ def status(node: NodeStatus) -> pb.StatusResponse:
     default = next((handler.features for handler in node.handlers if not handler.name), None)
     return pb.StatusResponse(
         status=pb.RuntimeStatus(
-            conditions=[_condition("RuntimeReady", node.runtime), _condition("NetworkReady", node.network)]
+            conditions=[
+                _condition("RuntimeReady", node.runtime),
+                _condition("NetworkReady", node.network),
+                _condition("ConfigurationLoaded", node.configuration),
+            ]
         ),
         runtime_handlers=[
             pb.RuntimeHandler(

@@ -24,7 +24,7 @@ _OPTIMIZE, _BINARY_TREE = 8, 2
 _MAX_ARGUMENTS = 6
 _KEPT = 64
 # seccomp(3): the action's bits, and whether its low 16 bits carry a number.
-_ACTIONS = {
+ACTIONS = {
     "SCMP_ACT_KILL": (0x00000000, False),
     "SCMP_ACT_KILL_THREAD": (0x00000000, False),
     "SCMP_ACT_KILL_PROCESS": (0x80000000, False),
@@ -34,7 +34,7 @@ _ACTIONS = {
     "SCMP_ACT_LOG": (0x7FFC0000, False),
     "SCMP_ACT_ALLOW": (0x7FFF0000, False),
 }
-_OPERATORS = {
+OPERATORS = {
     f"SCMP_CMP_{name}": number for number, name in enumerate(("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ"), start=1)
 }
 
@@ -64,6 +64,11 @@ class Compiler:
             self._library: ctypes.CDLL | None = _load()
         except (OSError, AttributeError):
             self._library = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether the host has the library."""
+        return self._library is not None
 
     def compile(self, profile: Mapping[str, Any]) -> str | None:
         """The annotation's value for a profile (OCI ``linux.seccomp``); ``None``: let crun compile it."""
@@ -107,7 +112,7 @@ def _load() -> ctypes.CDLL:
 
 
 def _action(name: str, errno: object) -> int:
-    bits, numbered = _ACTIONS[name]
+    bits, numbered = ACTIONS[name]
     if not numbered:
         if errno is not None:
             raise NotCompilable
@@ -154,7 +159,7 @@ def _add(library: ctypes.CDLL, context: int, action: int, rule: Mapping[str, Any
     """As crun reads a rule: calls unknown to the library are left out, and conditions that name one argument twice
     are alternatives."""
     conditions = [
-        _Compare(int(c["index"]), _OPERATORS[c["op"]], int(c.get("value", 0)), int(c.get("valueTwo", 0)))
+        _Compare(int(c["index"]), OPERATORS[c["op"]], int(c.get("value", 0)), int(c.get("valueTwo", 0)))
         for c in rule.get("args") or ()
     ]
     if len(conditions) > _MAX_ARGUMENTS or any(condition.arg >= _MAX_ARGUMENTS for condition in conditions):

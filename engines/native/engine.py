@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal as signals
 import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,6 +20,7 @@ from engines.base import (
     ExecResult,
     Features,
     Handle,
+    HandlerSettings,
     Live,
     LiveState,
     Problem,
@@ -24,12 +28,25 @@ from engines.base import (
     SandboxPlan,
     Stdio,
 )
-from engines.native import capabilities, checks, conmon, console, execute, logs, lookup, seccomp, spec, updates
+from engines.native import (
+    capabilities,
+    checks,
+    conmon,
+    console,
+    execute,
+    logs,
+    lookup,
+    runtime_default,
+    seccomp,
+    spec,
+    updates,
+)
 from engines.native import host as hosts
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.resources import limits
+from engines.native.runtime_default import Template
 from engines.native.sandbox import Sandboxes
 from engines.native.sealed import SealedProgram
 from forgeone_shim.deadline import Deadline
@@ -52,6 +69,7 @@ _NEW_LIMITS = "limits.json"
 _GONE_SECONDS = 10.0
 _CONMON_SECONDS = 5.0
 _UPDATE_SECONDS = 10.0
+_PROFILES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +81,7 @@ class Settings:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = ""
+    seccomp_default_profile: str = ""
     log_size_max: int = 0
     log_rate: int = 0
 
@@ -80,6 +99,9 @@ class NativeEngine:
         self._log_limits = logs.Limits(size_max=settings.log_size_max, rate=settings.log_rate)
         self._containers = Containers(state / "crun")
         self._compiler = Compiler()
+        # A profile is parsed once, not for every container.
+        self._parsed = functools.lru_cache(_PROFILES)(runtime_default.parse)
+        self._default = self._read_default(settings)
         arguments = [f"--root={self._containers.root}"]
         if self._host.cgroups.driver is Driver.SYSTEMD:
             arguments.append("--systemd-cgroup")
@@ -109,6 +131,41 @@ class NativeEngine:
     def problems(self) -> list[Problem]:
         """What this host lacks for the engine to work."""
         return checks.problems(self._settings.crun, self._settings.conmon, self._settings.init, self._host)
+
+    def check(self, settings: HandlerSettings) -> None:
+        """Whether the settings of a handler can be used; InvalidInput says why not."""
+        if settings.seccomp:
+            runtime_default.checked("seccomp_profile", settings.seccomp, self._compiler)
+
+    def reconfigure(self, config: Mapping[str, Any]) -> Callable[[], tuple[str, ...]]:
+        """What puts ``native.seccomp_*`` and ``native.log_*`` in force; the programs and the cgroup driver stay.
+
+        InvalidInput where it cannot be used; nothing has changed then.
+        """
+        settings = Settings(**config["native"])
+        default = self._read_default(settings)
+        log_limits = logs.Limits(size_max=settings.log_size_max, rate=settings.log_rate)
+
+        def take() -> tuple[str, ...]:
+            old_path, old = self._settings.seccomp_default_profile, self._default
+            self._settings, self._default, self._log_limits = settings, default, log_limits
+            edited = old_path == settings.seccomp_default_profile and old != default
+            return ("native.seccomp_default_profile",) if edited else ()
+
+        return take
+
+    def _runtime_default(self, handler: HandlerSettings) -> spec.RuntimeDefault:
+        try:
+            template = self._parsed(handler.seccomp) if handler.seccomp else self._default
+        except ValueError as error:
+            raise FailedPrecondition(f"the pod's handler has a seccomp profile that cannot be used: {error}") from error
+        return seccomp.default_profile if template is None else template.profile
+
+    def _read_default(self, settings: Settings) -> Template | None:
+        path, key = settings.seccomp_default_profile, "native.seccomp_default_profile"
+        if not path:
+            return None
+        return runtime_default.checked(key, runtime_default.read(key, path), self._compiler)
 
     # Sandboxes
 
@@ -140,7 +197,8 @@ class NativeEngine:
         self._need_crun()
         self._need(self._programs.conmon, self._settings.conmon)
         deadline.check("before the container was created")
-        gathered = spec.gather(plan, self._host, self._settings.seccomp_profile_root)
+        root, default = self._settings.seccomp_profile_root, self._runtime_default(plan.handler)
+        gathered = spec.gather(plan, self._host, root, default)
         config = spec.config(plan, self._host, gathered, self._compiler.compile)
         handle = Handle(
             container_id=plan.container_id,

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from engines.base import Profile, ProfileType
@@ -205,10 +205,15 @@ def _normal_rule(field: str, rule: Mapping[str, object]) -> dict[str, object]:
     return normal
 
 
-def choose(profile: Profile | None, capabilities: Collection[str], root: str) -> dict[str, object] | None:
+def choose(
+    profile: Profile | None,
+    capabilities: Collection[str],
+    root: str,
+    runtime_default: Callable[[Collection[str]], dict[str, object]] = default_profile,
+) -> dict[str, object] | None:
     """The filter for a container's profile; ``None`` is no filter, which is also what an absent profile means (CRI)."""
     if profile is None or profile.type is ProfileType.UNCONFINED:
         return None
     if profile.type is ProfileType.RUNTIME_DEFAULT:
-        return default_profile(capabilities)
+        return runtime_default(capabilities)
     return local_profile(root, profile.localhost_ref)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ OCI_VERSION = "1.0.2"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 Json = dict[str, Any]
 CompileFilter = Callable[[Mapping[str, Any]], str | None]
+RuntimeDefault = Callable[[Collection[str]], Json]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,19 +33,21 @@ class Gathered:
     seccomp: Json | None = None
 
 
-def gather(plan: ContainerPlan, host: Host, seccomp_root: str) -> Gathered:
+def gather(
+    plan: ContainerPlan, host: Host, seccomp_root: str, runtime_default: RuntimeDefault = seccomp.default_profile
+) -> Gathered:
     """Read (and for missing mount sources, make) what the plan names on the host."""
     security = plan.spec.security
     asked = mounts.resolve(plan.spec.mounts)
     if plan.spec.cdi_devices:
         raise Unimplemented("CDI devices are not supported")
     nodes = devices.read(plan.spec.devices)
-    if security.privileged:
+    if security.privileged and plan.handler.host_devices:
         nodes = devices.all_of_host() + nodes
     profile = None
     if not security.privileged:
         held = capabilities.sets(security, host.capabilities)["bounding"]
-        profile = seccomp.choose(security.seccomp, held, seccomp_root)
+        profile = seccomp.choose(security.seccomp, held, seccomp_root, runtime_default)
     return Gathered(mounts=asked, mount_points=mounts.propagation_tags(asked), devices=nodes, seccomp=profile)
 
 
@@ -137,7 +140,7 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
     security = plan.spec.security
     listed, propagation = mounts.plan_mounts(plan, host, found.mounts, found.mount_points)
     limits = resources.limits(plan.spec.resources, host)
-    limits["devices"] = devices.rules(found.devices, privileged=security.privileged)
+    limits["devices"] = devices.rules(found.devices, privileged=security.privileged and plan.handler.host_devices)
     linux: Json = {
         "cgroupsPath": plan.cgroup,
         "namespaces": namespaces(plan.namespaces, cgroup=host.cgroups.mode is Mode.V2 and not security.privileged),

@@ -10,10 +10,11 @@ import os
 import re
 import stat
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
+from engines.base import HandlerSettings
 from forgeone_shim.config import checks
 from forgeone_shim.config.loader import checked
 from forgeone_shim.errors import InvalidInput
@@ -24,6 +25,9 @@ DEFAULT_ENGINE: Final = "native"
 
 _SUFFIX: Final = ".toml"
 _MAX_BYTES: Final = 1 << 20
+_MAX_PROFILE_BYTES: Final = 4 << 20
+_READ: Final = frozenset({"name", "seccomp"})
+"""Fields that are no keys of a file."""
 # What a RuntimeClass may name: a label as in RFC 1123.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -33,18 +37,28 @@ class Handler:
     """What a pod gets that asks for it by ``name``; the empty name is the default handler.
 
     ``engine`` runs its containers. ``cni_conf_dir`` is where the configuration of its pods' network is looked for;
-    empty: where it is for every other pod.
+    empty: where it is for every other pod. ``seccomp_profile`` is the file that ``seccomp`` was read from.
     """
 
     name: str = ""
     engine: str = DEFAULT_ENGINE
     cni_conf_dir: str = ""
+    privileged_without_host_devices: bool = False
+    seccomp_profile: str = ""
+    seccomp: str = ""
 
     def __post_init__(self) -> None:
         if not self.engine:
             raise InvalidInput("engine", "is empty")
         if self.cni_conf_dir:
             checks.absolute_path("cni_conf_dir", self.cni_conf_dir)
+        if self.seccomp_profile:
+            checks.absolute_path("seccomp_profile", self.seccomp_profile)
+
+    @property
+    def settings(self) -> HandlerSettings:
+        """What its engine is told."""
+        return HandlerSettings(seccomp=self.seccomp, host_devices=not self.privileged_without_host_devices)
 
 
 def read(directory: Path) -> tuple[Handler, ...]:
@@ -90,28 +104,31 @@ def parse(name: str, text: str) -> Handler:
 
 def _hints() -> dict[str, Any]:
     hints = get_type_hints(Handler)
-    return {item.name: hints[item.name] for item in fields(Handler) if item.name != "name"}
+    return {item.name: hints[item.name] for item in fields(Handler) if item.name not in _READ}
 
 
 def _handler(path: Path) -> Handler:
     try:
-        return parse(path.name.removesuffix(_SUFFIX), _text(path))
+        handler = parse(path.name.removesuffix(_SUFFIX), _text("content", path, _MAX_BYTES))
+        if not handler.seccomp_profile:
+            return handler
+        return replace(handler, seccomp=_text("seccomp_profile", Path(handler.seccomp_profile), _MAX_PROFILE_BYTES))
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error.field}", error.reason, fix=error.fix) from None
 
 
-def _text(path: Path) -> str:
+def _text(key: str, path: Path, limit: int) -> str:
     # A fifo would be waited for.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb") as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise InvalidInput("content", "is not a regular file")
-            found = file.read(_MAX_BYTES + 1)
-        if len(found) > _MAX_BYTES:
-            raise InvalidInput("content", f"is larger than {_MAX_BYTES} bytes")
+                raise InvalidInput(key, f"{path} is not a regular file")
+            found = file.read(limit + 1)
+        if len(found) > limit:
+            raise InvalidInput(key, f"{path} is larger than {limit} bytes")
         return found.decode()
     except OSError as error:
-        raise InvalidInput("content", f"cannot be read: {error.strerror}") from None
+        raise InvalidInput(key, f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise InvalidInput("content", f"is not UTF-8: {error.reason}") from None
+        raise InvalidInput(key, f"{path} is not UTF-8: {error.reason}") from None

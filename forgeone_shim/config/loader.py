@@ -19,6 +19,7 @@ import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -79,7 +80,7 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Config:
     values = _from_file(Path(explicit or DEFAULT_FILE), required=bool(explicit))
     values |= _from_environment(environ)
     values |= {key.path: _from_text(key.type, flags[key.path], key.flag) for key in keys() if key.path in flags}
-    config = _build(Config, values)
+    config = build(values)
     if print_config:
         sys.stdout.write(to_toml(config))
         raise SystemExit(0)
@@ -200,6 +201,19 @@ def _from_text(hint: Any, text: str, name: str) -> object:
         except ValueError:
             pass
     raise InvalidInput(name, f"must be {_NAMES[hint]}, got {text!r}")
+
+
+def values(config: Config) -> dict[str, object]:
+    """The value of every key, by its path."""
+    return {key.path: attrgetter(key.path)(config) for key in keys()}
+
+
+def build(values: Mapping[str, object]) -> Config:
+    """The configuration with these values of keys, and defaults for the rest.
+
+    :raises InvalidInput: a value is out of bounds.
+    """
+    return _build(Config, values)
 
 
 def _build(section: type[T], values: Mapping[str, object], prefix: str = "") -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
@@ -28,18 +28,10 @@ def setup(config: LogConfig, stream: TextIO | None = None) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if config.format == "json":
-        render: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(serializer=_to_json),
-        ]
-    else:
-        # Not the rich formatter: it prints local variables, and those may hold credentials.
-        plain = structlog.dev.plain_traceback
-        render = [structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)]
+    rendering = _Rendering(config.format, colours=out.isatty())
     structlog.configure(
-        processors=[gate, *shared, *render],
-        # Loggers are made once and kept, so what they let pass is decided later, by the gate.
+        processors=[gate, *shared, rendering],
+        # Loggers are made once and kept, so what they let pass and how it looks is decided later.
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=True,
@@ -48,18 +40,20 @@ def setup(config: LogConfig, stream: TextIO | None = None) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, rendering],
         )
     )
     logging.basicConfig(level=_libraries(level), handlers=[handler], force=True)
 
 
-def set_level(name: str) -> None:
-    """Change the level of every logger set up by :func:`setup`, those in use already included."""
-    level = logging.getLevelNamesMapping()[name.upper()]
+def change(config: LogConfig) -> None:
+    """Change level and format of every logger set up by :func:`setup`, those in use already included."""
+    level = logging.getLevelNamesMapping()[config.level.upper()]
     for processor in structlog.get_config()["processors"]:
         if isinstance(processor, _Gate):
             processor.level = level
+        elif isinstance(processor, _Rendering):
+            processor.take(config.format)
     logging.root.setLevel(_libraries(level))
 
 
@@ -75,6 +69,36 @@ class _Gate:
         if _LEVELS.get(method, logging.ERROR) < self.level:
             raise structlog.DropEvent
         return event
+
+
+class _Rendering:
+    """The last processor: an event as the text of a line."""
+
+    __slots__ = ("_colours", "_steps")
+
+    def __init__(self, format_: str, *, colours: bool) -> None:
+        self._colours = colours
+        self.take(format_)
+
+    def take(self, format_: str) -> None:
+        """Lines to come are in this format."""
+        if format_ == "json":
+            self._steps: tuple[structlog.typing.Processor, ...] = (
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(serializer=_to_json),
+            )
+        else:
+            # Not the rich formatter: it prints local variables, and those may hold credentials.
+            plain = structlog.dev.plain_traceback
+            self._steps = (structlog.dev.ConsoleRenderer(colors=self._colours, exception_formatter=plain),)
+
+    def __call__(
+        self, logger: object, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.ProcessorReturnValue:
+        found: Any = event
+        for step in self._steps:
+            found = step(logger, method, found)
+        return cast(structlog.typing.ProcessorReturnValue, found)
 
 
 def _libraries(level: int) -> int:

@@ -94,8 +94,12 @@ class NativeConfig:
         for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
             checks.program(f"native.{key}", value)
         checks.one_of("native.cgroup_driver", self.cgroup_driver, ("auto", "cgroupfs", "systemd"))
-        if self.seccomp_profile_root:
-            checks.absolute_path("native.seccomp_profile_root", self.seccomp_profile_root)
+        for key, path in (
+            ("seccomp_profile_root", self.seccomp_profile_root),
+            ("seccomp_default_profile", self.seccomp_default_profile),
+        ):
+            if path:
+                checks.absolute_path(f"native.{key}", path)
         for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
             if bytes_:
                 checks.in_range(f"native.{key}", bytes_, 64 * 1024, 2**62)
@@ -126,6 +130,7 @@ class StreamingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+    seccomp_default_profile: str = ""
 class Config:
     """Everything forgeoned reads at start. Paths are absolute."""
 

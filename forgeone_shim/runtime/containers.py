@@ -147,6 +147,7 @@ class Containers:
         deadline.check("before the container was created")
         entry.pid = self._p.engines[record.engine].create(plan, deadline)
         deadline.check("while the container was created")
+            handler=sandbox.record.handler.settings,
         with sandbox.state:
             self._require_ready(sandbox.record)
             self._step(entry, Event.BOOT, user=user)

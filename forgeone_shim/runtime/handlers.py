@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from engines.base import Engine
 from forgeone_shim.config.handlers import BUILT_IN_PREFIX, DEFAULT_ENGINE, Handler
 from forgeone_shim.errors import InvalidInput
 
@@ -11,19 +12,20 @@ from forgeone_shim.errors import InvalidInput
 class Handlers:
     """Looked up by every new pod, replaced as a whole by a reload. Thread-safe."""
 
-    def __init__(self, engines: Collection[str], files: Sequence[Handler]) -> None:
+    def __init__(self, engines: Mapping[str, Engine], files: Sequence[Handler]) -> None:
         """``engines`` are the installed ones.
 
-        :raises InvalidInput: one of ``files`` names another.
+        :raises InvalidInput: one of ``files`` names another, or what its engine cannot do.
         """
-        self._engines = tuple(sorted(engines))
+        self._engines = dict(sorted(engines.items()))
         self._known: dict[str, Handler] = {}
         self.plan(files)()
 
     def plan(self, files: Sequence[Handler]) -> Callable[[], None]:
         """What makes ``files`` the handlers for pods to come.
 
-        :raises InvalidInput: one names an engine that is not installed; nothing has changed then.
+        :raises InvalidInput: one names an engine that is not installed, or what its engine cannot do; nothing has
+            changed then.
         """
         known = {
             BUILT_IN_PREFIX + engine: Handler(name=BUILT_IN_PREFIX + engine, engine=engine) for engine in self._engines
@@ -37,6 +39,10 @@ class Handlers:
                     f"no engine {handler.engine!r} is installed",
                     fix=f"one of: {', '.join(self._engines)}",
                 )
+            try:
+                self._engines[handler.engine].check(handler.settings)
+            except InvalidInput as error:
+                raise InvalidInput(f"handler {handler.name}: {error.field}", error.reason, fix=error.fix) from None
             known[handler.name] = handler
 
         def take() -> None:

@@ -70,6 +70,7 @@ class Runtime:
         self.images = images
         self.lifecycle = parts.lifecycle
         self._p, self._locks = parts, locks
+        self._configuration = Condition(ready=True)
         self._containers = Containers(parts, images)
         self._running = Running(parts)
         self._sandboxes = Sandboxes(parts, self._containers)
@@ -123,14 +124,25 @@ class Runtime:
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         return runtime
 
-    def reconfigure(self, config: Config) -> None:
-        """What can change while it runs: handlers, how images are pulled and which are pinned.
+    def reconfigure(self, config: Config) -> tuple[str, ...]:
+        """What can change while it runs; returns what did besides keys of the configuration.
 
         :raises ForgeError: it cannot be used; nothing has changed then.
         """
-        take_handlers = self._p.handlers.plan(handler_files.read(Path(config.handlers_dir)))
+        before, files = self._p.handlers.all(), handler_files.read(Path(config.handlers_dir))
+        plain = asdict(config)
+        # All are asked before any changes, and cannot fail after that.
+        takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
+        take_handlers = self._p.handlers.plan(files)
         self.images.reconfigure(config.registry, config.pinned_images)
         take_handlers()
+        edited = [key for take in takes for key in take()]
+        different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
+        return (*edited, *(f"handler {name}" for name in sorted(different)))
+
+    def configuration_refused(self, why: str) -> None:
+        """What the last reload was refused for, for Status; empty: it was not."""
+        self._configuration = Condition(False, "Refused", why) if why else Condition(ready=True)
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
@@ -303,7 +315,8 @@ class Runtime:
         ready, reason, message = self._p.network.status()
         features = {name: engine.features() for name, engine in self._p.engines.items()}
         handlers = [HandlerStatus(handler.name, features[handler.engine]) for handler in self._p.handlers.all()]
-        return NodeStatus(self._runtime_condition(), Condition(ready, reason, message), tuple(handlers))
+        network = Condition(ready, reason, message)
+        return NodeStatus(self._runtime_condition(), network, tuple(handlers), self._configuration)
 
     def _runtime_condition(self) -> Condition:
         for name, engine in self._p.engines.items():

@@ -75,11 +75,12 @@ class HandlerStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """Answer to CRI Status."""
+    """Answer to CRI Status. ``configuration`` is not ready when the last reload was refused."""
 
     runtime: Condition
     network: Condition
     handlers: tuple[HandlerStatus, ...]
+    configuration: Condition = Condition(ready=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.base import HandlerSettings
 from forgeone_shim.config.handlers import Handler, parse, read
 from forgeone_shim.errors import InvalidInput
 
@@ -32,6 +33,9 @@ def test_no_directory_is_no_handlers(tmp_path: Path) -> None:
     [
         ('cni_confdir = "/x"', "cni_confdir", "did you mean 'cni_conf_dir'"),
         ('name = "other"', "name", "not a key"),
+        ('seccomp = "{}"', "seccomp", "not a key"),
+        ('privileged_without_host_devices = "yes"', "privileged_without_host_devices", "must be true or false"),
+        ('seccomp_profile = "strict.json"', "seccomp_profile", "not an absolute path"),
         ("engine = 1", "engine", "must be a string, got an integer"),
         ('engine = ""', "engine", "is empty"),
         ('cni_conf_dir = "etc"', "cni_conf_dir", "not an absolute path"),
@@ -66,4 +70,15 @@ def test_what_cannot_be_read_as_text_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     (tmp_path / "gpu.toml").write_bytes(b"#" * (1 << 20) + b"#")
     with pytest.raises(InvalidInput, match="larger"):
+        read(tmp_path)
+
+
+def test_a_handler_has_its_seccomp_profile_with_it(tmp_path: Path) -> None:
+    profile = tmp_path / "strict.json"
+    profile.write_text("{}")
+    (tmp_path / "gpu.toml").write_text(f'seccomp_profile = "{profile}"\nprivileged_without_host_devices = true\n')
+    (found,) = read(tmp_path)
+    assert found.settings == HandlerSettings(seccomp="{}", host_devices=False)
+    profile.unlink()
+    with pytest.raises(InvalidInput, match=f"gpu.toml: seccomp_profile: {profile} cannot be read"):
         read(tmp_path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from forgeone_shim.config.logging import set_level, setup
+from forgeone_shim.config.logging import change, setup
 from forgeone_shim.config.model import LogConfig
 
 
@@ -59,16 +59,33 @@ def test_a_traceback_shows_no_local_variables(form: str) -> None:
     assert "hunter2" not in out.getvalue()
 
 
+def test_the_format_changes_for_loggers_in_use() -> None:
+    out = io.StringIO()
+    setup(LogConfig(), out)
+    logger, library = structlog.get_logger("cri"), logging.getLogger("urllib3")
+    logger.info("one")
+    change(LogConfig(format="console"))
+    logger.info("two")
+    library.warning("three")
+    change(LogConfig())
+    library.warning("four")
+    first, second, third, fourth = out.getvalue().splitlines()
+    assert (json.loads(first)["event"], json.loads(fourth)["event"]) == ("one", "four")
+    assert "two" in second
+    assert "three" in third
+    assert "{" not in second + third
+
+
 def test_the_level_changes_for_loggers_in_use() -> None:
     out = io.StringIO()
     setup(LogConfig(), out)
     logger, library = structlog.get_logger("cri"), logging.getLogger("urllib3")
     logger.info("one")
     logger.debug("not yet")
-    set_level("debug")
+    change(LogConfig(level="debug"))
     logger.debug("two")
     library.debug("three")
-    set_level("error")
+    change(LogConfig(level="error"))
     logger.warning("no more")
     library.warning("no more")
     assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["one", "two", "three"]

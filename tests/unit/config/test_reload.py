@@ -16,13 +16,16 @@ def test_live_keys_change_and_the_others_wait_and_are_named() -> None:
         pinned_images=("pause*",),
         log=LogConfig(level="debug", format="console"),
         registry=RegistryConfig(keep_blobs=True),
+        grpc=GrpcConfig(threads=3),
         network=NetworkConfig(bridge="other0"),
     )
     outcome = plan(running, asked)
-    assert outcome.changed == ("pinned_images", "log.level", "registry.keep_blobs")
-    assert outcome.restart == ("log.format", "network.bridge")
+    assert outcome.changed == ("pinned_images", "log.level", "log.format", "registry.keep_blobs")
+    assert outcome.restart == ("grpc.threads", "network.bridge")
     assert outcome.config == Config(
-        pinned_images=("pause*",), log=LogConfig(level="debug"), registry=RegistryConfig(keep_blobs=True)
+        pinned_images=("pause*",),
+        log=LogConfig(level="debug", format="console"),
+        registry=RegistryConfig(keep_blobs=True),
     )
 
 
@@ -39,7 +42,12 @@ def test_every_live_key_exists() -> None:
 def test_a_bad_file_is_refused_whole_and_the_old_configuration_stays(tmp_path: Path) -> None:
     file, applied = tmp_path / "config.toml", list[Config]()
     file.write_text('pinned_images = ["a"]\n[log]\nlevel = "loud"\n')
-    reloader = Reloader(Config(), lambda: load(["--config", str(file)], {}), applied.append)
+
+    def apply(config: Config) -> tuple[str, ...]:
+        applied.append(config)
+        return ()
+
+    reloader = Reloader(Config(), lambda: load(["--config", str(file)], {}), apply)
     with pytest.raises(InvalidInput, match=r"log\.level: 'loud'"):
         reloader.reload()
     assert applied == []
@@ -52,12 +60,13 @@ def test_a_bad_file_is_refused_whole_and_the_old_configuration_stays(tmp_path: P
 def test_what_cannot_be_applied_is_tried_again_by_the_next_reload() -> None:
     refuse = [True]
 
-    def apply(_: Config) -> None:
+    def apply(_: Config) -> tuple[str, ...]:
         if refuse:
             refuse.pop()
             raise InternalError("no")
+        return ("handler gpu",)
 
     reloader = Reloader(Config(), lambda: Config(pinned_images=("a",)), apply)
     with pytest.raises(InternalError):
         reloader.reload()
-    assert reloader.reload().changed == ("pinned_images",)
+    assert reloader.reload().changed == ("pinned_images", "handler gpu")

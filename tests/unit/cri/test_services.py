@@ -57,11 +57,15 @@ def test_version(cri: RuntimeServiceStub) -> None:
     assert (answer.runtime_name, answer.runtime_version, answer.runtime_api_version) == ("forgeone", VERSION, "v1")
 
 
-def test_status_has_both_conditions_and_every_handler(cri: RuntimeServiceStub, runtime: FakeRuntime) -> None:
+def test_status_has_its_conditions_and_every_handler(cri: RuntimeServiceStub, runtime: FakeRuntime) -> None:
     runtime.features = Features(recursive_read_only_mounts=True, supplemental_groups_policy=True)
     answer = cri.Status(pb.StatusRequest())
     conditions = {c.type: (c.status, c.reason) for c in answer.status.conditions}
-    assert conditions == {"RuntimeReady": (True, ""), "NetworkReady": (False, "NoBridge")}
+    assert conditions == {
+        "RuntimeReady": (True, ""),
+        "NetworkReady": (False, "NoBridge"),
+        "ConfigurationLoaded": (True, ""),
+    }
     handlers = {h.name: h.features.recursive_read_only_mounts for h in answer.runtime_handlers}
     assert handlers == {"": True, "forgeone-native": True}
     assert answer.features.supplemental_groups_policy

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import pytest
 
+from engines.base import Engine, HandlerSettings
 from forgeone_shim.config.handlers import Handler
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.runtime.handlers import Handlers
 
 
+class Picky:
+    """The one thing of an engine that handlers ask."""
+
+    def check(self, settings: HandlerSettings) -> None:
+        if settings.seccomp == "bad":
+            raise InvalidInput("seccomp_profile", "is not one")
+
+
+def made(engines: Sequence[str], files: Sequence[Handler] = ()) -> Handlers:
+    return Handlers({name: cast(Engine, Picky()) for name in engines}, files)
+
+
 def test_each_engine_has_one_and_the_native_one_is_the_default() -> None:
-    handlers = Handlers({"wasm", "native"}, ())
+    handlers = made(["wasm", "native"])
     assert [one.name for one in handlers.all()] == ["", "forgeone-native", "forgeone-wasm"]
     assert handlers.find("").engine == "native"
     assert handlers.find("forgeone-wasm").engine == "wasm"
@@ -18,11 +34,11 @@ def test_each_engine_has_one_and_the_native_one_is_the_default() -> None:
 
 def test_without_the_native_engine_there_is_no_default() -> None:
     with pytest.raises(InvalidInput, match="there is no handler ''"):
-        Handlers({"wasm"}, ()).find("")
+        made(["wasm"]).find("")
 
 
 def test_files_add_handlers_and_a_reload_takes_them_away() -> None:
-    handlers = Handlers({"native"}, [Handler(name="gpu", cni_conf_dir="/x")])
+    handlers = made(["native"], [Handler(name="gpu", cni_conf_dir="/x")])
     assert handlers.find("gpu").cni_conf_dir == "/x"
     handlers.plan([])()
     with pytest.raises(InvalidInput, match=r"no handler 'gpu' \(one of: forgeone-native\)"):
@@ -30,7 +46,12 @@ def test_files_add_handlers_and_a_reload_takes_them_away() -> None:
 
 
 def test_a_handler_of_an_engine_that_is_not_installed_is_refused_and_nothing_changes() -> None:
-    handlers = Handlers({"native"}, [Handler(name="gpu")])
+    handlers = made(["native"], [Handler(name="gpu")])
     with pytest.raises(InvalidInput, match="handler sand: engine: no engine 'wasm'"):
         handlers.plan([Handler(name="other"), Handler(name="sand", engine="wasm")])
     assert [one.name for one in handlers.all()] == ["", "forgeone-native", "gpu"]
+
+
+def test_what_an_engine_cannot_do_is_refused_in_its_words() -> None:
+    with pytest.raises(InvalidInput, match="handler gpu: seccomp_profile: is not one"):
+        made(["native"], [Handler(name="gpu", seccomp="bad")])
