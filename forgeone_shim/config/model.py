@@ -87,6 +87,7 @@ class NativeConfig:
     init: str = "catatonit"
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = ""
+    seccomp_default_profile: str = ""
     log_size_max: int = 0
     log_rate: int = 0
 
@@ -130,7 +131,6 @@ class StreamingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-    seccomp_default_profile: str = ""
 class Config:
     """Everything forgeoned reads at start. Paths are absolute."""
 

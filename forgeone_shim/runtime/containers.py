@@ -143,11 +143,11 @@ class Containers:
             namespaces=placement.namespaces(self._p, sandbox.record, spec),
             pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
             spec=image_volumes.mounted(record, self._p.rootfs),
+            handler=sandbox.record.handler.settings,
         )
         deadline.check("before the container was created")
         entry.pid = self._p.engines[record.engine].create(plan, deadline)
         deadline.check("while the container was created")
-            handler=sandbox.record.handler.settings,
         with sandbox.state:
             self._require_ready(sandbox.record)
             self._step(entry, Event.BOOT, user=user)
