@@ -41,8 +41,12 @@ class ImageService:
         return response
 
     def PullImage(self, request: pb.PullImageRequest, call: Call) -> pb.PullImageResponse:
-        """The image's id, once it is here and whole."""
-        pulled = self._images.pull(image.reference(request.image), image.credentials(request), call.deadline)
+        """The image's id, once it is here and whole. Every handler runs the same images."""
+        reference = image.reference(request.image)
+        if request.image.runtime_handler:
+            self._runtime.check_handler(request.image.runtime_handler)
+        namespace = request.sandbox_config.metadata.namespace
+        pulled = self._images.pull(reference, image.credentials(request), call.deadline, namespace=namespace)
         return pb.PullImageResponse(image_ref=pulled.id)
 
     def RemoveImage(self, request: pb.RemoveImageRequest, _call: Call) -> pb.RemoveImageResponse:
@@ -78,5 +82,6 @@ def _info(found: Image) -> str:
             "created": found.created,
             "platform": "/".join(filter(None, (found.os, found.architecture, found.variant))),
             "manifest": found.manifest_digest,
+            "artifact": found.artifact,
         }
     ).decode()

@@ -23,8 +23,10 @@ class ImagesPort(Protocol):
         auth: Credentials | None,
         deadline: Deadline,
         progress: Callable[[LayerProgress], None] | None = None,
+        *,
+        namespace: str = "",
     ) -> Image:
-        """Bring an image here."""
+        """Bring an image here, for a pod of that namespace if one is known."""
 
     def resolve(self, ref: str) -> Image:
         """The image of that name; NotFound where there is none."""
@@ -49,6 +51,9 @@ class RuntimePort(Protocol):
     @property
     def images(self) -> ImagesPort:
         """The images."""
+
+    def check_handler(self, name: str) -> None:
+        """InvalidInput where there is no such runtime handler."""
 
     @property
     def meter(self) -> Meter:

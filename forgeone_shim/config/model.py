@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from forgeone_shim.config import checks
+from forgeone_shim.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,18 +47,27 @@ class RegistryConfig:
     progress_timeout: float = 60.0
     keep_blobs: bool = False
     platform: str = ""
+    auth_file: str = ""
+    namespaced_auth_dir: str = ""
 
     def __post_init__(self) -> None:
         checks.absolute_path("registry.config_path", self.config_path)
         checks.in_range("registry.max_concurrent_downloads", self.max_concurrent_downloads, 1, 64)
         checks.in_range("registry.progress_timeout", self.progress_timeout, 0.1, 86400)
         checks.platform("registry.platform", self.platform)
+        for key, path in (("auth_file", self.auth_file), ("namespaced_auth_dir", self.namespaced_auth_dir)):
+            if path:
+                checks.absolute_path(f"registry.{key}", path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
-    """The built-in pod network: one bridge, one IPv4 and (unless empty) one IPv6 range."""
+    """Which network pods get, and the built-in one: one bridge, one IPv4 and (unless empty) one IPv6 range.
 
+    ``mode``: ``builtin``, ``cni``, or ``auto``: CNI where there is a configuration for it.
+    """
+
+    mode: str = "auto"
     bridge: str = "forge0"
     table: str = "forgeone"
     link_prefix: str = "fo"
@@ -67,6 +77,7 @@ class NetworkConfig:
     masquerade: bool = True
 
     def __post_init__(self) -> None:
+        checks.one_of("network.mode", self.mode, ("auto", "builtin", "cni"))
         checks.interface_name("network.bridge", self.bridge)
         checks.identifier("network.table", self.table)
         checks.interface_prefix("network.link_prefix", self.link_prefix)
@@ -76,6 +87,34 @@ class NetworkConfig:
         if self.mtu:
             # RFC 8200 section 5: a link that carries IPv6 has an MTU of at least 1280; RFC 791: 576 for IPv4.
             checks.in_range("network.mtu", self.mtu, 1280 if self.ipv6 else 576, 65535)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CniConfig:
+    """Networks by CNI plugins. ``timeout`` is what one call of a plugin may take, in seconds."""
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    max_conf_num: int = 1
+    conf_template: str = ""
+    ip_preference: str = "ipv4"
+    in_process: bool = True
+    timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        checks.absolute_path("cni.conf_dir", self.conf_dir)
+        if not self.bin_dirs:
+            raise InvalidInput("cni.bin_dirs", "is empty")
+        for folder in self.bin_dirs:
+            checks.absolute_path("cni.bin_dirs", folder)
+            # CNI_PATH separates folders by it.
+            if ":" in folder:
+                raise InvalidInput("cni.bin_dirs", f"{folder!r} has a colon in it")
+        checks.in_range("cni.max_conf_num", self.max_conf_num, 0, 64)
+        if self.conf_template:
+            checks.absolute_path("cni.conf_template", self.conf_template)
+        checks.one_of("cni.ip_preference", self.ip_preference, ("ipv4", "ipv6", "cni"))
+        checks.in_range("cni.timeout", self.timeout, 0.1, 3600)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +184,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 

@@ -25,6 +25,7 @@ import msgspec
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InvalidInput, NotFound, syscall_error
+from forgeone_shim.fs.single import write_file
 from forgeone_shim.fs.sync import DelayedSync
 from forgeone_shim.fs.trees import remove_tree, tree_usage
 from forgeone_shim.fs.unpack import Stream, Unpacked, unpack
@@ -151,6 +152,31 @@ class LayerStore:
             return _info(record)
 
         return self._once(diff_id, deadline, make)
+
+    def keep(
+        self, layer_id: str, file: str, stream: Stream, deadline: Deadline, *, verify: Callable[[], None]
+    ) -> LayerInfo:
+        """Store ``stream`` to its end as the only file of the layer ``layer_id``; all or nothing.
+
+        ``file`` is a relative path, checked by the caller. ``verify`` is called when all was read, and may raise to
+        refuse it. Of several calls for one layer the others wait for the first.
+
+        :raises ResourceExhausted: the disk is full.
+        :raises DeadlineExceeded: the deadline passed.
+        """
+        home = self._home(layer_id)
+
+        def make() -> LayerInfo:
+            with self._sync.held(), self._workshop() as (name, _):
+                size, directories = write_file(self._root / name / TREE, file, stream, deadline)
+                verify()
+                record = _Record(size, directories + 1, opaque_root=False, implied=False, boot=self._boot)
+                (self._root / name / _RECORD).write_bytes(msgspec.json.encode(record))
+                self._commit(name, home)
+            self._sync.add(home / _SYNCED)
+            return _info(record)
+
+        return self._once(layer_id, deadline, make)
 
     def remove(self, diff_id: str) -> None:
         """Remove the layer; one that is not here is no error. No overlay may use it."""

@@ -13,8 +13,10 @@ from typing import Protocol
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, ResourceExhausted
+from forgeone_shim.registry.artifacts import EMPTY_CONFIG
 from forgeone_shim.registry.digest import algorithm, encoded, is_digest, matches
 from forgeone_shim.registry.manifest import (
+    MAX_CONFIG,
     MAX_INDEX_DEPTH,
     Compression,
     ConfigFile,
@@ -22,6 +24,7 @@ from forgeone_shim.registry.manifest import (
     Index,
     Manifest,
     Platform,
+    artifact_file,
     check_platform,
     choose,
     layer_format,
@@ -74,6 +77,11 @@ class Layers(Protocol):
     ) -> LayerUsage:
         """Unpack and commit a layer; ``verify`` is called right before and may raise to prevent it."""
 
+    def keep(
+        self, layer_id: str, file: str, stream: ByteStream, deadline: Deadline, *, verify: Callable[[], None]
+    ) -> LayerUsage:
+        """Store the stream as the only file of a layer; ``verify`` is called right before the commit."""
+
     def remove(self, diff_id: str) -> None:
         """Delete a layer; one that is not there is no error."""
 
@@ -82,6 +90,15 @@ class Layers(Protocol):
 
     def info(self, diff_id: str) -> LayerUsage:
         """What a layer takes on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A layer to have, and the blob it is made from; ``file`` is the name of an artifact's."""
+
+    diff_id: str
+    blob: Descriptor
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +111,15 @@ class Resolved:
     file: ConfigFile
     documents: Mapping[str, bytes]
 
-    def wanted(self) -> list[tuple[str, Descriptor]]:
+    def wanted(self) -> list[Wanted]:
         """Each different layer once, largest first, so that the longest work starts first."""
-        pairs = dict(zip(self.file.diff_ids, self.manifest.layers, strict=True))
-        return sorted(pairs.items(), key=lambda pair: -pair[1].size)
+        layers = self.manifest.layers
+        files = [part.file for part in self.manifest.parts] or [""] * len(layers)
+        found = {
+            diff_id: Wanted(diff_id, layer, file)
+            for diff_id, layer, file in zip(self.file.diff_ids, layers, files, strict=True)
+        }
+        return sorted(found.values(), key=lambda wanted: -wanted.blob.size)
 
 
 def resolve(source: Source, platform: Platform) -> Resolved:
@@ -116,6 +138,10 @@ def resolve(source: Source, platform: Platform) -> Resolved:
     parsed = document.content
     if isinstance(parsed, Index):
         raise FailedPrecondition(f"{reference}: more than {MAX_INDEX_DEPTH} indexes inside each other")
+    if parsed.artifact:
+        if parsed.config.media_type != EMPTY_CONFIG and parsed.config.size <= MAX_CONFIG:
+            documents[parsed.config.digest] = source.document(parsed.config)
+        return Resolved(target, document.digest, parsed, artifact_file(parsed), documents)
     config = source.document(parsed.config)
     documents[parsed.config.digest] = config
     file = parse_config(config, parsed, f"config {parsed.config.digest}")
@@ -228,17 +254,17 @@ class LayerFetcher:
         :raises ForgeError: the first failure; the layer is named.
         """
         wanted = resolved.wanted()
-        missing: list[tuple[str, Descriptor]] = []
-        for diff_id, blob in wanted:
-            here = self._layers.has(diff_id)
+        missing: list[Wanted] = []
+        for layer in wanted:
+            here, blob = self._layers.has(layer.diff_id), layer.blob
             listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS if here else LayerState.WAITING))
             if not here:
-                missing.append((diff_id, blob))
+                missing.append(layer)
         if not missing:
             return
         workers = min(self._parallel, len(missing))
         with ThreadPoolExecutor(workers, thread_name_prefix="layer") as pool:
-            tasks = [pool.submit(self._one, source, diff_id, blob, listener) for diff_id, blob in missing]
+            tasks = [pool.submit(self._one, source, layer, listener) for layer in missing]
             done, waiting = wait(tasks, return_when=FIRST_EXCEPTION)
             if waiting:
                 source.session.cancel()
@@ -246,25 +272,26 @@ class LayerFetcher:
         if failures:
             raise next((error for error in failures if not isinstance(error, Cancelled)), failures[0])
 
-    def _one(self, source: Source, diff_id: str, blob: Descriptor, listener: Listener) -> None:
-        with self._turns.take(diff_id, source.session):
-            if self._layers.has(diff_id):
+    def _one(self, source: Source, layer: Wanted, listener: Listener) -> None:
+        blob = layer.blob
+        with self._turns.take(layer.diff_id, source.session):
+            if self._layers.has(layer.diff_id):
                 listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS))
                 return
             source.session.check(f"before layer {blob.digest}")
             endpoints = source.blob_endpoints()
             for skip in range(max(1, len(endpoints))):
                 try:
-                    self._unpack(source, diff_id, blob, skip, listener)
+                    self._bring(source, layer, skip, listener)
                     break
                 except CorruptBlob:
                     if skip + 1 >= len(endpoints):
                         raise
             listener(LayerProgress(blob.digest, blob.size, blob.size, LayerState.DONE))
 
-    def _unpack(self, source: Source, diff_id: str, blob: Descriptor, skip: int, listener: Listener) -> None:
+    def _bring(self, source: Source, layer: Wanted, skip: int, listener: Listener) -> None:
         """Fetch from the endpoints that are left after ``skip`` of them served rubbish."""
-        done = 0
+        blob, done = layer.blob, 0
 
         def count(size: int) -> None:
             nonlocal done
@@ -276,10 +303,17 @@ class LayerFetcher:
             stream = BlobStream(source, blob, source.blob_endpoints()[skip:], on_bytes=count, copy=copy)
             stack.callback(stream.close)
             try:
-                packed = layer_format(blob, str(source.reference)) or stream.compression()
-                self._layers.unpack(diff_id, packed, stream, source.session.deadline, verify=stream.verify)
+                self._store(source, layer, stream)
             except Exception as error:
                 raise _cause(error, stream, f"{source.reference}: layer {blob.digest}") from None
+
+    def _store(self, source: Source, layer: Wanted, stream: BlobStream) -> None:
+        deadline = source.session.deadline
+        if layer.file:
+            self._layers.keep(layer.diff_id, layer.file, stream, deadline, verify=stream.verify)
+            return
+        packed = layer_format(layer.blob, str(source.reference)) or stream.compression()
+        self._layers.unpack(layer.diff_id, packed, stream, deadline, verify=stream.verify)
 
 
 def _cause(error: Exception, stream: BlobStream, name: str) -> Exception:

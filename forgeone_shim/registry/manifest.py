@@ -14,6 +14,8 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from forgeone_shim.errors import FailedPrecondition, NotFound, Unimplemented
+from forgeone_shim.registry import artifacts
+from forgeone_shim.registry.artifacts import Part
 from forgeone_shim.registry.digest import is_digest
 from forgeone_shim.registry.model import ImageConfig
 
@@ -62,6 +64,7 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
     digest: _Short
     size: _Size
     platform: Platform | None = None
+    annotations: dict[str, str] | None = None
 
 
 class _Document(msgspec.Struct, frozen=True, rename="camel"):
@@ -73,6 +76,7 @@ class _Document(msgspec.Struct, frozen=True, rename="camel"):
     config: Descriptor | None = None
     layers: Annotated[list[Descriptor], msgspec.Meta(max_length=_MAX_ENTRIES)] | None = None
     annotations: dict[str, str] | None = None
+    artifact_type: _Short | None = None
 
 
 class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
@@ -110,11 +114,16 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One image for one platform: its config and its layers, lowest first."""
+    """One image for one platform: its config and its layers, lowest first. ``artifact`` is the type of one.
+
+    An artifact's ``parts`` pair with its layers.
+    """
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
+    artifact: str = ""
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,7 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
     """Read an index or a manifest. ``content_type`` counts where the document does not say what it is.
 
     :raises Malformed: when it is malformed or claims to be two things.
-    :raises Unimplemented: when it is a kind of image ForgeOne does not run.
+    :raises Unimplemented: when it is a kind of manifest ForgeOne does not know.
     """
     document = _decode(data, _Document, name, MAX_MANIFEST)
     declared = content_type.partition(";")[0].strip().lower()
@@ -154,12 +163,29 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
     if len(document.layers) > MAX_LAYERS:
         raise _malformed(name, f"it has {len(document.layers)} layers; the kernel stacks {MAX_LAYERS}")
     config = _checked(document.config, name)
-    if config.media_type not in _CONFIGS:
-        raise Unimplemented(f"{name}: its config is {config.media_type[:100]!r}: an artifact, not a container image")
     layers = tuple(_checked(d, name) for d in document.layers)
+    if config.media_type not in _CONFIGS:
+        return _artifact(document, config, layers, name)
     for layer in layers:
         layer_format(layer, name)
     return Manifest(config, layers, dict(document.annotations or {}))
+
+
+def _artifact(document: _Document, config: Descriptor, layers: tuple[Descriptor, ...], name: str) -> Manifest:
+    kind = document.artifact_type or ("" if config.media_type == artifacts.EMPTY_CONFIG else config.media_type)
+    if not kind:
+        raise _malformed(name, "its config is empty, and it has no artifactType")
+    parts = []
+    for layer in layers:
+        try:
+            parts.append(artifacts.part(layer.digest, layer.annotations or {}))
+        except ValueError as error:
+            raise _malformed(name, f"layer {layer.digest} {error}") from None
+        if not parts[-1].file:
+            layer_format(layer, name)
+    if clash := artifacts.clash(parts):
+        raise _malformed(name, f"two of its layers take the place of {clash[:100]!r}")
+    return Manifest(config, layers, dict(document.annotations or {}), kind, tuple(parts))
 
 
 def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
@@ -195,6 +221,16 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
         raise _malformed(name, "its config holds a NUL character")
     return ConfigFile(
         config, diff_ids, Platform(file.os or "", file.architecture or "", file.variant), file.created or ""
+    )
+
+
+def artifact_file(manifest: Manifest) -> ConfigFile:
+    """What stands in for the config of an artifact: no command, the files as layers, no platform."""
+    return ConfigFile(
+        ImageConfig(),
+        tuple(found.layer_id for found in manifest.parts),
+        Platform(),
+        manifest.annotations.get(artifacts.CREATED, ""),
     )
 
 

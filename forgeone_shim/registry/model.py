@@ -36,6 +36,9 @@ class Image:
     ``id`` is the digest of the config (CRI: equal to ``PullImageResponse.image_ref``). ``layers`` are diff ids, lowest
     first, exactly as the config lists them: one diff id may occur twice. ``size`` is in bytes, unpacked. ``blobs`` are
     the digests of what is kept beside the layers: index, manifest, config, and layer blobs where the node keeps them.
+
+    ``artifact`` is the type of an OCI artifact, which is no container image: its layers hold files, it has no config of
+    how to run, and its ``id`` is the digest of its manifest.
     """
 
     id: str
@@ -52,6 +55,7 @@ class Image:
     variant: str = ""
     manifest_digest: str = ""
     blobs: tuple[str, ...] = ()
+    artifact: str = ""
 
     @property
     def uid(self) -> int | None:

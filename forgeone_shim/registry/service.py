@@ -24,6 +24,7 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
+from forgeone_shim.registry import authfiles
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
 from forgeone_shim.registry.hosts import endpoints_for
 from forgeone_shim.registry.manifest import Platform, host_platform
@@ -98,10 +99,19 @@ class ImageService:
         fetcher = LayerFetcher(self._layers, self._turns, blobs, config.max_concurrent_downloads)
         return _Settings(config, fetcher, host_platform(config.platform))
 
-    def pull(self, image: str, auth: Credentials | None, deadline: Deadline, progress: Progress | None = None) -> Image:
+    def pull(
+        self,
+        image: str,
+        auth: Credentials | None,
+        deadline: Deadline,
+        progress: Progress | None = None,
+        *,
+        namespace: str = "",
+    ) -> Image:
         """Bring an image here, or what is missing of it. Two pulls of one name with the same credentials are one.
 
-        ``progress`` is called from other threads.
+        Without ``auth``, credentials come from the files that the configuration names, those of the Kubernetes
+        ``namespace`` the image is for first. ``progress`` is called from other threads.
 
         :raises NotFound: the registry has no such image. PermissionDenied: it does not let us in.
         :raises DeadlineExceeded: the deadline passed or was abandoned, and nobody else waits: what was fetched for this
@@ -109,6 +119,9 @@ class ImageService:
         :raises Unavailable: no configured host could be reached, or a layer made no progress.
         """
         reference = Reference.parse(image)
+        if not auth:
+            files = self._settings.config
+            auth = authfiles.find(reference, namespace, namespaces=files.namespaced_auth_dir, node=files.auth_file)
         while True:
             deadline.check(f"before the pull of {reference}")
             flight, joined = self._board(reference, auth or None, deadline, progress)
@@ -260,8 +273,9 @@ class ImageService:
         for digest, data in resolved.documents.items():
             self._documents.write(digest, data)
         documents = sum(len(data) for data in resolved.documents.values())
+        artifact = resolved.manifest.artifact
         image = Image(
-            id=resolved.manifest.config.digest,
+            id=resolved.manifest_digest if artifact else resolved.manifest.config.digest,
             size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
             layers=file.diff_ids,
             config=file.config,
@@ -272,6 +286,7 @@ class ImageService:
             variant=file.platform.variant or "",
             manifest_digest=resolved.manifest_digest,
             blobs=settings.blob_digests(resolved),
+            artifact=artifact,
         )
         return self._records.commit(image, reference, resolved.target)
 

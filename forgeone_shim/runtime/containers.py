@@ -23,6 +23,7 @@ from forgeone_shim.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InternalError,
+    InvalidInput,
     NotFound,
 )
 from forgeone_shim.fs.users import resolve_user
@@ -76,6 +77,9 @@ class Containers:
                 )
             return existing.record.id
         image = self._images.resolve(spec.image)
+        if image.artifact:
+            what = f"{spec.image!r} is an OCI artifact ({image.artifact}): it has no command to run"
+            raise InvalidInput("config.image.image", what, fix="mount it as an image volume")
         record = self._plan(sandbox.record, spec, image)
         with sandbox.state:
             self._require_ready(sandbox.record)

@@ -325,6 +325,10 @@ class Runtime:
                     return Condition(False, "EngineNotUsable", f"{name}: {problem.what}; {problem.fix or problem.why}")
         return Condition(ready=True)
 
+    def check_handler(self, name: str) -> None:
+        """InvalidInput where there is no such runtime handler."""
+        self._p.handlers.find(name)
+
     @property
     def cgroup_driver(self) -> str:
         """``systemd`` or ``cgroupfs``, as the kubelet must use too."""

@@ -189,6 +189,29 @@ def push_index(registry: str, name: str, images: Mapping[str, BuiltImage]) -> st
     return f"{registry}/{repository}:{tag or 'latest'}"
 
 
+def push_artifact(registry: str, name: str, kind: str, files: Mapping[str, bytes]) -> str:
+    """Push files by their names as an OCI artifact of a type, as ``oras push`` does; returns the whole reference."""
+    repository, _, tag = name.partition(":")
+    empty = "application/vnd.oci.empty.v1+json"
+    layers = [
+        {**_descriptor(data, "application/octet-stream"), "annotations": {"org.opencontainers.image.title": title}}
+        for title, data in files.items()
+    ]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": kind,
+        "config": _descriptor(b"{}", empty),
+        "layers": layers,
+    }
+    with urllib3.PoolManager(retries=False) as http:
+        for blob in (*files.values(), b"{}"):
+            _push_blob(http, registry, repository, blob)
+        text = json.dumps(manifest).encode()
+        _put_manifest(http, registry, repository, tag or "latest", manifest=text, media_type=OCI_MANIFEST)
+    return f"{registry}/{repository}:{tag or 'latest'}"
+
+
 def _descriptor(blob: bytes, media_type: str) -> dict[str, object]:
     return {"mediaType": media_type, "digest": digest(blob), "size": len(blob)}
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from cri.streaming.server import Grant
 from engines.base import ContainerSpec, ExecResult, Features, Resources, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, NotFound
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
 from forgeone_shim.metrics.meter import ContainerReading, Meter, PodReading, PodSamples
 from forgeone_shim.metrics.network import Interface
@@ -40,6 +40,7 @@ class FakeImages:
 
     def __init__(self) -> None:
         self.store: dict[str, Image] = {}
+        self.namespaces: list[str] = []
         self.pulled_with: list[Credentials | None] = []
         self.arrived = threading.Event()
         self.arrived.set()
@@ -50,7 +51,10 @@ class FakeImages:
         auth: Credentials | None,
         deadline: Deadline,
         progress: Callable[[LayerProgress], None] | None = None,
+        *,
+        namespace: str = "",
     ) -> Image:
+        self.namespaces.append(namespace)
         self.arrived.wait(deadline.remaining())
         deadline.check("during the pull")
         self.pulled_with.append(auth)
@@ -152,6 +156,10 @@ class FakeRuntime:
         self._lock = threading.Lock()
         self._lifecycle = Lifecycle()
         self._events = EventHub(self._lifecycle, self._happening, limit=EVENTS)
+
+    def check_handler(self, name: str) -> None:
+        if name != "forgeone-native":
+            raise InvalidInput("runtime_handler", f"there is no handler {name!r}")
 
     def _id(self) -> str:
         with self._lock:

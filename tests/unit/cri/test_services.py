@@ -468,6 +468,20 @@ def test_a_pull_without_credentials_is_anonymous(images: ImageServiceStub, runti
     assert runtime.images.pulled_with == [None]
 
 
+def test_a_pull_tells_whose_pod_it_is_for(images: ImageServiceStub, runtime: FakeRuntime) -> None:
+    request = pb.PullImageRequest(image=pb.ImageSpec(image="busybox", runtime_handler="forgeone-native"))
+    request.sandbox_config.metadata.namespace = "blue"
+    images.PullImage(request)
+    assert runtime.images.namespaces == ["blue"]
+
+
+def test_a_pull_for_a_handler_that_is_not_there_is_refused(images: ImageServiceStub, runtime: FakeRuntime) -> None:
+    request = pb.PullImageRequest(image=pb.ImageSpec(image="busybox", runtime_handler="gpu"))
+    with pytest.raises(grpc.RpcError, match="no handler 'gpu'"):
+        images.PullImage(request)
+    assert runtime.images.pulled_with == []
+
+
 def test_both_filesystems_are_told(images: ImageServiceStub) -> None:
     answer = images.ImageFsInfo(pb.ImageFsInfoRequest())
     [of_images], [of_containers] = answer.image_filesystems, answer.container_filesystems

@@ -77,6 +77,18 @@ class DirectoryLayers:
             raise
         return self.info(diff_id)
 
+    def keep(
+        self, layer_id: str, file: str, stream: ByteStream, deadline: Deadline, *, verify: Callable[[], None]
+    ) -> Usage:
+        content, buffer = bytearray(), bytearray(64 * 1024)
+        while got := stream.readinto(buffer):
+            content += buffer[:got]
+        verify()
+        target = self.path(layer_id) / file
+        target.parent.mkdir(parents=True)
+        target.write_bytes(content)
+        return self.info(layer_id)
+
     def remove(self, diff_id: str) -> None:
         shutil.rmtree(self.path(diff_id), ignore_errors=True)
 

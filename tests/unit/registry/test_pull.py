@@ -338,7 +338,9 @@ def test_an_image_for_another_machine_is_not_found(node: Node, registry: FakeReg
     pull_fails(node, f"{registry.host}/app:v1", NotFound, "linux/amd64.*linux/s390x")
 
 
-def test_an_artifact_is_refused_clearly(node: Node, registry: FakeRegistry, contents: Contents) -> None:
+def test_an_image_without_a_filesystem_is_refused_clearly(
+    node: Node, registry: FakeRegistry, contents: Contents
+) -> None:
     contents.add_image("v1", layers=[])
     pull_fails(node, f"{registry.host}/app:v1", Unimplemented, "nothing to run")
 
