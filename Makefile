@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Arguments of the bench.
 BENCH ?=
+# Arguments of pytest in the guest (and --driver, --shell; see hack/guest).
+E2E ?=
 PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
 
 .PHONY: help
@@ -36,6 +38,10 @@ unit: setup ## the tests that need no root
 .PHONY: e2e
 e2e: setup ## the tests that need root
 	@$(SUDO) $(BIN)/python -m pytest -p no:cacheprovider tests/e2e
+
+.PHONY: e2e-v2
+e2e-v2: setup ## those in a guest with systemd and cgroup v2; E2E="tests/e2e/test_usage.py -k x"
+	@$(SUDO) $(BIN)/python -m hack.guest $(E2E)
 
 .PHONY: fmt
 fmt: setup ## format the code

@@ -1,0 +1,1 @@
+"""A Debian guest with systemd and unified cgroups (v2), booted to run the end-to-end tests inside: ``make e2e-v2``."""
