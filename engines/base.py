@@ -367,6 +367,27 @@ class Edits:
 NO_EDITS = Edits()
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceRate:
+    """A weight or a rate (bytes or operations a second) for one block device."""
+
+    major: int
+    minor: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockIO:
+    """Limits of block I/O. ``weight`` (10 to 1000, 0: none) is for every device that ``weights`` does not name."""
+
+    weight: int = 0
+    weights: tuple[DeviceRate, ...] = ()
+    read_bps: tuple[DeviceRate, ...] = ()
+    write_bps: tuple[DeviceRate, ...] = ()
+    read_iops: tuple[DeviceRate, ...] = ()
+    write_iops: tuple[DeviceRate, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerPlan:
     """Everything an engine needs to create one container. All paths are absolute host paths.
@@ -375,7 +396,8 @@ class ContainerPlan:
     ``pod_mounts`` are ForgeOne's own (hosts, hostname, resolv.conf, shm); ``cgroup`` is the path of the container's
     cgroup below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
     ``handler`` are the settings of its pod's runtime handler.
-    ``edits`` is what its devices bring with them, and ``pod_annotations`` are those of its pod.
+    ``edits`` is what its devices bring with them, and ``pod_annotations`` are those of its pod. ``rdt_class`` names a
+    resctrl group; empty where none was asked for.
     """
 
     container_id: str
@@ -393,6 +415,8 @@ class ContainerPlan:
     handler: HandlerSettings = NO_SETTINGS
     edits: Edits = NO_EDITS
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
+    blockio: BlockIO | None = None
+    rdt_class: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

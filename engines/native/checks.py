@@ -6,6 +6,7 @@ import os
 import re
 
 from engines.base import Problem
+from engines.native import apparmor
 from engines.native.host import Host
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
@@ -89,9 +90,9 @@ def _privileges(host: Host) -> list[Problem]:
     elif "CAP_SYS_RESOURCE" not in host.capabilities:
         why = f"no container can have an oom_score_adj below {host.oom_score_adj}"
         found.append(Problem("CAP_SYS_RESOURCE is missing", why, fatal=False))
-    if host.apparmor:
-        why = "containers that ask for RuntimeDefault run without an AppArmor profile; named ones are applied"
-        found.append(Problem("no default AppArmor profile is built in", why, fatal=False))
+    if host.apparmor and find_program("apparmor_parser") is None:
+        why = "containers run without ForgeOne's AppArmor profile, and those that ask for RuntimeDefault are refused"
+        found.append(Problem("apparmor_parser is not installed", why, apparmor.INSTALL, fatal=False))
     return found
 
 

@@ -8,11 +8,12 @@ import os
 import signal as signals
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import structlog
 
 from engines.base import (
     Console,
@@ -42,9 +43,12 @@ from engines.native import (
     updates,
 )
 from engines.native import host as hosts
+from engines.native.apparmor import AppArmor
+from engines.native.blockio import limit_io
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
+from engines.native.rdt import Resctrl, group_of
 from engines.native.resources import limits
 from engines.native.runtime_default import Template
 from engines.native.sandbox import Sandboxes
@@ -112,8 +116,14 @@ class NativeEngine:
             crun_arguments=tuple(arguments),
             environment=hosts.environment(),
         )
+        self._resctrl = Resctrl()
         self._sandboxes = Sandboxes(self._host, self._programs, self._containers, self._compiler.compile)
+        # Without this capability the kernel takes no profile.
+        parser = find_program("apparmor_parser") if "CAP_MAC_ADMIN" in self._host.capabilities else None
+        self._apparmor = AppArmor(enabled=self._host.apparmor, parser=parser or "")
         threading.Thread(target=self._compile_common, daemon=True).start()
+        if self._host.apparmor and parser:
+            threading.Thread(target=self._load_apparmor, daemon=True).start()
 
     @property
     def name(self) -> str:
@@ -199,7 +209,12 @@ class NativeEngine:
         deadline.check("before the container was created")
         root, default = self._settings.seccomp_profile_root, self._runtime_default(plan.handler)
         gathered = spec.gather(plan, self._host, root, default)
+        apparmor = self._apparmor.choose(plan.spec.security.apparmor, privileged=plan.spec.security.privileged)
+        gathered = replace(gathered, apparmor=apparmor)
         config = spec.config(plan, self._host, gathered, self._compiler.compile)
+        group = self._resctrl.group(plan.rdt_class)
+        if group:
+            config["linux"]["intelRdt"] = {"closID": group}
         handle = Handle(
             container_id=plan.container_id,
             sandbox_id=plan.sandbox_id,
@@ -215,6 +230,9 @@ class NativeEngine:
             except OSError as error:
                 raise syscall_error("write", plan.bundle, error) from error
             pid = conmon.create(plan, self._programs, self._log_limits, deadline)
+            self._resctrl.place(group, pid)
+            if plan.blockio is not None:
+                limit_io(plan.blockio, self._host.cgroups, plan.cgroup)
             undo.pop_all()
         return pid
 
@@ -313,7 +331,8 @@ class NativeEngine:
         self._check_command(handle, process, argv[0])
         try:
             encoded = msgspec.json.encode(process)
-            return execute.run(self._programs, handle.container_id, encoded, timeout, limit)
+            with self._resctrl.entered(group_of(config)):
+                return execute.run(self._programs, handle.container_id, encoded, timeout, limit)
         except InternalError as error:
             state = self.look(handle).state
             if state is not LiveState.RUNNING:
@@ -330,7 +349,8 @@ class NativeEngine:
         process = spec.exec_process(config, argv, tty=stdio.tty)
         self._check_command(handle, process, argv[0])
         encoded = msgspec.json.encode(process)
-        return console.executed(self._programs, handle.container_id, handle.bundle, encoded, stdio)
+        with self._resctrl.entered(group_of(config)):
+            return console.executed(self._programs, handle.container_id, handle.bundle, encoded, stdio)
 
     def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
         """The streams of the container's first process from now on, as conmon passes them on."""
@@ -379,6 +399,13 @@ class NativeEngine:
         """The filters that nearly every pod wants, before the first one asks."""
         for names in (capabilities.DEFAULT & self._host.capabilities, ()):
             self._compiler.compile(seccomp.default_profile(names))
+
+    def _load_apparmor(self) -> None:
+        """The default profile as this forgeoned has it, before the first pod asks."""
+        try:
+            self._apparmor.load_default(Deadline.after(_UPDATE_SECONDS))
+        except ForgeError as error:
+            structlog.get_logger("native").warning("no default AppArmor profile", error=str(error))
 
     def _warm(self) -> None:
         """Beside what comes next, so that crun's moves into cgroups need not wait for the kernel."""

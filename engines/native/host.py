@@ -55,7 +55,8 @@ def read(driver: str) -> Host:
         cgroups=found,
         capabilities=capabilities.from_mask(bounding & permitted),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
-        apparmor=_reads("/sys/module/apparmor/parameters/enabled").startswith("Y"),
+        apparmor=_reads("/sys/module/apparmor/parameters/enabled").startswith("Y")
+        and Path("/sys/kernel/security/apparmor/profiles").exists(),
         selinux=Path("/sys/fs/selinux/enforce").exists(),
         swap_limit=_swap_limit(found, memory),
         hugepage_sizes=_hugepage_sizes(found),

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from engines.base import ContainerPlan, Mount, Namespaces, Process, Profile, ProfileType, SELinux, User
+from engines.base import ContainerPlan, Mount, Namespaces, Process, SELinux, User
 from engines.native import bpf, capabilities, devices, mounts, resources, seccomp
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
-from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
+from forgeone_shim.errors import InvalidInput, Unimplemented
 from forgeone_shim.kernel.cgroups import Mode
 
 OCI_VERSION = "1.0.2"
@@ -25,12 +25,14 @@ RuntimeDefault = Callable[[Collection[str]], Json]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathered:
-    """What one plan needs to know of the host's files: resolved mounts, devices, the seccomp filter."""
+    """What one plan needs to know of the host's files: resolved mounts, devices, the seccomp filter, and the AppArmor
+    profile to enter (empty: none)."""
 
     mounts: tuple[Mount, ...] = ()
     mount_points: Mapping[str, MountPoint]
     devices: tuple[Node, ...] = ()
     seccomp: Json | None = None
+    apparmor: str = ""
 
 
 def gather(
@@ -94,25 +96,10 @@ def process(plan: ContainerPlan, host: Host) -> Json:
     }
     if not str(found["cwd"]).startswith("/"):
         raise InvalidInput("working_dir", f"{asked.cwd!r} is not absolute")
-    profile = apparmor(security.apparmor, host)
-    if profile and not security.privileged:
-        found["apparmorProfile"] = profile
     label = selinux(security.selinux, host)
     if label:
         found["selinuxLabel"] = label
     return found
-
-
-def apparmor(profile: Profile | None, host: Host) -> str:
-    """The AppArmor profile to enter; a named one cannot be honoured on a host without AppArmor."""
-    if profile is None or profile.type is not ProfileType.LOCALHOST:
-        return ""
-    name = profile.localhost_ref.removeprefix("localhost/")
-    if not host.apparmor:
-        raise FailedPrecondition(f"AppArmor profile {name!r} was asked for, but this host has no AppArmor")
-    if not name:
-        raise InvalidInput("linux.security_context.apparmor.localhost_ref", "is empty")
-    return name
 
 
 def selinux(label: SELinux | None, host: Host) -> str:
@@ -162,6 +149,8 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
         "mounts": listed,
         "linux": linux,
     }
+    if found.apparmor:
+        whole["process"]["apparmorProfile"] = found.apparmor
     if found.seccomp is not None:
         add_filter(whole, found.seccomp, compile_filter)
     return whole

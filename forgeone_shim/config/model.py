@@ -146,6 +146,19 @@ class NativeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcesConfig:
+    """Classes of resources that pods choose by annotation. The file is goresctrl's, YAML or JSON; empty: none."""
+
+    blockio_config_file: str = ""
+
+    def __post_init__(self) -> None:
+        if self.blockio_config_file:
+            checks.absolute_path("resources.blockio_config_file", self.blockio_config_file)
+            if not self.blockio_config_file.endswith((".yaml", ".json")):
+                raise InvalidInput("resources.blockio_config_file", "must end with .yaml or .json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingConfig:
     """Where clients stream exec, attach and port-forward through; port 0 is any free one, ``idle_timeout`` in seconds.
 
@@ -186,6 +199,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:

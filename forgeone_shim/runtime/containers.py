@@ -30,7 +30,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import image_volumes, placement
+from forgeone_shim.runtime import classes, image_volumes, placement
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
@@ -146,7 +146,9 @@ class Containers:
             process=process(spec, image.config, user),
             namespaces=placement.namespaces(self._p, sandbox.record, spec),
             pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
-            spec=image_volumes.mounted(record, self._p.rootfs),
+            spec=classes.applied(sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs)),
+            blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, sandbox.record.spec, spec)),
+            rdt_class=classes.name(classes.RDT, sandbox.record.spec, spec),
             handler=sandbox.record.handler.settings,
         )
         deadline.check("before the container was created")

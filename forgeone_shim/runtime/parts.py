@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engines.base import Engine, Handle
 from forgeone_shim.config.model import Config
+from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel.cgroups import CgroupHost
@@ -39,6 +40,7 @@ class Parts:
     cgroups: CgroupHost
     sandboxes: Table[SandboxRecord]
     containers: Table[ContainerRecord]
+    blockio: Classes
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

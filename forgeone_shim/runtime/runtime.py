@@ -21,6 +21,7 @@ from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, 
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
@@ -114,6 +115,7 @@ class Runtime:
             cgroups=cgroups.detect(config.native.cgroup_driver),
             sandboxes=Table(store, SANDBOX_KIND, "sandbox", SandboxRecord),
             containers=containers,
+            blockio=Classes(config.resources.blockio_config_file),
         )
         layers.recover()
         images = ImageService(

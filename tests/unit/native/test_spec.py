@@ -398,13 +398,11 @@ def test_the_caller_s_annotations_never_reach_crun(plan: PlanMaker, host: Host) 
     assert "annotations" not in made(asked, host)
 
 
-def test_an_apparmor_profile_needs_apparmor(plan: PlanMaker, host: Host) -> None:
-    named = plan(security=Security(apparmor=Profile(ProfileType.LOCALHOST, "localhost/mine")))
-    with pytest.raises(FailedPrecondition, match=r"'mine'.*no AppArmor"):
-        made(named, host)
-    assert made(named, make_host(apparmor=True))["process"]["apparmorProfile"] == "mine"
-    for free in (ProfileType.UNCONFINED, ProfileType.RUNTIME_DEFAULT):
-        assert "apparmorProfile" not in made(plan(security=Security(apparmor=Profile(free))), host)["process"]
+def test_the_profile_found_is_entered_by_execs_too(plan: PlanMaker, host: Host) -> None:
+    assert "apparmorProfile" not in made(plan(), host)["process"]
+    config = made(plan(), host, apparmor="mine")
+    assert config["process"]["apparmorProfile"] == "mine"
+    assert spec.exec_process(json.dumps(config).encode(), ("true",))["apparmorProfile"] == "mine"
 
 
 def test_selinux_labels_are_set_only_where_selinux_runs(plan: PlanMaker, host: Host) -> None:

@@ -183,6 +183,8 @@ def test_an_engine_is_built_from_plain_data(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_an_apparmor_host_is_told_what_runtime_default_means_there() -> None:
+def test_an_apparmor_host_without_its_parser_is_told_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
     found = checks.problems("/bin/true", "/bin/true", "/bin/true", make_host(apparmor=True))
-    assert any("AppArmor" in problem.what and not problem.fatal for problem in found)
+    assert any("apparmor_parser" in problem.what and not problem.fatal for problem in found)
+    assert not any("apparmor" in problem.what for problem in checks.problems("true", "true", "true", make_host()))
