@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -20,51 +20,16 @@ from forgeone_shim.config.model import NetworkConfig
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
 from forgeone_shim.network import bridge, conntrack, nftables
 from forgeone_shim.network.bridge import Bridge
+from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.host import has_ipv6
 from forgeone_shim.network.hostports import Element, HostPort, elements, plan_host_ports
 from forgeone_shim.network.ipam import Intent, Ipam, Stage
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, Pool
 from forgeone_shim.network.plan import POD_INTERFACE, Layout, plan_layout
+from forgeone_shim.network.turns import Turns
 from forgeone_shim.state.store import StateStore
 
 _ALIAS_MAX = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """What a pod got: its addresses (IPv4 first), the name of its interface and that one's MAC."""
-
-    ips: tuple[str, ...]
-    interface: str
-    mac: str
-
-
-@dataclass(slots=True)
-class _Turn:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    users: int = 0
-
-
-class _Turns:
-    """One lock for each sandbox that is being worked on."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._turns: dict[str, _Turn] = {}
-
-    @contextmanager
-    def hold(self, sandbox_id: str) -> Iterator[None]:
-        with self._guard:
-            turn = self._turns.setdefault(sandbox_id, _Turn())
-            turn.users += 1
-        try:
-            with turn.lock:
-                yield
-        finally:
-            with self._guard:
-                turn.users -= 1
-                if not turn.users:
-                    del self._turns[sandbox_id]
 
 
 class PodNetwork:
@@ -79,7 +44,7 @@ class PodNetwork:
     def __init__(self, config: NetworkConfig, store: StateStore) -> None:
         self._configured = plan_layout(config)
         self._ipam = Ipam(store)
-        self._turns = _Turns()
+        self._turns = Turns()
         self._preparing = threading.Lock()
         self._layout: Layout | None = None
         self._idle = threading.Condition()
@@ -153,6 +118,10 @@ class PodNetwork:
         """What a pod has, ``None`` unless it is attached."""
         intent = self._ipam.intent(sandbox_id)
         return _attachment(intent) if intent is not None and intent.stage is Stage.ATTACHED else None
+
+    def in_use(self) -> bool:
+        """Whether any pod has, or was to have, anything of it."""
+        return bool(self._ipam.intents())
 
     def reconcile(self, known: set[str] | Callable[[], set[str]]) -> tuple[str, ...]:
         """Finish what was cut off: undo every pod that is leaving or not among the known sandboxes.

@@ -21,7 +21,7 @@ import grpc
 from cri.api import runtime_pb2 as cri
 from cri.api import runtime_pb2_grpc as cri_grpc
 from forgeone_shim.config.loader import to_toml
-from forgeone_shim.config.model import Config, LogConfig, NetworkConfig, RegistryConfig
+from forgeone_shim.config.model import CniConfig, Config, LogConfig, NetworkConfig, RegistryConfig
 from hack.lab import leaks, notify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -165,6 +165,7 @@ class Daemon:
             handlers_dir=str(self.directory / "handlers.d"),
             log=LogConfig(level="debug", format="json"),
             registry=RegistryConfig(config_path=str(self.directory / "certs.d")),
+            cni=CniConfig(conf_dir=str(self.directory / "cni")),
             network=NetworkConfig(
                 bridge=f"brf{self.tag}",
                 table=f"forgeone_{self.tag}",

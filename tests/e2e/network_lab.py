@@ -20,7 +20,8 @@ from engines.base import PortMapping
 from forgeone_shim.config.model import NetworkConfig
 from forgeone_shim.kernel import namespaces
 from forgeone_shim.kernel.syscalls import number, syscall
-from forgeone_shim.network.pod import Attachment, PodNetwork
+from forgeone_shim.network.facts import Attachment
+from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.state.store import StateStore
 
 T = TypeVar("T")

@@ -1,0 +1,41 @@
+"""What a network is told of the pod it takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from engines.base import DNSConfig, PortMapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodFacts:
+    """A pod to attach. ``netns`` is the path of its network namespace.
+
+    ``conf_dir`` is the folder of CNI configurations of the pod's runtime handler; empty: the node's.
+    """
+
+    sandbox_id: str
+    netns: str
+    name: str = ""
+    namespace: str = ""
+    uid: str = ""
+    hostname: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    port_mappings: tuple[PortMapping, ...] = ()
+    dns: DNSConfig | None = None
+    cgroup_parent: str = ""
+    conf_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """What a pod got: its addresses (the preferred one first), the name of its interface and that one's MAC.
+
+    ``dns`` is what the network says of name servers, if it does.
+    """
+
+    ips: tuple[str, ...]
+    interface: str
+    mac: str
+    dns: DNSConfig | None = None

@@ -1,0 +1,131 @@
+"""The pods' network, whichever it is: the built-in one or what CNI configurations describe.
+
+Which one a pod gets is decided when it is attached; from then on it is the one that has it stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from forgeone_shim.config.model import CniConfig, NetworkConfig
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.network.cni import generated
+from forgeone_shim.network.cni.network import CniNetwork, Find, Retry
+from forgeone_shim.network.cni.plugin import Json
+from forgeone_shim.network.cni.results import prefer
+from forgeone_shim.network.facts import Attachment, PodFacts
+from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.state.store import StateStore
+
+_RANGES: Final = "network.ranges"
+_NODE: Final = "node"
+
+
+class Network:
+    """Thread-safe. The parameters are those of :class:`PodNetwork` and :class:`CniNetwork`.
+
+    :raises InvalidInput: a setting cannot be used.
+    """
+
+    def __init__(self, config: NetworkConfig, cni: CniConfig, store: StateStore, find: Find, retry: Retry) -> None:
+        self._config, self._cni_config, self._store, self._retry = config, cni, store, retry
+        self._builtin = PodNetwork(config, store)
+        self._cni = CniNetwork(cni, store, find, retry)
+        self._cni.use_ranges(store.get(_RANGES, _NODE, tuple[str, ...]) or ())
+        self._log = structlog.get_logger("network")
+
+    def reconfigure(self, mode: str, cni: CniConfig, conf_dirs: set[str]) -> None:
+        """For pods to come: the mode, what counts for CNI, and the folders of it that runtime handlers name."""
+        self._config, self._cni_config = replace(self._config, mode=mode), cni
+        self._cni.reconfigure(cni, conf_dirs | {cni.conf_dir})
+
+    def attach(
+        self, pod: PodFacts, pinned: Callable[[], object] = lambda: None, deadline: Deadline = NEVER
+    ) -> Attachment:
+        """Connect the network namespace of a pod. A pod that is attached already keeps what it has.
+
+        ``pinned`` returns once the namespace is there, or raises: what comes before that is done meanwhile. On failure
+        everything is undone, if need be later.
+
+        :raises InvalidInput: the pod asks for what cannot be.
+        :raises FailedPrecondition: another pod has one of the host ports, or CNI has no configuration it can use.
+        :raises ResourceExhausted: every address is taken.
+        :raises NotFound: there is no network namespace at ``pod.netns``.
+        :raises DeadlineExceeded: the deadline passed first.
+        :raises InternalError: the kernel refused.
+        :raises CniError: a plugin refused or failed.
+        """
+        if self._cni.has(pod.sandbox_id) or self._by_cni(pod.conf_dir):
+            return self._cni.attach(pod, pinned, deadline)
+        got = self._builtin.attach(pod.sandbox_id, pod.netns, pod.port_mappings, pinned=pinned)
+        return replace(got, ips=prefer(got.ips, self._cni_config.ip_preference))
+
+    def detach(self, sandbox_id: str) -> None:
+        """Take a pod off its network. Its host ports are free when this returns.
+
+        A pod that is not attached is no error, nor is a network namespace that is gone.
+
+        :raises InternalError: the kernel refused; :meth:`reconcile`, or calling this again, goes on.
+        :raises CniError: a plugin failed; it is tried again until it succeeds, and by each further call.
+        """
+        if self._cni.has(sandbox_id):
+            self._cni.detach(sandbox_id)
+        else:
+            self._builtin.detach(sandbox_id)
+
+    def details(self, sandbox_id: str) -> Json:
+        """What there is to tell people of a pod's network; empty for the built-in one."""
+        return self._cni.details(sandbox_id)
+
+    def reconcile(self, known: Callable[[], set[str]]) -> tuple[str, ...]:
+        """Finish what was cut off; the ids of the pods that are left to do. See :meth:`PodNetwork.reconcile`."""
+        return (*self._builtin.reconcile(known), *self._cni.reconcile(known))
+
+    def recovered(self) -> None:
+        """After a start: have CNI's plugins check the pods that are attached, and collect what belongs to no pod."""
+        if self._cni.in_use():
+            self._retry("check the pods' networks", self._cni.check)
+        if self._by_cni(""):
+            self._retry("collect garbage of the networks", self._cni.collect_garbage)
+
+    def status(self) -> tuple[bool, str, str]:
+        """``(ready, reason, message)`` as CRI's NetworkReady wants it; repairs what someone removed."""
+        if not self._by_cni(""):
+            return self._builtin.status()
+        if self._builtin.in_use():
+            ready, _, message = self._builtin.status()
+            if not ready:
+                self._log.warning("the built-in network that pods are still on is not whole", error=message)
+        return self._cni.status()
+
+    def settle(self, timeout: float | None = None) -> bool:
+        """Wait until no detached pod's link is left to delete, ``timeout`` seconds at most; says whether that is so."""
+        return self._builtin.settle(timeout)
+
+    def use_ranges(self, ranges: tuple[str, ...]) -> None:
+        """The node's ranges of pod addresses, as the control plane has given them; they outlive this process.
+
+        :raises InvalidInput: the template for a configuration with them cannot be used.
+        :raises InternalError: the configuration cannot be written.
+        """
+        self._store.put(_RANGES, _NODE, ranges)
+        self._cni.use_ranges(ranges)
+        if self._cni_config.conf_template and self._config.mode != "builtin":
+            written = generated.write(self._cni_config, ranges)
+            self._log.info("network configuration from the template", folder=self._cni_config.conf_dir, written=written)
+        elif not self._by_cni("") and not set(ranges) <= {self._config.ipv4, self._config.ipv6}:
+            self._log.warning("pod CIDR differs from the configured ranges", cidr=",".join(ranges))
+
+    def close(self) -> None:
+        """Stop watching for configurations."""
+        self._cni.close()
+
+    def _by_cni(self, conf_dir: str) -> bool:
+        """Whether a new pod is for CNI: where its runtime handler names a folder for it, always."""
+        if conf_dir or self._config.mode == "cni":
+            return True
+        return self._config.mode == "auto" and (bool(self._cni_config.conf_template) or self._cni.folder().present)
