@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from engines.base import (
     ContainerPlan,
     ContainerSpec,
@@ -49,6 +51,7 @@ class Containers:
         self._p, self._images = parts, images
         self._flights: Flights[str] = Flights()
         self._watch: ExitWatch | None = None
+        self._log = structlog.get_logger("containers")
 
     def watch(self, watch: ExitWatch) -> None:
         """Where to report the first processes of new containers."""
@@ -319,6 +322,20 @@ class Containers:
         entry.pid = 0
         entry.ended.set()
         self._p.janitor.until_done(f"clean up container {container_id[:13]}", lambda: self.clean(entry))
+
+    def orphaned(self, container_id: str) -> None:
+        """Its supervisor died before it: it is ended, as nobody reads its output or would learn its exit code."""
+        name = f"end container {container_id[:13]}, whose supervisor died"
+        self._p.janitor.until_done(name, lambda: self._end_orphan(container_id))
+
+    def _end_orphan(self, container_id: str) -> None:
+        try:
+            entry = self._p.containers.find(container_id)
+        except NotFound:
+            return
+        if not entry.ended.is_set():
+            self._log.warning("ended, as its supervisor died", container=container_id)
+            self._kill(entry)
 
     def clean(self, entry: Entry[ContainerRecord]) -> None:
         """Free what an ended container still holds: engine state, cgroup, mounts. Idempotent."""

@@ -51,7 +51,7 @@ from forgeone_shim.runtime.views import (
     NodeStatus,
     SandboxView,
 )
-from forgeone_shim.shim.exits import Exit, ExitWatch, supervisor_lives
+from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.state.store import StateStore
 
 ENGINE_GROUP: Final = "forgeone.engines"
@@ -78,7 +78,10 @@ class Runtime:
         self._updates = Updates(parts)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
-            parts.paths.exits, self._ended, lambda id_: supervisor_lives(parts.paths.bundle(id_), id_)
+            parts.paths.exits,
+            self._ended,
+            lambda id_: find_supervisor(parts.paths.bundle(id_), id_),
+            self._containers.orphaned,
         )
         self._containers.watch(self._watch)
         self._events = EventHub(parts.lifecycle, self._happening)

@@ -1,7 +1,8 @@
 """Learns of containers' ends from their supervisors' exit files, written once for every engine.
 
 A supervisor writes ``<exits>/<container id>`` holding the exit code. Should a supervisor die before it could, the end
-of the container's first process is seen through its pidfd and reported as lost.
+of the container's first process is seen through its pidfd and reported as lost. A supervisor that dies while its
+container lives on is seen through a pidfd too: nobody would read such a container's output or learn its exit code.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 import structlog
 
 from forgeone_shim.kernel.inotify import DirectoryEvents
-from forgeone_shim.kernel.procs import open_process
+from forgeone_shim.kernel.procs import Pidfd, open_process
 
 # How long a supervisor may take from its container's death to the exit file: it drains the output first.
 GRACE = 3.0
 _AGAIN = 0.5
 # One that is alive is given so many times as long: on a busy host it may be late, and only it knows the code.
 _LATE = 20
+_CONTENT_MAX = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,29 @@ def read_exit(exits: Path, container_id: str) -> Exit | None:
         return Exit(LOST_CODE, at, lost=True)
 
 
-def supervisor_lives(bundle: Path, container_id: str) -> bool:
-    """Whether the process of the bundle's ``conmon.pid`` lives and names the container in its command line."""
+def find_supervisor(bundle: Path, container_id: str) -> Pidfd | None:
+    """The process of the bundle's ``conmon.pid``, if it lives and names the container in its command line.
+
+    :raises FileNotFoundError: there is no such file, and so no such process to watch.
+    """
+    text = _content(f"{bundle}/conmon.pid")
+    held = open_process(int(text)) if text.strip().isdigit() else None
+    if held is None:
+        return None
+    with contextlib.suppress(OSError):
+        if container_id.encode() in _content(f"/proc/{held.pid}/cmdline"):
+            return held
+    held.close()
+    return None
+
+
+def _content(path: str) -> bytes:
+    # Once for each container that starts: a file object would cost as much again as all the rest.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        held = open_process(int((bundle / "conmon.pid").read_text()))
-        if held is None:
-            return False
-        with held:
-            return container_id.encode() in Path(f"/proc/{held.pid}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
+        return os.read(fd, _CONTENT_MAX)
+    finally:
+        os.close(fd)
 
 
 def _readable(fd: int) -> bool:
@@ -75,16 +90,19 @@ def _readable(fd: int) -> bool:
 class ExitWatch:
     """One thread; ``on_exit(container_id, exit)`` is called in it, once or more for each end.
 
-    ``supervised(container_id)`` says whether the container's supervisor lives. Nothing that goes wrong ends the thread.
+    ``supervisor(container_id)`` finds the container's supervisor while it lives; FileNotFoundError says that there is
+    none to watch. ``on_orphan(container_id)`` is called, in the thread too, when it has died and the container has not;
+    whoever is told ends the container. Nothing that goes wrong ends the thread.
     """
 
     def __init__(
         self,
         exits: Path,
         on_exit: Callable[[str, Exit], None],
-        supervised: Callable[[str], bool] = lambda _: False,
+        supervisor: Callable[[str], Pidfd | None] = lambda _: None,
+        on_orphan: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._exits, self._on_exit, self._supervised = exits, on_exit, supervised
+        self._exits, self._on_exit, self._supervisor, self._on_orphan = exits, on_exit, supervisor, on_orphan
         self._log = structlog.get_logger("exits")
         self._events = DirectoryEvents(exits)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -94,6 +112,9 @@ class ExitWatch:
         self._lock = threading.Lock()
         self._pidfds: dict[int, str] = {}
         self._by_id: dict[str, int] = {}
+        self._guards: dict[int, str] = {}
+        self._guard_of: dict[str, Pidfd] = {}
+        self._orphans: set[str] = set()
         self._suspects: dict[str, float] = {}
         self._patience: dict[str, int] = {}
         self._missed = False
@@ -102,7 +123,10 @@ class ExitWatch:
         self._thread.start()
 
     def follow(self, container_id: str, pid: int) -> None:
-        """Also notice the end of ``pid`` when no exit file follows it. A pid that is gone already counts as ended."""
+        """Also notice the end of ``pid`` when no exit file follows it, and the end of its supervisor before its own.
+
+        A pid that is gone already counts as ended.
+        """
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -115,17 +139,44 @@ class ExitWatch:
             self._pidfds[fd] = container_id
             self._by_id[container_id] = fd
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLONESHOT)
+        self._guard(container_id)
+
+    def _guard(self, container_id: str) -> None:
+        try:
+            guard = self._supervisor(container_id)
+        except FileNotFoundError:
+            return
+        with self._lock:
+            if guard is None:
+                self._orphans.add(container_id)
+            elif container_id not in self._by_id:
+                guard.close()
+            else:
+                self._guards[guard.fileno()] = container_id
+                self._guard_of[container_id] = guard
+                self._epoll.register(guard.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+        if guard is None:
+            os.eventfd_write(self._wake, 1)
 
     def forget(self, container_id: str) -> None:
         """Stop following; safe to repeat."""
         with self._lock:
             self._suspects.pop(container_id, None)
             self._patience.pop(container_id, None)
+            self._orphans.discard(container_id)
+            self._drop_guard(container_id)
             fd = self._by_id.pop(container_id, None)
             if fd is not None:
                 del self._pidfds[fd]
                 self._epoll.unregister(fd)
                 os.close(fd)
+
+    def _drop_guard(self, container_id: str) -> None:
+        guard = self._guard_of.pop(container_id, None)
+        if guard is not None:
+            del self._guards[guard.fileno()]
+            self._epoll.unregister(guard.fileno())
+            guard.close()
 
     def close(self) -> None:
         """End the thread; no callback runs after this returns."""
@@ -161,14 +212,23 @@ class ExitWatch:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
             else:
-                with self._lock:
-                    container_id = self._pidfds.get(fd)
-                    # The event may be of a descriptor closed since, whose number is another process's by now.
-                    if container_id is not None and _readable(fd):
-                        self._suspects[container_id] = time.monotonic() + GRACE
+                self._process_ended(fd)
         if self._missed:
             self._look_at_all()
         self._settle_suspects()
+        self._settle_orphans()
+
+    def _process_ended(self, fd: int) -> None:
+        with self._lock:
+            # The event may be of a descriptor closed since, whose number is another process's by now.
+            if not ((fd in self._pidfds or fd in self._guards) and _readable(fd)):
+                return
+            container_id = self._pidfds.get(fd)
+            if container_id is not None:
+                self._suspects[container_id] = time.monotonic() + GRACE
+            else:
+                self._orphans.add(self._guards[fd])
+                self._drop_guard(self._guards[fd])
 
     def _timeout(self) -> float | None:
         with self._lock:
@@ -208,6 +268,25 @@ class ExitWatch:
             found = found or Exit(LOST_CODE, time.time_ns(), lost=True)
             self.forget(container_id)
             self._on_exit(container_id, found)
+
+    def _settle_orphans(self) -> None:
+        with self._lock:
+            orphans = [id_ for id_ in self._orphans if id_ in self._by_id and not _readable(self._by_id[id_])]
+            self._orphans.clear()
+        for container_id in orphans:
+            # One that ended as it should had its supervisor write this before it went.
+            if read_exit(self._exits, container_id) is None:
+                self._on_orphan(container_id)
+
+    def _supervised(self, container_id: str) -> bool:
+        try:
+            held = self._supervisor(container_id)
+        except FileNotFoundError:
+            return False
+        if held is None:
+            return False
+        held.close()
+        return True
 
     def _late(self, container_id: str, now: float) -> bool:
         """Whether the supervisor lives and is given more time."""

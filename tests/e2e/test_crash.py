@@ -158,22 +158,31 @@ def test_a_graceful_stop_cut_off_by_a_kill_is_finished(fresh_forgeoned: Daemon, 
     pod.remove()
 
 
-def test_a_container_whose_supervisor_was_killed_is_not_lost(fresh_forgeoned: Daemon, busybox: str) -> None:
+@pytest.mark.parametrize("watched", [True, False], ids=["while forgeoned runs", "while it does not"])
+def test_a_container_whose_supervisor_was_killed_is_ended(fresh_forgeoned: Daemon, busybox: str, watched: bool) -> None:
     daemon = fresh_forgeoned
     daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
     pod = Pod.plan(daemon).run()
-    id_ = pod.start(pod.container(busybox))
-    supervisors = [
+    id_, other = pod.start(pod.container(busybox)), pod.start(pod.container(busybox, name="other"))
+    if not watched:
+        daemon.kill()
+    os.kill(_supervisor(id_), 9)
+    if not watched:
+        daemon.start()
+    ended = pod.wait(id_)
+    assert (ended.exit_code, ended.reason) == (255, "Error")
+    assert "supervisor" in ended.message
+    assert pod.status(other).state == pb.CONTAINER_RUNNING
+    pod.remove()
+
+
+def _supervisor(container_id: str) -> int:
+    (found,) = (
         int(entry)
         for entry in os.listdir("/proc")
-        if entry.isdigit() and _command(entry).startswith("conmon") and id_ in _command(entry)
-    ]
-    assert len(supervisors) == 1
-    os.kill(supervisors[0], 9)
-    assert pod.exec(id_, "true").exit_code == 0
-    pod.stop_container(id_)
-    assert pod.wait(id_).state == pb.CONTAINER_EXITED
-    pod.remove()
+        if entry.isdigit() and _command(entry).startswith("conmon") and container_id in _command(entry)
+    )
+    return found
 
 
 def _command(pid: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from forgeone_shim.kernel.procs import Pidfd, open_process
 from forgeone_shim.shim import exits
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
@@ -85,7 +86,9 @@ def test_a_supervisor_that_lives_is_given_more_time(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(exits, "GRACE", 0.05)
     seen: Found = queue.Queue()
     alive = [True]
-    watch = ExitWatch(tmp_path, lambda id_, end: seen.put((id_, end)), lambda _: alive[0])
+    watch = ExitWatch(
+        tmp_path, lambda id_, end: seen.put((id_, end)), lambda _: Pidfd(os.getpid()) if alive[0] else None
+    )
     child = subprocess.Popen(["true"])
     child.wait()
     watch.follow("c5", child.pid)
@@ -97,14 +100,80 @@ def test_a_supervisor_that_lives_is_given_more_time(tmp_path: Path, monkeypatch:
 
 
 def test_a_supervisor_is_known_by_its_pid_file_and_command_line(tmp_path: Path) -> None:
-    assert not exits.supervisor_lives(tmp_path, "c6")
-    child = subprocess.Popen(["sleep", "60"])
-    (tmp_path / "conmon.pid").write_text(str(child.pid))
-    assert exits.supervisor_lives(tmp_path, "60")
-    assert not exits.supervisor_lives(tmp_path, "c6")
-    child.kill()
-    child.wait()
-    assert not exits.supervisor_lives(tmp_path, "60")
+    with pytest.raises(FileNotFoundError):
+        exits.find_supervisor(tmp_path, "c6")
+    with subprocess.Popen(["sleep", "60"]) as child:
+        (tmp_path / "conmon.pid").write_text(str(child.pid))
+        held = exits.find_supervisor(tmp_path, "60")
+        assert held is not None
+        held.close()
+        assert exits.find_supervisor(tmp_path, "c6") is None
+        child.kill()
+    assert exits.find_supervisor(tmp_path, "60") is None
+    (tmp_path / "conmon.pid").write_text("banana")
+    assert exits.find_supervisor(tmp_path, "60") is None
+
+
+def watched(tmp_path: Path, supervisor: "subprocess.Popen[bytes]") -> "tuple[queue.Queue[str], ExitWatch]":
+    orphans: queue.Queue[str] = queue.Queue()
+    watch = ExitWatch(tmp_path, lambda *_: None, lambda _: open_process(supervisor.pid), orphans.put)
+    return orphans, watch
+
+
+def test_a_supervisor_that_dies_before_its_container_leaves_an_orphan(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as supervisor:
+        orphans, watch = watched(tmp_path, supervisor)
+        watch.follow("c7", os.getpid())
+        supervisor.kill()
+        assert orphans.get(timeout=5) == "c7"
+        watch.close()
+
+
+def test_a_supervisor_that_is_dead_already_leaves_an_orphan(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as supervisor:
+        supervisor.wait()
+        orphans, watch = watched(tmp_path, supervisor)
+        watch.follow("c8", os.getpid())
+        assert orphans.get(timeout=5) == "c8"
+        watch.close()
+
+
+def test_a_supervisor_that_goes_after_its_container_leaves_none(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as supervisor:
+        orphans, watch = watched(tmp_path, supervisor)
+        for name in ("written", "forgotten"):
+            watch.follow(name, os.getpid())
+        watch.forget("forgotten")
+        child = subprocess.Popen(["sleep", "60"])
+        watch.follow("dead", child.pid)
+        child.kill()
+        child.wait()
+        (tmp_path / "written").write_text("0")
+        supervisor.kill()
+        with pytest.raises(queue.Empty):
+            orphans.get(timeout=0.3)
+        watch.close()
+
+
+def test_an_engine_without_supervisors_leaves_no_orphans(tmp_path: Path) -> None:
+    orphans: queue.Queue[str] = queue.Queue()
+    watch = ExitWatch(tmp_path, lambda *_: None, lambda _: exits.find_supervisor(tmp_path, "c9"), orphans.put)
+    watch.follow("c9", os.getpid())
+    with pytest.raises(queue.Empty):
+        orphans.get(timeout=0.2)
+    watch.close()
+
+
+def test_no_descriptor_of_a_supervisor_stays_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with subprocess.Popen(["sleep", "60"]) as supervisor:
+        _, watch = watched(tmp_path, supervisor)
+        for name in ("a", "b", "a"):
+            watch.follow(name, os.getpid())
+        watch.forget("a")
+        watch.close()
+        supervisor.kill()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_goes_wrong_for_one_end_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
