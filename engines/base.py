@@ -363,6 +363,9 @@ class Edits:
     rdt: RdtEdit | None = None
     net_devices: tuple[NetDeviceEdit, ...] = ()
 
+    def __bool__(self) -> bool:
+        return self != NO_EDITS
+
 
 NO_EDITS = Edits()
 

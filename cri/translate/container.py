@@ -8,12 +8,11 @@ from cri.api import runtime_pb2 as pb
 from cri.translate import common, enums, fields
 from cri.translate.mount import mount, mount_message
 from engines.base import ContainerSpec, Device, Resources, Security
+from forgeone_shim.devices import names
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.runtime.views import ContainerView
 
 _PERMISSIONS = re.compile(r"(?!.*(.).*\1)[rwm]{1,3}")
-# https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
-_CDI = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*/[A-Za-z][A-Za-z0-9_-]*=[A-Za-z0-9][A-Za-z0-9_.:-]*")
 
 
 def spec(config: pb.ContainerConfig, path: str = "config") -> ContainerSpec:
@@ -39,10 +38,7 @@ def spec(config: pb.ContainerConfig, path: str = "config") -> ContainerSpec:
         mounts=tuple([mount(f"{path}.mounts[{index}]", one) for index, one in enumerate(config.mounts)]),
         devices=tuple([_device(f"{path}.devices[{index}]", one) for index, one in enumerate(config.devices)]),
         cdi_devices=tuple(
-            [
-                fields.matching(f"{path}.CDI_devices[{index}].name", one.name, _CDI, "a name vendor/class=device")
-                for index, one in enumerate(config.CDI_devices)
-            ]
+            [_cdi(f"{path}.CDI_devices[{index}].name", one.name) for index, one in enumerate(config.CDI_devices)]
         ),
         labels=dict(config.labels),
         annotations=dict(config.annotations),
@@ -66,6 +62,10 @@ def _env(path: str, env: pb.KeyValue) -> tuple[str, str]:
     except UnicodeDecodeError:
         # The OCI runtime configuration is JSON and can hold only text; a value silently changed would be worse.
         raise InvalidInput(f"{path}.value", f"the value of {env.key!r} is not UTF-8") from None
+
+
+def _cdi(path: str, name: str) -> str:
+    return fields.matching(path, name, names.QUALIFIED, "a name vendor/class=device")
 
 
 def _device(path: str, device: pb.Device) -> Device:

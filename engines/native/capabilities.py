@@ -44,6 +44,11 @@ def _names(field: str, given: Iterable[str]) -> tuple[bool, frozenset[str]]:
     return everything, frozenset(found)
 
 
+def named(field: str, given: Iterable[str]) -> frozenset[str]:
+    """Single capabilities with their prefix, ``ALL`` left out; InvalidInput names ``field`` for one that is none."""
+    return _names(field, given)[1]
+
+
 def _sorted(names: Iterable[str]) -> list[str]:
     return sorted(names, key=KNOWN.index)
 

@@ -35,6 +35,7 @@ from engines.native import (
     conmon,
     console,
     execute,
+    hooks,
     logs,
     lookup,
     runtime_default,
@@ -48,6 +49,7 @@ from engines.native.blockio import limit_io
 from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
+from engines.native.extras import Extras, ExtraSettings
 from engines.native.rdt import Resctrl, group_of
 from engines.native.resources import limits
 from engines.native.runtime_default import Template
@@ -65,7 +67,7 @@ from forgeone_shim.errors import (
 )
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Driver, Mode
-from forgeone_shim.kernel.spawn import find_program
+from forgeone_shim.kernel.spawn import find_program, run
 
 _CONFIG = "config.json"
 _LOG_NOTE = "log-path"
@@ -77,7 +79,7 @@ _PROFILES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(ExtraSettings):
     """The engine's part of the configuration; the same names as ``[native]`` has."""
 
     crun: str = "crun"
@@ -106,6 +108,7 @@ class NativeEngine:
         # A profile is parsed once, not for every container.
         self._parsed = functools.lru_cache(_PROFILES)(runtime_default.parse)
         self._default = self._read_default(settings)
+        self._extras = Extras(settings, self._host, self._crun_version)
         arguments = [f"--root={self._containers.root}"]
         if self._host.cgroups.driver is Driver.SYSTEMD:
             arguments.append("--systemd-cgroup")
@@ -155,10 +158,11 @@ class NativeEngine:
         settings = Settings(**config["native"])
         default = self._read_default(settings)
         log_limits = logs.Limits(size_max=settings.log_size_max, rate=settings.log_rate)
+        extras = Extras(settings, self._host, self._crun_version)
 
         def take() -> tuple[str, ...]:
             old_path, old = self._settings.seccomp_default_profile, self._default
-            self._settings, self._default, self._log_limits = settings, default, log_limits
+            self._settings, self._default, self._log_limits, self._extras = settings, default, log_limits, extras
             edited = old_path == settings.seccomp_default_profile and old != default
             return ("native.seccomp_default_profile",) if edited else ()
 
@@ -208,10 +212,13 @@ class NativeEngine:
         self._need(self._programs.conmon, self._settings.conmon)
         deadline.check("before the container was created")
         root, default = self._settings.seccomp_profile_root, self._runtime_default(plan.handler)
-        gathered = spec.gather(plan, self._host, root, default)
+        extras = self._extras
+        plan = extras.asked(plan)
+        gathered = extras.found(plan, spec.gather(plan, self._host, root, default))
         apparmor = self._apparmor.choose(plan.spec.security.apparmor, privileged=plan.spec.security.privileged)
         gathered = replace(gathered, apparmor=apparmor)
         config = spec.config(plan, self._host, gathered, self._compiler.compile)
+        chosen = extras.put(config, plan, deadline)
         group = self._resctrl.group(plan.rdt_class)
         if group:
             config["linux"]["intelRdt"] = {"closID": group}
@@ -227,6 +234,7 @@ class NativeEngine:
             try:
                 Path(plan.bundle, _CONFIG).write_bytes(msgspec.json.encode(config))
                 Path(plan.bundle, _LOG_NOTE).write_text(plan.log_path)
+                chosen.keep(plan.bundle)
             except OSError as error:
                 raise syscall_error("write", plan.bundle, error) from error
             pid = conmon.create(plan, self._programs, self._log_limits, deadline)
@@ -239,15 +247,20 @@ class NativeEngine:
     def _undo_create(self, handle: Handle) -> None:
         with contextlib.suppress(ForgeError):
             self.delete(handle)
-        conmon.leftovers(handle.bundle, (*conmon.FILES, *logs.FILES, _CONFIG, _LOG_NOTE))
+        conmon.leftovers(handle.bundle, (*conmon.FILES, *logs.FILES, _CONFIG, _LOG_NOTE, hooks.NOTE))
         Path(handle.exits, handle.container_id).unlink(missing_ok=True)
 
     def start(self, handle: Handle, deadline: Deadline) -> None:
-        """Let the created container run. One that runs already, or has ended, is FailedPrecondition."""
+        """Let the created container run. One that runs already, or has ended, is FailedPrecondition.
+
+        Where a ``poststart`` hook fails the container is killed.
+        """
         deadline.check("before the container was started")
         name = handle.container_id
         try:
             if self._containers.release(name):
+                if hooks.kept(handle.bundle):
+                    self._poststart(handle, deadline)
                 return
         except OSError as error:
             raise FailedPrecondition(f"container {name} died before it was started: {error.strerror}") from error
@@ -255,6 +268,15 @@ class NativeEngine:
         if state is LiveState.MISSING:
             raise NotFound("container", name)
         raise FailedPrecondition(f"container {name} is {state.value}, not created")
+
+    def _poststart(self, handle: Handle, deadline: Deadline) -> None:
+        status = self._containers.status(handle.container_id)
+        pid = 0 if status is None else status.pid
+        try:
+            hooks.poststart(handle.bundle, handle.container_id, pid, self._programs.environment, deadline)
+        except ForgeError:
+            self.kill(handle, signals.SIGKILL, everything=True)
+            raise
 
     def kill(self, handle: Handle, signal: int, *, everything: bool = False) -> None:
         """Signal the first process, or every process of the container. A dead container is no error."""
@@ -287,6 +309,8 @@ class NativeEngine:
         if cgroup:
             cgroups.remove(self._host.cgroups, cgroup)
         self._containers.forget(name)
+        if hooks.kept(handle.bundle):
+            hooks.poststop(handle.bundle, name, self._programs.environment)
 
     def update(self, handle: Handle, resources: Resources) -> None:
         """Give the container these limits, all or none of them; what is not set stays as it is. Executes nothing.
@@ -412,6 +436,10 @@ class NativeEngine:
         if self._host.quick_moves:
             return
         threading.Thread(target=cgroups.warm, args=(self._host.cgroups,), daemon=True).start()
+
+    def _crun_version(self) -> tuple[int, ...]:
+        path = find_program(self._settings.crun)
+        return checks.parse_version(run(path, ["crun", "--version"], Deadline.after(5)).text) if path else ()
 
     def _need_crun(self) -> None:
         if not self._programs.crun:

@@ -13,7 +13,7 @@ from engines.native import bpf, capabilities, devices, mounts, resources, seccom
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
-from forgeone_shim.errors import InvalidInput, Unimplemented
+from forgeone_shim.errors import InvalidInput
 from forgeone_shim.kernel.cgroups import Mode
 
 OCI_VERSION = "1.0.2"
@@ -41,8 +41,6 @@ def gather(
     """Read (and for missing mount sources, make) what the plan names on the host."""
     security = plan.spec.security
     asked = mounts.resolve(plan.spec.mounts)
-    if plan.spec.cdi_devices:
-        raise Unimplemented("CDI devices are not supported")
     nodes = devices.read(plan.spec.devices)
     if security.privileged and plan.handler.host_devices:
         nodes = devices.all_of_host() + nodes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from forgeone_shim.errors import InvalidInput
 
@@ -20,6 +20,7 @@ _SOCKET_MAX = 107 - len(".4194304")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _PREFIX = re.compile(r"[a-z][a-z0-9]*")
+_CAPABILITY = re.compile(r"(?i:CAP_)?[A-Za-z_]+")
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?")
 
 
@@ -110,6 +111,26 @@ def program(key: str, value: str) -> None:
         absolute_path(key, value)
     elif not value or "/" in value or "\0" in value or value in {".", ".."}:
         raise InvalidInput(key, f"{value!r} is neither an absolute path nor a program's name")
+
+
+def directories(key: str, values: Sequence[str]) -> None:
+    """Absolute paths, none of them twice."""
+    for value in values:
+        absolute_path(key, value)
+    if len(set(values)) != len(values):
+        raise InvalidInput(key, "has a directory twice")
+
+
+def each(key: str, values: Sequence[str], check: Callable[[str, str], object]) -> None:
+    """``check`` for every member of a list."""
+    for value in values:
+        check(key, value)
+
+
+def capability(key: str, value: str) -> None:
+    """The form of a Linux capability's name, with or without CAP_; which ones there are the engine knows."""
+    if not _CAPABILITY.fullmatch(value):
+        raise InvalidInput(key, f"{value!r} is not the name of a capability")
 
 
 def no_blanks(key: str, values: Sequence[str]) -> None:

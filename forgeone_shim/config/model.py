@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from forgeone_shim import texts
 from forgeone_shim.config import checks
 from forgeone_shim.errors import InvalidInput
 
@@ -129,6 +130,15 @@ class NativeConfig:
     seccomp_default_profile: str = ""
     log_size_max: int = 0
     log_rate: int = 0
+    hooks_dirs: tuple[str, ...] = ()
+    default_env: tuple[str, ...] = ()
+    default_mounts: tuple[str, ...] = ()
+    default_capabilities: tuple[str, ...] = ()
+    default_ulimits: tuple[str, ...] = ()
+    additional_devices: tuple[str, ...] = ()
+    allowed_devices: tuple[str, ...] = ()
+    device_ownership_from_security_context: bool = False
+    cgroup_writable: str = "never"
 
     def __post_init__(self) -> None:
         for key, value in (("crun", self.crun), ("conmon", self.conmon), ("init", self.init)):
@@ -143,6 +153,24 @@ class NativeConfig:
         for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
             if bytes_:
                 checks.in_range(f"native.{key}", bytes_, 64 * 1024, 2**62)
+        checks.directories("native.hooks_dirs", self.hooks_dirs)
+        checks.each("native.default_env", self.default_env, texts.variable)
+        checks.each("native.default_mounts", self.default_mounts, texts.mount)
+        checks.each("native.default_capabilities", self.default_capabilities, checks.capability)
+        checks.each("native.default_ulimits", self.default_ulimits, texts.ulimit)
+        checks.each("native.additional_devices", self.additional_devices, texts.device)
+        checks.each("native.allowed_devices", self.allowed_devices, checks.absolute_path)
+        checks.one_of("native.cgroup_writable", self.cgroup_writable, ("never", "annotation", "always"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CdiConfig:
+    """Where devices are described (Container Device Interface); a later directory takes precedence."""
+
+    spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+
+    def __post_init__(self) -> None:
+        checks.directories("cdi.spec_dirs", self.spec_dirs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +220,11 @@ class Config:
     socket_gid: int = 0
     cgroup_root: str = "/forgeone"
     pinned_images: tuple[str, ...] = ()
+    # Unprivileged pods may bind low ports and ping inside a network namespace that is theirs alone.
+    default_sysctls: tuple[str, ...] = (
+        "net.ipv4.ip_unprivileged_port_start=0",
+        "net.ipv4.ping_group_range=0 2147483647",
+    )
     handlers_dir: str = "/etc/forgeone/handlers.d"
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     log: LogConfig = field(default_factory=LogConfig)
@@ -199,6 +232,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+    cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
@@ -210,4 +244,5 @@ class Config:
         checks.in_range("socket_gid", self.socket_gid, 0, 2**32 - 2)
         checks.absolute_path("cgroup_root", self.cgroup_root)
         checks.no_blanks("pinned_images", self.pinned_images)
+        texts.parameters("default_sysctls", self.default_sysctls)
         checks.absolute_path("handlers_dir", self.handlers_dir)

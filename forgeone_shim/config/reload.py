@@ -22,6 +22,12 @@ LIVE: Final = (
     "cni.",
     "native.seccomp_",
     "native.log_",
+    "native.hooks_dirs",
+    "native.default_",
+    "native.additional_devices",
+    "native.allowed_devices",
+    "native.device_ownership_from_security_context",
+    "native.cgroup_writable",
     "streaming.idle_timeout",
     "streaming.max_sessions",
 )

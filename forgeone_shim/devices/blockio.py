@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 
 from engines.base import BlockIO, DeviceRate
-from forgeone_shim.devices import documents
+from forgeone_shim.dropins import documents
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 
 _SIZE_MAX = 1 << 20

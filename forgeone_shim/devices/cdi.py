@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engines.base import NO_EDITS, ContainerSpec, Edits
-from forgeone_shim.devices import documents, names
+from forgeone_shim.devices import names
 from forgeone_shim.devices.spec import DeviceFile, device_file, unique_interfaces
+from forgeone_shim.dropins import documents
+from forgeone_shim.dropins.files import DropIn, DropIns
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
-from forgeone_shim.kernel.dropins import DropIn, DropIns
 
 _REASONS_MAX = 5
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from engines.base import NO_EDITS, Edits, Hook, HookStage, MountEdit, NetDeviceEdit, NodeEdit, RdtEdit
 from forgeone_shim.devices import names
-from forgeone_shim.devices.table import Table
+from forgeone_shim.dropins.table import Table
 from forgeone_shim.errors import InvalidInput
 
 VERSIONS: Final = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")

@@ -22,6 +22,7 @@ from typing import Final, Generic, TypeVar
 
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound, syscall_error
 from forgeone_shim.kernel.syscalls import number, syscall
+from forgeone_shim.texts import parameter_owner, parameter_parts
 
 T = TypeVar("T")
 
@@ -98,10 +99,10 @@ def plan_sysctls(sysctls: Mapping[str, str], kinds: Collection[str]) -> tuple[Sy
 
 def _plan_sysctl(key: str, value: str, kinds: Collection[str]) -> Sysctl:
     field = f"sysctls[{key!r}]"
-    parts = _sysctl_parts(key)
+    parts = parameter_parts(key)
     if len(parts) < 2 or not all(_SYSCTL_PART.fullmatch(part) for part in parts):
         raise InvalidInput(field, "is not the name of a kernel parameter")
-    owner = _sysctl_owner(parts)
+    owner = parameter_owner(parts)
     if owner is None:
         raise InvalidInput(
             field,
@@ -114,25 +115,6 @@ def _plan_sysctl(key: str, value: str, kinds: Collection[str]) -> Sysctl:
     if len(value) > _SYSCTL_VALUE_MAX or any(char in value for char in "\0\n\r"):
         raise InvalidInput(field, "its value is longer than 4096 characters or has a line break or NUL in it")
     return Sysctl(key, "/proc/sys/" + "/".join(parts), value)
-
-
-def _sysctl_parts(key: str) -> list[str]:
-    dot, slash = key.find("."), key.find("/")
-    if slash >= 0 and (dot < 0 or slash < dot):
-        return key.split("/")
-    return [part.replace("/", ".") for part in key.split(".")]
-
-
-def _sysctl_owner(parts: Sequence[str]) -> str | None:
-    match parts:
-        case ["net", _, *_]:
-            return "net"
-        case ["kernel", name] if name == "sem" or name.startswith(("shm", "msg")):
-            return "ipc"
-        case ["fs", "mqueue", _]:
-            return "ipc"
-        case _:
-            return None
 
 
 def pin_namespaces(

@@ -20,6 +20,7 @@ from engines.base import (
     NamespaceMode,
 )
 from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -49,6 +50,7 @@ class Containers:
 
     def __init__(self, parts: Parts, images: ImageService) -> None:
         self._p, self._images = parts, images
+        self._cdi = Cdi(parts.config.cdi.spec_dirs)
         self._flights: Flights[str] = Flights()
         self._watch: ExitWatch | None = None
         self._log = structlog.get_logger("containers")
@@ -130,6 +132,7 @@ class Containers:
         self, entry: Entry[ContainerRecord], sandbox: Entry[SandboxRecord], image: Image, deadline: Deadline
     ) -> None:
         record, spec = entry.record, entry.record.spec
+        edits = self._cdi.edits(spec)
         bundle = self._p.paths.bundle(record.id)
         # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
         bundle.mkdir(mode=0o700)
@@ -153,6 +156,8 @@ class Containers:
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, sandbox.record.spec, spec)),
             rdt_class=classes.name(classes.RDT, sandbox.record.spec, spec),
             handler=sandbox.record.handler.settings,
+            edits=edits,
+            pod_annotations=sandbox.record.spec.annotations,
         )
         deadline.check("before the container was created")
         entry.pid = self._p.engines[record.engine].create(plan, deadline)

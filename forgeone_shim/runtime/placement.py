@@ -17,8 +17,6 @@ def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
         raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
     if spec.security.namespaces.user is not NamespaceMode.NODE:
         raise Unimplemented("user namespaces are not supported by the native engine yet")
-    if spec.cdi_devices:
-        raise Unimplemented("CDI devices are not supported yet")
     if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):
         raise InvalidInput("config.log_path", f"{spec.log_path!r} must be relative and stay in the log directory")
 

@@ -21,10 +21,9 @@ from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import SandboxRecord, sandbox_key
 from forgeone_shim.runtime.table import Entry
+from forgeone_shim.texts import parameter_owner, parameter_parts, parameters
 
 SHM_BYTES = 64 * 1024 * 1024
-# Unprivileged pods may bind low ports and ping inside a network namespace that is theirs alone.
-POD_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
 
 
 def new_id() -> str:
@@ -38,6 +37,8 @@ class Sandboxes:
     def __init__(self, parts: Parts, containers: Containers) -> None:
         self._p, self._containers = parts, containers
         self._flights: Flights[str] = Flights()
+        given = parameters("default_sysctls", parts.config.default_sysctls)
+        self._sysctls = tuple((parameter_owner(parameter_parts(name)), name, value) for name, value in given.items())
 
     def run(self, spec: SandboxSpec, deadline: Deadline) -> str:
         """Returns the id of a ready sandbox; the same name and attempt again returns the same sandbox."""
@@ -119,9 +120,8 @@ class Sandboxes:
     def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None]) -> None:
         ns = record.namespaces
         kinds = [kind for kind, path in (("net", ns.network), ("uts", ns.uts), ("ipc", ns.ipc)) if path is not None]
-        sysctls = dict(record.spec.sysctls)
-        if ns.network is not None:
-            sysctls = POD_SYSCTLS | sysctls
+        own = {name: value for kind, name, value in self._sysctls if kind in kinds}
+        sysctls = {**own, **record.spec.sysctls}
         try:
             namespaces.pin_namespaces(self._p.paths.namespaces(record.id), tuple(kinds), record.hostname, sysctls)
         except BaseException as error:

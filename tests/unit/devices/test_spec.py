@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import Edits, Hook, HookStage, MountEdit, NetDeviceEdit, NodeEdit, RdtEdit
-from forgeone_shim.devices import documents
 from forgeone_shim.devices.spec import VERSIONS, device_file
+from forgeone_shim.dropins import documents
 from forgeone_shim.errors import InvalidInput
 
 ENV = {"env": ["A=1"]}

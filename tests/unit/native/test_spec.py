@@ -411,8 +411,3 @@ def test_selinux_labels_are_set_only_where_selinux_runs(plan: PlanMaker, host: H
     found = made(asked, make_host(selinux=True))
     assert found["process"]["selinuxLabel"] == "system_u:system_r:container_t:s0:c1,c2"
     assert found["linux"]["mountLabel"]
-
-
-def test_cdi_devices_are_refused(plan: PlanMaker, host: Host) -> None:
-    with pytest.raises(Unimplemented):
-        spec.gather(plan(cdi_devices=("v.com/c=d",)), host, "/nowhere")

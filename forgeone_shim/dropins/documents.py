@@ -16,7 +16,7 @@ def parse(path: str, data: bytes) -> object:
     try:
         text = data.decode()
         if path.endswith(".yaml"):
-            from forgeone_shim.devices import yamls
+            from forgeone_shim.dropins import yamls
 
             return yamls.parse(path, text)
         return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)

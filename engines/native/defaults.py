@@ -1,0 +1,182 @@
+"""What a node's configuration adds to every container, or allows pods to ask for by annotation.
+
+It is added to the plan before anything else looks at it, so that it is checked and made as if the caller had asked.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import resource
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from engines.base import ContainerPlan, Device, Mount, Security
+from engines.native import capabilities
+from engines.native.devices import Node
+from engines.native.host import Host
+from forgeone_shim import texts
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDenied
+from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.texts import Ulimit
+
+Json = dict[str, Any]
+
+DEVICES_ANNOTATION: Final = "forgeone.dev/devices"
+CGROUP_ANNOTATION: Final = "forgeone.dev/cgroup-writable"
+CGROUP_WRITABLE: Final = ("never", "annotation", "always")
+
+_ALL = "ALL"
+_CGROUP = "/sys/fs/cgroup"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultSettings:
+    """That part of the engine's settings, as ``[native]`` has it."""
+
+    default_env: tuple[str, ...] = ()
+    default_mounts: tuple[str, ...] = ()
+    default_capabilities: tuple[str, ...] = ()
+    default_ulimits: tuple[str, ...] = ()
+    additional_devices: tuple[str, ...] = ()
+    allowed_devices: tuple[str, ...] = ()
+    device_ownership_from_security_context: bool = False
+    cgroup_writable: str = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """The settings as they are used; ``capabilities`` is ``None`` where none were given."""
+
+    env: tuple[str, ...] = ()
+    mounts: tuple[Mount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    allowed_devices: frozenset[str] = frozenset()
+    owned_devices: bool = False
+    capabilities: frozenset[str] | None = None
+    ulimits: tuple[Ulimit, ...] = ()
+    cgroup_writable: str = "never"
+
+    @classmethod
+    def read(cls, given: DefaultSettings) -> Defaults:
+        """From the texts of the configuration; InvalidInput names the key."""
+        if given.cgroup_writable not in CGROUP_WRITABLE:
+            what = f"{given.cgroup_writable!r} is not one of {', '.join(CGROUP_WRITABLE)}"
+            raise InvalidInput("native.cgroup_writable", what)
+        allowed = (texts.device("native.allowed_devices", text) for text in given.allowed_devices)
+        named = capabilities.named("native.default_capabilities", given.default_capabilities)
+        return cls(
+            env=tuple(texts.variable("native.default_env", text) for text in given.default_env),
+            mounts=tuple(
+                Mount(one.destination, one.source, readonly=one.readonly)
+                for one in (texts.mount("native.default_mounts", text) for text in given.default_mounts)
+            ),
+            devices=tuple(_device("native.additional_devices", text) for text in given.additional_devices),
+            allowed_devices=frozenset(device.source for device in allowed),
+            owned_devices=given.device_ownership_from_security_context,
+            capabilities=named if given.default_capabilities else None,
+            ulimits=tuple(texts.ulimit("native.default_ulimits", text) for text in given.default_ulimits),
+            cgroup_writable=given.cgroup_writable,
+        )
+
+    def added_to(self, plan: ContainerPlan, host: Host) -> ContainerPlan:
+        """The plan with the node's own wishes in it: the same object where there are none.
+
+        :raises PermissionDenied: the pod asks for a device that the node does not offer.
+        """
+        spec = plan.spec
+        devices = (*self.devices, *self._asked(plan))
+        if devices:
+            # Of two at one place the container's own counts.
+            spec = replace(spec, devices=(*devices, *spec.devices))
+        if self.mounts:
+            taken = {posixpath.normpath(mount.destination) for mount in spec.mounts}
+            spec = replace(spec, mounts=(*spec.mounts, *(one for one in self.mounts if one.destination not in taken)))
+        if self.capabilities is not None:
+            spec = replace(spec, security=with_base(spec.security, self.capabilities & host.capabilities))
+        if self.env:
+            plan = replace(plan, process=replace(plan.process, env=(*self.env, *plan.process.env)))
+        return plan if spec is plan.spec else replace(plan, spec=spec)
+
+    def _asked(self, plan: ContainerPlan) -> Iterable[Device]:
+        text = plan.pod_annotations.get(DEVICES_ANNOTATION)
+        if text is None:
+            return
+        for one in text.split(","):
+            found = _device(f"annotations[{DEVICES_ANNOTATION!r}]", one.strip())
+            if found.source not in self.allowed_devices:
+                what = f"annotation {DEVICES_ANNOTATION}: this node does not offer {found.source} to pods"
+                raise PermissionDenied(what, fix="native.allowed_devices lists what it does")
+            yield found
+
+    def settle(self, whole: Json, plan: ContainerPlan, host: Host) -> None:
+        """What only the finished ``config.json`` has a place for: process limits, a cgroup that can be written to.
+
+        :raises PermissionDenied: the pod asks for its cgroup, and the node does not give it.
+        """
+        if self.ulimits:
+            whole["process"]["rlimits"] = rlimits(self.ulimits, host)
+        if self._writes_cgroup(plan) and not plan.spec.security.privileged:
+            if host.cgroups.mode is not Mode.V2:
+                raise FailedPrecondition("a container can be given its cgroup to write to only on cgroup v2")
+            for mount in whole["mounts"]:
+                if mount["destination"] == _CGROUP and mount["type"] == "cgroup":
+                    mount["options"] = ["rw" if option == "ro" else option for option in mount["options"]]
+
+    def _writes_cgroup(self, plan: ContainerPlan) -> bool:
+        text = plan.pod_annotations.get(CGROUP_ANNOTATION)
+        if text not in (None, "true", "false"):
+            raise InvalidInput(f"annotations[{CGROUP_ANNOTATION!r}]", f"{text!r} is neither true nor false")
+        if text == "true" and self.cgroup_writable == "never":
+            what = f"annotation {CGROUP_ANNOTATION}: this node does not give pods their cgroups to write to"
+            raise PermissionDenied(what, fix='native.cgroup_writable = "annotation" would')
+        return text == "true" or (text is None and self.cgroup_writable == "always")
+
+
+def _device(field: str, text: str) -> Device:
+    found = texts.device(field, text)
+    return Device(found.destination, found.source, found.permissions)
+
+
+def with_base(security: Security, base: frozenset[str]) -> Security:
+    """The same wishes, as the difference between ``base`` and the capabilities that are given without any."""
+    added = {*security.add_capabilities, *security.add_ambient_capabilities}
+    named = capabilities.named("linux.security_context.capabilities", added)
+    if {_ALL, f"CAP_{_ALL}"} & {name.upper() for name in (*added, *security.drop_capabilities)}:
+        return security
+    return replace(
+        security,
+        add_capabilities=(*security.add_capabilities, *sorted(base - capabilities.DEFAULT)),
+        drop_capabilities=(*security.drop_capabilities, *sorted(capabilities.DEFAULT - base - named)),
+    )
+
+
+def rlimits(ulimits: Sequence[Ulimit], host: Host) -> list[Json]:
+    """OCI ``process.rlimits``; of two of one kind the last counts.
+
+    A process without CAP_SYS_RESOURCE cannot raise what it has itself, so there they are cut down to that.
+    """
+    found: dict[str, Json] = {}
+    for one in ulimits:
+        soft, hard = one.soft, one.hard
+        if "CAP_SYS_RESOURCE" not in host.capabilities:
+            own = resource.getrlimit(one.number)[1]
+            most = texts.UNLIMITED if own == resource.RLIM_INFINITY else own
+            soft, hard = min(soft, most), min(hard, most)
+        found[one.kind] = {"type": one.kind, "soft": soft, "hard": hard}
+    return list(found.values())
+
+
+def owned(nodes: Sequence[Node], plan: ContainerPlan) -> tuple[Node, ...]:
+    """The nodes that were asked for given to the user and group that the caller named, unless that is root."""
+    security = plan.spec.security
+    uid, gid = security.run_as_user, security.run_as_group
+    if not (uid or gid):
+        return tuple(nodes)
+    places = [device.destination or device.source for device in plan.spec.devices]
+    return tuple(
+        replace(node, uid=uid or node.uid, gid=gid or node.gid)
+        if any(node.path == place or node.path.startswith(place.rstrip("/") + "/") for place in places)
+        else node
+        for node in nodes
+    )
