@@ -1,0 +1,184 @@
+"""The files in which ``host-local`` keeps who has which address, shared with the program of that name.
+
+``DATADIR/NETWORK/ADDRESS`` says who has it (container id, CR LF, interface), ``last_reserved_ip.N`` where range set N
+goes on, and ``lock`` is held (flock) meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded
+from forgeone_shim.network.cni.wellknown.conf import IpAddress
+
+LINE_BREAK: Final = "\r\n"
+_LAST: Final = "last_reserved_ip."
+_LOCK: Final = "lock"
+_LOCK_SECONDS: Final = 60.0
+
+
+class Leases:
+    """The leases of one network while their lock is held. Raises OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def of(self, container_id: str, interface: str) -> list[str]:
+        """The files that say a container's interface has something."""
+        exact, old = _owner(container_id, interface), container_id.strip()
+        return [name for name, owner in self._owners() if owner in (exact, old)]
+
+    def reserve(self, wanted: IpAddress, container_id: str, interface: str, place: int) -> bool:
+        """Take an address for range set ``place``; false when someone has it."""
+        path = self._directory / str(wanted)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return False
+        try:
+            with open(fd, "wb", buffering=0) as file:
+                file.write(_owner(container_id, interface).encode())
+            (self._directory / f"{_LAST}{place}").write_bytes(str(wanted).encode())
+        except OSError:
+            # The caller does not learn of the address, so nobody would ever give it back.
+            with suppress(OSError):
+                path.unlink()
+            raise
+        return True
+
+    def last(self, place: int) -> IpAddress | None:
+        """The address reserved last for range set ``place``."""
+        try:
+            return ip_address((self._directory / f"{_LAST}{place}").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def release(self, container_id: str, interface: str) -> None:
+        """Give back all a container's interface has; nothing is no error."""
+        exact, old = _owner(container_id, interface), container_id.strip()
+        owners = self._owners()
+        found = [name for name, owner in owners if owner == exact] or [name for name, owner in owners if owner == old]
+        self._remove(found)
+
+    def keep(self, valid: Collection[tuple[str, str]]) -> None:
+        """Give back all that none of these containers' interfaces has."""
+        keep = {_owner(*attachment) for attachment in valid} | {container_id for container_id, _ in valid}
+        self._remove([name for name, owner in self._owners() if owner not in keep and _is_address(name)])
+
+    def _remove(self, names: Collection[str]) -> None:
+        for name in names:
+            with suppress(FileNotFoundError):
+                (self._directory / name).unlink()
+
+    def _owners(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        base = f"{self._directory}/"
+        for name in os.listdir(self._directory):  # noqa: PTH208
+            if name == _LOCK or name.startswith(_LAST):
+                continue
+            # A file that is gone or unreadable is nobody's, as it is to the program.
+            with suppress(OSError):
+                fd = os.open(base + name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    found.append((name, os.read(fd, 4096).decode(errors="replace").strip()))
+                finally:
+                    os.close(fd)
+        return found
+
+
+def _owner(container_id: str, interface: str) -> str:
+    return container_id.strip() + LINE_BREAK + interface
+
+
+def _is_address(name: str) -> bool:
+    with suppress(ValueError):
+        return bool(ip_address(name))
+    return False
+
+
+@contextmanager
+def locked(data_dir: str, network: str, deadline: Deadline) -> Iterator[Leases]:
+    """The leases of a network, made if there are none, for as long as the block runs.
+
+    :raises DeadlineExceeded: another process holds the lock.
+    """
+    directory = Path(data_dir, network)
+    _make(directory)
+    fd = os.open(directory / _LOCK, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o750)
+    release = _take(fd, deadline, f"waiting for the lock of {directory}")
+    try:
+        yield Leases(directory)
+    finally:
+        release()
+
+
+def _make(directory: Path) -> None:
+    with suppress(FileExistsError):
+        try:
+            directory.mkdir(0o755)
+        except FileNotFoundError:
+            _make(directory.parent)
+            directory.mkdir(0o755)
+
+
+def _take(fd: int, deadline: Deadline, stage: str) -> Callable[[], None]:
+    """Lock and own ``fd``; returns what lets go of both."""
+    close = _Once(fd)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pass
+    except BaseException:
+        close()
+        raise
+    else:
+        return close
+    # flock(2) has no timeout: a thread waits, and lets go of what it gets when nobody wants it any more.
+    turn = threading.Lock()
+    state = {"locked": False, "given up": False}
+    got = threading.Event()
+
+    def wait() -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:
+            close()
+            got.set()
+            return
+        with turn:
+            state["locked"] = True
+            if state["given up"]:
+                close()
+        got.set()
+
+    threading.Thread(target=wait, name="lease-lock", daemon=True).start()
+    deadline.listen(got.set)
+    try:
+        got.wait(deadline.remaining(_LOCK_SECONDS))
+    finally:
+        deadline.ignore(got.set)
+    with turn:
+        if state["locked"]:
+            return close
+        state["given up"] = True
+    raise DeadlineExceeded(f"gave up {stage}")
+
+
+class _Once:
+    """Closes a descriptor, once."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __call__(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
