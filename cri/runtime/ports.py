@@ -115,7 +115,10 @@ class RuntimePort(Protocol):
         """Conditions and handlers."""
 
     def update_pod_cidr(self, cidr: str) -> None:
-        """Take new pods' addresses from there."""
+        """The control plane's ranges for this node's pods, with a comma between them."""
+
+    def network_details(self, sandbox_id: str) -> dict[str, object]:
+        """What there is to tell people of a pod's network."""
 
     def image_filesystem(self) -> FilesystemUsage:
         """What images take."""

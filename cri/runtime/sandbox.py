@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -48,7 +48,7 @@ class SandboxVerbs(Verbs):
             timestamp=timestamp,
         )
         if request.verbose:
-            response.info["info"] = _info(view)
+            response.info["info"] = _info(view, self._runtime.network_details(view.id))
         return response
 
     def ListPodSandbox(self, request: pb.ListPodSandboxRequest, _call: Call) -> pb.ListPodSandboxResponse:
@@ -74,7 +74,7 @@ class SandboxVerbs(Verbs):
         ]
 
 
-def _info(view: SandboxView) -> str:
+def _info(view: SandboxView, network: Mapping[str, object]) -> str:
     return msgspec.json.encode(
         {
             "state": view.state,
@@ -82,5 +82,6 @@ def _info(view: SandboxView) -> str:
             "networkNamespace": view.netns,
             "ips": view.ips,
             "config": view.spec,
+            **network,
         }
     ).decode()

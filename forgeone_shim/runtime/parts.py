@@ -13,7 +13,7 @@ from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.lifecycle.machine import Lifecycle
-from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.network.network import Network
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.paths import Paths
@@ -32,7 +32,7 @@ class Parts:
     lifecycle: Lifecycle
     janitor: Janitor
     pool: ThreadPoolExecutor
-    network: PodNetwork
+    network: Network
     layers: LayerStore
     rootfs: RootfsStore
     engines: Mapping[str, Engine]

@@ -15,8 +15,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
-import structlog
-
 from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, SandboxSpec, Stdio
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
@@ -29,7 +27,8 @@ from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
 from forgeone_shim.metrics.meter import Meter
-from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.network.cni import wellknown
+from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
@@ -102,15 +101,16 @@ class Runtime:
         def layers_in_use() -> set[str]:
             return {layer for entry in containers.all() for layer in entry.record.used_layers}
 
+        janitor = Janitor()
         installed = dict(engines) if engines is not None else load_engines(config)
         parts = Parts(
             config=config,
             paths=paths,
             store=store,
             lifecycle=Lifecycle(),
-            janitor=Janitor(),
+            janitor=janitor,
             pool=ThreadPoolExecutor(32, thread_name_prefix="work"),
-            network=PodNetwork(config.network, store),
+            network=Network(config.network, config.cni, store, wellknown.find, janitor.until_done),
             layers=layers,
             rootfs=RootfsStore(paths.root, paths.state, layers),
             engines=installed,
@@ -141,6 +141,8 @@ class Runtime:
         take_handlers = self._p.handlers.plan(files)
         self.images.reconfigure(config.registry, config.pinned_images)
         take_handlers()
+        conf_dirs = {one.cni_conf_dir for one in self._p.handlers.all() if one.cni_conf_dir}
+        self._p.network.reconfigure(config.network.mode, config.cni, conf_dirs)
         edited = [key for take in takes for key in take()]
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *(f"handler {name}" for name in sorted(different)))
@@ -155,6 +157,7 @@ class Runtime:
         self.meter.close()
         self._watch.close()
         self._ends.shutdown(wait=True)
+        self._p.network.close()
         self._p.janitor.close()
         self._p.pool.shutdown(wait=True)
         self._p.layers.close()
@@ -340,10 +343,12 @@ class Runtime:
         return str(self._p.cgroups.driver)
 
     def update_pod_cidr(self, cidr: str) -> None:
-        """The control plane's range for this node's pods; the built-in network keeps its configured ranges."""
-        network = self._p.config.network
-        if cidr and not set(cidr.split(",")) <= {network.ipv4, network.ipv6}:
-            structlog.get_logger("network").warning("pod CIDR differs from the configured ranges", cidr=cidr)
+        """The control plane's ranges for this node's pods, with a comma between them."""
+        self._p.network.use_ranges(tuple(cidr.split(",")))
+
+    def network_details(self, sandbox_id: str) -> dict[str, object]:
+        """What there is to tell people of a pod's network."""
+        return self._p.network.details(sandbox_id)
 
     def image_filesystem(self) -> FilesystemUsage:
         """What images take."""

@@ -15,7 +15,7 @@ from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from forgeone_shim.kernel import cgroups, mounts, namespaces
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.network import podfiles
-from forgeone_shim.network.pod import Attachment
+from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
@@ -96,7 +96,7 @@ class Sandboxes:
         directory.mkdir(mode=0o700)
         with contextlib.ExitStack() as stack:
             pinned: Future[None] = Future()
-            attached = self._attach_network(record, pinned)
+            attached = self._attach_network(record, pinned, deadline)
             if attached is not None:
                 # Whatever fails meanwhile: an attach that came after the detach would stay.
                 stack.callback(lambda: attached.cancel() or attached.exception())
@@ -106,9 +106,12 @@ class Sandboxes:
                 shm = self._p.paths.shm(record.id)
                 shm.mkdir()
                 mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
-            ips = attached.result().ips if attached else ()
+            got = attached.result() if attached else None
+        ips = got.ips if got else ()
+        # What the network says of name servers is the second choice, before the host's own.
+        dns = record.spec.dns or (got.dns if got else None)
         host_network = record.namespaces.network is None
-        files = podfiles.plan_pod_files(record.hostname, ips, record.spec.dns, host_network=host_network)
+        files = podfiles.plan_pod_files(record.hostname, ips, dns, host_network=host_network)
         podfiles.write_pod_files(directory, files)
         deadline.check("while the sandbox was set up")
         pid = shared_pid or record.namespaces.pid
@@ -129,16 +132,26 @@ class Sandboxes:
             raise
         pinned.set_result(None)
 
-    def _attach_network(self, record: SandboxRecord, pinned: Future[None]) -> Future[Attachment] | None:
-        if record.namespaces.network is None:
+    def _attach_network(
+        self, record: SandboxRecord, pinned: Future[None], deadline: Deadline
+    ) -> Future[Attachment] | None:
+        netns, spec = record.namespaces.network, record.spec
+        if netns is None:
             return None
-        return self._p.pool.submit(
-            self._p.network.attach,
-            record.id,
-            record.namespaces.network,
-            record.spec.port_mappings,
-            pinned=pinned.result,
+        pod = PodFacts(
+            sandbox_id=record.id,
+            netns=netns,
+            name=spec.name,
+            namespace=spec.namespace,
+            uid=spec.uid,
+            hostname=record.hostname,
+            annotations=spec.annotations,
+            port_mappings=spec.port_mappings,
+            dns=spec.dns,
+            cgroup_parent=spec.cgroup_parent,
+            conf_dir=record.handler.cni_conf_dir,
         )
+        return self._p.pool.submit(self._p.network.attach, pod, pinned.result, deadline)
 
     def _step(self, entry: Entry[SandboxRecord], event: Event, **fields: object) -> None:
         record = entry.record

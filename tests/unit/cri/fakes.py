@@ -298,6 +298,9 @@ class FakeRuntime:
     def update_pod_cidr(self, cidr: str) -> None:
         self.pod_cidr = cidr
 
+    def network_details(self, sandbox_id: str) -> dict[str, object]:
+        return {"cniResult": {}}
+
     def image_filesystem(self) -> FilesystemUsage:
         return FilesystemUsage("/root/layers", 70, 7, 1)
 
