@@ -8,7 +8,7 @@ import posixpath
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -54,10 +54,15 @@ class Containers:
         self._flights: Flights[str] = Flights()
         self._watch: ExitWatch | None = None
         self._log = structlog.get_logger("containers")
+        self._doubt: Callable[[str], None] = lambda _: None
 
     def watch(self, watch: ExitWatch) -> None:
         """Where to report the first processes of new containers."""
         self._watch = watch
+
+    def doubt(self, look: Callable[[str], None]) -> None:
+        """Whom to ask to look after a sandbox by id, when what befell a container may have come from the sandbox."""
+        self._doubt = look
 
     def of(self, sandbox_id: str) -> list[Entry[ContainerRecord]]:
         """The containers of a sandbox."""
@@ -96,6 +101,7 @@ class Containers:
                 self._build(entry, sandbox, image, deadline)
             except BaseException:
                 self._abandon(entry)
+                self._look_at_sandbox(record)
                 raise
         return record.id
 
@@ -327,6 +333,13 @@ class Containers:
         entry.pid = 0
         entry.ended.set()
         self._p.janitor.until_done(f"clean up container {container_id[:13]}", lambda: self.clean(entry))
+        self._look_at_sandbox(entry.record)
+
+    def _look_at_sandbox(self, record: ContainerRecord) -> None:
+        if not record.own_pid_namespace:
+            # A PID namespace whose init dies takes its containers along, and no other can be made in it.
+            name = f"look after sandbox {record.sandbox_id[:13]}"
+            self._p.janitor.until_done(name, lambda: self._doubt(record.sandbox_id))
 
     def orphaned(self, container_id: str) -> None:
         """Its supervisor died before it: it is ended, as nobody reads its output or would learn its exit code."""

@@ -9,6 +9,8 @@ import shutil
 import time
 from concurrent.futures import Future
 
+import structlog
+
 from engines.base import NamespaceMode, Namespaces, ProfileType, SandboxPlan, SandboxSpec
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, Unimplemented
@@ -37,6 +39,8 @@ class Sandboxes:
     def __init__(self, parts: Parts, containers: Containers) -> None:
         self._p, self._containers = parts, containers
         self._flights: Flights[str] = Flights()
+        self._log = structlog.get_logger("sandboxes")
+        containers.doubt(self.look_after)
         given = parameters("default_sysctls", parts.config.default_sysctls)
         self._sysctls = tuple((parameter_owner(parameter_parts(name)), name, value) for name, value in given.items())
 
@@ -256,6 +260,17 @@ class Sandboxes:
                 event=Event.REMOVE,
                 commit=lambda _: self._p.sandboxes.drop(entry),
             )
+
+    def look_after(self, id_: str) -> None:
+        """Stop it if what its engine holds for it has died, so that a kubelet makes another."""
+        try:
+            entry = self._p.sandboxes.find(id_)
+        except NotFound:
+            return
+        record = entry.record
+        if record.state is State.BOOTED and not self._p.engines[record.engine].sandbox_alive(self.engine_plan(record)):
+            self._log.warning("its init died", sandbox=record.id)
+            self.lost(entry)
 
     def lost(self, entry: Entry[SandboxRecord]) -> None:
         """Its namespaces are gone (a reboot, a dead init): it is not ready any more."""

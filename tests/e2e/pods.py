@@ -103,6 +103,11 @@ class Pod:
         request = pb.StopContainerRequest(container_id=container_id, timeout=grace)
         self.daemon.runtime.StopContainer(request, timeout=grace + 60)
 
+    def ready(self) -> bool:
+        """PodSandboxStatus: whether the sandbox is ready."""
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=self.id)
+        return bool(self.daemon.runtime.PodSandboxStatus(request, timeout=30).status.state == pb.SANDBOX_READY)
+
     def stop(self) -> None:
         """StopPodSandbox."""
         self.daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=self.id), timeout=60)

@@ -176,6 +176,49 @@ def test_a_container_whose_supervisor_was_killed_is_ended(fresh_forgeoned: Daemo
     pod.remove()
 
 
+@pytest.mark.parametrize("containers", [2, 0], ids=["with containers", "without"])
+def test_a_pod_whose_init_was_killed_is_not_ready(fresh_forgeoned: Daemon, busybox: str, containers: int) -> None:
+    daemon = fresh_forgeoned
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
+    pod, bystander = Pod.plan(daemon, pid=pb.POD).run(), Pod.plan(daemon, pid=pb.POD).run()
+    for number in range(containers):
+        pod.start(pod.container(busybox, name=f"c{number}"))
+    bystander.start(bystander.container(busybox, "true"))
+    os.kill(_init(pod.id), 9)
+    if not containers:
+        with pytest.raises(grpc.RpcError):
+            pod.start(pod.container(busybox))
+    until = time.monotonic() + 30
+    while pod.ready():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert bystander.ready()
+    for one in (pod, bystander):
+        one.remove()
+
+
+def _init(sandbox_id: str) -> int:
+    namespace = os.stat(f"{_pinned(sandbox_id)}/pid").st_ino
+    (found,) = (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _is_init(entry, namespace))
+    return found
+
+
+def _pinned(sandbox_id: str) -> str:
+    with open("/proc/self/mountinfo") as file:
+        (found,) = (line.split()[4] for line in file if line.split()[4].endswith(f"/sandboxes/{sandbox_id}/ns/pid"))
+    return os.path.dirname(found)
+
+
+def _is_init(pid: str, namespace: int) -> bool:
+    try:
+        if os.stat(f"/proc/{pid}/ns/pid").st_ino != namespace:
+            return False
+        with open(f"/proc/{pid}/status") as file:
+            return any(line.startswith("NSpid:") and line.split()[-1] == "1" for line in file)
+    except OSError:
+        return False
+
+
 def _supervisor(container_id: str) -> int:
     (found,) = (
         int(entry)
