@@ -43,7 +43,7 @@ def busybox(push: Push) -> str:
 
 
 @contextmanager
-def _running(registry: Registry, settings: Mapping[str, object] | None = None) -> Iterator[Daemon]:
+def running_daemon(registry: Registry, settings: Mapping[str, object] | None = None) -> Iterator[Daemon]:
     """A daemon whose pods are removed at the end, and of which nothing may be left then."""
     daemon = Daemon([registry.address], settings=settings)
     try:
@@ -69,13 +69,13 @@ def _tail(log: Path) -> str:
 
 @pytest.fixture(scope="module")
 def forgeoned(registry: Registry) -> Iterator[Daemon]:
-    with _running(registry) as daemon:
+    with running_daemon(registry) as daemon:
         yield daemon
 
 
 @pytest.fixture
 def fresh_forgeoned(registry: Registry) -> Iterator[Daemon]:
-    with _running(registry) as daemon:
+    with running_daemon(registry) as daemon:
         yield daemon
 
 
@@ -90,4 +90,4 @@ def nothing_left(forgeoned: Daemon) -> Iterator[None]:
 @pytest.fixture
 def daemon_factory(registry: Registry) -> Iterator[Callable[..., Daemon]]:
     with ExitStack() as stack:
-        yield lambda settings=None: stack.enter_context(_running(registry, settings))
+        yield lambda settings=None: stack.enter_context(running_daemon(registry, settings))
