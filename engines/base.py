@@ -121,6 +121,15 @@ class SELinux:
     level: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SELinuxLabels:
+    """The labels that processes run with and that files get; empty: none. ``level`` is the level in both."""
+
+    process: str = ""
+    mount: str = ""
+    level: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class NamespaceOptions:
     """CRI ``NamespaceOption``; ``target_id`` names the container for :attr:`NamespaceMode.TARGET`."""
@@ -420,6 +429,7 @@ class ContainerPlan:
     pod_annotations: Mapping[str, str] = field(default_factory=dict)
     blockio: BlockIO | None = None
     rdt_class: str = ""
+    selinux: SELinuxLabels = SELinuxLabels()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

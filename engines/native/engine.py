@@ -7,7 +7,7 @@ import functools
 import os
 import signal as signals
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from engines.base import (
     HandlerSettings,
     Live,
     LiveState,
+    Mount,
     Problem,
     Resources,
     SandboxPlan,
@@ -65,7 +66,7 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
-from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel import cgroups, selinux
 from forgeone_shim.kernel.cgroups import Driver, Mode
 from forgeone_shim.kernel.spawn import find_program, run
 
@@ -217,6 +218,8 @@ class NativeEngine:
         gathered = extras.found(plan, spec.gather(plan, self._host, root, default))
         apparmor = self._apparmor.choose(plan.spec.security.apparmor, privileged=plan.spec.security.privileged)
         gathered = replace(gathered, apparmor=apparmor)
+        if plan.selinux.mount:
+            _relabel(plan.selinux.mount, (*plan.pod_mounts, *gathered.mounts))
         config = spec.config(plan, self._host, gathered, self._compiler.compile)
         chosen = extras.put(config, plan, deadline)
         group = self._resctrl.group(plan.rdt_class)
@@ -449,3 +452,9 @@ class NativeEngine:
     def _need(path: str, name: str) -> None:
         if not path:
             raise Unavailable(f"{name} is not installed", fix=checks.INSTALL)
+
+
+def _relabel(label: str, mounts: Iterable[Mount]) -> None:
+    for mount in mounts:
+        if mount.selinux_relabel:
+            selinux.relabel(mount.source, label)

@@ -29,7 +29,6 @@ class Host:
     capabilities: frozenset[str]
     oom_score_adj: int = 0
     apparmor: bool = False
-    selinux: bool = False
     swap_limit: bool = False
     hugepage_sizes: frozenset[str] = frozenset()
     cgroup_mount_options: tuple[str, ...] = ()
@@ -57,7 +56,6 @@ def read(driver: str) -> Host:
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
         apparmor=_reads("/sys/module/apparmor/parameters/enabled").startswith("Y")
         and Path("/sys/kernel/security/apparmor/profiles").exists(),
-        selinux=Path("/sys/fs/selinux/enforce").exists(),
         swap_limit=_swap_limit(found, memory),
         hugepage_sizes=_hugepage_sizes(found),
         cgroup_mount_options=tuple(sorted(options & _SHARED_OPTIONS)),

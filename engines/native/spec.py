@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engines.base import ContainerPlan, Mount, Namespaces, Process, SELinux, User
+from engines.base import ContainerPlan, Mount, Namespaces, Process, User
 from engines.native import bpf, capabilities, devices, mounts, resources, seccomp
 from engines.native.devices import Node
 from engines.native.host import Host
@@ -94,18 +94,9 @@ def process(plan: ContainerPlan, host: Host) -> Json:
     }
     if not str(found["cwd"]).startswith("/"):
         raise InvalidInput("working_dir", f"{asked.cwd!r} is not absolute")
-    label = selinux(security.selinux, host)
-    if label:
-        found["selinuxLabel"] = label
+    if plan.selinux.process:
+        found["selinuxLabel"] = plan.selinux.process
     return found
-
-
-def selinux(label: SELinux | None, host: Host) -> str:
-    """``user:role:type:level`` where SELinux runs; there is nothing to label elsewhere."""
-    if label is None or not host.selinux or not (label.user or label.role or label.type or label.level):
-        return ""
-    parts = (label.user or "system_u", label.role or "system_r", label.type or "container_t", label.level or "s0")
-    return ":".join(parts)
 
 
 def namespaces(paths: Namespaces, *, cgroup: bool) -> list[Json]:
@@ -137,9 +128,8 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
         linux["readonlyPaths"] = _absolute("readonly_paths", security.readonly_paths)
     if propagation:
         linux["rootfsPropagation"] = propagation
-    label = selinux(security.selinux, host)
-    if label:
-        linux["mountLabel"] = label
+    if plan.selinux.mount:
+        linux["mountLabel"] = plan.selinux.mount
     whole: Json = {
         "ociVersion": OCI_VERSION,
         "process": process(plan, host),

@@ -187,6 +187,18 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SELinuxConfig:
+    """Labels of containers. Mode: ``auto`` (where the host's policy has labels for containers) or ``off``."""
+
+    mode: str = "auto"
+    categories: int = 1024
+
+    def __post_init__(self) -> None:
+        checks.one_of("selinux.mode", self.mode, ("auto", "off"))
+        checks.in_range("selinux.categories", self.categories, 2, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingConfig:
     """Where clients stream exec, attach and port-forward through; port 0 is any free one, ``idle_timeout`` in seconds.
 
@@ -234,6 +246,7 @@ class Config:
     native: NativeConfig = field(default_factory=NativeConfig)
     cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
+    selinux: SELinuxConfig = field(default_factory=SELinuxConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:

@@ -34,10 +34,17 @@ class RootfsStore:
         except OSError as error:
             raise syscall_error("mkdir", self._writable, error) from error
 
-    def mount(self, container_id: str, layers: Sequence[str], readonly: bool = False) -> Path:  # noqa: ARG002
+    def mount(
+        self,
+        container_id: str,
+        layers: Sequence[str],
+        readonly: bool = False,  # noqa: ARG002
+        context: str = "",
+    ) -> Path:
         """Mount the layers (diffIDs, base first) and return where; a rootfs that is mounted stays as it is.
 
         ``readonly`` changes nothing here: the engine makes the mount points in it first, then turns it read-only.
+        ``context`` is the SELinux label of its files, where there is one.
 
         :raises NotFound: a layer is not here.
         :raises InvalidInput: more layers than an overlay takes.
@@ -54,14 +61,16 @@ class RootfsStore:
                 target.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise syscall_error("prepare the root file system", home, error) from error
-            mount_overlay(target, lowers, home / "upper", home / "work")
+            mount_overlay(target, lowers, home / "upper", home / "work", context=context)
         except ForgeError:
             if is_new:
                 self.remove(container_id)
             raise
         return target
 
-    def mount_image(self, container_id: str, name: str, layers: Sequence[str], sub_path: str = "") -> Path:
+    def mount_image(
+        self, container_id: str, name: str, layers: Sequence[str], sub_path: str = "", context: str = ""
+    ) -> Path:
         """Mount the layers of a volume, which nobody can write to; returns where ``sub_path`` is in it.
 
         A symlink in ``sub_path`` leads where it would to a process whose root the image is.
@@ -78,7 +87,7 @@ class RootfsStore:
                 target.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise syscall_error("prepare the image volume", home, error) from error
-            mount_overlay(target, lowers, readonly=True)
+            mount_overlay(target, lowers, readonly=True, context=context)
         return _inside(target, sub_path)
 
     def unmount(self, container_id: str) -> None:

@@ -87,26 +87,33 @@ def open_in_root(root: int | StrPath, relative: StrPath, flags: int = os.O_RDONL
 
 
 def mount_overlay(
-    target: StrPath, lowers: Sequence[StrPath], upper: StrPath = "", work: StrPath = "", *, readonly: bool = False
+    target: StrPath,
+    lowers: Sequence[StrPath],
+    upper: StrPath = "",
+    work: StrPath = "",
+    *,
+    readonly: bool = False,
+    context: str = "",
 ) -> None:
     """Mount an overlay; ``lowers`` has the topmost layer first. ``volatile`` where the kernel has it (5.10).
 
-    Without ``upper`` and ``work`` nobody can write to it, and it takes two lowers at least. Raises InternalError.
+    Without ``upper`` and ``work`` nobody can write to it, and it takes two lowers at least. ``context`` is the SELinux
+    label of all its files, where there is one. Raises InternalError.
     """
     if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
         raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
     try:
-        attach_overlay(target, lowers, upper, work, readonly=readonly)
+        attach_overlay(target, lowers, upper, work, readonly=readonly, context=context)
     except OSError as error:
         raise syscall_error("mount overlay on", target, error) from error
 
 
 def attach_overlay(
-    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool, context: str = ""
 ) -> None:
     """What :func:`mount_overlay` does. Raises OSError."""
     mount = _overlay_by_fsopen if takes_layers_one_by_one() else _overlay_by_mount
-    mount(target, lowers, upper, work, readonly)
+    mount(target, lowers, upper, work, readonly=readonly, context=context)
 
 
 @functools.cache
@@ -131,7 +138,7 @@ def _overlay_knows(option: str, value: bytes) -> bool:
 
 
 def _overlay_by_fsopen(
-    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, readonly: bool
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool, context: str
 ) -> None:
     with ExitStack() as stack:
         fs = _fsopen(stack, b"overlay")
@@ -145,11 +152,13 @@ def _overlay_by_fsopen(
             except OSError as error:
                 if error.errno not in _NOT_SUPPORTED:
                     raise
+        if context:
+            _set_string(fs, "context", context.encode())
         _create_and_attach(stack, fs, target, _ATTR_RDONLY if readonly else 0)
 
 
 def _overlay_by_mount(
-    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, readonly: bool
+    target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool, context: str
 ) -> None:
     """All options share one page, so every path becomes the name of a descriptor; that also needs no escaping."""
     with ExitStack() as stack:
@@ -157,6 +166,9 @@ def _overlay_by_mount(
         options = b"lowerdir=" + lower
         if upper:
             options += b",upperdir=%s,workdir=%s" % (_short_name(stack, upper, 0), _short_name(stack, work, 0))
+        if context:
+            # Quoted, as it may hold a comma.
+            options += b',context="%s"' % context.encode()
         if len(options) + len(b",volatile") > _MOUNT_DATA_MAX:
             raise InvalidInput("layers", f"{len(lowers)} layers are more than this kernel's mount(2) takes")
         flags = MS_RDONLY if readonly else 0
@@ -223,12 +235,12 @@ def has_recursive_attributes() -> bool:
     return True
 
 
-def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755) -> None:
+def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755, context: str = "") -> None:
     """Mount a tmpfs of at most ``size`` bytes (0: the kernel's default), without set-id bits and devices.
 
-    Raises InternalError.
+    ``context`` is the SELinux label of all its files, where there is one. Raises InternalError.
     """
-    options = {"mode": f"{mode:o}"} | ({"size": str(size)} if size else {})
+    options = {"mode": f"{mode:o}"} | ({"size": str(size)} if size else {}) | ({"context": context} if context else {})
     try:
         try:
             with ExitStack() as stack:
@@ -239,8 +251,9 @@ def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755) -> None:
         except OSError as error:
             if error.errno not in _NOT_SUPPORTED:
                 raise
-            data = ",".join(f"{key}={value}" for key, value in options.items()).encode()
-            _mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, data)
+            # Quoted, as a label may hold a comma.
+            data = ",".join(f'{key}="{value}"' if "," in value else f"{key}={value}" for key, value in options.items())
+            _mount(b"tmpfs", target, b"tmpfs", MS_NOSUID | MS_NODEV, data.encode())
     except OSError as error:
         raise syscall_error("mount tmpfs on", target, error) from error
 

@@ -142,7 +142,8 @@ class Containers:
         bundle = self._p.paths.bundle(record.id)
         # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
         bundle.mkdir(mode=0o700)
-        rootfs = self._p.rootfs.mount(record.id, record.layers, spec.security.readonly_rootfs)
+        labels = self._p.labeller.container(sandbox.record.selinux, sandbox.record.spec, spec)
+        rootfs = self._p.rootfs.mount(record.id, record.layers, spec.security.readonly_rootfs, labels.mount)
         user = resolve_user(rootfs, image.config.user, spec.security)
         if record.log_path:
             Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -158,8 +159,9 @@ class Containers:
             process=process(spec, image.config, user),
             namespaces=placement.namespaces(self._p, sandbox.record, spec),
             pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
-            spec=classes.applied(sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs)),
+            spec=classes.applied(sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount)),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, sandbox.record.spec, spec)),
+            selinux=labels,
             rdt_class=classes.name(classes.RDT, sandbox.record.spec, spec),
             handler=sandbox.record.handler.settings,
             edits=edits,

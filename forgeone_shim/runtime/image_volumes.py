@@ -17,22 +17,24 @@ def find(spec: ContainerSpec, images: ImageService) -> tuple[ImageVolume, ...]:
     return tuple(ImageVolume(image.id, image.layers) for image in found)
 
 
-def mounted(record: ContainerRecord, rootfs: RootfsStore) -> ContainerSpec:
+def mounted(record: ContainerRecord, rootfs: RootfsStore, context: str = "") -> ContainerSpec:
     """The spec as an engine takes it: each image mounted, and its mount one of that place on the host.
+
+    ``context`` is the SELinux label of their files, where there is one.
 
     :raises InvalidInput: an image has no such sub path.
     """
     if not record.image_volumes:
         return record.spec
-    return replace(record.spec, mounts=tuple(_mounts(record, rootfs)))
+    return replace(record.spec, mounts=tuple(_mounts(record, rootfs, context)))
 
 
-def _mounts(record: ContainerRecord, rootfs: RootfsStore) -> Iterator[Mount]:
+def _mounts(record: ContainerRecord, rootfs: RootfsStore, context: str) -> Iterator[Mount]:
     volumes = enumerate(record.image_volumes)
     for mount in record.spec.mounts:
         if mount.image:
             number, volume = next(volumes)
-            source = rootfs.mount_image(record.id, str(number), volume.layers, mount.image_sub_path)
+            source = rootfs.mount_image(record.id, str(number), volume.layers, mount.image_sub_path, context)
             yield replace(mount, source=str(source), readonly=True, image="", image_sub_path="")
         else:
             yield mount

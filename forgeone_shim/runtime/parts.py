@@ -16,6 +16,7 @@ from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.network import Network
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
+from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
@@ -41,6 +42,7 @@ class Parts:
     sandboxes: Table[SandboxRecord]
     containers: Table[ContainerRecord]
     blockio: Classes
+    labeller: Labeller
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

@@ -53,9 +53,9 @@ def pod_mounts(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> tup
     directory, readonly = parts.paths.sandbox(sandbox.id), spec.security.readonly_rootfs
     shm = "/dev/shm" if sandbox.namespaces.ipc is None else str(parts.paths.shm(sandbox.id))  # noqa: S108
     offered = (
-        Mount("/etc/hosts", str(directory / "hosts"), readonly),
-        Mount("/etc/hostname", str(directory / "hostname"), readonly),
-        Mount("/etc/resolv.conf", str(directory / "resolv.conf"), readonly),
+        Mount("/etc/hosts", str(directory / "hosts"), readonly, selinux_relabel=True),
+        Mount("/etc/hostname", str(directory / "hostname"), readonly, selinux_relabel=True),
+        Mount("/etc/resolv.conf", str(directory / "resolv.conf"), readonly, selinux_relabel=True),
         Mount("/dev/shm", shm),  # noqa: S108
     )
     taken = {posixpath.normpath(mount.destination) for mount in spec.mounts}

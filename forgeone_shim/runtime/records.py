@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, User
+from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, SELinuxLabels, User
 from forgeone_shim.config.handlers import Handler
 from forgeone_shim.lifecycle.machine import State
 
@@ -33,6 +33,7 @@ class SandboxRecord:
     overhead: Resources | None = None
     resources: Resources | None = None
     handler: Handler = field(default_factory=Handler)
+    selinux: SELinuxLabels = field(default_factory=SELinuxLabels)
 
     @property
     def effective_spec(self) -> SandboxSpec:

@@ -23,7 +23,7 @@ from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
-from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel import cgroups, selinux
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
 from forgeone_shim.metrics.meter import Meter
@@ -34,6 +34,7 @@ from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
+from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
@@ -98,6 +99,8 @@ class Runtime:
         layers = LayerStore(paths.layers)
         containers = Table(store, CONTAINER_KIND, "container", ContainerRecord)
 
+        sandboxes = Table(store, SANDBOX_KIND, "sandbox", SandboxRecord)
+
         def layers_in_use() -> set[str]:
             return {layer for entry in containers.all() for layer in entry.record.used_layers}
 
@@ -116,9 +119,14 @@ class Runtime:
             engines=installed,
             handlers=Handlers(installed, files),
             cgroups=cgroups.detect(config.native.cgroup_driver),
-            sandboxes=Table(store, SANDBOX_KIND, "sandbox", SandboxRecord),
+            sandboxes=sandboxes,
             containers=containers,
             blockio=Classes(config.resources.blockio_config_file),
+            labeller=Labeller(
+                selinux.detect() if config.selinux.mode == "auto" else None,
+                config.selinux.categories,
+                lambda: (entry.record.selinux for entry in sandboxes.all()),
+            ),
         )
         layers.recover()
         images = ImageService(

@@ -60,7 +60,11 @@ class Sandboxes:
                     fix="stop it, or raise the attempt",
                 )
             return existing.record.id
-        entry = self._p.sandboxes.add(self._plan(spec))
+        record = self._plan(spec)
+        try:
+            entry = self._p.sandboxes.add(record)
+        finally:
+            self._p.labeller.settle(record.selinux)
         with entry.work:
             if entry.dropped:
                 raise FailedPrecondition(f"sandbox {entry.record.id[:13]} was removed while it was being made")
@@ -92,6 +96,7 @@ class Sandboxes:
             hostname=podfiles.effective_hostname(spec.hostname, os.uname().nodename, host_network=host_network),
             cgroup_parent=spec.cgroup_parent or self._p.config.cgroup_root,
             handler=handler,
+            selinux=self._p.labeller.pod(spec),
         )
 
     def _build(self, entry: Entry[SandboxRecord], deadline: Deadline) -> None:
@@ -109,7 +114,7 @@ class Sandboxes:
             if record.namespaces.ipc is not None:
                 shm = self._p.paths.shm(record.id)
                 shm.mkdir()
-                mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777)
+                mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777, record.selinux.mount)
             got = attached.result() if attached else None
         ips = got.ips if got else ()
         # What the network says of name servers is the second choice, before the host's own.

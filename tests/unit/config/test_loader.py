@@ -76,6 +76,8 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "streaming.tls_cert_file": "/x/cert.pem",
         "streaming.tls_key_file": "/x/key.pem",
         "resources.blockio_config_file": "/x/blockio.yaml",
+        "selinux.mode": "off",
+        "selinux.categories": "9",
     }
     text = special.get(key.path, "program" if key.path.startswith("native.") and key.type is str else text)
     by_flag = load([key.flag, text], {})

@@ -19,6 +19,7 @@ from engines.base import (
     Resources,
     Security,
     SELinux,
+    SELinuxLabels,
     User,
 )
 from engines.native import mounts, spec
@@ -405,9 +406,9 @@ def test_the_profile_found_is_entered_by_execs_too(plan: PlanMaker, host: Host) 
     assert spec.exec_process(json.dumps(config).encode(), ("true",))["apparmorProfile"] == "mine"
 
 
-def test_selinux_labels_are_set_only_where_selinux_runs(plan: PlanMaker, host: Host) -> None:
-    asked = plan(security=Security(selinux=SELinux(level="s0:c1,c2")))
-    assert "selinuxLabel" not in made(asked, host)["process"]
-    found = made(asked, make_host(selinux=True))
-    assert found["process"]["selinuxLabel"] == "system_u:system_r:container_t:s0:c1,c2"
-    assert found["linux"]["mountLabel"]
+def test_selinux_labels_are_the_plan_s(plan: PlanMaker, host: Host) -> None:
+    bare = made(plan(security=Security(selinux=SELinux(level="s0:c1,c2"))), host)
+    assert "selinuxLabel" not in bare["process"]
+    assert "mountLabel" not in bare["linux"]
+    found = made(plan(selinux=SELinuxLabels(process="u:r:p_t:s0", mount="u:r:f_t:s0")), host)
+    assert (found["process"]["selinuxLabel"], found["linux"]["mountLabel"]) == ("u:r:p_t:s0", "u:r:f_t:s0")
