@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from forgeone_shim.network.cni.plugin import CniError, Command
-from tests.e2e.cni_lab import PROGRAMS, DataDir, Doer, World, by_program, differences, in_process
+from tests.e2e.cni_lab import DataDir, Doer, World, by_program, differences, in_process
 from tests.e2e.network_lab import run_as_host
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(not PROGRAMS.is_dir(), reason="containernetworking-plugins")]
+pytestmark = pytest.mark.root
 
 V4: dict[str, Any] = {"ranges": [[{"subnet": "10.88.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}
 V6: dict[str, Any] = {"ranges": [[{"subnet": "fd88::/64"}]], "routes": [{"dst": "::/0"}]}
@@ -61,6 +61,7 @@ CASES = {
     "bridge-gateway-v6": Case((bridge(V6, isGateway=True),), patient=True),
     "bridge-gateway-dual": Case((DUAL_GATEWAY,)),
     "bridge-old-result": Case((DUAL_GATEWAY,), version="0.4.0"),
+    "bridge-older-result": Case((DUAL_GATEWAY,), version="0.3.1"),
     "bridge-default-gateway": Case((bridge({"subnet": "10.88.0.0/24"}, isDefaultGateway=True),)),
     "bridge-masquerade": Case((bridge(DUAL, isGateway=True, ipMasq=True),)),
     "bridge-hairpin": Case((bridge(V4, isGateway=True, hairpinMode=True, mtu=1400),)),

@@ -41,6 +41,8 @@ def read(config: Mapping[str, Any]) -> Firewall:
     """
     fields = Fields(config)
     about = network(fields)
+    if about.version.startswith("0.3."):
+        raise Unsupported("cniVersion")
     backend, admin = fields.text("backend"), fields.text("iptablesAdminChainName") or _ADMIN
     fields.text("firewalldZone")
     if fields.text("ingressPolicy") not in ("", "open") or not _NAME.fullmatch(admin) or len(admin) > CHAIN_NAME_MAX:

@@ -64,7 +64,7 @@ def render(result: Result, version: str) -> Json:
 
 def _render_ip(ip: Ip, version: str) -> Json:
     told: Json = {} if ip.interface is None else {"interface": ip.interface}
-    if version == "0.4.0":
+    if version.startswith("0."):
         told = {"version": str(ip.address.version), **told}
     return told | _told(address=str(ip.address), gateway=_text(ip.gateway))
 
