@@ -14,8 +14,9 @@ import structlog
 from forgeone_shim.config.model import CniConfig, NetworkConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.network.cni import generated
-from forgeone_shim.network.cni.network import CniNetwork, Find, Retry
+from forgeone_shim.network.cni.network import CniNetwork, Retry
 from forgeone_shim.network.cni.plugin import Json
+from forgeone_shim.network.cni.plugins import Find
 from forgeone_shim.network.cni.results import prefer
 from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.network.pod import PodNetwork
@@ -42,6 +43,8 @@ class Network:
         """For pods to come: the mode, what counts for CNI, and the folders of it that runtime handlers name."""
         self._config, self._cni_config = replace(self._config, mode=mode), cni
         self._cni.reconfigure(cni, conf_dirs | {cni.conf_dir})
+        if self._by_cni("") or conf_dirs:
+            self._retry("collect garbage of the networks", self._cni.collect_garbage)
 
     def attach(
         self, pod: PodFacts, pinned: Callable[[], object] = lambda: None, deadline: Deadline = NEVER
@@ -59,7 +62,9 @@ class Network:
         :raises InternalError: the kernel refused.
         :raises CniError: a plugin refused or failed.
         """
-        if self._cni.has(pod.sandbox_id) or self._by_cni(pod.conf_dir):
+        if self._cni.has(pod.sandbox_id) or (
+            self._by_cni(pod.conf_dir) and self._builtin.attachment(pod.sandbox_id) is None
+        ):
             return self._cni.attach(pod, pinned, deadline)
         got = self._builtin.attach(pod.sandbox_id, pod.netns, pod.port_mappings, pinned=pinned)
         return replace(got, ips=prefer(got.ips, self._cni_config.ip_preference))
@@ -85,11 +90,15 @@ class Network:
         """Finish what was cut off; the ids of the pods that are left to do. See :meth:`PodNetwork.reconcile`."""
         return (*self._builtin.reconcile(known), *self._cni.reconcile(known))
 
-    def recovered(self) -> None:
-        """After a start: have CNI's plugins check the pods that are attached, and collect what belongs to no pod."""
+    def recovered(self, conf_dirs: set[str]) -> None:
+        """After a start: have CNI's plugins check the pods that are attached, and collect what belongs to no pod.
+
+        ``conf_dirs`` are the folders of CNI configurations that runtime handlers name.
+        """
         if self._cni.in_use():
             self._retry("check the pods' networks", self._cni.check)
-        if self._by_cni(""):
+        folders = [self._cni.folder(one) for one in (*conf_dirs, *([""] if self._by_cni("") else []))]
+        if any(folder.present for folder in folders):
             self._retry("collect garbage of the networks", self._cni.collect_garbage)
 
     def status(self) -> tuple[bool, str, str]:

@@ -61,3 +61,7 @@ class Handlers:
     def all(self) -> tuple[Handler, ...]:
         """Every one, the default first."""
         return tuple(self._known.values())
+
+    def conf_dirs(self) -> set[str]:
+        """The folders of CNI configurations that some of them name."""
+        return {one.cni_conf_dir for one in self._known.values() if one.cni_conf_dir}

@@ -90,7 +90,7 @@ class Recovery:
         failed = self._p.network.reconcile(self._known_sandboxes)
         if failed:
             raise InternalError(f"still attached to the network: {', '.join(failed)}")
-        self._p.network.recovered()
+        self._p.network.recovered(self._p.handlers.conf_dirs())
 
     def _forget(self, container_id: str) -> None:
         bundle = self._p.paths.bundle(container_id)

@@ -149,8 +149,7 @@ class Runtime:
         take_handlers = self._p.handlers.plan(files)
         self.images.reconfigure(config.registry, config.pinned_images)
         take_handlers()
-        conf_dirs = {one.cni_conf_dir for one in self._p.handlers.all() if one.cni_conf_dir}
-        self._p.network.reconfigure(config.network.mode, config.cni, conf_dirs)
+        self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         edited = [key for take in takes for key in take()]
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *(f"handler {name}" for name in sorted(different)))

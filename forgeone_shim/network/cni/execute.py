@@ -144,7 +144,9 @@ def _run(program: str, env: Mapping[str, str], config: bytes, deadline: Deadline
 @contextlib.contextmanager
 def _killed_when_abandoned(child: Child, deadline: Deadline) -> Iterator[None]:
     def kill() -> None:
-        child.pidfd.send(signal.SIGKILL)
+        # It may be reaped and let go of at this very moment.
+        with contextlib.suppress(OSError):
+            child.pidfd.send(signal.SIGKILL)
 
     deadline.listen(kill)
     try:
@@ -196,7 +198,7 @@ def _last(complaint: bytes) -> str:
 def _decode(program: str, answer: bytes) -> Json:
     try:
         decoded = msgspec.json.decode(answer)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         said = _last(answer) or "nothing"
         raise CniError(BAD_ANSWER, f"{program} answered no JSON: {error}", f"it said {said[:200]!r}") from None
     if not isinstance(decoded, dict):

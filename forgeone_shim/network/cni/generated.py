@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ FILE_NAME: Final = "10-forgeone.conflist"
 
 
 def write(config: CniConfig, ranges: Sequence[str]) -> bool:
-    """Write the configuration for the node's ranges; says whether it did. Another one in the folder has precedence.
+    """Write the configuration for the node's ranges; says whether it did.
+
+    Another one in the folder has precedence, and what is there already is not written again.
 
     :raises InvalidInput: the template cannot be used; what is in the folder stays as it was.
     :raises InternalError: the file cannot be written.
@@ -37,6 +40,9 @@ def write(config: CniConfig, ranges: Sequence[str]) -> bool:
     # What could not be read back would be in the way of every pod.
     parse_list(decode(config.conf_template, text.encode()), config.conf_template)
     target, made = folder / FILE_NAME, folder / f".{FILE_NAME}.new"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if target.read_text(encoding="utf-8") == text:
+            return False
     try:
         made.unlink(missing_ok=True)
         fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

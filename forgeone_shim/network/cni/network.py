@@ -7,31 +7,29 @@ called until it succeeds: by a retry in this process, or by the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from forgeone_shim.config.model import CniConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
-from forgeone_shim.network.cni import execute, results
+from forgeone_shim.network.cni import results
 from forgeone_shim.network.cni.capabilities import plan_args, plan_capabilities
-from forgeone_shim.network.cni.chain import Chain
 from forgeone_shim.network.cni.config import Folder, NetworkList
-from forgeone_shim.network.cni.execute import Program, find_program
 from forgeone_shim.network.cni.folders import Folders
 from forgeone_shim.network.cni.members import Joined, Member, Members, Stage
-from forgeone_shim.network.cni.plugin import Json, Plugin
+from forgeone_shim.network.cni.plugin import Json
+from forgeone_shim.network.cni.plugins import Find, Plugins
 from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.network.turns import Gate, Turns
 from forgeone_shim.state.store import StateStore
 
-Find = Callable[[str, Mapping[str, Any]], Plugin | None]
 Retry = Callable[[str, Callable[[], None]], None]
 
 NOT_READY: Final = "NetworkPluginNotReady"
@@ -48,13 +46,13 @@ class CniNetwork:
 
     def __init__(self, config: CniConfig, store: StateStore, find: Find, retry: Retry) -> None:
         self._config, self._find, self._retry = config, find, retry
+        self._plugins = Plugins(config, find)
         self._members = Members(store)
         self._turns, self._gate = Turns(), Gate()
         self._folders = Folders(config.max_conf_num, self._folder_changed)
         self._guard = Lock()
         self._retried: set[str] = set()
         self._ill: dict[str, str] = {}
-        self._versions: dict[str, str] = {}
         self._asking = Lock()
         self._said: tuple[float, Folder, str] | None = None
         self._pod_ranges: tuple[str, ...] = ()
@@ -64,7 +62,7 @@ class CniNetwork:
 
     def reconfigure(self, config: CniConfig, conf_dirs: set[str]) -> None:
         """Another configuration counts from now on; ``conf_dirs`` are the folders in use."""
-        self._config, self._said = config, None
+        self._config, self._plugins, self._said = config, Plugins(config, self._find), None
         self._folders.reset(config.max_conf_num, conf_dirs)
 
     def use_ranges(self, ranges: tuple[str, ...]) -> None:
@@ -162,7 +160,7 @@ class CniNetwork:
                     continue
                 try:
                     for joined in now.joined:
-                        self._chain.check(now, joined, self._life)
+                        self._plugins.chain.check(now, joined, self._life)
                 except Exception as error:
                     self._ill[member.sandbox_id] = str(error)
                     self._log.warning("a pod's network is damaged", sandbox=member.sandbox_id, error=str(error))
@@ -178,7 +176,7 @@ class CniNetwork:
 
     def _collect_garbage(self, network: NetworkList) -> list[ForgeError]:
         try:
-            settled = self._settled(network, self._life)
+            settled = self._plugins.settle(network, self._life)
         except ForgeError as error:
             return [error]
         # Whoever is not in the list yet must not be added meanwhile.
@@ -189,7 +187,7 @@ class CniNetwork:
                 for joined in member.joined
                 if joined.network.name == network.name
             ]
-            return self._chain.collect_garbage(settled, valid, self._life)
+            return self._plugins.chain.collect_garbage(settled, valid, self._life)
 
     def status(self) -> tuple[bool, str, str]:
         """``(ready, reason, message)`` as CRI's NetworkReady wants it."""
@@ -197,7 +195,7 @@ class CniNetwork:
         problem = folder.problem
         if not problem and not folder.networks:
             problem = f"no network configuration in {self._config.conf_dir}"
-        problem = problem or self._missing(folder) or self._unwell(folder)
+        problem = problem or self._plugins.missing(folder) or self._unwell(folder)
         return (False, NOT_READY, problem) if problem else (True, "", "")
 
     def in_use(self) -> bool:
@@ -209,25 +207,13 @@ class CniNetwork:
         self._life.abandon()
         self._folders.close()
 
-    @property
-    def _chain(self) -> Chain:
-        return Chain(self._resolve, self._config.bin_dirs, self._config.timeout)
-
-    def _resolve(self, type_: str, config: Mapping[str, Any]) -> Plugin:
-        here = self._find(type_, config) if self._config.in_process else None
-        return here if here is not None else Program(type_)
-
-    def _is_program(self, network: NetworkList, plugin: Json) -> bool:
-        config = {**plugin, "name": network.name, "cniVersion": network.version}
-        return isinstance(self._resolve(plugin["type"], config), Program)
-
     def _plan(self, pod: PodFacts, deadline: Deadline) -> Member:
         folder = self.folder(pod.conf_dir)
         if folder.problem:
             raise FailedPrecondition(f"the network configuration cannot be used: {folder.problem}")
         if not folder.networks:
             raise FailedPrecondition(f"no network configuration in {pod.conf_dir or self._config.conf_dir}")
-        networks = [self._settled(network, deadline) for network in folder.networks]
+        networks = [self._plugins.settle(network, deadline) for network in folder.networks]
         return Member(
             sandbox_id=pod.sandbox_id,
             netns=pod.netns,
@@ -237,32 +223,8 @@ class CniNetwork:
             joined=tuple(Joined(network, f"eth{index}") for index, network in enumerate(networks)),
         )
 
-    def _settled(self, network: NetworkList, deadline: Deadline) -> NetworkList:
-        """The network in the newest version that all its plugins support, where its configuration leaves a choice."""
-        if not network.candidates:
-            return network
-        key = network.source + repr((network.candidates, network.types))
-        version = self._versions.get(key)
-        if version is None:
-            version = self._versions[key] = self._ask_versions(network, deadline)
-        return replace(network, version=version)
-
-    def _ask_versions(self, network: NetworkList, deadline: Deadline) -> str:
-        common = set(network.candidates)
-        for plugin in network.plugins:
-            if not self._is_program(network, plugin):
-                continue
-            limited = Deadline.after(deadline.remaining(self._config.timeout))
-            common &= set(execute.versions(plugin["type"], self._config.bin_dirs, limited))
-        if not common:
-            raise FailedPrecondition(
-                f"{network.source}: no plugin version fits: {', '.join(network.types)} have none of "
-                f"{', '.join(network.candidates)} in common"
-            )
-        return next(version for version in network.candidates if version in common)
-
     def _add(self, member: Member, deadline: Deadline) -> Member:
-        chain = self._chain
+        chain = self._plugins.chain
         for index, joined in enumerate(member.joined):
             before = member
 
@@ -285,7 +247,7 @@ class CniNetwork:
         if member.stage is not Stage.LEAVING:
             member = self._members.save(replace(member, stage=Stage.LEAVING))
         netns = member.netns if _is_namespace(member.netns) else ""
-        chain = self._chain
+        chain = self._plugins.chain
         with self._gate.together(self._life):
             for joined in reversed(member.joined):
                 chain.delete(member, joined, netns, self._life)
@@ -330,18 +292,10 @@ class CniNetwork:
         self._retry(f"detach sandbox {sandbox_id[:13]} from its networks", job)
 
     def _folder_changed(self, path: str) -> None:
-        self._versions.clear()
+        self._plugins.forget_versions()
         self._said = None
         if any(network.at_least("1.1.0") or network.candidates for network in self._folders.look(path).networks):
             self._retry(f"collect garbage of the networks in {path}", self.collect_garbage)
-
-    def _missing(self, folder: Folder) -> str:
-        for network in folder.networks:
-            for plugin in network.plugins:
-                if self._is_program(network, plugin) and find_program(plugin["type"], self._config.bin_dirs) is None:
-                    folders = ", ".join(self._config.bin_dirs)
-                    return f"{network.source}: there is no plugin {plugin['type']!r} in {folders}"
-        return ""
 
     def _unwell(self, folder: Folder) -> str:
         """What STATUS says is wrong; asked once for all that ask at about the same time."""
@@ -352,8 +306,8 @@ class CniNetwork:
             problem = ""
             try:
                 for network in folder.networks:
-                    settled = self._settled(network, Deadline.after(_STATUS_PATIENCE))
-                    self._chain.status(settled, Deadline.after(_STATUS_PATIENCE))
+                    settled = self._plugins.settle(network, Deadline.after(_STATUS_PATIENCE))
+                    self._plugins.chain.status(settled, Deadline.after(_STATUS_PATIENCE))
             except (ForgeError, OSError) as error:
                 problem = str(error)
             self._said = time.monotonic(), folder, problem

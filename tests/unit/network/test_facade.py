@@ -1,0 +1,164 @@
+"""Which network a pod gets, and who takes it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgeone_shim.config.model import CniConfig, NetworkConfig
+from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.network import network as facade
+from forgeone_shim.network.facts import Attachment
+from forgeone_shim.network.network import Network
+from tests.unit.network.cni.fakes import Node
+
+
+class Builtin:
+    """Stands for the built-in network, which needs root."""
+
+    def __init__(self, _config: NetworkConfig, _store: object) -> None:
+        self.pods: dict[str, Attachment] = {}
+        self.asked = 0
+
+    def attach(self, sandbox_id: str, _netns: str, _ports: Sequence[object], **_: object) -> Attachment:
+        return self.pods.setdefault(sandbox_id, Attachment(("10.88.0.2", "fd88::2"), "eth0", "0a:58:0a:58:00:02"))
+
+    def attachment(self, sandbox_id: str) -> Attachment | None:
+        return self.pods.get(sandbox_id)
+
+    def detach(self, sandbox_id: str) -> None:
+        self.pods.pop(sandbox_id, None)
+
+    def in_use(self) -> bool:
+        return bool(self.pods)
+
+    def reconcile(self, _known: Callable[[], set[str]]) -> tuple[str, ...]:
+        return ()
+
+    def status(self) -> tuple[bool, str, str]:
+        self.asked += 1
+        return True, "", ""
+
+    def settle(self, _timeout: float | None = None) -> bool:
+        return True
+
+
+class Host(Node):
+    """A node with both networks."""
+
+    def open(self, mode: str = "auto", **cni: Any) -> None:
+        super().open()
+        self.both = Network(
+            NetworkConfig(mode=mode),
+            CniConfig(conf_dir=str(self.folder), bin_dirs=(str(self.directory / "bin"),), **cni),
+            self.store,
+            self.fakes.find,
+            lambda name, job: self.jobs.append((name, job)),
+        )
+        self.builtin: Builtin = self.both._builtin  # type: ignore[assignment]
+
+    def close(self) -> None:
+        self.both.close()
+        super().close()
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    monkeypatch.setattr(facade, "PodNetwork", Builtin)
+    made = Host(tmp_path)
+    yield made
+    made.close()
+
+
+def test_without_a_configuration_pods_are_on_the_builtin_network(host: Host) -> None:
+    assert host.both.attach(host.pod()).ips == ("10.88.0.2", "fd88::2")
+    assert host.both.status() == (True, "", "")
+    assert host.both.details("pod1") == {}
+
+
+def test_from_the_first_configuration_on_new_pods_are_on_cni_and_old_ones_stay(host: Host) -> None:
+    old = host.both.attach(host.pod("old"))
+    host.write("first")
+    assert host.both.attach(host.pod("new")).ips == ("10.9.0.2",)
+    assert host.both.attach(host.pod("old")) == old
+    (host.folder / "10-net.conflist").unlink()
+    assert host.both.attach(host.pod("new")).ips == ("10.9.0.2",)
+    host.both.detach("new")
+    assert host.fakes.told() == ["ADD first", "DEL first"]
+    host.both.detach("old")
+    assert not host.builtin.pods
+
+
+def test_a_bad_configuration_does_not_lead_to_the_builtin_network(host: Host) -> None:
+    (host.folder / "10-bad.conflist").write_text("{")
+    with pytest.raises(FailedPrecondition, match="10-bad"):
+        host.both.attach(host.pod())
+    assert not host.both.status()[0]
+    assert host.builtin.asked == 0, "its bridge is not made where nobody needs it"
+
+
+def test_the_builtin_network_is_still_looked_after_while_pods_are_on_it(host: Host) -> None:
+    host.both.attach(host.pod("old"))
+    host.write("first")
+    assert host.both.status()[0]
+    assert host.builtin.asked == 1
+
+
+def test_the_mode_decides_where_it_is_set(host: Host) -> None:
+    host.write("first")
+    host.both.reconfigure("builtin", host.config, set())
+    assert host.both.attach(host.pod("one")).ips[0] == "10.88.0.2"
+    (host.folder / "10-net.conflist").unlink()
+    host.both.reconfigure("cni", host.config, set())
+    with pytest.raises(FailedPrecondition, match="no network configuration"):
+        host.both.attach(host.pod("two"))
+    assert not host.both.status()[0]
+
+
+def test_a_handlers_folder_means_cni_whatever_the_mode(host: Host) -> None:
+    host.both.reconfigure("builtin", host.config, set())
+    host.write("first")
+    assert host.both.attach(host.pod(conf_dir=str(host.folder))).ips == ("10.9.0.2",)
+
+
+def test_a_template_means_cni_before_its_configuration_is_there(host: Host) -> None:
+    host.close()
+    template = host.directory / "template"
+    template.write_text(
+        '{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"first","capabilities":{"ipRanges":true}}]}'
+    )
+    host.open(conf_template=str(template))
+    with pytest.raises(FailedPrecondition):
+        host.both.attach(host.pod())
+    host.both.use_ranges(("10.1.0.0/24",))
+    host.both.attach(host.pod())
+    assert host.fakes.calls[0].config["runtimeConfig"] == {"ipRanges": [[{"subnet": "10.1.0.0/24"}]]}
+
+
+def test_ranges_outlive_the_process(host: Host) -> None:
+    host.both.use_ranges(("10.1.0.0/24", "fd00::/64"))
+    host.restart()
+    host.write({"type": "first", "capabilities": {"ipRanges": True}})
+    host.both.attach(host.pod())
+    assert len(host.fakes.calls[0].config["runtimeConfig"]["ipRanges"]) == 2
+
+
+def test_the_preferred_family_counts_for_the_builtin_network_too(host: Host) -> None:
+    host.close()
+    host.open(ip_preference="ipv6")
+    assert host.both.attach(host.pod()).ips == ("fd88::2", "10.88.0.2")
+
+
+def test_after_a_start_pods_are_checked_and_garbage_is_collected(host: Host) -> None:
+    host.both.recovered(set())
+    assert host.jobs == []
+    host.write("first", cniVersion="1.1.0")
+    host.both.attach(host.pod())
+    host.restart()
+    host.fakes.calls.clear()
+    host.both.recovered(set())
+    host.run_jobs()
+    assert set(host.fakes.told()) == {"CHECK first", "GC first"}
