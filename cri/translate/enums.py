@@ -9,7 +9,9 @@ from typing import Final
 
 from cri.api import runtime_pb2 as pb
 from engines.base import GroupsPolicy, NamespaceMode, PortProtocol, ProfileType, Propagation
+from forgeone_shim.errors import InvalidInput
 from forgeone_shim.lifecycle.machine import LIVE, State
+from forgeone_shim.runtime.process import signal_number
 
 PROTOCOLS: Final = MappingProxyType({pb.TCP: PortProtocol.TCP, pb.UDP: PortProtocol.UDP, pb.SCTP: PortProtocol.SCTP})
 
@@ -79,9 +81,21 @@ def _signal_name(member: str) -> str:
 SIGNALS: Final = MappingProxyType({number: _signal_name(member) for member, number in pb.Signal.items()})
 """Number in CRI's enum -> name as ForgeOne and images write it; empty: the runtime chooses."""
 _SIGNAL_OF: Final = MappingProxyType({name: number for number, name in SIGNALS.items()})
+_BY_NUMBER: Final = MappingProxyType(
+    {signal_number(name, field=name): number for name, number in reversed(_SIGNAL_OF.items()) if name}
+)
 
 
 def signal_of(name: str) -> pb.Signal.ValueType:
-    """The enum's number of a signal as an image may write it; a bare number or a rarity has none and is the default."""
+    """The enum's number of a signal as an image may write it: ``SIGTERM``, ``term``, ``15``, ``RTMIN+20``.
+
+    One that no kernel or no enum knows is the default.
+    """
     text = name.strip().upper()
-    return _SIGNAL_OF.get(text if text.startswith("SIG") or not text else f"SIG{text}", pb.SIGNAL_RUNTIME_DEFAULT)
+    found = _SIGNAL_OF.get(text if text.startswith("SIG") or not text else f"SIG{text}")
+    if found is not None:
+        return found
+    try:
+        return _BY_NUMBER.get(signal_number(name, field="stop_signal"), pb.SIGNAL_RUNTIME_DEFAULT)
+    except InvalidInput:
+        return pb.SIGNAL_RUNTIME_DEFAULT

@@ -466,7 +466,12 @@ def test_every_signal_has_a_name_the_runtime_knows_and_comes_back(number: int) -
         ("SIGRTMAX-2", pb.SIGNAL_SIGRTMAXMINUS2),
         ("RTMIN+3", pb.SIGNAL_SIGRTMINPLUS3),
         ("", pb.SIGNAL_RUNTIME_DEFAULT),
-        ("15", pb.SIGNAL_RUNTIME_DEFAULT),
+        ("15", pb.SIGNAL_SIGTERM),
+        ("37", pb.SIGNAL_SIGRTMINPLUS3),
+        ("RTMIN+20", pb.SIGNAL_SIGRTMAXMINUS10),
+        ("6", pb.SIGNAL_SIGABRT),
+        ("65", pb.SIGNAL_RUNTIME_DEFAULT),
+        ("nonsense", pb.SIGNAL_RUNTIME_DEFAULT),
     ],
 )
 def test_an_images_stop_signal_in_cris_words(name: str, number: int) -> None:
