@@ -81,8 +81,9 @@ def _signal_name(member: str) -> str:
 SIGNALS: Final = MappingProxyType({number: _signal_name(member) for member, number in pb.Signal.items()})
 """Number in CRI's enum -> name as ForgeOne and images write it; empty: the runtime chooses."""
 _SIGNAL_OF: Final = MappingProxyType({name: number for number, name in SIGNALS.items()})
-_BY_NUMBER: Final = MappingProxyType(
-    {signal_number(name, field=name): number for name, number in reversed(_SIGNAL_OF.items()) if name}
+# Of two names for one signal the enum's first.
+_BY_NUMBER: Final[Mapping[int, pb.Signal.ValueType]] = MappingProxyType(
+    {signal_number(name, field=name): number for name, number in reversed(list(_SIGNAL_OF.items())) if name}
 )
 
 
