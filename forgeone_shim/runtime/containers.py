@@ -43,6 +43,8 @@ from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
 SIGKILL_WAIT = 10.0
 _LOOK_EVERY = 0.5
+# What other runtimes report, and a shell never does.
+START_ERROR_CODE = 128
 
 
 class Containers:
@@ -168,12 +170,20 @@ class Containers:
             pod_annotations=sandbox.record.spec.annotations,
         )
         deadline.check("before the container was created")
-        entry.pid = self._p.engines[record.engine].create(plan, deadline)
+        start_error = ""
+        try:
+            entry.pid = self._p.engines[record.engine].create(plan, deadline)
+        except InvalidInput as error:
+            if error.field != "command":
+                raise
+            # Only an end counts for a Job, or a pod that is never restarted; a create would be repeated forever.
+            start_error = error.reason
+            self._release(entry)
         deadline.check("while the container was created")
         with sandbox.state:
             self._require_ready(sandbox.record)
-            self._step(entry, Event.BOOT, user=user)
-        if self._watch is not None:
+            self._step(entry, Event.BOOT, user=user, start_error=start_error, cleaned=bool(start_error))
+        if self._watch is not None and not start_error:
             self._watch.follow(record.id, entry.pid)
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:
@@ -198,6 +208,10 @@ class Containers:
             if entry.record.state is not State.BOOTED:
                 raise FailedPrecondition(f"container {entry.record.id[:13]} is {entry.record.state}: cannot start")
             deadline.check("before the container was started")
+            if entry.record.start_error:
+                with entry.state:
+                    self._fail_start(entry)
+                raise InvalidInput("command", entry.record.start_error)
             started_at = time.time_ns()
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
             try:
@@ -208,6 +222,19 @@ class Containers:
                     raise
             with entry.state:
                 self._step(entry, Event.START, started_at=started_at)
+
+    def _fail_start(self, entry: Entry[ContainerRecord]) -> None:
+        error, now = entry.record.start_error, time.time_ns()
+        self._step(
+            entry,
+            Event.EXIT,
+            exit_code=START_ERROR_CODE,
+            finished_at=now,
+            reason="StartError",
+            message=error,
+            kill_at=0,
+        )
+        entry.ended.set()
 
     # -- stop
 
@@ -241,6 +268,9 @@ class Containers:
         while True:
             with entry.state:
                 state = entry.record.state
+                if state is State.BOOTED and entry.record.start_error:
+                    self._fail_start(entry)
+                    return None
                 if state is State.TERMINATED:
                     return None
                 if state is not State.CREATED:
@@ -452,6 +482,8 @@ class Containers:
 
     def _recover_live(self, entry: Entry[ContainerRecord]) -> None:
         record = entry.record
+        if record.start_error and record.state is State.BOOTED:
+            return
         with entry.work:
             live = self._p.engines[record.engine].look(self._p.handle(record))
             entry.pid = live.pid

@@ -65,7 +65,8 @@ class ContainerRecord:
     ``kill_at`` is when the grace period of a stop under way ends; ``cleaned`` says that after its end the engine forgot
     it and its root filesystem was unmounted. ``image_volumes`` are those of the spec's mounts that name an image, in
     their order. ``resources`` are what an update put in place of the spec's, which stays
-    as it was asked for: a kubelet's retry is compared with it.
+    as it was asked for: a kubelet's retry is compared with it. ``start_error`` says why its command cannot be executed:
+    its start will fail.
     """
 
     id: str
@@ -89,6 +90,7 @@ class ContainerRecord:
     message: str = ""
     kill_at: int = 0
     cleaned: bool = False
+    start_error: str = ""
     resources: Resources | None = None
     image_volumes: tuple[ImageVolume, ...] = ()
 

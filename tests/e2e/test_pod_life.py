@@ -159,6 +159,46 @@ def test_a_command_that_does_not_exist_is_said_so_and_leaves_nothing(forgeoned: 
     pod.remove()
 
 
+def test_a_command_that_does_not_exist_ends_its_container_when_it_is_started(pod: Pod, image: str) -> None:
+    id_ = pod.create(pod.container(image, "/no/such/program"))
+    assert pod.status(id_).state == pb.CONTAINER_CREATED
+    with pytest.raises(grpc.RpcError, match="/no/such/program"):
+        pod.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=60)
+    ended = pod.status(id_)
+    assert (ended.state, ended.exit_code, ended.reason) == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert "/no/such/program" in ended.message
+    assert ended.finished_at
+    assert not ended.started_at
+    with pytest.raises(grpc.RpcError, match="cannot start"):
+        pod.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=60)
+    assert pod.daemon.runtime.ListContainerStats(pb.ListContainerStatsRequest(), timeout=60)
+    assert pod.output(image, "echo", "another") == "another\n"
+
+
+@pytest.mark.parametrize("how", ["stop", "remove", "restart"])
+def test_a_container_that_cannot_start_can_be_let_go_before(
+    fresh_forgeoned: Daemon, busybox: str, how: str, request: pytest.FixtureRequest
+) -> None:
+    daemon = fresh_forgeoned
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
+    pod = Pod.plan(daemon).run()
+    request.addfinalizer(pod.remove)
+    id_ = pod.create(pod.container(busybox, "/no/such/program"))
+    if how == "restart":
+        daemon.kill()
+        daemon.start()
+        assert pod.status(id_).state == pb.CONTAINER_CREATED
+        with pytest.raises(grpc.RpcError, match="/no/such/program"):
+            daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=60)
+    began = time.monotonic()
+    if how == "remove":
+        daemon.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=id_), timeout=60)
+    else:
+        pod.stop_container(id_, grace=30)
+        assert pod.status(id_).exit_code == 128
+    assert time.monotonic() - began < 5
+
+
 @pytest.mark.usefixtures("nothing_left")
 def test_stop_and_remove_are_idempotent_and_remove_forces(forgeoned: Daemon, image: str) -> None:
     pod = Pod.plan(forgeoned).run()
