@@ -9,9 +9,10 @@ import posixpath
 import resource
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
-from engines.base import ContainerPlan, Device, Mount, Security
+from engines.base import ContainerPlan, Device, Mount, Problem, Security
 from engines.native import capabilities
 from engines.native.devices import Node
 from engines.native.host import Host
@@ -109,6 +110,27 @@ class Defaults:
                 raise PermissionDenied(what, fix="native.allowed_devices lists what it does")
             yield found
 
+    def problems(self, host: Host) -> list[Problem]:
+        """What on this host is in the way of the settings."""
+        found = [
+            Problem(
+                f"native.additional_devices: {device.source} is not there", "no container can be created without it"
+            )
+            for device in self.devices
+            if not Path(device.source).exists()
+        ]
+        if self.cgroup_writable != "never" and host.cgroups.mode is not Mode.V2:
+            why = f'native.cgroup_writable is "{self.cgroup_writable}", and such containers cannot be created'
+            always = self.cgroup_writable == "always"
+            found.append(Problem("this host has no cgroup v2", why, "boot it with cgroup v2", fatal=always))
+        for wanted, given in zip(self.ulimits, (_limited(one, host) for one in self.ulimits), strict=True):
+            if given != wanted:
+                why = f"containers get no more than {given.hard}, as CAP_SYS_RESOURCE is missing"
+                found.append(
+                    Problem(f"native.default_ulimits: {wanted.name} cannot be {wanted.hard}", why, fatal=False)
+                )
+        return found
+
     def settle(self, whole: Json, plan: ContainerPlan, host: Host) -> None:
         """What only the finished ``config.json`` has a place for: process limits, a cgroup that can be written to.
 
@@ -156,15 +178,16 @@ def rlimits(ulimits: Sequence[Ulimit], host: Host) -> list[Json]:
 
     A process without CAP_SYS_RESOURCE cannot raise what it has itself, so there they are cut down to that.
     """
-    found: dict[str, Json] = {}
-    for one in ulimits:
-        soft, hard = one.soft, one.hard
-        if "CAP_SYS_RESOURCE" not in host.capabilities:
-            own = resource.getrlimit(one.number)[1]
-            most = texts.UNLIMITED if own == resource.RLIM_INFINITY else own
-            soft, hard = min(soft, most), min(hard, most)
-        found[one.kind] = {"type": one.kind, "soft": soft, "hard": hard}
-    return list(found.values())
+    limited = {one.kind: _limited(one, host) for one in ulimits}
+    return [{"type": kind, "soft": one.soft, "hard": one.hard} for kind, one in limited.items()]
+
+
+def _limited(one: Ulimit, host: Host) -> Ulimit:
+    if "CAP_SYS_RESOURCE" in host.capabilities:
+        return one
+    own = resource.getrlimit(one.number)[1]
+    most = texts.UNLIMITED if own == resource.RLIM_INFINITY else own
+    return replace(one, soft=min(one.soft, most), hard=min(one.hard, most))
 
 
 def owned(nodes: Sequence[Node], plan: ContainerPlan) -> tuple[Node, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
@@ -9,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engines.base import Edits, MountEdit, NodeEdit
-from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from engines.base import Edits, MountEdit, NodeEdit, RdtEdit
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 
 Json = dict[str, Any]
 _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
 # The oldest crun that heeds a part of the configuration; an older one says nothing and leaves it out.
-_RDT, _RDT_SCHEMATA, _RDT_MONITORING, _NET_DEVICES = (1, 10), (1, 22), (1, 24), (1, 22)
+_RDT, _RDT_SCHEMATA, _NET_DEVICES = (1, 10), (1, 22), (1, 22)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,22 @@ def needed(edits: Edits) -> Needed | None:
     found: list[Needed] = []
     if edits.net_devices:
         found.append(Needed(_NET_DEVICES, "moving network interfaces into a pod"))
-    if edits.rdt is not None:
-        found.append(Needed(_RDT, "resctrl classes"))
-        if edits.rdt.schemata:
-            found.append(Needed(_RDT_SCHEMATA, "resctrl schemata"))
-        if edits.rdt.monitoring:
-            found.append(Needed(_RDT_MONITORING, "resctrl monitoring"))
+    if edits.rdt is not None and rdt_class(edits.rdt) is None:
+        what = "making a resctrl class"
+        found.append(Needed(_RDT_SCHEMATA if edits.rdt.schemata else _RDT, what))
     return max(found, key=lambda one: one.version, default=None)
+
+
+def rdt_class(rdt: RdtEdit) -> str | None:
+    """The class that is only to be entered, empty for the host's own; ``None`` where crun is to make one.
+
+    :raises Unimplemented: what crun makes would be its own to remove, and it is not asked to delete containers.
+    """
+    if not (rdt.l3_cache_schema or rdt.mem_bw_schema or rdt.schemata or rdt.monitoring):
+        return rdt.clos_id.strip("/")
+    if rdt.monitoring or rdt.clos_id in ("", "/"):
+        raise Unimplemented("a CDI device asks for a resctrl class without a name, or monitored: not supported")
+    return None
 
 
 def nodes(edits: Edits) -> tuple[NodeEdit, ...]:
@@ -76,13 +86,12 @@ def apply(whole: Json, edits: Edits, filled: Sequence[NodeEdit]) -> None:
     if edits.mounts:
         _mounts(whole, edits.mounts)
     linux = whole["linux"]
-    if edits.rdt is not None:
+    if edits.rdt is not None and rdt_class(edits.rdt) is None:
         rdt = {
             "closID": edits.rdt.clos_id,
             "l3CacheSchema": edits.rdt.l3_cache_schema,
             "memBwSchema": edits.rdt.mem_bw_schema,
             "schemata": list(edits.rdt.schemata),
-            "enableMonitoring": edits.rdt.monitoring,
         }
         linux["intelRdt"] = {key: value for key, value in rdt.items() if value}
     if edits.net_devices:
@@ -128,6 +137,8 @@ def _mounts(whole: Json, added: Sequence[MountEdit]) -> None:
     mapped = any(one["type"] == "user" for one in whole["linux"]["namespaces"])
     listed: list[Json] = whole["mounts"]
     for mount in added:
+        if mount.source.startswith("/") and not Path(mount.source).exists():
+            raise FailedPrecondition(f"CDI mount {mount.source}: {os.strerror(errno.ENOENT)}")
         listed = [one for one in listed if one["destination"] != mount.destination]
         entry: Json = {"destination": mount.destination, "source": mount.source}
         entry["type"] = mount.kind or "none"

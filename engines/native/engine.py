@@ -144,7 +144,8 @@ class NativeEngine:
 
     def problems(self) -> list[Problem]:
         """What this host lacks for the engine to work."""
-        return checks.problems(self._settings.crun, self._settings.conmon, self._settings.init, self._host)
+        programs = self._settings.crun, self._settings.conmon, self._settings.init
+        return [*checks.problems(*programs, self._host), *self._extras.problems()]
 
     def check(self, settings: HandlerSettings) -> None:
         """Whether the settings of a handler can be used; InvalidInput says why not."""
@@ -152,7 +153,7 @@ class NativeEngine:
             runtime_default.checked("seccomp_profile", settings.seccomp, self._compiler)
 
     def reconfigure(self, config: Mapping[str, Any]) -> Callable[[], tuple[str, ...]]:
-        """What puts ``native.seccomp_*`` and ``native.log_*`` in force; the programs and the cgroup driver stay.
+        """What puts ``[native]`` in force for new containers; the programs and the cgroup driver stay.
 
         InvalidInput where it cannot be used; nothing has changed then.
         """
@@ -250,7 +251,7 @@ class NativeEngine:
     def _undo_create(self, handle: Handle) -> None:
         with contextlib.suppress(ForgeError):
             self.delete(handle)
-        conmon.leftovers(handle.bundle, (*conmon.FILES, *logs.FILES, _CONFIG, _LOG_NOTE, hooks.NOTE))
+        conmon.leftovers(handle.bundle, (*conmon.FILES, *logs.FILES, _CONFIG, _LOG_NOTE))
         Path(handle.exits, handle.container_id).unlink(missing_ok=True)
 
     def start(self, handle: Handle, deadline: Deadline) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engines.base import ContainerPlan, Hook
+from engines.base import ContainerPlan, Hook, Problem
 from engines.native import defaults, edits, hooks
 from engines.native.defaults import Defaults, DefaultSettings
 from engines.native.hooksd import HookDirectories, Subject
@@ -53,8 +53,21 @@ class Extras:
         self._host, self._crun_version = host, crun_version
 
     def asked(self, plan: ContainerPlan) -> ContainerPlan:
-        """The plan with the node's defaults, and what its pod's annotations ask for, among the wishes."""
-        return self._defaults.added_to(plan, self._host)
+        """The plan with the node's defaults, and what its pod's annotations ask for, among the wishes.
+
+        The resctrl class of a device takes the place of any other.
+        """
+        plan = self._defaults.added_to(plan, self._host)
+        if plan.edits.rdt is None:
+            return plan
+        return replace(plan, rdt_class=edits.rdt_class(plan.edits.rdt) or "")
+
+    def problems(self) -> list[Problem]:
+        """What on this host is in the way of the settings."""
+        found = self._defaults.problems(self._host)
+        files = self._directories.unusable() if self._directories is not None else []
+        why = "it was meant for containers that nobody can tell, so that none can be created"
+        return [*found, *(Problem(f"hook definition {what}", why, "correct or remove it") for what in files)]
 
     def found(self, plan: ContainerPlan, gathered: Gathered) -> Gathered:
         """The devices that were asked for, with their owners."""

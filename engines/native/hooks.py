@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from engines.base import Hook, HookStage
+from engines.native import spec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.dropins.files import untrusted
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InternalError, syscall_error
@@ -30,7 +31,6 @@ PATIENCE = 60
 _OUTPUT_MAX = 4096
 _CREATING = (HookStage.PRESTART, HookStage.CREATE_RUNTIME, HookStage.CREATE_CONTAINER)
 _OURS = frozenset({HookStage.POSTSTART, HookStage.POSTSTOP})
-_OCI_VERSION = "1.0.2"
 
 
 def check(hooks: Sequence[Hook]) -> None:
@@ -130,7 +130,7 @@ def _read(bundle: str) -> _Note:
 
 def _state(note: _Note, bundle: str, container_id: str, status: str, pid: int) -> bytes:
     """OCI runtime spec, "State"."""
-    whole: dict[str, Any] = {"ociVersion": _OCI_VERSION, "id": container_id, "status": status, "pid": pid}
+    whole: dict[str, Any] = {"ociVersion": spec.OCI_VERSION, "id": container_id, "status": status, "pid": pid}
     return msgspec.json.encode({**whole, "bundle": bundle, "annotations": note.annotations})
 
 

@@ -81,14 +81,16 @@ class HookDirectories:
         """
         return choose(self._files.read(), subject)
 
+    def unusable(self) -> list[str]:
+        """The files that cannot be used, each with the reason."""
+        return [f"{file.path}: {file.error}" for file in _by_name(self._files.read()) if file.error]
+
 
 def choose(files: Sequence[DropIn[Definition]], subject: Subject) -> Matched:
     """The hooks for ``subject`` among these files."""
     hooks: list[Hook] = []
     annotations: dict[str, str] = {}
-    by_name = {posixpath.basename(file.path): file for file in files}
-    for name in sorted(by_name, key=lambda name: (name.lower(), name)):
-        file = by_name[name]
+    for file in _by_name(files):
         if file.value is None:
             raise FailedPrecondition(f"hook definition {file.path}: {file.error}", fix="correct or remove it")
         found = match(file.value, subject)
@@ -96,6 +98,12 @@ def choose(files: Sequence[DropIn[Definition]], subject: Subject) -> Matched:
             hooks += [replace(file.value.hook, stage=stage) for stage in file.value.stages]
             annotations |= found
     return Matched(tuple(hooks), annotations)
+
+
+def _by_name(files: Sequence[DropIn[Definition]]) -> list[DropIn[Definition]]:
+    """Those that count, in their order; the key of a directory that cannot be used is its own name."""
+    found = {posixpath.basename(file.path): file for file in files}
+    return [found[name] for name in sorted(found, key=lambda name: (name.lower(), name))]
 
 
 def match(definition: Definition, subject: Subject) -> Mapping[str, str] | None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from engines.base import Engine, Problem
 from forgeone_shim.config.model import Config
+from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import ForgeError
 from forgeone_shim.kernel import cgroups, syscalls
 from forgeone_shim.network import links
@@ -67,6 +68,7 @@ def look(config: Config) -> list[Check]:
         Check("network", _network()),
         Check("nftables", _nftables()),
         Check("cgroups", _cgroups(config)),
+        Check("devices", _devices(config)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
     return host + _engines(config, known)
@@ -185,6 +187,12 @@ def _cgroups(config: Config) -> tuple[Finding, ...]:
         why = "on a v1 or hybrid layout crun enters every enabled v1 controller, and fails on one that is not mounted"
         found.append(Finding(Problem("the hugetlb controller is not mounted", why, HUGETLB_FIX), _mount_hugetlb))
     return tuple(found)
+
+
+def _devices(config: Config) -> tuple[Finding, ...]:
+    why = "containers that ask for what it describes cannot be created"
+    unusable = Cdi(config.cdi.spec_dirs).unusable()
+    return tuple(Finding(Problem(f"CDI file {what}", why, "correct or remove it", fatal=False)) for what in unusable)
 
 
 def hugetlb_trap(host: cgroups.CgroupHost, proc_cgroups: str) -> bool:

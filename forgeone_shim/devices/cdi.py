@@ -34,6 +34,10 @@ class Cdi:
             directories, (".json", ".yaml"), lambda path, data: device_file(path, documents.parse(path, data))
         )
 
+    def unusable(self) -> list[str]:
+        """The files that cannot be used, each with the reason."""
+        return [_reason(file) for file in self._files.read() if file.error]
+
     def edits(self, spec: ContainerSpec) -> Edits:
         """What the container's devices change in it. No file is looked at for a container that names none.
 
@@ -75,11 +79,13 @@ def _find(name: str, files: Sequence[DropIn[DeviceFile]]) -> DropIn[DeviceFile] 
 
 def _reasons(files: Sequence[DropIn[DeviceFile]]) -> str:
     """What may be the matter: files that cannot be used."""
-    bad = [
-        file.error if file.error.startswith(file.path) else f"{file.path}: {file.error}" for file in files if file.error
-    ]
+    bad = [_reason(file) for file in files if file.error]
     more = [f"and {len(bad) - _REASONS_MAX} more"] if len(bad) > _REASONS_MAX else []
     return "; ".join([*bad[:_REASONS_MAX], *more])
+
+
+def _reason(file: DropIn[DeviceFile]) -> str:
+    return file.error if file.error.startswith(file.path) else f"{file.path}: {file.error}"
 
 
 def _merged(parts: Sequence[Edits]) -> Edits:

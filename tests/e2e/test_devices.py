@@ -48,7 +48,7 @@ def node(registry: Registry, directory: Path) -> Iterator[Daemon]:
         "native.default_env": ("NODE=here", "PATH=/bin:/node"),
         "native.default_mounts": (f"{directory}/shared:/node:ro",),
         "native.default_capabilities": ("CHOWN", "SETUID", "SETGID"),
-        "native.default_ulimits": ("nofile=123:456", "core=0"),
+        "native.default_ulimits": ("nofile=123:456", "core=0", "fsize=-1"),
         "native.additional_devices": (f"{directory}/null:/dev/of-the-node:rw",),
         "native.allowed_devices": (f"{directory}/fuse",),
         "native.device_ownership_from_security_context": True,
@@ -220,7 +220,7 @@ def test_a_container_keeps_its_device_when_the_file_and_forgeoned_have_gone(
 def test_a_container_has_the_nodes_defaults(pod: Pod, busybox: str) -> None:
     id_ = pod.start(pod.container(busybox))
     assert sh(pod, id_, "echo $NODE; cat /node/file; touch /node/x 2>/dev/null || echo ro") == "here\nof the node\nro"
-    assert sh(pod, id_, "ulimit -Sn; ulimit -Hn; ulimit -c") == "123\n456\n0"
+    assert sh(pod, id_, "ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -f") == "123\n456\n0\nunlimited"
     assert sh(pod, id_, "stat -c '%t %T' /dev/of-the-node; echo x > /dev/of-the-node") == "1 3"
     assert sh(pod, id_, "grep CapBnd /proc/self/status").split()[1] == f"{1 << 0 | 1 << 6 | 1 << 7:016x}"
     assert sh(pod, id_, "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shmmni") == "77\n1234"

@@ -97,6 +97,7 @@ def test_a_file_that_cannot_be_used_is_no_harm_to_others_and_the_reason_where_on
     assert cdi.edits(asking("vendor.com/net=one")).env[-1] == "A=1"
     with pytest.raises(NotFound, match=r"bad\.json: is not JSON"):
         cdi.edits(asking("vendor.com/net=two"))
+    assert [what.partition(": ")[0] for what in cdi.unusable()] == [str(tmp_path / "etc/bad.json")]
 
 
 def test_files_are_seen_as_they_are_now(put: Put, cdi: Cdi, tmp_path: Path) -> None:

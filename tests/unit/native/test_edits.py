@@ -10,7 +10,7 @@ from engines.base import NO_EDITS, Edits, MountEdit, Namespaces, NetDeviceEdit, 
 from engines.native import edits, spec
 from engines.native.host import Host
 from engines.native.spec import Gathered
-from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 from tests.unit.native.conftest import PlanMaker
 
 
@@ -98,11 +98,15 @@ def test_variables_and_groups_are_added_and_replaced(whole: dict[str, Any]) -> N
 
 
 def test_mounts_take_the_place_of_others_and_none_hides_another(whole: dict[str, Any]) -> None:
-    asked = (MountEdit("/a/b/c", "/h", "", ("rbind",)), MountEdit("/a", "/h", "", ("bind",)), MountEdit("/proc", "/p"))
+    asked = (
+        MountEdit("/a/b/c", "/etc", "", ("rbind",)),
+        MountEdit("/a", "/etc", "", ("bind",)),
+        MountEdit("/proc", "/usr"),
+    )
     mounts = applied(whole, mounts=asked)["mounts"]
     places = [mount["destination"] for mount in mounts]
     assert places.index("/a") < places.index("/a/b/c")
-    assert [mount["source"] for mount in mounts if mount["destination"] == "/proc"] == ["/p"]
+    assert [mount["source"] for mount in mounts if mount["destination"] == "/proc"] == ["/usr"]
     assert sorted(places, key=lambda place: place.count("/")) == places
     assert next(mount for mount in mounts if mount["destination"] == "/a")["options"] == ["bind"]
 
@@ -110,10 +114,10 @@ def test_mounts_take_the_place_of_others_and_none_hides_another(whole: dict[str,
 @pytest.mark.parametrize(
     ("mount", "options"),
     [
-        (MountEdit("/a", "/h", "", ("rbind", "ro")), ["rbind", "ro", "ridmap"]),
-        (MountEdit("/a", "/h", "", ("bind",)), ["bind", "idmap"]),
-        (MountEdit("/a", "/h", "bind"), ["idmap"]),
-        (MountEdit("/a", "/h", "", ("rbind", "idmap")), ["rbind", "idmap"]),
+        (MountEdit("/a", "/etc", "", ("rbind", "ro")), ["rbind", "ro", "ridmap"]),
+        (MountEdit("/a", "/etc", "", ("bind",)), ["bind", "idmap"]),
+        (MountEdit("/a", "/etc", "bind"), ["idmap"]),
+        (MountEdit("/a", "/etc", "", ("rbind", "idmap")), ["rbind", "idmap"]),
         (MountEdit("/a", "tmpfs", "tmpfs", ("nosuid",)), ["nosuid"]),
     ],
 )
@@ -144,9 +148,9 @@ def test_interfaces_are_moved_into_a_pod_with_a_network_of_its_own(plan: PlanMak
     ("given", "version"),
     [
         ({"env": ("A=1",)}, None),
-        ({"rdt": RdtEdit(clos_id="a")}, (1, 10)),
-        ({"rdt": RdtEdit(schemata=("a",))}, (1, 22)),
-        ({"rdt": RdtEdit(monitoring=True)}, (1, 24)),
+        ({"rdt": RdtEdit(clos_id="a")}, None),
+        ({"rdt": RdtEdit(clos_id="a", l3_cache_schema="L3:0=f")}, (1, 10)),
+        ({"rdt": RdtEdit(clos_id="a", schemata=("L3:0=f",))}, (1, 22)),
         ({"net_devices": (NetDeviceEdit("a", "b"),)}, (1, 22)),
     ],
 )
@@ -155,3 +159,22 @@ def test_what_an_older_crun_would_leave_out_asks_for_a_newer_one(
 ) -> None:
     found = edits.needed(Edits(**given))
     assert (found.version if found else None) == version
+
+
+def test_a_class_is_entered_where_none_is_to_be_made() -> None:
+    assert edits.rdt_class(RdtEdit(clos_id="gold")) == "gold"
+    assert edits.rdt_class(RdtEdit(clos_id="/")) == ""
+    assert edits.rdt_class(RdtEdit(clos_id="gold", mem_bw_schema="MB:0=50")) is None
+
+
+@pytest.mark.parametrize(
+    "rdt", [RdtEdit(schemata=("L3:0=f",)), RdtEdit(clos_id="a", monitoring=True), RdtEdit(clos_id="/", schemata=("a",))]
+)
+def test_a_class_that_nobody_would_remove_is_not_made(rdt: RdtEdit) -> None:
+    with pytest.raises(Unimplemented):
+        edits.rdt_class(rdt)
+
+
+def test_a_mount_whose_source_is_not_there_is_named(whole: dict[str, Any]) -> None:
+    with pytest.raises(FailedPrecondition, match="/no/such/place"):
+        applied(whole, mounts=(MountEdit("/a", "/no/such/place", "", ("bind",)),))

@@ -17,6 +17,7 @@ from engines.base import (
     Mount,
     NetDeviceEdit,
     Process,
+    RdtEdit,
     Resources,
     Security,
     User,
@@ -278,3 +279,31 @@ def test_hooks_see_the_annotations_they_were_chosen_by_but_none_that_crun_obeys(
     whole = made(plan(pod_annotations=annotations, resources=Resources()), hooks_dirs=(str(directory),))
     assert whole["annotations"] == {"example.com/a": "b"}
     assert whole["hooks"]["prestart"][0]["path"] == one.path
+
+
+def test_the_class_of_a_device_takes_the_place_of_another(plan: PlanMaker) -> None:
+    asked = plan(edits=Edits(rdt=RdtEdit(clos_id="gold")), rdt_class="silver")
+    assert extras().asked(asked).rdt_class == "gold"
+    made_here = Edits(rdt=RdtEdit(clos_id="gold", l3_cache_schema="L3:0=f"))
+    assert extras().asked(plan(edits=made_here, rdt_class="silver")).rdt_class == ""
+    assert extras().asked(plan(rdt_class="silver")).rdt_class == "silver"
+
+
+def test_what_is_in_the_way_of_the_settings_is_told(tmp_path: Path) -> None:
+    assert extras().problems() == []
+    (tmp_path / "a.json").write_text("{")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    host = make_host(Mode.V1, capabilities=frozenset({"CAP_CHOWN"}))
+    found = extras(
+        host,
+        hooks_dirs=(str(tmp_path),),
+        additional_devices=("/dev/no-such-device",),
+        cgroup_writable="always",
+        default_ulimits=(f"nofile={hard + 1}", "core=0"),
+    ).problems()
+    assert [problem.fatal for problem in found] == [True, True, False, True]
+    assert [
+        word
+        for problem, word in zip(found, ("/dev/no-such-device", "v2", "nofile", "a.json"), strict=True)
+        if word not in problem.what
+    ] == []
