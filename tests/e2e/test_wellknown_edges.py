@@ -152,6 +152,20 @@ def test_many_pods_come_and_go_at_once_by_both(tmp_path: Path) -> None:
         assert nothing_left(world)
 
 
+@on_a_host
+def test_what_pods_share_is_made_once_though_many_are_first(tmp_path: Path) -> None:
+    plugins = (bridge(V4, isGateway=True), portmap(port(8080)), {"type": "firewall", "backend": "iptables"})
+    names = [f"p{number}" for number in range(8)]
+    with World(tmp_path, plugins) as world:
+        for name in names:
+            world.pod(name)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda name: world.call(in_process, Command.ADD, name), names))
+        listed = iptables_save()
+        every = [rule for table in ("nat", "filter") for rule in listed[f"iptables-save {table}"]]
+        assert len(set(every)) == len(every)
+
+
 @pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
 def test_loopback_does_and_answers_the_same(version: str, tmp_path: Path) -> None:
     def life_of(do: Doer, directory: Path) -> list[Any]:

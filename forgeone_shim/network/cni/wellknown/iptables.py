@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.network.cni.plugin import CniError
-from forgeone_shim.network.cni.wellknown import rules
+from forgeone_shim.network.cni.wellknown import flock, rules
 from forgeone_shim.network.cni.wellknown.result import INTERNAL
 from forgeone_shim.network.cni.wellknown.rules import Entry, Known, Rule, Step
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkError, Request, text
@@ -27,6 +28,8 @@ from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkErr
 _NFT, _LEGACY = "xtables-nft-multi", "xtables-legacy-multi"
 _COMMANDS: Final = {4: "iptables", 6: "ip6tables"}
 _TABLE_NAMES: Final = {4: "/proc/thread-self/net/ip_tables_names", 6: "/proc/thread-self/net/ip6_tables_names"}
+# Rules are a network namespace's own, and so is the lock of this file.
+_NETNS: Final = "/proc/thread-self/ns/net"
 _SECONDS: Final = 60.0
 # Someone else changed the rules between a look and a change that often: then it is an error.
 _TRIES: Final = 5
@@ -54,12 +57,8 @@ class Iptables:
         if not look_first and self._restore(rules.ensure_if_shared(table, steps), deadline) is None:
             return
         wanted = rules.chains_of(steps)
-        why: str | None = ""
-        for _ in range(_TRIES):
-            why = self._restore(rules.ensure(table, steps, self.look(table, wanted, deadline)), deadline)
-            if why is None:
-                return
-        raise CniError(INTERNAL, f"{_COMMANDS[self.version]}-restore: {why}")
+        with self._alone(deadline):
+            self._until_done(lambda: rules.ensure(table, steps, self.look(table, wanted, deadline)), deadline)
 
     def drop(
         self, table: str, chain: str, callers: Sequence[str], deadline: Deadline, calls: Iterable[tuple[str, Rule]] = ()
@@ -73,27 +72,15 @@ class Iptables:
         expected = list(calls)
         if expected and self._restore(rules.drop_exact(table, chain, expected), deadline) is None:
             return
-        why: str | None = ""
-        for _ in range(_TRIES):
-            why = self._restore(rules.drop(table, chain, callers, self.look(table, callers, deadline)), deadline)
-            if why is None:
-                return
-        raise CniError(INTERNAL, f"{_COMMANDS[self.version]}-restore: {why}")
+        self._until_done(lambda: rules.drop(table, chain, callers, self.look(table, callers, deadline)), deadline)
 
     def remove(self, table: str, entries: Sequence[Entry], deadline: Deadline) -> None:
         """Remove rules; missing ones are no error.
 
         :raises CniError: iptables refused.
         """
-        if not entries:
-            return
         wanted = rules.chains_of(entries)
-        why: str | None = ""
-        for _ in range(_TRIES):
-            why = self._restore(rules.remove(table, entries, self.look(table, wanted, deadline)), deadline)
-            if why is None:
-                return
-        raise CniError(INTERNAL, f"{_COMMANDS[self.version]}-restore: {why}")
+        self._until_done(lambda: rules.remove(table, entries, self.look(table, wanted, deadline)), deadline)
 
     def look(self, table: str, chains: Iterable[str], deadline: Deadline) -> Known:
         """The chains of a table, with the rules of those that are named.
@@ -104,6 +91,20 @@ class Iptables:
         if done.returncode:
             raise CniError(INTERNAL, f"{_COMMANDS[self.version]}-save: {done.stderr.strip()}")
         return rules.parse_save(done.stdout, set(chains))
+
+    @contextmanager
+    def _alone(self, deadline: Deadline) -> Iterator[None]:
+        """Between a look and a change no other thread or process of this kind makes what is shared a second time."""
+        with flock.locked(_NETNS, os.O_RDONLY, 0, deadline):
+            yield
+
+    def _until_done(self, script: Callable[[], str], deadline: Deadline) -> None:
+        why: str | None = None
+        for _ in range(_TRIES):
+            why = self._restore(script(), deadline)
+            if why is None:
+                return
+        raise CniError(INTERNAL, f"{_COMMANDS[self.version]}-restore: {why}")
 
     def _restore(self, script: str, deadline: Deadline) -> str | None:
         """Run a script; ``None``, or why it had no effect."""

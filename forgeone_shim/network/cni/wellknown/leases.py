@@ -6,23 +6,20 @@ goes on, and ``lock`` is held (flock) meanwhile.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded
+from forgeone_shim.network.cni.wellknown import flock
 from forgeone_shim.network.cni.wellknown.conf import IpAddress
 
 LINE_BREAK: Final = "\r\n"
 _LAST: Final = "last_reserved_ip."
 _LOCK: Final = "lock"
-_LOCK_SECONDS: Final = 60.0
 
 
 class Leases:
@@ -112,12 +109,8 @@ def locked(data_dir: str, network: str, deadline: Deadline) -> Iterator[Leases]:
     """
     directory = Path(data_dir, network)
     _make(directory)
-    fd = os.open(directory / _LOCK, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o750)
-    release = _take(fd, deadline, f"waiting for the lock of {directory}")
-    try:
+    with flock.locked(directory / _LOCK, os.O_CREAT | os.O_RDONLY, 0o750, deadline):
         yield Leases(directory)
-    finally:
-        release()
 
 
 def _make(directory: Path) -> None:
@@ -127,58 +120,3 @@ def _make(directory: Path) -> None:
         except FileNotFoundError:
             _make(directory.parent)
             directory.mkdir(0o755)
-
-
-def _take(fd: int, deadline: Deadline, stage: str) -> Callable[[], None]:
-    """Lock and own ``fd``; returns what lets go of both."""
-    close = _Once(fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass
-    except BaseException:
-        close()
-        raise
-    else:
-        return close
-    # flock(2) has no timeout: a thread waits, and lets go of what it gets when nobody wants it any more.
-    turn = threading.Lock()
-    state = {"locked": False, "given up": False}
-    got = threading.Event()
-
-    def wait() -> None:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:
-            close()
-            got.set()
-            return
-        with turn:
-            state["locked"] = True
-            if state["given up"]:
-                close()
-        got.set()
-
-    threading.Thread(target=wait, name="lease-lock", daemon=True).start()
-    deadline.listen(got.set)
-    try:
-        got.wait(deadline.remaining(_LOCK_SECONDS))
-    finally:
-        deadline.ignore(got.set)
-    with turn:
-        if state["locked"]:
-            return close
-        state["given up"] = True
-    raise DeadlineExceeded(f"gave up {stage}")
-
-
-class _Once:
-    """Closes a descriptor, once."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __call__(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
