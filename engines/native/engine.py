@@ -40,6 +40,7 @@ from engines.native import (
     logs,
     lookup,
     runtime_default,
+    scope,
     seccomp,
     spec,
     updates,
@@ -261,6 +262,8 @@ class NativeEngine:
         """
         deadline.check("before the container was started")
         name = handle.container_id
+        if handle.cgroup:
+            scope.hold(self._host.cgroups, handle.cgroup)
         try:
             if self._containers.release(name):
                 if hooks.kept(handle.bundle):
@@ -306,6 +309,8 @@ class NativeEngine:
         if cgroup and not cgroups.kill_all(self._host.cgroups, cgroup, timeout=_GONE_SECONDS):
             raise InternalError(f"container {name}: processes in {cgroup} do not die")
         conmon.stop(handle.bundle, name, _CONMON_SECONDS)
+        if cgroup:
+            scope.release(self._host.cgroups, cgroup)
         logs.end(handle.bundle)
         if self._host.cgroups.driver is Driver.SYSTEMD and status is not None:
             # The scope is a unit of systemd's, which only forgets a failed one when told to.
@@ -411,7 +416,7 @@ class NativeEngine:
         if handle.cgroup:
             if cgroups.oom_kills(self._host.cgroups, handle.cgroup) > 0:
                 return True
-            # Looked at after the count: systemd takes an empty scope away at any moment, and then a 0 says nothing.
+            # Looked at after the count: of a cgroup that somebody has removed a 0 says nothing.
             if cgroups.exists(self._host.cgroups, handle.cgroup):
                 return False
         return Path(handle.bundle, conmon.OOM_MARKER).exists()

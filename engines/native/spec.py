@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engines.base import ContainerPlan, Mount, Namespaces, Process, User
-from engines.native import bpf, capabilities, devices, mounts, resources, seccomp
+from engines.native import bpf, capabilities, devices, mounts, resources, scope, seccomp
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
@@ -139,6 +139,8 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
     }
     if found.apparmor:
         whole["process"]["apparmorProfile"] = found.apparmor
+    if orders := scope.orders(host.cgroups):
+        whole["annotations"] = dict(orders)
     if found.seccomp is not None:
         add_filter(whole, found.seccomp, compile_filter)
     return whole
@@ -150,7 +152,7 @@ def add_filter(whole: Json, profile: Json, compile_filter: CompileFilter) -> Non
     if compiled is None:
         whole["linux"]["seccomp"] = profile
     else:
-        whole["annotations"] = {bpf.ANNOTATION: compiled}
+        whole.setdefault("annotations", {})[bpf.ANNOTATION] = compiled
 
 
 def _absolute(field: str, paths: Sequence[str]) -> list[str]:

@@ -79,9 +79,9 @@ class _Files:
 
     def parent(self, controller: str, name: str) -> str:
         """What the pod's cgroup has there; empty where it has no such file."""
-        directory = self._host.directory(controller, self._cgroup)
+        directory = self._host.directory(controller, cgroups.parent(self._cgroup))
         try:
-            return read(f"{posixpath.dirname(directory or '')}/{name}")
+            return read(f"{directory}/{name}")
         except ForgeError:
             return ""
 

@@ -23,6 +23,8 @@ from forgeone_shim.kernel.procs import Pidfd
 ROOT = "/sys/fs/cgroup"
 SYSTEMD_RUNNING = "/run/systemd/system"
 PREFIX = "forgeone"
+#: Where below its scope, on v2, a container's processes and limits are: what is there is nobody's but the runtime's.
+INNER = "container"
 _V2_CONTROLLERS = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc")
 
 
@@ -65,12 +67,17 @@ class CgroupHost:
         return controller in self.v1 or (self.mode is Mode.V2 and controller in self.v2_controllers)
 
     def directory(self, controller: str, cgroup: str) -> str | None:
-        """The directory of ``cgroup`` for one controller."""
+        """The directory of ``cgroup`` for one controller: of a container, the one with its processes and limits."""
         mount = self.unified if self.mode is Mode.V2 else self.v1.get(controller)
-        return None if not mount else mount + relative(cgroup)
+        return None if not mount else mount + self.occupied(cgroup)
+
+    def occupied(self, cgroup: str) -> str:
+        """As :func:`relative`; of a scope on v2 the group in it."""
+        tail = relative(cgroup)
+        return f"{tail}/{INNER}" if self.mode is Mode.V2 and ":" in cgroup else tail
 
     def paths(self, cgroup: str) -> tuple[str, ...]:
-        """The directories of ``cgroup`` in every hierarchy."""
+        """The directories of ``cgroup`` in every hierarchy; a container's scope, where it has one."""
         tail = relative(cgroup)
         return tuple(mount + tail for mount in self.hierarchies)
 
@@ -184,6 +191,12 @@ def detect(driver: str = "auto") -> CgroupHost:
     return CgroupHost(mode=mode, driver=chosen, v1=v1, unified=unified, v2_controllers=offered)
 
 
+def parent(cgroup: str) -> str:
+    """The pod's cgroup of a container's."""
+    unit, colon, _ = cgroup.partition(":")
+    return unit if colon else plain(cgroup).rpartition("/")[0]
+
+
 def make(host: CgroupHost, cgroup: str) -> None:
     """Make ``cgroup`` with its parents in every hierarchy. With systemd's driver slices are systemd's to make."""
     if host.driver is Driver.SYSTEMD and cgroup.partition(":")[0].endswith(".slice"):
@@ -202,6 +215,8 @@ def create_pod_cgroup(host: CgroupHost, parent: str) -> None:
 
 def exists(host: CgroupHost, cgroup: str) -> bool:
     """Whether ``cgroup`` is there (in the hierarchy that every container is in)."""
+    if host.mode is Mode.V2:
+        return Path(host.unified + host.occupied(cgroup)).is_dir()
     return any(Path(path).is_dir() for path in _preferred(host, cgroup))
 
 

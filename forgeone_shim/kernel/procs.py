@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -48,7 +49,14 @@ class Pidfd:
         """Raises ProcessLookupError when there is no such process."""
         self._fd = -1
         self.pid = pid
-        self._fd = os.pidfd_open(pid)
+        try:
+            self._fd = os.pidfd_open(pid)
+        except OSError as error:
+            # The number is no process's any more, but its session's or its group's, or a thread's. (Linux up to 6.14
+            # says EINVAL, later ones ENOENT.)
+            if error.errno in (errno.EINVAL, errno.ENOENT) and pid > 0:
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from error
+            raise
 
     def fileno(self) -> int:
         """The descriptor; readable once the process has exited."""

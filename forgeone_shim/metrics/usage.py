@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from forgeone_shim.kernel.cgroups import CgroupHost, Mode, relative
+from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 
 # v1 has no word for "no limit": it shows the largest number of pages a counter holds, in bytes.
 _NO_LIMIT = 2**60
@@ -71,7 +71,7 @@ def of_cgroup(host: CgroupHost, cgroup: str) -> Usage:
 def reader(host: CgroupHost, controller: str, cgroup: str) -> Read:
     """Reads the files that ``controller`` has in ``cgroup``; v2's own ones for ``""``."""
     mount = host.v1.get(controller, "") or host.unified
-    directory = mount + relative(cgroup)
+    directory = mount + host.occupied(cgroup)
     return lambda name: text(f"{directory}/{name}") if mount else ""
 
 

@@ -21,8 +21,11 @@ import grpc
 from cri.api import runtime_pb2 as cri
 from cri.api import runtime_pb2_grpc as cri_grpc
 from forgeone_shim.config.loader import to_toml
-from forgeone_shim.config.model import CniConfig, Config, LogConfig, NetworkConfig, RegistryConfig
+from forgeone_shim.config.model import CniConfig, Config, LogConfig, NativeConfig, NetworkConfig, RegistryConfig
+from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel.cgroups import Driver
 from hack.lab import leaks, notify
+from hack.lab.settings import cgroup_driver, cgroup_host, patient
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _READY_SECONDS, _STOP_SECONDS = 30.0, 30.0
@@ -33,8 +36,6 @@ _CHANNEL = (
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 100),
 )
-
-
 _SETTLE_SECONDS = 3.0
 
 
@@ -107,7 +108,7 @@ class Daemon:
         argv = [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)]
         self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=REPOSITORY)
         # Calls that others make while there is no daemon leave a channel that tries again only after a while.
-        grpc.channel_ready_future(self.channel).result(_READY_SECONDS)
+        grpc.channel_ready_future(self.channel).result(patient(_READY_SECONDS))
         return self
 
     def kill(self) -> None:
@@ -136,7 +137,7 @@ class Daemon:
         returned: what is not expected must stay for a while to count.
         """
         ignore = {os.getpid()} | ({self._process.pid} if self._process is not None else set())
-        until = time.monotonic() + _SETTLE_SECONDS
+        until = time.monotonic() + patient(_SETTLE_SECONDS)
         while (found := leaks.left(self._marks, ignore)) != list(expected) and time.monotonic() < until:
             time.sleep(0.05)
         return found
@@ -149,10 +150,13 @@ class Daemon:
 
     @property
     def _marks(self) -> leaks.Marks:
+        top = self.config.cgroup_root
+        if cgroup_host().driver is Driver.SYSTEMD:
+            top = cgroups.relative(cgroups.slice_name(top))
         return leaks.Marks(
             directory=str(self.directory),
             link_prefix=self.config.network.link_prefix,
-            cgroup_root=self.config.cgroup_root.strip("/"),
+            cgroup_root=top.strip("/"),
         )
 
     def _configuration(self) -> Config:
@@ -164,6 +168,7 @@ class Daemon:
             cgroup_root=f"/forgeone-{self.tag}",
             handlers_dir=str(self.directory / "handlers.d"),
             log=LogConfig(level="debug", format="json"),
+            native=NativeConfig(cgroup_driver=cgroup_driver()),
             registry=RegistryConfig(config_path=str(self.directory / "certs.d")),
             cni=CniConfig(conf_dir=str(self.directory / "cni")),
             network=NetworkConfig(
@@ -193,7 +198,7 @@ class Daemon:
         process, self._process = self._process, None
         process.send_signal(number)
         try:
-            return process.wait(_STOP_SECONDS)
+            return process.wait(patient(_STOP_SECONDS))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -21,7 +21,7 @@ _FAMILIES = ("inet", "ip", "ip6", "bridge")
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What tells one forgeoned's things from all others: its directory, the prefix of its links, its cgroup's name."""
+    """What tells one forgeoned's things from all others: its directory, the prefix of its links, its cgroup's path."""
 
     directory: str
     link_prefix: str
@@ -32,7 +32,7 @@ def left(marks: Marks, ignore: Collection[int]) -> list[str]:
     """Everything that carries one of the marks, a line each, sorted; ``ignore`` are processes known to be alive."""
     return sorted(
         [
-            *(f"mount {path}" for path in mounts() if path.startswith(marks.directory + "/")),
+            *(f"mount {path}" for path in _mounts_of(marks)),
             *(f"link {name}" for name in links() if name.startswith(marks.link_prefix)),
             *(f"cgroup {path}" for path in cgroups(marks.cgroup_root)),
             *(f"process {pid} {command}" for pid, command in processes(marks, ignore)),
@@ -79,10 +79,13 @@ def sweep(marks: Marks, bridge: str, table: str) -> None:
     for pid, _ in processes(marks, (os.getpid(),)):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    for path in sorted((path for path in mounts() if path.startswith(marks.directory + "/")), reverse=True):
+    for path in sorted(_mounts_of(marks), reverse=True):
         subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
     links_left = [name for name in links() if name == bridge or name.startswith(marks.link_prefix)]
     commands = [["ip", "link", "delete", name] for name in links_left]
+    if marks.cgroup_root.endswith(".slice"):
+        # The slice is a unit, which systemd keeps.
+        commands.append(["systemctl", "stop", marks.cgroup_root.rpartition("/")[2]])
     commands += [["nft", "delete", "table", family, table] for family in _FAMILIES]
     for command in commands:
         if shutil.which(command[0]):
@@ -91,6 +94,11 @@ def sweep(marks: Marks, bridge: str, table: str) -> None:
         for group in (*sorted(top.rglob("*/"), reverse=True), top):
             with suppress(OSError):
                 group.rmdir()
+
+
+def _mounts_of(marks: Marks) -> list[str]:
+    below = (marks.directory, *(str(top) for top in _tops(marks.cgroup_root)))
+    return [path for path in mounts() if path.startswith(tuple(f"{directory}/" for directory in below))]
 
 
 def _tops(root: str) -> list[Path]:

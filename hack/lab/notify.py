@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_DGRAM, socket
 
+from hack.lab.settings import patient
+
 _START_SECONDS = 60.0
 
 
@@ -47,7 +49,7 @@ def _ready(pid: int, listener: socket) -> bool:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         poll.register(ended, select.POLLIN)
-        while events := poll.poll(_START_SECONDS * 1000):
+        while events := poll.poll(patient(_START_SECONDS) * 1000):
             if all(fd == ended for fd, _ in events):
                 return False
             if b"READY=1" in listener.recv(4096).split(b"\n"):

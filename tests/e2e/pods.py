@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
 
 SLEEP = ("sleep", "1000")
 
@@ -39,7 +40,7 @@ class Pod:
     def run(self, timeout: float = 60) -> Pod:
         """RunPodSandbox."""
         request = pb.RunPodSandboxRequest(config=self.config)
-        self.id = self.daemon.runtime.RunPodSandbox(request, timeout=timeout).pod_sandbox_id
+        self.id = self.daemon.runtime.RunPodSandbox(request, timeout=patient(timeout)).pod_sandbox_id
         return self
 
     def container(self, image: str, *command: str, name: str = "main", attempt: int = 0) -> pb.ContainerConfig:
@@ -56,22 +57,22 @@ class Pod:
     def create(self, config: pb.ContainerConfig, timeout: float = 60) -> str:
         """CreateContainer."""
         request = pb.CreateContainerRequest(pod_sandbox_id=self.id, config=config, sandbox_config=self.config)
-        return str(self.daemon.runtime.CreateContainer(request, timeout=timeout).container_id)
+        return str(self.daemon.runtime.CreateContainer(request, timeout=patient(timeout)).container_id)
 
     def start(self, config: pb.ContainerConfig) -> str:
         """CreateContainer and StartContainer."""
         id_ = self.create(config)
-        self.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=60)
+        self.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=patient(60))
         return id_
 
     def status(self, container_id: str) -> pb.ContainerStatus:
         """ContainerStatus."""
         request = pb.ContainerStatusRequest(container_id=container_id)
-        return self.daemon.runtime.ContainerStatus(request, timeout=30).status
+        return self.daemon.runtime.ContainerStatus(request, timeout=patient(30)).status
 
     def wait(self, container_id: str, state: int = pb.CONTAINER_EXITED, seconds: float = 30) -> pb.ContainerStatus:
         """Until the container is in that state."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + patient(seconds)
         while (status := self.status(container_id)).state != state:
             assert time.monotonic() < until, f"container is {pb.ContainerState.Name(status.state)}"
             time.sleep(0.02)
@@ -96,12 +97,12 @@ class Pod:
     def exec(self, container_id: str, *command: str, timeout: int = 30) -> pb.ExecSyncResponse:
         """ExecSync."""
         request = pb.ExecSyncRequest(container_id=container_id, cmd=command, timeout=timeout)
-        return self.daemon.runtime.ExecSync(request, timeout=timeout + 30)
+        return self.daemon.runtime.ExecSync(request, timeout=patient(timeout + 30))
 
     def stop_container(self, container_id: str, grace: int = 0) -> None:
         """StopContainer."""
         request = pb.StopContainerRequest(container_id=container_id, timeout=grace)
-        self.daemon.runtime.StopContainer(request, timeout=grace + 60)
+        self.daemon.runtime.StopContainer(request, timeout=patient(grace + 60))
 
     def ready(self) -> bool:
         """PodSandboxStatus: whether the sandbox is ready."""
@@ -110,9 +111,9 @@ class Pod:
 
     def stop(self) -> None:
         """StopPodSandbox."""
-        self.daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=self.id), timeout=60)
+        self.daemon.runtime.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=self.id), timeout=patient(60))
 
     def remove(self) -> None:
         """StopPodSandbox and RemovePodSandbox."""
         self.stop()
-        self.daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=self.id), timeout=60)
+        self.daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=self.id), timeout=patient(60))

@@ -218,6 +218,15 @@ def test_memory_beyond_the_limit_is_reported_as_oom(pod: Pod, image: str) -> Non
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
 
 
+def test_a_child_killed_for_memory_is_told_at_the_container_s_end(pod: Pod, image: str) -> None:
+    config = pod.container(image, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=200M count=1; echo went on; exit 3")
+    config.linux.resources.memory_limit_in_bytes = 16 << 20
+    id_ = pod.start(config)
+    status = pod.wait(id_)
+    assert "went on" in pod.log(id_)
+    assert (status.exit_code, status.reason) == (3, "OOMKilled")
+
+
 def test_the_log_is_reopened_after_a_rotation_without_losing_a_line(pod: Pod, image: str) -> None:
     script = "i=0; while [ $i -lt 400 ]; do echo line-$i; i=$((i+1)); usleep 2000 2>/dev/null || sleep 0.002; done"
     id_ = pod.start(pod.container(image, "sh", "-c", script))

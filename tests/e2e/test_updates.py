@@ -10,15 +10,15 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
-from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Mode
 from hack.lab.daemon import Daemon
+from hack.lab.settings import cgroup_host
 from tests.e2e.pods import Pod
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
 
 MIB = 1 << 20
-HOST = cgroups.detect()
+HOST = cgroup_host()
 
 
 @pytest.fixture(scope="module")

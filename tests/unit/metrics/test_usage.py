@@ -105,10 +105,10 @@ def test_a_hybrid_host_reads_v1_and_pressure_from_v2(tmp_path: Path) -> None:
     assert of_cgroup(host, "/pods/gone").cpu is None
 
 
-def test_a_systemd_scope_on_v2(tmp_path: Path) -> None:
-    scope = tmp_path / "kubepods.slice" / f"forgeone-{ID}.scope"
-    scope.mkdir(parents=True)
-    (scope / "cpu.stat").write_text("usage_usec 3\n")
+def test_a_container_in_a_scope_of_systemds_on_v2(tmp_path: Path) -> None:
+    group = tmp_path / "kubepods.slice" / f"forgeone-{ID}.scope" / "container"
+    group.mkdir(parents=True)
+    (group / "cpu.stat").write_text("usage_usec 3\n")
     host = CgroupHost(mode=Mode.V2, driver=Driver.SYSTEMD, unified=str(tmp_path))
     assert of_cgroup(host, f"kubepods.slice:forgeone:{ID}").cpu == 3000
 

@@ -83,6 +83,29 @@ def test_a_container_is_a_directory_or_a_scope_of_its_pod() -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "cgroup", "directory"),
+    [
+        (Mode.V2, "a.slice:forgeone:c", "/sys/fs/cgroup/a.slice/forgeone-c.scope/container"),
+        (Mode.V2, "a.slice", "/sys/fs/cgroup/a.slice"),
+        (Mode.V2, "/a.slice/forgeone-c.scope/container", "/sys/fs/cgroup/a.slice/forgeone-c.scope/container"),
+        (Mode.HYBRID, "a.slice:forgeone:c", "/sys/fs/cgroup/memory/a.slice/forgeone-c.scope"),
+    ],
+)
+def test_on_v2_a_container_is_one_below_the_scope_that_is_removed_with_it(
+    mode: Mode, cgroup: str, directory: str
+) -> None:
+    found = host(mode, Driver.SYSTEMD)
+    assert found.directory("memory", cgroup) == directory
+    assert directory in found.paths(cgroup) or directory.removesuffix("/container") in found.paths(cgroup)
+    assert not any(path.endswith(".scope/container") for path in found.paths("a.slice:forgeone:c"))
+
+
+def test_the_pods_cgroup_is_the_slice_or_the_directory_above() -> None:
+    assert cgroups.parent("a-b.slice:forgeone:c") == "a-b.slice"
+    assert cgroups.parent("/kubepods/pod1/c") == "/kubepods/pod1"
+
+
+@pytest.mark.parametrize(
     ("driver", "parent"),
     [
         (Driver.CGROUPFS, "/kubepods/burstable/pod1"),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,3 +127,22 @@ def test_a_zombie_is_no_process() -> None:
         assert procs.open_process(pid) is None
         os.waitpid(pid, 0)
         assert held.send(signal.SIGTERM) is False
+
+
+def test_a_number_that_is_a_threads_is_no_process() -> None:
+    tids: list[int] = []
+    leave, told = threading.Event(), threading.Event()
+
+    def body() -> None:
+        tids.append(threading.get_native_id())
+        told.set()
+        leave.wait()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    try:
+        told.wait()
+        assert procs.open_process(tids[0]) is None
+    finally:
+        leave.set()
+        thread.join()
