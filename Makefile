@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Arguments of the bench.
 BENCH ?=
+# Arguments of the soak.
+SOAK ?=
 # Arguments of pytest in the guest (and --driver, --shell; see hack/guest).
 E2E ?=
 PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
@@ -64,6 +66,10 @@ imports: setup ## which room may import which
 .PHONY: bench
 bench: setup ## a pod's life in milliseconds, beside containerd; BENCH="--help" shows more
 	@$(SUDO) $(BIN)/python -m hack.bench.debian $(BENCH)
+
+.PHONY: soak
+soak: setup ## random pods while forgeoned is killed at random; SOAK="--minutes 30 --workers 8"
+	@$(SUDO) $(BIN)/python -m hack.soak $(SOAK)
 
 .PHONY: lock
 lock: ## resolve the dependencies anew and pin them with their hashes
