@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -146,3 +148,23 @@ def test_a_file_without_end_is_not_read_whole(cdi: Cdi, tmp_path: Path) -> None:
     (tmp_path / "etc/a.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(NotFound, match="is larger than"):
         cdi.edits(asking("vendor.com/net=one"))
+
+
+def test_a_file_replaced_while_containers_are_created_is_always_one_or_the_other(put: Put, cdi: Cdi) -> None:
+    path = put("etc/a.json", one="A=0")
+    seen: list[str] = []
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(cdi.edits(asking("vendor.com/net=one")).env[-1])
+
+    done = threading.Event()
+    with ThreadPoolExecutor(3) as pool:
+        readers = [pool.submit(read) for _ in range(3)]
+        for number in range(200):
+            put("etc/.new", one=f"A={number}").rename(path)
+        done.set()
+        for reader in readers:
+            reader.result()
+    assert cdi.edits(asking("vendor.com/net=one")).env[-1] == "A=199"
+    assert {value[:2] for value in seen} == {"A="}
