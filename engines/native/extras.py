@@ -66,7 +66,7 @@ class Extras:
         """What on this host is in the way of the settings."""
         found = self._defaults.problems(self._host)
         files = self._directories.unusable() if self._directories is not None else []
-        why = "it was meant for containers that nobody can tell, so that none can be created"
+        why = "nobody can tell which containers it was meant for, so that none can be created"
         return [*found, *(Problem(f"hook definition {what}", why, "correct or remove it") for what in files)]
 
     def found(self, plan: ContainerPlan, gathered: Gathered) -> Gathered:
@@ -78,7 +78,7 @@ class Extras:
     def put(self, whole: Json, plan: ContainerPlan, deadline: Deadline) -> Chosen:
         """Change the finished ``config.json``; returns the hooks, which are to be kept before crun sees it.
 
-        ``plan`` is the one that :meth:`asked` was given.
+        ``plan`` is what :meth:`asked` returned.
 
         :raises ForgeError: a device or a hook cannot be used, or the node does not permit what the pod asks for.
         """
@@ -105,7 +105,8 @@ class Extras:
         if self._directories is None:
             return Chosen(own)
         annotations = {**plan.pod_annotations, **plan.spec.annotations}
-        subject = Subject(annotations, _command(plan.process.args), bool(plan.spec.mounts))
+        callers = any(mount not in self._defaults.mounts for mount in plan.spec.mounts)
+        subject = Subject(annotations, _command(plan.process.args), callers)
         matched = self._directories.matching(subject)
         seen = {key: value for key, value in matched.annotations.items() if not key.startswith(_ORDERS)}
         return Chosen((*own, *matched.hooks), seen)

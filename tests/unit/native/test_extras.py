@@ -307,3 +307,14 @@ def test_what_is_in_the_way_of_the_settings_is_told(tmp_path: Path) -> None:
         for problem, word in zip(found, ("/dev/no-such-device", "v2", "nofile", "a.json"), strict=True)
         if word not in problem.what
     ] == []
+
+
+def test_a_default_mount_is_none_that_the_caller_asked_for(plan: PlanMaker, tmp_path: Path) -> None:
+    one = hook(tmp_path, HookStage.PRESTART)
+    directory = tmp_path / "hooks.d"
+    directory.mkdir()
+    content = {"version": "1.0.0", "stages": ["prestart"], "when": {"hasBindMounts": True}, "hook": {"path": one.path}}
+    (directory / "a.json").write_text(json.dumps(content))
+    settings = {"hooks_dirs": (str(directory),), "default_mounts": ("/srv:/srv",)}
+    assert "hooks" not in made(plan(), **settings)
+    assert "hooks" in made(plan(mounts=(Mount("/a", "/b"),)), **settings)
