@@ -265,12 +265,16 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespaces:
-    """Paths of the namespaces to join. ``None`` is the host's own; ``""`` asks the engine for a new one."""
+    """Paths of the namespaces to join. ``None`` is the host's own; ``""`` asks the engine for a new one.
+
+    Those of a pod with a ``user`` namespace belong to it; a new one is to as well. Its ids are in the specs.
+    """
 
     network: str | None
     ipc: str | None
     uts: str | None
     pid: str | None
+    user: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -552,6 +556,7 @@ class Features:
 
     recursive_read_only_mounts: bool = False
     user_namespaces: bool = False
+    user_namespaces_host_network: bool = False
     supplemental_groups_policy: bool = False
     mount_options: bool = False
 

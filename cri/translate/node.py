@@ -33,6 +33,7 @@ def status(node: NodeStatus) -> pb.StatusResponse:
         features=pb.RuntimeFeatures(
             supplemental_groups_policy=default is not None and default.supplemental_groups_policy,
             mount_options=default is not None and default.mount_options,
+            user_namespaces_host_network=default is not None and default.user_namespaces_host_network,
         ),
     )
 

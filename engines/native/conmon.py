@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ _REPORT_MAX = 64 * 1024
 _REOPEN_LOG = b"2 0 0\n"
 _REOPEN_SECONDS = 5.0
 # crun's words for a command that cannot be executed: the caller's mistake, not the host's.
+_NOT_ID_MAPPED = re.compile(r"mount_setattr `(.*)`: (.*)")
 _COMMAND_ERRORS = ("executable file", "open executable", "exec:", "cannot chdir", "chdir")
 
 
@@ -180,6 +182,11 @@ def _pid(report: bytes, said: bytes, container_id: str) -> int:
 def create_error(container_id: str, message: str) -> ForgeError:
     """What crun said, as an error of the right kind."""
     text = message.splitlines()[-1].removeprefix("error: ") if message else message
+    if refused := _NOT_ID_MAPPED.match(text):
+        return FailedPrecondition(
+            f"mounts: the file system of {refused[1]} cannot show it with other owners, as its id mappings demand: "
+            f"{refused[2]}"
+        )
     if text.startswith(_COMMAND_ERRORS):
         return InvalidInput("command", text)
     return InternalError(f"create container {container_id}: {text}")

@@ -43,8 +43,8 @@ _PIPES: Final = {2: Output.STDOUT, 3: Output.STDERR}
 class ExecConsole:
     """Implements :class:`engines.base.Console` for a command executed by crun."""
 
-    def __init__(self, container_id: str) -> None:
-        self._container_id = container_id
+    def __init__(self, container_id: str, owner: tuple[int, int] | None) -> None:
+        self._container_id, self._owner = container_id, owner
         self._outputs: dict[int, Output] = {}
         self._input = -1
         self._terminal = -1
@@ -97,6 +97,8 @@ class ExecConsole:
                 read, files[number] = os.pipe2(os.O_CLOEXEC)
                 os.set_blocking(read, False)
                 self._outputs[read] = output
+                if self._owner is not None:
+                    os.fchown(read, *self._owner)
                 childs.callback(os.close, files[number])
         return files
 
@@ -368,9 +370,17 @@ def _wanted(stdio: Stdio) -> tuple[tuple[Output, bool], ...]:
     return ((Output.STDOUT, stdio.stdout), (Output.STDERR, stdio.stderr))
 
 
-def executed(programs: Programs, container_id: str, bundle: str, process: bytes, stdio: Stdio) -> ExecConsole:
-    """Start the OCI process ``process`` in a running container."""
-    console = ExecConsole(container_id)
+def executed(
+    programs: Programs,
+    container_id: str,
+    bundle: str,
+    process: bytes,
+    stdio: Stdio,
+    *,
+    owner: tuple[int, int] | None = None,
+) -> ExecConsole:
+    """Start the OCI process ``process`` in a running container; ``owner`` as :func:`engines.native.execute.run`."""
+    console = ExecConsole(container_id, owner)
     try:
         console.start(programs, bundle, process, stdio)
     except OSError as error:

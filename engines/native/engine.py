@@ -37,6 +37,7 @@ from engines.native import (
     console,
     execute,
     hooks,
+    idmaps,
     logs,
     lookup,
     runtime_default,
@@ -136,8 +137,10 @@ class NativeEngine:
         return "native"
 
     def features(self) -> Features:
-        """Supplemental groups come resolved, so both policies work; user namespaces are not there yet."""
+        """Supplemental groups come resolved, so both policies work."""
         return Features(
+            user_namespaces=self._host.user_namespaces,
+            user_namespaces_host_network=self._host.user_namespaces,
             supplemental_groups_policy=True,
             mount_options=True,
             recursive_read_only_mounts=self._host.recursive_attributes,
@@ -217,6 +220,7 @@ class NativeEngine:
         root, default = self._settings.seccomp_profile_root, self._runtime_default(plan.handler)
         extras = self._extras
         plan = extras.asked(plan)
+        owner = idmaps.owner(plan.process.user, plan.namespaces, plan.spec.security.namespaces)
         gathered = extras.found(plan, spec.gather(plan, self._host, root, default))
         apparmor = self._apparmor.choose(plan.spec.security.apparmor, privileged=plan.spec.security.privileged)
         gathered = replace(gathered, apparmor=apparmor)
@@ -246,8 +250,20 @@ class NativeEngine:
             self._resctrl.place(group, pid)
             if plan.blockio is not None:
                 limit_io(plan.blockio, self._host.cgroups, plan.cgroup)
+            if owner is not None:
+                self._give_pipes(plan.container_id, owner)
             undo.pop_all()
         return pid
+
+    def _give_pipes(self, name: str, owner: tuple[int, int]) -> None:
+        held = self._containers.first_process(name)
+        if held is None:
+            raise InternalError(f"container {name} died as it was created")
+        with held:
+            try:
+                idmaps.give_pipes(held, owner)
+            except OSError as error:
+                raise syscall_error("chown", f"the standard output of container {name}", error) from error
 
     def _undo_create(self, handle: Handle) -> None:
         with contextlib.suppress(ForgeError):
@@ -364,8 +380,9 @@ class NativeEngine:
         self._check_command(handle, process, argv[0])
         try:
             encoded = msgspec.json.encode(process)
+            owner = idmaps.exec_owner(config)
             with self._resctrl.entered(group_of(config)):
-                return execute.run(self._programs, handle.container_id, encoded, timeout, limit)
+                return execute.run(self._programs, handle.container_id, encoded, timeout, limit, owner=owner)
         except InternalError as error:
             state = self.look(handle).state
             if state is not LiveState.RUNNING:
@@ -382,8 +399,9 @@ class NativeEngine:
         process = spec.exec_process(config, argv, tty=stdio.tty)
         self._check_command(handle, process, argv[0])
         encoded = msgspec.json.encode(process)
+        owner = idmaps.exec_owner(config)
         with self._resctrl.entered(group_of(config)):
-            return console.executed(self._programs, handle.container_id, handle.bundle, encoded, stdio)
+            return console.executed(self._programs, handle.container_id, handle.bundle, encoded, stdio, owner=owner)
 
     def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
         """The streams of the container's first process from now on, as conmon passes them on."""

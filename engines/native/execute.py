@@ -19,8 +19,18 @@ _PROCESS, _LOG, _PID = 3, 4, 5
 _LOG_MAX = 64 * 1024
 
 
-def run(programs: Programs, container_id: str, process: bytes, timeout: float | None, limit: int) -> ExecResult:
+def run(
+    programs: Programs,
+    container_id: str,
+    process: bytes,
+    timeout: float | None,
+    limit: int,
+    *,
+    owner: tuple[int, int] | None = None,
+) -> ExecResult:
     """Execute the OCI process ``process`` in a running container and keep what it writes.
+
+    Its pipes belong to ``owner`` (user and group on the host), so that it may open them by name; to root unless given.
 
     crun gets its input and gives its pid and errors through descriptors, so nothing touches a disk and crun's own
     failure cannot be taken for the command's.
@@ -31,6 +41,9 @@ def run(programs: Programs, container_id: str, process: bytes, timeout: float | 
         out, out_child = _pipe(stack)
         err, err_child = _pipe(stack)
         pid, pid_child = _pipe(stack)
+        if owner is not None:
+            for fd in (out, err):
+                os.fchown(fd, *owner)
         argv = ["crun", *programs.crun_arguments, f"--log=/proc/self/fd/{_LOG}", "--log-format=json", "exec"]
         argv += [f"--pid-file=/proc/self/fd/{_PID}", f"--process=/proc/self/fd/{_PROCESS}", container_id]
         files = {1: out_child, 2: err_child, _PROCESS: spec, _LOG: log, _PID: pid_child}

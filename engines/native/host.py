@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.native import capabilities
-from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel import cgroups, idmapped
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.kernel.mounts import has_recursive_attributes
 
@@ -22,7 +22,8 @@ class Host:
 
     ``cgroup_mount_options`` are those of the one cgroup2 superblock that a mount without them would take away from the
     whole host; ``quick_moves`` says that the kernel was told to make moves between cgroups fast, and
-    ``recursive_attributes`` that it can make a mount read-only with all that is mounted below it.
+    ``recursive_attributes`` that it can make a mount read-only with all that is mounted below it, and
+    ``user_namespaces`` that its overlays take layers of a user namespace.
     """
 
     cgroups: CgroupHost
@@ -34,6 +35,7 @@ class Host:
     cgroup_mount_options: tuple[str, ...] = ()
     quick_moves: bool = False
     recursive_attributes: bool = False
+    user_namespaces: bool = False
 
     @property
     def lowest_oom_score_adj(self) -> int:
@@ -61,6 +63,7 @@ def read(driver: str) -> Host:
         cgroup_mount_options=tuple(sorted(options & _SHARED_OPTIONS)),
         quick_moves="favordynmods" in options,
         recursive_attributes=has_recursive_attributes(),
+        user_namespaces=idmapped.supported(),
     )
 
 

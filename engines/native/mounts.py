@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engines.base import ContainerPlan, Mount, Propagation
+from engines.native import idmaps
 from engines.native.host import Host, mount_table
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented, syscall_error
 from forgeone_shim.kernel.cgroups import Mode
@@ -52,14 +53,17 @@ def mount_of(path: str, points: Sequence[MountPoint]) -> MountPoint:
 
 def resolve(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     """Follow symlinks of sources, and make a directory of those that are not there (what every CRI runtime does)."""
-    return tuple(_resolve(mount) for mount in mounts)
+    found = tuple(_resolve(mount) for mount in mounts)
+    if not any(mount.uid_mappings for mount in found):
+        return found
+    points = [point.target for point in parse_mountinfo(mount_table())]
+    return tuple(idmaps.with_submounts(found, points))
 
 
 def _resolve(mount: Mount) -> Mount:
     if mount.image:
         raise Unimplemented(f"mount {mount.destination}: image volumes are not supported")
-    if mount.uid_mappings or mount.gid_mappings:
-        raise Unimplemented(f"mount {mount.destination}: id-mapped mounts are not supported")
+    idmaps.check(mount)
     if mount.recursive_read_only and not (mount.readonly and mount.propagation is Propagation.PRIVATE):
         raise InvalidInput(f"{_FIELD}.recursive_read_only", "needs readonly and private propagation")
     if refused := set(mount.options) - _OPTIONS:
@@ -112,7 +116,7 @@ def _check_propagation(mount: Mount, points: Mapping[str, MountPoint]) -> None:
         )
 
 
-def _bind(mount: Mount) -> dict[str, object]:
+def _bind(mount: Mount, plan: ContainerPlan) -> dict[str, object]:
     # crun(1): the recursive one holds for what is mounted below, too.
     mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     return {
@@ -120,6 +124,7 @@ def _bind(mount: Mount) -> dict[str, object]:
         "type": "bind",
         "source": mount.source,
         "options": ["rbind", mount.propagation.value, mode, *mount.options],
+        **idmaps.of_mount(mount, plan.namespaces, plan.spec.security.namespaces),
     }
 
 
@@ -134,7 +139,11 @@ def defaults(plan: ContainerPlan, host: Host) -> list[dict[str, object]]:
     ]
     if plan.namespaces.ipc is not None:
         found.append(_fs("/dev/mqueue", "mqueue", _SAFE))
-    found.append(_fs("/sys", "sysfs", [*_SAFE, write]))
+    if plan.namespaces.user is not None and plan.namespaces.network is None:
+        # The kernel lets a user namespace mount a sysfs only for a network that belongs to it.
+        found.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rro", *_SAFE]})
+    else:
+        found.append(_fs("/sys", "sysfs", [*_SAFE, write]))
     options = [*_SAFE, "relatime", write]
     if privileged and host.cgroups.mode is Mode.V2:
         # Without a cgroup namespace this is the host's own superblock.
@@ -173,7 +182,7 @@ def plan_mounts(
     ]
     # Fewer parts first, so that no mount hides one below it.
     ordered = sorted(binds, key=lambda mount: _clean(mount.destination).count("/") if mount.destination != "/" else 0)
-    found += [_bind(mount) for mount in ordered]
+    found += [_bind(mount, plan) for mount in ordered]
     wanted = {mount.propagation for mount in asked}
     if Propagation.BIDIRECTIONAL in wanted:
         return found, Propagation.BIDIRECTIONAL.value

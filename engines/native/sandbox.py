@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from engines.base import SandboxPlan
-from engines.native import seccomp, spec
+from engines.base import IdMapping, SandboxPlan
+from engines.native import idmaps, seccomp, spec
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.execute import command
@@ -36,12 +37,13 @@ def init_id(sandbox_id: str) -> str:
 def config(plan: SandboxPlan, host: Host, program: str, compile_filter: spec.CompileFilter) -> spec.Json:
     """The init's ``config.json``: one static program on an empty read-only root, and nothing it could use."""
     paths = plan.namespaces
-    joined = [("network", paths.network), ("ipc", paths.ipc), ("uts", paths.uts)]
+    joined = [("user", paths.user), ("network", paths.network), ("ipc", paths.ipc), ("uts", paths.uts)]
+    options = plan.spec.security.namespaces
     whole: spec.Json = {
         "ociVersion": spec.OCI_VERSION,
         "process": {
             "terminal": False,
-            "user": {"uid": _NOBODY, "gid": _NOBODY},
+            "user": {"uid": _nobody(options.uid_mappings), "gid": _nobody(options.gid_mappings)},
             "args": [_TARGET, "-P"],
             "env": [spec.PATH],
             "cwd": "/",
@@ -70,10 +72,16 @@ def config(plan: SandboxPlan, host: Host, program: str, compile_filter: spec.Com
             "namespaces": [{"type": kind, "path": path} for kind, path in joined if path]
             + [{"type": "pid"}, {"type": "mount"}],
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            **idmaps.of_pod(paths, options),
         },
     }
     spec.add_filter(whole, seccomp.default_profile(()), compile_filter)
     return whole
+
+
+def _nobody(mappings: Sequence[IdMapping]) -> int:
+    """An id that no program of an image has, of those that a user namespace has."""
+    return max((one.container_id + one.length - 1 for one in mappings), default=_NOBODY)
 
 
 class Sandboxes:
@@ -112,6 +120,10 @@ class Sandboxes:
         name = init_id(plan.sandbox_id)
         bundle = Path(plan.directory, _BUNDLE)
         (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+        if plan.namespaces.user is not None:
+            # The pod's root, which mounts on them, cannot make them.
+            (bundle / "rootfs/dev").mkdir(exist_ok=True)
+            (bundle / f"rootfs{_TARGET}").touch()
         whole = config(plan, self._host, self._programs.init, self._compile)
         (bundle / "config.json").write_bytes(msgspec.json.encode(whole))
         wrong = command(self._programs, ("create", "-b", str(bundle), name), deadline)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from engines.base import ContainerPlan, Mount, Namespaces, Process, User
-from engines.native import bpf, capabilities, devices, mounts, resources, scope, seccomp
+from engines.native import bpf, capabilities, devices, idmaps, mounts, resources, scope, seccomp
 from engines.native.devices import Node
 from engines.native.host import Host
 from engines.native.mounts import MountPoint
@@ -42,13 +42,18 @@ def gather(
     security = plan.spec.security
     asked = mounts.resolve(plan.spec.mounts)
     nodes = devices.read(plan.spec.devices)
-    if security.privileged and plan.handler.host_devices:
+    if _has_host_devices(plan):
         nodes = devices.all_of_host() + nodes
     profile = None
     if not security.privileged:
         held = capabilities.sets(security, host.capabilities)["bounding"]
         profile = seccomp.choose(security.seccomp, held, seccomp_root, runtime_default)
     return Gathered(mounts=asked, mount_points=mounts.propagation_tags(asked), devices=nodes, seccomp=profile)
+
+
+def _has_host_devices(plan: ContainerPlan) -> bool:
+    """Privileged containers have, but for those whose root is not the host's: its disks are to be kept from that."""
+    return plan.spec.security.privileged and plan.handler.host_devices and plan.namespaces.user is None
 
 
 def environment(process: Process, *, hostname: str, tty: bool) -> list[str]:
@@ -102,7 +107,8 @@ def process(plan: ContainerPlan, host: Host) -> Json:
 def namespaces(paths: Namespaces, *, cgroup: bool) -> list[Json]:
     """OCI ``linux.namespaces``: joined by path, new where the path is empty, the host's where it is ``None``."""
     found: list[Json] = []
-    for kind, path in (("network", paths.network), ("ipc", paths.ipc), ("uts", paths.uts), ("pid", paths.pid)):
+    known = (("user", paths.user), ("network", paths.network), ("ipc", paths.ipc), ("uts", paths.uts))
+    for kind, path in (*known, ("pid", paths.pid)):
         if path is not None:
             found.append({"type": kind, "path": path} if path else {"type": kind})
     found.append({"type": "mount"})
@@ -116,7 +122,7 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
     security = plan.spec.security
     listed, propagation = mounts.plan_mounts(plan, host, found.mounts, found.mount_points)
     limits = resources.limits(plan.spec.resources, host)
-    limits["devices"] = devices.rules(found.devices, privileged=security.privileged and plan.handler.host_devices)
+    limits["devices"] = devices.rules(found.devices, privileged=_has_host_devices(plan))
     linux: Json = {
         "cgroupsPath": plan.cgroup,
         "namespaces": namespaces(plan.namespaces, cgroup=host.cgroups.mode is Mode.V2 and not security.privileged),
@@ -126,6 +132,7 @@ def config(plan: ContainerPlan, host: Host, found: Gathered, compile_filter: Com
     if not security.privileged:
         linux["maskedPaths"] = _absolute("masked_paths", security.masked_paths)
         linux["readonlyPaths"] = _absolute("readonly_paths", security.readonly_paths)
+    linux |= idmaps.of_pod(plan.namespaces, security.namespaces)
     if propagation:
         linux["rootfsPropagation"] = propagation
     if plan.selinux.mount:

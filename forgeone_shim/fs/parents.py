@@ -14,14 +14,16 @@ from errno import ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP
 from pathlib import Path
 
 from forgeone_shim.fs.layers import Lower
+from forgeone_shim.fs.owners import Owners
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 
 
-def mend(layers: Sequence[Lower], upper: Path) -> None:
+def mend(layers: Sequence[Lower], upper: Path, owners: Owners | None = None) -> None:
     """Make in ``upper`` the directories that would show the wrong attributes; ``layers`` are topmost first.
 
+    They belong there to the ids on the host that the layers' ids have by ``owners``.
     Raises OSError.
     """
     wanted = _with_ancestors(path for layer in layers for path in layer.implied)
@@ -38,7 +40,7 @@ def mend(layers: Sequence[Lower], upper: Path) -> None:
     with ExitStack() as stack:
         upper_fd = _open(stack, upper)
         chosen = [(path, sources[path].described) for path in sorted(_with_ancestors(wrong))]
-        times = [(path, _copy(layers[i].tree, upper_fd, path)) for path, i in chosen if i is not None]
+        times = [(path, _copy(layers[i].tree, upper_fd, path, owners)) for path, i in chosen if i is not None]
         # Deepest first, and after all are made: making one changes the times of the one it is in.
         for path, both in reversed(times):
             with ExitStack() as walk:
@@ -100,7 +102,7 @@ def _is_opaque(fd: int) -> bool:
         raise
 
 
-def _copy(tree: Path, upper: int, path: bytes) -> tuple[int, int]:
+def _copy(tree: Path, upper: int, path: bytes, owners: Owners | None) -> tuple[int, int]:
     """Make the directory in ``upper``, whose parents are there, as it is in ``tree``; its times are for later."""
     with ExitStack() as stack:
         source = _walk(stack, _open(stack, tree), path)
@@ -110,7 +112,8 @@ def _copy(tree: Path, upper: int, path: bytes) -> tuple[int, int]:
             os.mkdir(name, 0o700, dir_fd=parent)
         target = _walk(stack, parent, name)
         status = os.fstat(source)
-        os.fchown(target, status.st_uid, status.st_gid)
+        owner = (status.st_uid, status.st_gid)
+        os.fchown(target, *(owner if owners is None else owners.outside(*owner)))
         os.fchmod(target, status.st_mode & 0o7777)
         for attribute in attributes(source):
             os.setxattr(target, attribute, os.getxattr(source, attribute))

@@ -15,8 +15,10 @@ from pathlib import Path
 from forgeone_shim.errors import ForgeError, InvalidInput, syscall_error
 from forgeone_shim.fs import moved, parents
 from forgeone_shim.fs.layers import LayerStore, Lower
+from forgeone_shim.fs.owners import Owners
 from forgeone_shim.fs.trees import remove_tree, tree_usage
-from forgeone_shim.kernel.mounts import mount_overlay, open_in_root, unmount
+from forgeone_shim.kernel import idmapped
+from forgeone_shim.kernel.mounts import StrPath, mount_overlay, open_in_root, unmount
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,11 +42,14 @@ class RootfsStore:
         layers: Sequence[str],
         readonly: bool = False,  # noqa: ARG002
         context: str = "",
+        owners: Owners | None = None,
     ) -> Path:
         """Mount the layers (diffIDs, base first) and return where; a rootfs that is mounted stays as it is.
 
         ``readonly`` changes nothing here: the engine makes the mount points in it first, then turns it read-only.
         ``context`` is the SELinux label of its files, where there is one.
+        ``owners`` are those of a pod with a user namespace: files belong to them as the image says, without a change on
+        disk, and what is written belongs to their ids on the host.
 
         :raises NotFound: a layer is not here.
         :raises InvalidInput: more layers than an overlay takes.
@@ -57,11 +62,11 @@ class RootfsStore:
         is_new = not home.exists()
         try:
             try:
-                lowers = self._prepare(home, stacked)
+                lowers = self._prepare(home, stacked, owners)
                 target.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise syscall_error("prepare the root file system", home, error) from error
-            mount_overlay(target, lowers, home / "upper", home / "work", context=context)
+            _overlay(owners, target, lowers, home / "upper", home / "work", context=context)
         except ForgeError:
             if is_new:
                 self.remove(container_id)
@@ -69,7 +74,14 @@ class RootfsStore:
         return target
 
     def mount_image(
-        self, container_id: str, name: str, layers: Sequence[str], sub_path: str = "", context: str = ""
+        self,
+        container_id: str,
+        name: str,
+        layers: Sequence[str],
+        sub_path: str = "",
+        context: str = "",
+        *,
+        owners: Owners | None = None,
     ) -> Path:
         """Mount the layers of a volume, which nobody can write to; returns where ``sub_path`` is in it.
 
@@ -87,7 +99,7 @@ class RootfsStore:
                 target.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise syscall_error("prepare the image volume", home, error) from error
-            mount_overlay(target, lowers, readonly=True, context=context)
+            _overlay(owners, target, lowers, readonly=True, context=context)
         return _inside(target, sub_path)
 
     def unmount(self, container_id: str) -> None:
@@ -138,16 +150,18 @@ class RootfsStore:
         return stacked
 
     @staticmethod
-    def _prepare(home: Path, stacked: Sequence[Lower]) -> list[Path]:
+    def _prepare(home: Path, stacked: Sequence[Lower], owners: Owners | None) -> list[Path]:
         """Make the writable layer and its work directory; the lower directories to mount."""
         upper, work = home / "upper", home / "work"
         upper.mkdir(parents=True, exist_ok=True)
         # It is the container's own "/", whatever this process's umask.
         upper.chmod(0o755)
+        if owners is not None:
+            os.chown(upper, *owners.root)
         # A volatile overlay leaves a mark in its work directory that forbids to mount it again.
         _remove(home, work.name)
         work.mkdir(mode=0o700)
-        stacked = _mended(home, stacked, upper)
+        stacked = _mended(home, stacked, upper, owners)
         if stacked:
             return [layer.tree for layer in stacked]
         empty = home / "empty"
@@ -164,12 +178,28 @@ class RootfsStore:
         return [top, *(layer.tree for layer in _mended(home, stacked, top)), empty]
 
 
-def _mended(home: Path, stacked: Sequence[Lower], upper: Path) -> Sequence[Lower]:
+def _overlay(
+    owners: Owners | None,
+    target: StrPath,
+    lowers: Sequence[StrPath],
+    upper: StrPath = "",
+    work: StrPath = "",
+    *,
+    readonly: bool = False,
+    context: str,
+) -> None:
+    if owners is None:
+        mount_overlay(target, lowers, upper, work, readonly=readonly, context=context)
+    else:
+        idmapped.mount_overlay(target, lowers, upper, work, readonly=readonly, context=context, userns=owners.userns)
+
+
+def _mended(home: Path, stacked: Sequence[Lower], upper: Path, owners: Owners | None = None) -> Sequence[Lower]:
     """The layers with what directories that some only imply need, between them and in ``upper``."""
     if any(layer.implied for layer in stacked):
         _remove(home, "moved")
         stacked = moved.follow(stacked, home / "moved")
-        parents.mend(stacked, upper)
+        parents.mend(stacked, upper, owners)
     return stacked
 
 

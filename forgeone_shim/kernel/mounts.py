@@ -100,8 +100,6 @@ def mount_overlay(
     Without ``upper`` and ``work`` nobody can write to it, and it takes two lowers at least. ``context`` is the SELinux
     label of all its files, where there is one. Raises InternalError.
     """
-    if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
-        raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
     try:
         attach_overlay(target, lowers, upper, work, readonly=readonly, context=context)
     except OSError as error:
@@ -111,7 +109,9 @@ def mount_overlay(
 def attach_overlay(
     target: StrPath, lowers: Sequence[StrPath], upper: StrPath, work: StrPath, *, readonly: bool, context: str = ""
 ) -> None:
-    """What :func:`mount_overlay` does. Raises OSError."""
+    """What :func:`mount_overlay` does. Raises OSError, and InvalidInput for too many layers."""
+    if not 0 < len(lowers) <= MAX_LOWER_LAYERS:
+        raise InvalidInput("layers", f"{len(lowers)} layers; an overlay takes 1 to {MAX_LOWER_LAYERS}")
     mount = _overlay_by_fsopen if takes_layers_one_by_one() else _overlay_by_mount
     mount(target, lowers, upper, work, readonly=readonly, context=context)
 
@@ -235,12 +235,17 @@ def has_recursive_attributes() -> bool:
     return True
 
 
-def mount_tmpfs(target: StrPath, size: int, mode: int = 0o755, context: str = "") -> None:
+def mount_tmpfs(
+    target: StrPath, size: int, mode: int = 0o755, context: str = "", owner: tuple[int, int] | None = None
+) -> None:
     """Mount a tmpfs of at most ``size`` bytes (0: the kernel's default), without set-id bits and devices.
 
-    ``context`` is the SELinux label of all its files, where there is one. Raises InternalError.
+    ``context`` is the SELinux label of all its files, where there is one. Its root belongs to ``owner`` (user and
+    group), root unless given. Raises InternalError.
     """
     options = {"mode": f"{mode:o}"} | ({"size": str(size)} if size else {}) | ({"context": context} if context else {})
+    if owner is not None:
+        options |= {"uid": str(owner[0]), "gid": str(owner[1])}
     try:
         try:
             with ExitStack() as stack:

@@ -112,14 +112,16 @@ def plan_pod_files(hostname: str, ips: Sequence[str], dns: DNSConfig | None, *, 
     return PodFiles(f"{hostname}\n", hosts, resolv_conf)
 
 
-def write_pod_files(directory: Path, files: PodFiles) -> None:
+def write_pod_files(directory: Path, files: PodFiles, owner: tuple[int, int] | None = None) -> None:
     """Write ``hostname``, ``hosts`` and ``resolv.conf``; existing ones, which containers may have mounted, in place.
+
+    They belong to ``owner`` (user and group), root unless given.
 
     :raises InternalError: a file cannot be written.
     """
     named = (("hostname", files.hostname), ("hosts", files.hosts), ("resolv.conf", files.resolv_conf))
     for name, content in named:
-        _write(directory / name, content)
+        _write(directory / name, content, owner)
 
 
 def _read(path: Path) -> str:
@@ -131,13 +133,15 @@ def _read(path: Path) -> str:
         raise syscall_error("read", path, error) from error
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, content: str, owner: tuple[int, int] | None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags, 0o644)
         with os.fdopen(fd, "wb") as file:
             # Readable for every user of the pod, whatever the umask.
             os.fchmod(fd, 0o644)
+            if owner is not None:
+                os.fchown(fd, *owner)
             file.write(content.encode(errors="surrogateescape"))
     except OSError as error:
         raise syscall_error("write", path, error) from error

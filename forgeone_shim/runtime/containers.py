@@ -33,7 +33,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import classes, image_volumes, placement
+from forgeone_shim.runtime import classes, image_volumes, placement, userns
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
@@ -144,8 +144,12 @@ class Containers:
         bundle = self._p.paths.bundle(record.id)
         # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
         bundle.mkdir(mode=0o700)
+        owners = userns.owners(sandbox.record)
+        if owners is not None:
+            userns.open_to_root(bundle, owners)
         labels = self._p.labeller.container(sandbox.record.selinux, sandbox.record.spec, spec)
-        rootfs = self._p.rootfs.mount(record.id, record.layers, spec.security.readonly_rootfs, labels.mount)
+        readonly = spec.security.readonly_rootfs
+        rootfs = self._p.rootfs.mount(record.id, record.layers, readonly, labels.mount, owners)
         user = resolve_user(rootfs, image.config.user, spec.security)
         if record.log_path:
             Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -161,7 +165,9 @@ class Containers:
             process=process(spec, image.config, user),
             namespaces=placement.namespaces(self._p, sandbox.record, spec),
             pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
-            spec=classes.applied(sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount)),
+            spec=classes.applied(
+                sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount, owners)
+            ),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, sandbox.record.spec, spec)),
             selinux=labels,
             rdt_class=classes.name(classes.RDT, sandbox.record.spec, spec),

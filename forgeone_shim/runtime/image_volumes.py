@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from engines.base import ContainerSpec, Mount
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.fs.owners import Owners
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.records import ContainerRecord, ImageVolume
@@ -17,24 +19,38 @@ def find(spec: ContainerSpec, images: ImageService) -> tuple[ImageVolume, ...]:
     return tuple(ImageVolume(image.id, image.layers) for image in found)
 
 
-def mounted(record: ContainerRecord, rootfs: RootfsStore, context: str = "") -> ContainerSpec:
+def mounted(
+    record: ContainerRecord, rootfs: RootfsStore, context: str = "", owners: Owners | None = None
+) -> ContainerSpec:
     """The spec as an engine takes it: each image mounted, and its mount one of that place on the host.
 
-    ``context`` is the SELinux label of their files, where there is one.
+    ``context`` is the SELinux label of their files, where there is one. In a pod with a user namespace they belong to
+    the pod's ``owners``, whose ids are the only ones a mount can ask for.
 
     :raises InvalidInput: an image has no such sub path.
     """
     if not record.image_volumes:
         return record.spec
-    return replace(record.spec, mounts=tuple(_mounts(record, rootfs, context)))
+    return replace(record.spec, mounts=tuple(_mounts(record, rootfs, context, owners)))
 
 
-def _mounts(record: ContainerRecord, rootfs: RootfsStore, context: str) -> Iterator[Mount]:
+def _mounts(record: ContainerRecord, rootfs: RootfsStore, context: str, owners: Owners | None) -> Iterator[Mount]:
     volumes = enumerate(record.image_volumes)
     for mount in record.spec.mounts:
         if mount.image:
             number, volume = next(volumes)
-            source = rootfs.mount_image(record.id, str(number), volume.layers, mount.image_sub_path, context)
-            yield replace(mount, source=str(source), readonly=True, image="", image_sub_path="")
+            _check_mappings(mount, owners)
+            path = mount.image_sub_path
+            source = rootfs.mount_image(record.id, str(number), volume.layers, path, context, owners=owners)
+            plain = replace(mount, uid_mappings=(), gid_mappings=(), image="", image_sub_path="")
+            yield replace(plain, source=str(source), readonly=True)
         else:
             yield mount
+
+
+def _check_mappings(mount: Mount, owners: Owners | None) -> None:
+    asked = (mount.uid_mappings, mount.gid_mappings)
+    if asked != ((), ()) and (owners is None or asked != (owners.uids, owners.gids)):
+        raise InvalidInput(
+            "mounts", f"{mount.destination}: an image can have the ids of the pod's user namespace, and no others"
+        )

@@ -20,6 +20,7 @@ from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
+from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.state.store import StateStore
 
 
@@ -39,6 +40,7 @@ class Parts:
     engines: Mapping[str, Engine]
     handlers: Handlers
     cgroups: CgroupHost
+    shim: ForkServer
     sandboxes: Table[SandboxRecord]
     containers: Table[ContainerRecord]
     blockio: Classes

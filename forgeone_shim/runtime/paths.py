@@ -44,6 +44,11 @@ class Paths:
         return self.state / "containers"
 
     @property
+    def shim(self) -> Path:
+        """Where the fork server is found, once there is one."""
+        return self.state / "shim"
+
+    @property
     def writable(self) -> Path:
         """Parent of the containers' writable layers."""
         return self.root / "containers"

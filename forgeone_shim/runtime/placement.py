@@ -5,8 +5,9 @@ from __future__ import annotations
 import posixpath
 
 from engines.base import ContainerSpec, Mount, NamespaceMode, Namespaces
-from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound, Unimplemented
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import LIVE
+from forgeone_shim.runtime import userns
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import SandboxRecord
 
@@ -15,8 +16,7 @@ def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
     """What can be refused before anything is made."""
     if spec.security.privileged and not sandbox.spec.security.privileged:
         raise InvalidInput("config.linux.security_context.privileged", "the sandbox is not privileged")
-    if spec.security.namespaces.user is not NamespaceMode.NODE:
-        raise Unimplemented("user namespaces are not supported by the native engine yet")
+    userns.check_container(sandbox.spec.security.namespaces, spec.security.namespaces)
     if spec.log_path and (posixpath.isabs(spec.log_path) or ".." in spec.log_path.split("/")):
         raise InvalidInput("config.log_path", f"{spec.log_path!r} must be relative and stay in the log directory")
 
@@ -32,7 +32,7 @@ def namespaces(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> Nam
         pid = ns.pid
     else:
         pid = f"/proc/{_target_pid(parts, sandbox, spec)}/ns/pid"
-    return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
+    return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid, user=ns.user)
 
 
 def _target_pid(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> int:

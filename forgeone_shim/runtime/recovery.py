@@ -69,7 +69,7 @@ class Recovery:
 
     def _intact(self, record: SandboxRecord) -> bool:
         ns = record.namespaces
-        pinned = [path for path in (ns.network, ns.ipc, ns.uts) if path]
+        pinned = [path for path in (ns.user, ns.network, ns.ipc, ns.uts) if path]
         if not all(_is_namespace(Path(path)) for path in pinned):
             return False
         return self._p.engines[record.engine].sandbox_alive(self._sandboxes.engine_plan(record))

@@ -51,6 +51,7 @@ from forgeone_shim.runtime.views import (
     NodeStatus,
     SandboxView,
 )
+from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.state.store import StateStore
 
@@ -119,6 +120,7 @@ class Runtime:
             engines=installed,
             handlers=Handlers(installed, files),
             cgroups=cgroups.detect(config.native.cgroup_driver),
+            shim=ForkServer(paths.shim),
             sandboxes=sandboxes,
             containers=containers,
             blockio=Classes(config.resources.blockio_config_file),
@@ -167,6 +169,7 @@ class Runtime:
         self._p.network.close()
         self._p.janitor.close()
         self._p.pool.shutdown(wait=True)
+        self._p.shim.close()
         self._p.layers.close()
         self._p.store.close()
         for lock in self._locks:

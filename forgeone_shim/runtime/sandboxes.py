@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from concurrent.futures import Future
+from dataclasses import replace
 
 import structlog
 
@@ -18,6 +19,7 @@ from forgeone_shim.kernel import cgroups, mounts, namespaces
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.network import podfiles
 from forgeone_shim.network.facts import Attachment, PodFacts
+from forgeone_shim.runtime import userns
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
@@ -81,6 +83,8 @@ class Sandboxes:
         ns = self._p.paths.namespaces(id_)
         options = spec.security.namespaces
         host_network = options.network is NamespaceMode.NODE
+        if options.user is not NamespaceMode.NODE and not self._p.engines[handler.engine].features().user_namespaces:
+            raise Unimplemented(f"the {handler.engine} engine has no pods with a user namespace on this host")
         return SandboxRecord(
             id=id_,
             spec=spec,
@@ -92,6 +96,7 @@ class Sandboxes:
                 uts=None if host_network else str(ns / "uts"),
                 ipc=None if options.ipc is NamespaceMode.NODE else str(ns / "ipc"),
                 pid=None if options.pid is NamespaceMode.NODE else "",
+                user=None if options.user is NamespaceMode.NODE else str(ns / "user"),
             ),
             hostname=podfiles.effective_hostname(spec.hostname, os.uname().nodename, host_network=host_network),
             cgroup_parent=spec.cgroup_parent or self._p.config.cgroup_root,
@@ -103,39 +108,53 @@ class Sandboxes:
         record = entry.record
         directory = self._p.paths.sandbox(record.id)
         directory.mkdir(mode=0o700)
+        owners = userns.owners(record)
+        if owners is not None:
+            userns.open_to_root(directory, owners)
         with contextlib.ExitStack() as stack:
             pinned: Future[None] = Future()
             attached = self._attach_network(record, pinned, deadline)
             if attached is not None:
                 # Whatever fails meanwhile: an attach that came after the detach would stay.
                 stack.callback(lambda: attached.cancel() or attached.exception())
-            self._pin_namespaces(record, pinned)
+            self._pin_namespaces(record, pinned, deadline)
             shared_pid = self._p.engines[record.engine].prepare_sandbox(self.engine_plan(record), deadline)
             if record.namespaces.ipc is not None:
                 shm = self._p.paths.shm(record.id)
                 shm.mkdir()
-                mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777, record.selinux.mount)
+                owner = None if owners is None else owners.root
+                mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777, record.selinux.mount, owner)
             got = attached.result() if attached else None
         ips = got.ips if got else ()
         # What the network says of name servers is the second choice, before the host's own.
         dns = record.spec.dns or (got.dns if got else None)
         host_network = record.namespaces.network is None
         files = podfiles.plan_pod_files(record.hostname, ips, dns, host_network=host_network)
-        podfiles.write_pod_files(directory, files)
+        podfiles.write_pod_files(directory, files, owner=None if owners is None else owners.root)
         deadline.check("while the sandbox was set up")
         pid = shared_pid or record.namespaces.pid
-        ns = record.namespaces
-        self._step(
-            entry, Event.BOOT, ips=ips, namespaces=Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid)
-        )
+        self._step(entry, Event.BOOT, ips=ips, namespaces=replace(record.namespaces, pid=pid))
 
-    def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None]) -> None:
+    def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None], deadline: Deadline) -> None:
         ns = record.namespaces
         kinds = [kind for kind, path in (("net", ns.network), ("uts", ns.uts), ("ipc", ns.ipc)) if path is not None]
         own = {name: value for kind, name, value in self._sysctls if kind in kinds}
         sysctls = {**own, **record.spec.sysctls}
+        directory = self._p.paths.namespaces(record.id)
         try:
-            namespaces.pin_namespaces(self._p.paths.namespaces(record.id), tuple(kinds), record.hostname, sysctls)
+            if ns.user is None:
+                namespaces.pin_namespaces(directory, tuple(kinds), record.hostname, sysctls)
+            else:
+                options = record.spec.security.namespaces
+                userns.pin(
+                    self._p.shim,
+                    directory,
+                    options,
+                    kinds=kinds,
+                    hostname=record.hostname,
+                    sysctls=sysctls,
+                    deadline=deadline,
+                )
         except BaseException as error:
             pinned.set_exception(error)
             raise
@@ -285,8 +304,7 @@ class Sandboxes:
 def check(spec: SandboxSpec) -> None:
     """What can be refused before anything is made."""
     security = spec.security
-    if security.namespaces.user is not NamespaceMode.NODE:
-        raise Unimplemented("pods with a user namespace of their own are not supported by the native engine yet")
+    userns.check(security.namespaces)
     if security.namespaces.network not in (NamespaceMode.POD, NamespaceMode.NODE):
         raise InvalidInput("linux.security_context.namespace_options.network", "must be POD or NODE")
     if security.namespaces.pid is NamespaceMode.TARGET:

@@ -55,6 +55,8 @@ class Daemon:
         settings: Mapping[str, object] | None = None,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="forgeone-lab-"))
+        # As /run and /var/lib are: the root of a pod with a user namespace passes through to its own.
+        self.directory.chmod(0o711)
         self.tag = secrets.token_hex(3)
         self._environ = dict(environ or {})
         self._process: subprocess.Popen[bytes] | None = None
@@ -136,7 +138,10 @@ class Daemon:
         The kernel deletes links, and ForgeOne what an ended container held, a moment after the call that causes it has
         returned: what is not expected must stay for a while to count.
         """
-        ignore = {os.getpid()} | ({self._process.pid} if self._process is not None else set())
+        ignore = {os.getpid()}
+        if self._process is not None:
+            # Its fork server stays as long as it does.
+            ignore |= {self._process.pid, *leaks.fork_servers(str(self.directory))}
         until = time.monotonic() + patient(_SETTLE_SECONDS)
         while (found := leaks.left(self._marks, ignore)) != list(expected) and time.monotonic() < until:
             time.sleep(0.05)

@@ -74,6 +74,14 @@ def processes(marks: Marks, ignore: Collection[int]) -> Iterator[tuple[int, str]
             yield int(entry.name), command
 
 
+def fork_servers(directory: str) -> Iterator[int]:
+    """The fork server of the forgeoned there, if it has one: its pid. What it forks is not of its kind."""
+    for pid, command in processes(Marks(directory, "/", "/"), ()):
+        with suppress(ProcessLookupError):
+            if "forgeone_shim.shim.server" in command and os.getsid(pid) == pid:
+                yield pid
+
+
 def sweep(marks: Marks, bridge: str, table: str) -> None:
     """End and take away whatever carries a mark, and what a forgeoned keeps between its runs. Fails on nothing."""
     for pid, _ in processes(marks, (os.getpid(),)):

@@ -240,7 +240,7 @@ def test_a_missing_source_becomes_a_directory_and_a_link_is_followed(tmp_path: P
         (Mount("/a", "", image="busybox"), Unimplemented),
         (Mount("/a", "/tmp", recursive_read_only=True), InvalidInput),
         (Mount("/a", "/tmp", True, Propagation.HOST_TO_CONTAINER, recursive_read_only=True), InvalidInput),
-        (Mount("/a", "/tmp", uid_mappings=(IdMapping(0, 0, 1),)), Unimplemented),
+        (Mount("/a", "/tmp", uid_mappings=(IdMapping(0, 0, 1),)), InvalidInput),
         (Mount("/a", "/tmp", options=("noexec", "suid")), InvalidInput),
         (Mount("/a", "/tmp", options=("bind",)), InvalidInput),
     ],

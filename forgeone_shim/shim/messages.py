@@ -1,0 +1,112 @@
+"""What is said to the fork server and what it answers: one JSON document a message, bytes in and bytes out.
+
+Each request has a connection (``SOCK_SEQPACKET``) of its own. Descriptors travel beside an answer, in the order that it
+names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+# Another one for each change of what is said.
+VERSION = 1
+MESSAGE_MAX = 65536
+# A descriptor for each namespace that a process has and a few to spare; the kernel takes 253 (SCM_MAX_FD).
+DESCRIPTORS_MAX = 16
+
+
+class ProtocolError(ValueError):
+    """A message is not one of those that may come."""
+
+
+class Extent(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
+    """A line of ``/proc/PID/uid_map`` (user_namespaces(7))."""
+
+    inside: int
+    outside: int
+    length: int
+
+
+class MakeNamespaces(
+    msgspec.Struct, tag_field="kind", tag="make-namespaces", forbid_unknown_fields=True, frozen=True, kw_only=True
+):
+    """A new user namespace, and namespaces of ``kinds`` that belong to it.
+
+    ``hostname`` is set in a new UTS namespace unless empty. ``sysctls`` are files below ``/proc/sys`` and what to write
+    to them as the new namespace's root.
+    """
+
+    uids: tuple[Extent, ...]
+    gids: tuple[Extent, ...]
+    kinds: tuple[str, ...]
+    hostname: str
+    sysctls: tuple[tuple[str, str], ...]
+
+
+class Finish(msgspec.Struct, tag_field="kind", tag="finish", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Take no more requests, and end when nothing is under way."""
+
+
+class Made(msgspec.Struct, tag_field="kind", tag="made", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Done; beside it come descriptors of the namespaces."""
+
+    kinds: tuple[str, ...]
+
+
+class Finishing(
+    msgspec.Struct, tag_field="kind", tag="finishing", forbid_unknown_fields=True, frozen=True, kw_only=True
+):
+    """Will end."""
+
+
+class Failed(msgspec.Struct, tag_field="kind", tag="failed", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``step`` (``sysctl:PATH`` for one of those) failed with ``errno``; nothing was made."""
+
+    step: str
+    errno: int
+
+
+Request = MakeNamespaces | Finish
+Answer = Made | Finishing | Failed
+
+_REQUESTS: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The message as it travels.
+
+    :raises ProtocolError: it is longer than :data:`MESSAGE_MAX`.
+    """
+    data = msgspec.json.encode(message)
+    if len(data) > MESSAGE_MAX:
+        raise ProtocolError(f"a message of {len(data)} bytes is longer than {MESSAGE_MAX}")
+    return data
+
+
+def decode_request(data: bytes) -> Request:
+    """What a client asks for; strictly.
+
+    :raises ProtocolError: it is none of the requests.
+    """
+    try:
+        return _REQUESTS.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError(str(error)) from error
+
+
+def decode_answer(data: bytes, descriptors: Sequence[int]) -> Answer:
+    """What the server answers, with as many descriptors as it says.
+
+    :raises ProtocolError: it is none of the answers, or brings more or fewer descriptors.
+    """
+    try:
+        answer = _ANSWERS.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError(str(error)) from error
+    wanted = len(answer.kinds) if isinstance(answer, Made) else 0
+    if wanted != len(descriptors):
+        raise ProtocolError(f"{len(descriptors)} descriptors came where {wanted} were expected")
+    return answer

@@ -1,0 +1,191 @@
+"""The fork server's life: started when needed, found again, ended; what it makes is tested end to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded, InternalError
+from forgeone_shim.kernel import procs
+from forgeone_shim.kernel.procs import Pidfd
+from forgeone_shim.shim import client as client_room
+from forgeone_shim.shim import messages
+from forgeone_shim.shim.client import ForkServer, StepFailed
+from forgeone_shim.shim.messages import Extent, Finish, Finishing, MakeNamespaces
+from forgeone_shim.shim.server import Server
+
+# Refused to anybody: a user namespace takes at most 340 extents, and these overlap besides.
+_REFUSED = MakeNamespaces(
+    uids=(Extent(0, 0, 2), Extent(0, 0, 2)), gids=(Extent(0, 0, 1),), kinds=(), hostname="", sysctls=()
+)
+
+
+def _ask(server: ForkServer) -> None:
+    with pytest.raises(StepFailed, match=r"map ids|unshare the user namespace"):
+        server.make_namespaces(_REFUSED, Deadline.after(20))
+
+
+def _pid(server: ForkServer) -> int:
+    assert server._child is not None
+    return server._child.pid
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ForkServer]:
+    made = ForkServer(tmp_path / "shim")
+    yield made
+    made.close()
+
+
+def test_nothing_is_started_or_made_before_it_is_needed(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "shim")
+    server.close()
+    assert not (tmp_path / "shim").exists()
+
+
+def test_one_server_answers_many_requests_and_says_which_step_failed(server: ForkServer) -> None:
+    _ask(server)
+    first = _pid(server)
+    _ask(server)
+    assert _pid(server) == first
+
+
+def test_it_ends_when_it_is_told_to(server: ForkServer) -> None:
+    _ask(server)
+    with Pidfd(_pid(server)) as held:
+        server.close()
+        assert held.wait(5)
+    assert not (server._directory / client_room._SOCKET).exists()
+
+
+def test_one_that_died_is_started_anew(server: ForkServer) -> None:
+    _ask(server)
+    first = _pid(server)
+    with Pidfd(first) as held:
+        held.send(signal.SIGKILL)
+        assert held.wait(5)
+    _ask(server)
+    assert _pid(server) != first
+
+
+def test_a_second_daemon_finds_the_server_of_the_first(server: ForkServer) -> None:
+    _ask(server)
+    second = ForkServer(server._directory)
+    _ask(second)
+    assert second._child is None
+    assert second._lease is not None
+    second._let_go()
+
+
+def test_requests_of_many_threads_start_one_server(server: ForkServer) -> None:
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            _ask(server)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert len(_servers(server)) == 1
+
+
+def _servers(server: ForkServer) -> list[int]:
+    """Children of this process; what a server forks is none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        seen = procs.stat(int(entry.name)) if entry.name.isdigit() else None
+        if seen is not None and seen.parent == os.getpid() and str(server._directory) in _command(entry):
+            found.append(int(entry.name))
+    return found
+
+
+def _command(entry: Path) -> str:
+    try:
+        return (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / client_room._SOCKET))
+        listener.listen()
+        client = ForkServer(tmp_path)
+        with pytest.raises(DeadlineExceeded):
+            client.make_namespaces(_REFUSED, Deadline.after(0.1))
+        client._let_go()
+
+
+def test_an_answer_that_is_none_is_an_error(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / client_room._SOCKET))
+        listener.listen()
+        client = ForkServer(tmp_path)
+        answered = threading.Thread(target=_answer, args=(listener, b'{"kind":"made","kinds":["user"]}'))
+        answered.start()
+        with pytest.raises(InternalError, match="cannot be read"):
+            client.make_namespaces(_REFUSED, Deadline.after(5))
+        answered.join()
+        client._let_go()
+
+
+def _answer(listener: socket.socket, data: bytes) -> None:
+    """The first connection is the lease."""
+    lease, _ = listener.accept()
+    connection, _ = listener.accept()
+    with lease, connection:
+        connection.recv(messages.MESSAGE_MAX)
+        connection.send(data)
+
+
+class _Here:
+    """A server on a thread of this process, which must not fork here."""
+
+    def __init__(self, directory: Path, idle: float) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.address = str(directory / "socket")
+        listener.bind(self.address)
+        listener.listen()
+        self.thread = threading.Thread(target=Server(listener).run, args=(idle,))
+        self.thread.start()
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(self.address)
+        connection.settimeout(5)
+        return connection
+
+
+def test_it_ends_by_itself_when_nobody_has_been_connected_for_a_while(tmp_path: Path) -> None:
+    here = _Here(tmp_path, idle=0.1)
+    with here.connect():
+        here.thread.join(0.4)
+        assert here.thread.is_alive()
+    here.thread.join(5)
+    assert not here.thread.is_alive()
+
+
+def test_noise_is_answered_with_the_end_of_the_connection_and_does_no_harm(tmp_path: Path) -> None:
+    here = _Here(tmp_path, idle=30)
+    for noise in (b"x", b"{}", b'{"kind":"finish","now":true}', os.urandom(2000)):
+        with here.connect() as connection:
+            connection.send(noise)
+            assert connection.recv(100) == b""
+    with here.connect() as connection:
+        connection.send(messages.encode(Finish()))
+        assert messages.decode_answer(connection.recv(100), ()) == Finishing()
+    here.thread.join(5)
+    assert not here.thread.is_alive()
