@@ -54,14 +54,15 @@ class InvalidInput(ForgeError):
 
 
 class NotFound(ForgeError):
-    """Nothing of that id or name is known here."""
+    """Nothing of that id or name is known here, or ``where``."""
 
     kind = Kind.NOT_FOUND
 
-    def __init__(self, noun: str, name: str, *, fix: str = "") -> None:
-        super().__init__(f"{noun} {name!r} not found", fix=fix)
+    def __init__(self, noun: str, name: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(f"{noun} {name!r} not found" + (f" on {where}" if where else ""), fix=fix)
         self.noun = noun
         self.name = name
+        self.where = where
 
 
 class AlreadyExists(ForgeError):

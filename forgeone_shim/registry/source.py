@@ -290,11 +290,12 @@ class Source:
 def _combined(failures: Sequence[ForgeError]) -> ForgeError:
     """The last failure, with what the hosts before it said."""
     last = failures[-1]
-    others = "; ".join(failure.what for failure in failures[:-1])
+    # A mirror and the registry behind it may be one server.
+    others = "; ".join(dict.fromkeys(failure.what for failure in failures[:-1] if failure.what != last.what))
     if not others:
         return last
     if isinstance(last, NotFound):
-        return NotFound(last.noun, f"{last.name} ({others})")
+        return NotFound(last.noun, last.name, where=f"{last.where or 'any host'} (before that: {others})")
     return type(last)(f"{last.what} (before that: {others})", fix=last.fix)
 
 
@@ -304,7 +305,7 @@ def _refusal(answer: Response, endpoint: Endpoint, name: str) -> Exception:
     match answer.status:
         case 404:
             noun, _, which = name.partition(" ")
-            return NotFound(noun, f"{which} on {endpoint.origin}")
+            return NotFound(noun, which, where=endpoint.origin)
         case 401 | 403:
             return PermissionDenied(f"{endpoint.origin}: {name}: access denied ({answer.status}){said}")
         case 429:

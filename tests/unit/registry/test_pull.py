@@ -19,6 +19,7 @@ from forgeone_shim.errors import (
     Unavailable,
     Unimplemented,
 )
+from forgeone_shim.registry import source
 from forgeone_shim.registry.model import LayerProgress, LayerState
 
 from .conftest import Node
@@ -346,7 +347,7 @@ def test_an_image_without_a_filesystem_is_refused_clearly(
 
 
 def test_an_unknown_image_is_not_found(node: Node, registry: FakeRegistry) -> None:
-    pull_fails(node, f"{registry.host}/app:nope", NotFound, "app:nope")
+    pull_fails(node, f"{registry.host}/app:nope", NotFound, "app:nope' not found on http")
 
 
 def test_a_name_that_is_none_is_refused(node: Node) -> None:
@@ -406,3 +407,13 @@ def test_blobs_are_kept_where_configured_and_go_with_their_image(
     assert blob.read_bytes() == contents.blobs[layer]
     node.images.remove(image.id)
     assert node.left_over() == []
+
+
+def test_hosts_that_have_it_not_are_named_once_each() -> None:
+    def nowhere(where: str) -> NotFound:
+        return NotFound("manifest", "app:v1", where=where)
+
+    mirror, origin = nowhere("http://mirror"), nowhere("http://origin")
+    assert source._combined([mirror, mirror]).what == "manifest 'app:v1' not found on http://mirror"
+    both = "manifest 'app:v1' not found on http://origin (before that: manifest 'app:v1' not found on http://mirror)"
+    assert source._combined([mirror, origin]).what == both
