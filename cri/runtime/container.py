@@ -90,6 +90,8 @@ def _info(view: ContainerView) -> str:
             "bundle": view.bundle,
             "runtimeSpec": posixpath.join(view.bundle, "config.json"),
             "stopSignal": view.stop_signal,
+            "stdin": view.spec.stdin,
+            "tty": view.spec.tty,
             "user": view.user,
             # Not the whole configuration: its environment holds secrets.
             "mounts": view.spec.mounts,

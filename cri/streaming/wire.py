@@ -1,4 +1,4 @@
-"""The client's connection: a socket, with TLS or without, that never blocks."""
+"""A connection: a socket, with TLS or without, that never blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HIGH_WATER: Final = 1024 * 1024
 
 
 class Wire:
-    """Bytes to and from one client. ConnectionError (or any OSError) says that it has gone."""
+    """Bytes to and from one peer. ConnectionError (or any OSError) says that it has gone."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -62,7 +62,7 @@ class Wire:
                 break
             if not data:
                 if not found:
-                    raise ConnectionResetError("the client has gone")
+                    raise ConnectionResetError("the peer has gone")
                 break
             found += data
             if not isinstance(self._sock, ssl.SSLSocket) or (len(found) >= _CHUNK and not self._sock.pending()):

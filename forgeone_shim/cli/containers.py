@@ -1,4 +1,4 @@
-"""``forge exec``, ``forge stop``, ``forge rm``."""
+"""``forge stop``, ``forge rm``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cri.api import runtime_pb2 as cri
-from forgeone_shim.cli.client import PATIENCE, Client, Noun, Target, running_container
+from forgeone_shim.cli.client import PATIENCE, Client, Noun, Target
 from forgeone_shim.errors import FailedPrecondition
 
 LOG_ANNOTATION = "forgeone.dev/log-directory"
 
 # `forge run` gives a pod and its container one name; whoever stops or removes that means all of it.
 _PODS_FIRST = (Noun.POD, Noun.CONTAINER)
-
-
-def exec_sync(client: Client, args: argparse.Namespace) -> int:
-    """Run a command in a container; its output and exit code are this command's."""
-    target = running_container(client, args.container)
-    request = cri.ExecSyncRequest(container_id=target.id, cmd=args.command, timeout=args.timeout)
-    answer = client.call(client.runtime.ExecSync, request, timeout=args.timeout + PATIENCE if args.timeout else None)
-    sys.stdout.buffer.write(answer.stdout)
-    sys.stdout.buffer.flush()
-    sys.stderr.buffer.write(answer.stderr)
-    sys.stderr.buffer.flush()
-    return int(answer.exit_code)
 
 
 def stop(client: Client, args: argparse.Namespace) -> int:

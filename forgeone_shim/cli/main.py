@@ -21,7 +21,7 @@ _EPILOG = "FORGEONE_SOCKET names the socket of forgeoned (default: /run/forgeone
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = parser().parse_args(argv)
-    passes_code = args.verb in {"run", "exec"}
+    passes_code = args.verb in {"run", "exec", "attach"}
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return _dispatch(args)
@@ -86,9 +86,19 @@ def parser() -> argparse.ArgumentParser:
     logs.add_argument("--tail", type=_count, metavar="N", help="only the last N lines so far")
 
     execute = verb("exec", "run a command in a container and pass on its exit code")
+    execute.add_argument("-i", "--stdin", action="store_true", help="pass standard input on")
+    execute.add_argument("-t", "--tty", action="store_true", help="in a terminal of its own")
     execute.add_argument("--timeout", type=_count, default=0, metavar="SECONDS", help="kill it after so long")
     execute.add_argument("container", help="a container, or a pod with one running")
     execute.add_argument("command", nargs=argparse.REMAINDER, metavar="-- command")
+
+    attach = verb("attach", "the streams of a running container; ctrl-p ctrl-q let go of one with a terminal")
+    attach.add_argument("--no-stdin", action="store_true", help="do not pass standard input on")
+    attach.add_argument("container", help="a container, or a pod with one running")
+
+    forward = verb("port-forward", "have ports of this host's loopback lead to ports of a pod")
+    forward.add_argument("pod")
+    forward.add_argument("ports", nargs="+", metavar="[LOCAL]:PORT", help="one number: the same port on both sides")
 
     run = verb("run", "run an image as a pod, show its output and pass on its exit code", login)
     run.add_argument("--name", default="", help="the pod's name (default: the image's and six random letters)")
@@ -132,7 +142,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
-    from forgeone_shim.cli import client, containers, listing, logs, pull, reload, run
+    from forgeone_shim.cli import client, containers, forward, listing, logs, pull, reload, run, stream
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
         "pods": listing.pods,
@@ -143,7 +153,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         "pull": pull.command,
         "rmi": pull.remove,
         "logs": logs.command,
-        "exec": containers.exec_sync,
+        "exec": stream.execute,
+        "attach": stream.attach,
+        "port-forward": forward.command,
         "stop": containers.stop,
         "rm": containers.remove,
         "run": run.command,

@@ -4,17 +4,61 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
 from cri.api import runtime_pb2 as cri
 from cri.server import handler
+from cri.streaming.server import ExecGrant, StreamingServer, StreamsPort
+from engines.base import Output, Stdio
+from forgeone_shim.config.model import StreamingConfig
 from forgeone_shim.errors import NotFound, PermissionDenied, Unavailable
 from forgeone_shim.rpc import node_pb2
+
+
+class Printed:
+    """A console of a command that has printed all it had to and exited."""
+
+    exited = writer = -1
+
+    def __init__(self, texts: dict[Output, bytes], code: int) -> None:
+        self._code, self._streams = code, {}
+        for output, text in texts.items():
+            reader, side = os.pipe()
+            os.write(side, text)
+            os.close(side)
+            self._streams[reader] = output
+
+    @property
+    def readers(self) -> tuple[int, ...]:
+        return tuple(self._streams)
+
+    def read(self, fd: int) -> tuple[Output, bytes]:
+        data = os.read(fd, 4096)
+        output = self._streams[fd]
+        if not data:
+            os.close(fd)
+            del self._streams[fd]
+        return output, data
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+    def end_input(self) -> None:
+        """It reads none."""
+
+    def finish(self) -> int:
+        return self._code
+
+    def close(self) -> None:
+        for fd in self._streams:
+            os.close(fd)
+        self._streams.clear()
 
 
 class Pods:
@@ -28,6 +72,7 @@ class Pods:
         self.output = b""
         self.ends_at_once: int | None = None
         self.fail_start = False
+        self.streaming = StreamingServer(StreamingConfig(), cast(StreamsPort, self))
         self._ids = (f"{number:02x}" * 32 for number in itertools.count(0xA0))
 
     def exit(self, container_id: str, code: int) -> None:
@@ -127,8 +172,12 @@ class Pods:
         info = {"info": json.dumps({"pid": process.pid if process else 0})} if request.verbose else {}
         return cri.ContainerStatusResponse(status=self.containers[request.container_id], info=info)
 
-    def ExecSync(self, request: Any, call: Any) -> Any:
-        return cri.ExecSyncResponse(stdout=" ".join(request.cmd).encode() + b"\xff\n", stderr=b"oh\n", exit_code=42)
+    def Exec(self, request: Any, call: Any) -> Any:
+        stdio = Stdio(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
+        return cri.ExecResponse(url=self.streaming.url(ExecGrant(request.container_id, tuple(request.cmd), stdio)))
+
+    def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Any:
+        return Printed({Output.STDOUT: " ".join(argv).encode() + b"\xff\n", Output.STDERR: b"oh\n"}, 42)
 
     @property
     def _of(self) -> dict[str, tuple[str, Any]]:
@@ -187,11 +236,13 @@ class NodeDouble:
         self._server.add_insecure_port(f"unix://{self.socket}")
 
     def __enter__(self) -> NodeDouble:
+        self.pods.streaming.start()
         self._server.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(None)
+        self.pods.streaming.stop()
         for process in self.pods.processes.values():
             process.kill()
             process.wait()
