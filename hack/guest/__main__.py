@@ -18,6 +18,8 @@ from hack.guest import image, machine
 
 _DRIVERS = ("systemd", "cgroupfs")
 _TESTS = ("tests/e2e",)
+# What the longest tests are asked to do; tests/e2e/test_crash.py and test_failpoints.py.
+_PASSED_ON = ("CRASH_ROUNDS", "CRASH_STRIDE")
 # An emulated processor is about ten times slower, and a test that hangs is to be told from one that takes its time.
 _PATIENCE = {"kvm": 1, "tcg,thread=multi": 8}
 _TEST_SECONDS = 300
@@ -69,7 +71,10 @@ def _unfit() -> str:
 def _orders(drivers: Sequence[str] | None, pytest: Sequence[str], patience: int) -> str:
     named = any(not word.startswith("-") and Path(word.partition("::")[0]).exists() for word in pytest)
     words = [*pytest, *(() if named else _TESTS), "-v", f"--timeout={_TEST_SECONDS * patience}"]
-    return json.dumps({"drivers": list(drivers or _DRIVERS), "pytest": words, "patience": patience})
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
+        "LAB_PATIENCE": str(patience)
+    }
+    return json.dumps({"drivers": list(drivers or _DRIVERS), "pytest": words, "environment": environment})
 
 
 def _tests(guest: machine.Machine, limit: float) -> int:

@@ -20,7 +20,7 @@ def main(orders_file: str) -> int:
         for driver in orders["drivers"]:
             os.write(report, f"=== cgroup driver {driver} ===\n".encode())
             argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *orders["pytest"]]
-            environ = {**os.environ, "LAB_CGROUP_DRIVER": driver, "LAB_PATIENCE": str(orders["patience"])}
+            environ = {**os.environ, **orders["environment"], "LAB_CGROUP_DRIVER": driver}
             done = subprocess.run(argv, check=False, env=environ, stdout=report, stderr=report)
             codes[driver] = done.returncode
     finally:
