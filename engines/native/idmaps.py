@@ -36,14 +36,14 @@ def of_pod(paths: Namespaces, options: NamespaceOptions) -> Json:
     }
 
 
-def of_mount(mount: Mount, paths: Namespaces, options: NamespaceOptions) -> Json:
-    """What a mount with owners of its own has. crun makes a namespace for any mappings that differ from the pod's."""
+def of_mount(mount: Mount) -> Json:
+    """What a mount with owners of its own has.
+
+    Where they are the pod's, it is written otherwise than there, so that crun makes a namespace for it: it would take
+    that of the container's process, which may not have joined the pod's yet.
+    """
     if not mount.uid_mappings:
         return {}
-    if (mount.uid_mappings, mount.gid_mappings) == (options.uid_mappings, options.gid_mappings):
-        found = of_pod(paths, options)
-        if found:
-            return found
     return {"uidMappings": _extents(mount.uid_mappings), "gidMappings": _extents(mount.gid_mappings)}
 
 

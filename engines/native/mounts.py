@@ -116,7 +116,7 @@ def _check_propagation(mount: Mount, points: Mapping[str, MountPoint]) -> None:
         )
 
 
-def _bind(mount: Mount, plan: ContainerPlan) -> dict[str, object]:
+def _bind(mount: Mount) -> dict[str, object]:
     # crun(1): the recursive one holds for what is mounted below, too.
     mode = "rro" if mount.recursive_read_only else "ro" if mount.readonly else "rw"
     return {
@@ -124,7 +124,7 @@ def _bind(mount: Mount, plan: ContainerPlan) -> dict[str, object]:
         "type": "bind",
         "source": mount.source,
         "options": ["rbind", mount.propagation.value, mode, *mount.options],
-        **idmaps.of_mount(mount, plan.namespaces, plan.spec.security.namespaces),
+        **idmaps.of_mount(mount),
     }
 
 
@@ -182,7 +182,7 @@ def plan_mounts(
     ]
     # Fewer parts first, so that no mount hides one below it.
     ordered = sorted(binds, key=lambda mount: _clean(mount.destination).count("/") if mount.destination != "/" else 0)
-    found += [_bind(mount, plan) for mount in ordered]
+    found += [_bind(mount) for mount in ordered]
     wanted = {mount.propagation for mount in asked}
     if Propagation.BIDIRECTIONAL in wanted:
         return found, Propagation.BIDIRECTIONAL.value

@@ -196,6 +196,17 @@ def test_volumes_belong_to_whom_they_do_on_the_host(pod: Pod, busybox: str, tmp_
     assert (tmp_path / "new").stat().st_uid == 0
 
 
+def test_volumes_come_to_pods_that_share_a_pid_namespace(forgeoned: Daemon, busybox: str, tmp_path: Path) -> None:
+    """crun joins such a namespace before the user namespace, and prepares mounts meanwhile."""
+    shared = _plan(forgeoned, pid=pb.POD).run()
+    for _ in range(5):
+        config = _container(shared, busybox, "stat", "-c", "%u", *(f"/v{number}" for number in range(4)))
+        for number in range(4):
+            _volume(config, f"/v{number}", tmp_path)
+        assert _output(shared, config).split() == ["0"] * 4
+    shared.remove()
+
+
 def test_a_volume_without_mappings_is_nobodys(pod: Pod, busybox: str, tmp_path: Path) -> None:
     config = _container(pod, busybox, "sh", "-c", "stat -c %u /v; touch /v/new || echo refused")
     _volume(config, "/v", tmp_path, mapped=False)

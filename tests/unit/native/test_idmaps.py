@@ -48,14 +48,12 @@ def test_a_plain_pod_has_no_mappings(plan: PlanMaker, host: Host) -> None:
     assert not {"uidMappings", "gidMappings"} & set(linux)
 
 
-def test_a_mount_with_the_pods_mappings_uses_the_pods_namespace() -> None:
+def test_a_mount_with_the_pods_mappings_does_not_look_like_it_to_crun(plan: PlanMaker, host: Host) -> None:
+    """It would take the namespace of a process that may not be in the pod's yet."""
     mount = Mount("/data", "/srv", uid_mappings=MAPPED, gid_mappings=MAPPED)
-    assert idmaps.of_mount(mount, PATHS, OPTIONS) == idmaps.of_pod(PATHS, OPTIONS)
-    # In a plain pod, which cannot ask for mappings of its own, it gets one of its own.
-    assert idmaps.of_mount(mount, HOSTS, NamespaceOptions()) == {"uidMappings": [REAL], "gidMappings": [REAL]}
-    other = Mount("/data", "/srv", uid_mappings=MAPPED, gid_mappings=(IdMapping(7, 0, 1),))
-    assert idmaps.of_mount(other, PATHS, OPTIONS)["gidMappings"] == [{"containerID": 0, "hostID": 7, "size": 1}]
-    assert idmaps.of_mount(Mount("/data", "/srv"), PATHS, OPTIONS) == {}
+    assert idmaps.of_mount(mount) == {"uidMappings": [REAL], "gidMappings": [REAL]}
+    assert _config(plan, host)["linux"]["uidMappings"] != [REAL]
+    assert idmaps.of_mount(Mount("/data", "/srv")) == {}
 
 
 def test_a_mount_needs_both_mappings() -> None:
