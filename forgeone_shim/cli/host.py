@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from engines.base import Engine, Problem
 from forgeone_shim.config.model import Config
+from forgeone_shim.devices import blockio
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import ForgeError
-from forgeone_shim.kernel import cgroups, syscalls
+from forgeone_shim.kernel import cgroups, selinux, syscalls
 from forgeone_shim.network import links
 from forgeone_shim.network.netlink import Netlink, NetlinkError
 
@@ -69,6 +70,8 @@ def look(config: Config) -> list[Check]:
         Check("nftables", _nftables()),
         Check("cgroups", _cgroups(config)),
         Check("devices", _devices(config)),
+        Check("classes", _classes(config.resources.blockio_config_file)),
+        Check("labels", _labels(config.selinux.mode)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
     return host + _engines(config, known)
@@ -193,6 +196,25 @@ def _devices(config: Config) -> tuple[Finding, ...]:
     why = "containers that ask for what it describes cannot be created"
     unusable = Cdi(config.cdi.spec_dirs).unusable()
     return tuple(Finding(Problem(f"CDI file {what}", why, "correct or remove it", fatal=False)) for what in unusable)
+
+
+def _classes(file: str) -> tuple[Finding, ...]:
+    """Whether the file of block I/O classes can be used."""
+    try:
+        if file:
+            blockio.parse(file, Path(file).read_bytes())
+    except (OSError, ForgeError) as error:
+        why = "containers that ask for a class of block I/O cannot be created"
+        return (Finding(Problem(f"block I/O classes: {error}", why, "correct the file", fatal=False)),)
+    return ()
+
+
+def _labels(mode: str, filesystem: Path = selinux.FILESYSTEM, etc: Path = selinux.CONFIGURATION) -> tuple[Finding, ...]:
+    """Whether a host with SELinux can label containers."""
+    if mode == "off" or not (filesystem / "enforce").exists() or selinux.detect(filesystem, etc) is not None:
+        return ()
+    why = "containers are not confined by it; a policy with lxc_contexts is needed, such as container-selinux brings"
+    return (Finding(Problem("the SELinux policy has no labels for containers", why, fatal=False)),)
 
 
 def hugetlb_trap(host: cgroups.CgroupHost, proc_cgroups: str) -> bool:

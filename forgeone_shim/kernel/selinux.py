@@ -14,8 +14,8 @@ from pathlib import Path
 
 from forgeone_shim.errors import InvalidInput, PermissionDenied, syscall_error
 
-_FILESYSTEM = Path("/sys/fs/selinux")
-_CONFIGURATION = Path("/etc/selinux")
+FILESYSTEM = Path("/sys/fs/selinux")
+CONFIGURATION = Path("/etc/selinux")
 _ATTRIBUTE = "security.selinux"
 # Each level holds a descriptor.
 _DEPTH_MAX = 200
@@ -113,7 +113,7 @@ class Policy:
 
     process: Context
     file: Context
-    filesystem: Path = _FILESYSTEM
+    filesystem: Path = FILESYSTEM
 
     def check(self, field: str, context: Context) -> None:
         """InvalidInput where the kernel's policy knows no such label."""
@@ -129,7 +129,7 @@ class Policy:
             os.close(fd)
 
 
-def detect(filesystem: Path = _FILESYSTEM, configuration: Path = _CONFIGURATION) -> Policy | None:
+def detect(filesystem: Path = FILESYSTEM, configuration: Path = CONFIGURATION) -> Policy | None:
     """The policy in force; ``None`` where SELinux is off, or its policy has nothing for containers."""
     if not (filesystem / "enforce").exists():
         return None

@@ -109,3 +109,29 @@ MOUNTINFO = """\
 )
 def test_the_filesystem_of_a_path_is_that_of_its_nearest_mount(path: str, kind: str) -> None:
     assert filesystem_of(Path(path), MOUNTINFO) == kind
+
+
+def test_a_file_of_classes_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    assert host._classes("") == ()
+    file = tmp_path / "blockio.yaml"
+    [missing] = host._classes(str(file))
+    assert "No such file" in missing.problem.what
+    file.write_text("Classes: {a: [{Weight: 1}]}")
+    [bad] = host._classes(str(file))
+    assert "Weight" in bad.problem.what
+    assert not bad.problem.fatal
+    file.write_text("Classes: {a: [{Weight: 100}]}")
+    assert host._classes(str(file)) == ()
+
+
+def test_selinux_without_labels_for_containers_is_told(tmp_path: Path) -> None:
+    assert host._labels("auto", tmp_path, tmp_path) == ()
+    (tmp_path / "enforce").write_text("1")
+    assert host._labels("off", tmp_path, tmp_path) == ()
+    [found] = host._labels("auto", tmp_path, tmp_path)
+    assert not found.problem.fatal
+    (tmp_path / "config").write_text("SELINUXTYPE=default\n")
+    contexts = tmp_path / "default" / "contexts"
+    contexts.mkdir(parents=True)
+    (contexts / "lxc_contexts").write_text('process = "u:r:p_t:s0"\nfile = "u:object_r:f_t:s0"\n')
+    assert host._labels("auto", tmp_path, tmp_path) == ()
