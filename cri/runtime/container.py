@@ -11,7 +11,7 @@ from cri.api import runtime_pb2 as pb
 from cri.call import Call
 from cri.runtime.chunks import chunks
 from cri.runtime.verbs import Verbs, selected
-from cri.translate import container, enums
+from cri.translate import container
 from cri.translate.fields import at_least, given
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.runtime.views import ContainerView
@@ -76,7 +76,7 @@ class ContainerVerbs(Verbs):
             for view in self._runtime.containers()
             if view.id.startswith(wanted.id)
             and view.sandbox_id.startswith(wanted.pod_sandbox_id)
-            and (any_state or enums.CONTAINER_STATES[view.state] == wanted.state.state)
+            and (any_state or container.state(view) == wanted.state.state)
             and selected(view.spec.labels, selector)
         ]
 

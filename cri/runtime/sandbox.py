@@ -78,6 +78,7 @@ def _info(view: SandboxView, network: Mapping[str, object]) -> str:
     return msgspec.json.encode(
         {
             "state": view.state,
+            **({"unknown": view.unknown} if view.unknown else {}),
             "runtimeHandler": view.handler,
             "networkNamespace": view.netns,
             "ips": view.ips,

@@ -124,6 +124,11 @@ def _image(spec: ContainerSpec) -> pb.ImageSpec:
     )
 
 
+def state(view: ContainerView) -> pb.ContainerState.ValueType:
+    """CRI's word for how it is."""
+    return pb.CONTAINER_UNKNOWN if view.unknown else enums.CONTAINER_STATES[view.state]
+
+
 def item(view: ContainerView) -> pb.Container:
     """An entry of a list."""
     return pb.Container(
@@ -132,7 +137,7 @@ def item(view: ContainerView) -> pb.Container:
         metadata=_metadata(view.spec),
         image=_image(view.spec),
         image_ref=view.image_ref,
-        state=enums.CONTAINER_STATES[view.state],
+        state=state(view),
         created_at=view.created_at,
         labels=view.spec.labels,
         annotations=view.spec.annotations,
@@ -146,7 +151,7 @@ def status(view: ContainerView) -> pb.ContainerStatus:
     return pb.ContainerStatus(
         id=view.id,
         metadata=_metadata(view.spec),
-        state=enums.CONTAINER_STATES[view.state],
+        state=state(view),
         created_at=view.created_at,
         started_at=view.started_at,
         finished_at=view.finished_at,

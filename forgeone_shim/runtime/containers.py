@@ -483,8 +483,21 @@ class Containers:
         elif record.state is State.TERMINATED:
             entry.ended.set()
             self.clean(entry)
+        elif record.engine not in self._p.engines:
+            self._recover_foreign(entry)
         else:
             self._recover_live(entry)
+
+    def _recover_foreign(self, entry: Entry[ContainerRecord]) -> None:
+        """Of an engine that is not installed: left alone while it lives, as its engine may come back."""
+        record = entry.record
+        found = read_exit(self._p.paths.exits, record.id)
+        if found is None and self._p.engines[record.engine].look(self._p.handle(record)).state is LiveState.MISSING:
+            found = Exit(LOST_CODE, time.time_ns(), lost=True)
+        if found is not None:
+            self.ended(record.id, found)
+        elif record.state is State.STOPPING:
+            self._finish_later(entry)
 
     def _recover_live(self, entry: Entry[ContainerRecord]) -> None:
         record = entry.record

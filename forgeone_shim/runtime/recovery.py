@@ -62,6 +62,8 @@ class Recovery:
         record = entry.record
         if record.state is State.TERMINATED:
             return
+        if record.engine not in self._p.engines:
+            self._log.error("its engine is not installed", sandbox=record.id, engine=record.engine)
         alive = record.state is State.BOOTED and self._intact(record)
         if not alive:
             self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))

@@ -30,6 +30,7 @@ from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime import absent
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.handlers import Handlers
@@ -107,6 +108,7 @@ class Runtime:
 
         janitor = Janitor()
         installed = dict(engines) if engines is not None else load_engines(config)
+        host = cgroups.detect(config.native.cgroup_driver)
         parts = Parts(
             config=config,
             paths=paths,
@@ -117,9 +119,9 @@ class Runtime:
             network=Network(config.network, config.cni, store, wellknown.find, janitor.until_done),
             layers=layers,
             rootfs=RootfsStore(paths.root, paths.state, layers),
-            engines=installed,
+            engines=absent.Engines(installed, host),
             handlers=Handlers(installed, files),
-            cgroups=cgroups.detect(config.native.cgroup_driver),
+            cgroups=host,
             shim=ForkServer(paths.shim),
             sandboxes=sandboxes,
             containers=containers,
@@ -204,8 +206,7 @@ class Runtime:
         """All of them, oldest first."""
         return [self._sandbox_view(entry.record) for entry in self._p.sandboxes.all()]
 
-    @staticmethod
-    def _sandbox_view(record: SandboxRecord) -> SandboxView:
+    def _sandbox_view(self, record: SandboxRecord) -> SandboxView:
         return SandboxView(
             id=record.id,
             spec=record.effective_spec,
@@ -215,6 +216,7 @@ class Runtime:
             handler=record.spec.runtime_handler,
             netns=record.namespaces.network or "",
             cgroup=record.cgroup_parent,
+            unknown="" if record.engine in self._p.engines else absent.message(record.engine),
         )
 
     # -- containers
@@ -250,6 +252,7 @@ class Runtime:
 
     def _container_view(self, entry: Entry[ContainerRecord]) -> ContainerView:
         record = entry.record
+        unknown = record.engine not in self._p.engines and record.state is not State.TERMINATED
         return ContainerView(
             id=record.id,
             sandbox_id=record.sandbox_id,
@@ -262,13 +265,14 @@ class Runtime:
             started_at=record.started_at,
             finished_at=record.finished_at,
             exit_code=record.exit_code,
-            reason=record.reason,
-            message=record.message,
+            reason=absent.REASON if unknown else record.reason,
+            message=absent.message(record.engine) if unknown else record.message,
             log_path=record.log_path,
             stop_signal=record.stop_signal,
             bundle=str(self._p.paths.bundle(record.id)),
             pid=entry.pid,
             cgroup=record.cgroup,
+            unknown=unknown,
         )
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:

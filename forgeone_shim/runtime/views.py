@@ -10,7 +10,10 @@ from forgeone_shim.lifecycle.machine import LIVE, State
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxView:
-    """A sandbox as it is now; times in nanoseconds since the epoch. ``ready`` is CRI's SANDBOX_READY."""
+    """A sandbox as it is now; times in nanoseconds since the epoch. ``ready`` is CRI's SANDBOX_READY.
+
+    ``unknown`` says why nobody here can tell how it is: its engine is not installed.
+    """
 
     id: str
     spec: SandboxSpec
@@ -20,16 +23,20 @@ class SandboxView:
     handler: str
     netns: str
     cgroup: str
+    unknown: str = ""
 
     @property
     def ready(self) -> bool:
         """Whether containers can be created in it."""
-        return self.state is State.BOOTED
+        return self.state is State.BOOTED and not self.unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerView:
-    """A container as it is now; times in nanoseconds since the epoch, 0 where it has not happened yet."""
+    """A container as it is now; times in nanoseconds since the epoch, 0 where it has not happened yet.
+
+    ``unknown``: nobody here can tell how it is, for the ``reason`` given.
+    """
 
     id: str
     sandbox_id: str
@@ -49,6 +56,7 @@ class ContainerView:
     bundle: str
     pid: int
     cgroup: str
+    unknown: bool = False
 
     @property
     def live(self) -> bool:

@@ -1,0 +1,141 @@
+"""What stands in for an engine that is not installed: its containers are not started or looked into, only ended."""
+
+from __future__ import annotations
+
+import signal as signals
+from collections.abc import Callable, Mapping
+from typing import Never
+
+from engines.base import (
+    Console,
+    ContainerPlan,
+    Engine,
+    ExecResult,
+    Features,
+    Handle,
+    HandlerSettings,
+    Live,
+    LiveState,
+    Problem,
+    Resources,
+    SandboxPlan,
+    Stdio,
+)
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import FailedPrecondition, InternalError
+from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel.cgroups import CgroupHost
+
+REASON = "EngineMissing"
+_GONE_SECONDS = 10.0
+
+
+def message(name: str) -> str:
+    """For whoever looks at a pod or container of the engine ``name``."""
+    return f"the {name} engine, which runs this, is not installed"
+
+
+class Engines(dict[str, Engine]):
+    """The installed engines, and for every other name something that can end what it ran."""
+
+    def __init__(self, installed: Mapping[str, Engine], host: CgroupHost) -> None:
+        super().__init__(installed)
+        self._host = host
+
+    def __missing__(self, name: str) -> Engine:
+        """Never an error: records outlive the engines they name."""
+        return AbsentEngine(name, self._host)
+
+
+class AbsentEngine:
+    """Implements :class:`engines.base.Engine` by cgroups alone, which every engine's containers are in."""
+
+    def __init__(self, name: str, host: CgroupHost) -> None:
+        self._name, self._host = name, host
+
+    @property
+    def name(self) -> str:
+        """Of the engine that is not here."""
+        return self._name
+
+    def features(self) -> Features:
+        """None."""
+        return Features()
+
+    def problems(self) -> list[Problem]:
+        """That it is not here."""
+        return [Problem(f"the {self._name} engine is not installed", "its pods can only be removed", fatal=False)]
+
+    def check(self, settings: HandlerSettings) -> None:
+        """Refused."""
+        self._refuse(settings)
+
+    def reconfigure(self, config: Mapping[str, object]) -> Callable[[], tuple[str, ...]]:  # noqa: ARG002
+        """Nothing to do."""
+        return lambda: ()
+
+    def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
+        """Refused."""
+        return self._refuse(plan, deadline)
+
+    def sandbox_alive(self, plan: SandboxPlan) -> bool:  # noqa: ARG002
+        """Nobody here can tell that it is not."""
+        return True
+
+    def remove_sandbox(self, plan: SandboxPlan) -> None:
+        """What it had besides its containers is not known here."""
+
+    def create(self, plan: ContainerPlan, deadline: Deadline) -> int:
+        """Refused."""
+        return self._refuse(plan, deadline)
+
+    def start(self, handle: Handle, deadline: Deadline) -> None:
+        """Refused."""
+        self._refuse(handle, deadline)
+
+    def kill(self, handle: Handle, signal: int, *, everything: bool = False) -> None:  # noqa: ARG002
+        """Signal all of its processes: the first one is not known here."""
+        if handle.cgroup:
+            cgroups.kill_all(self._host, handle.cgroup, signal)
+
+    def delete(self, handle: Handle) -> None:
+        """Kill what is left and remove its cgroup."""
+        if not handle.cgroup:
+            return
+        if not cgroups.kill_all(self._host, handle.cgroup, signals.SIGKILL, timeout=_GONE_SECONDS):
+            raise InternalError(f"container {handle.container_id}: processes in {handle.cgroup} do not die")
+        cgroups.remove(self._host, handle.cgroup)
+
+    def update(self, handle: Handle, resources: Resources) -> None:
+        """Refused."""
+        self._refuse(handle, resources)
+
+    def look(self, handle: Handle) -> Live:
+        """Running as long as there are processes."""
+        alive = bool(handle.cgroup and cgroups.processes(self._host, handle.cgroup))
+        return Live(LiveState.RUNNING if alive else LiveState.MISSING)
+
+    def exec_sync(self, handle: Handle, argv: tuple[str, ...], timeout: float | None, limit: int) -> ExecResult:
+        """Refused."""
+        return self._refuse(handle, argv, timeout, limit)
+
+    def exec_console(self, handle: Handle, argv: tuple[str, ...], stdio: Stdio) -> Console:
+        """Refused."""
+        return self._refuse(handle, argv, stdio)
+
+    def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
+        """Refused."""
+        return self._refuse(handle, stdio)
+
+    def reopen_log(self, handle: Handle) -> None:
+        """Refused."""
+        self._refuse(handle)
+
+    def was_oom_killed(self, handle: Handle) -> bool:
+        """As far as the kernel still tells."""
+        return bool(handle.cgroup) and cgroups.oom_kills(self._host, handle.cgroup) > 0
+
+    def _refuse(self, *_: object) -> Never:
+        raise FailedPrecondition(
+            f"the {self._name} engine is not installed", fix="install it and restart forgeoned, or remove the pod"
+        )
