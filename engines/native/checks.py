@@ -35,6 +35,7 @@ def problems(crun: str, conmon: str, init: str, host: Host) -> list[Problem]:
         *_init(init),
         *_cgroups(host),
         *_privileges(host),
+        *_user_namespaces(host),
         *_speed(host),
     ]
     return sorted(found, key=lambda problem: not problem.fatal)
@@ -94,6 +95,14 @@ def _privileges(host: Host) -> list[Problem]:
         why = "containers run without ForgeOne's AppArmor profile, and those that ask for RuntimeDefault are refused"
         found.append(Problem("apparmor_parser is not installed", why, apparmor.INSTALL, fatal=False))
     return found
+
+
+def _user_namespaces(host: Host) -> list[Problem]:
+    if host.user_namespaces:
+        return []
+    why = "pods with a user namespace (hostUsers: false) are refused"
+    what = "no user namespaces, or a kernel before Linux 5.19"
+    return [Problem(what, why, "sysctl -w user.max_user_namespaces=65536", fatal=False)]
 
 
 def _speed(host: Host) -> list[Problem]:

@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from engines.base import ContainerSpec, IdMapping, Mount, NamespaceMode, NamespaceOptions, Namespaces, Security, User
-from engines.native import conmon, idmaps, mounts, spec
+from engines.native import checks, conmon, idmaps, mounts, spec
 from engines.native.host import Host
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.kernel.procs import Pidfd
-from tests.unit.native.conftest import PlanMaker
+from tests.unit.native.conftest import PlanMaker, make_host
 
 MAPPED = (IdMapping(host_id=65536, container_id=0, length=65536),)
 OPTIONS = NamespaceOptions(
@@ -130,3 +130,12 @@ def test_a_file_system_that_cannot_be_mapped_is_named() -> None:
     assert isinstance(error, FailedPrecondition)
     assert "/srv/nfs" in str(error)
     assert "Invalid argument" in str(error)
+
+
+def test_a_host_without_user_namespaces_is_told_what_that_means() -> None:
+    def told(host: Host) -> bool:
+        found = checks.problems("/bin/true", "/bin/true", "/bin/true", host)
+        return any("hostUsers" in problem.why and not problem.fatal for problem in found)
+
+    assert told(make_host())
+    assert not told(make_host(user_namespaces=True))
