@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ import msgspec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.kernel.inotify import IN_CLOSE_WRITE, DirectoryEvents
+from forgeone_shim.kernel.procs import open_process
 from forgeone_shim.kernel.spawn import Child, collect, spawn
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
 
@@ -32,6 +33,9 @@ _ANSWER_MAX: Final = 1 << 20
 _COMPLAINT_MAX: Final = 2048
 # A program that is just being installed cannot be executed; its writer is given this many times so long, in seconds.
 _BUSY_TIMES, _BUSY_SECONDS = 5, 1.0
+_CONTAINER_ID: Final = b"CNI_CONTAINERID="
+# A process in the kernel's hands dies when these let it go.
+_KILLED_SECONDS, _KILL_ROUNDS = 5.0, 4
 # What is about forgeoned itself means something else to the programs it runs.
 _PRIVATE: Final = ("FORGEONE_", "CNI_", "NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_")
 
@@ -105,6 +109,40 @@ def versions(type_: str, path: Sequence[str], deadline: Deadline) -> tuple[str, 
     if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
         raise CniError(BAD_ANSWER, f"{program} names no supportedVersions")
     return tuple(said)
+
+
+def end_orphans(container_ids: Collection[str]) -> None:
+    """Kill the plugins that an earlier forgeoned was running for these pods when it died.
+
+    They are found by their environment. Let be, one could finish its ADD after the DEL that is to undo it.
+    """
+    # Again, for what one of them has started meanwhile; not for ever, as the kernel may be holding one.
+    for _ in range(_KILL_ROUNDS):
+        pids = [pid for pid in _processes() if _orphan(pid, container_ids)]
+        if not pids:
+            return
+        for pid in pids:
+            held = open_process(pid)
+            if held is None:
+                continue
+            with held:
+                # Looked at again: by now the number is sure to be this process's.
+                if _orphan(pid, container_ids):
+                    held.send(signal.SIGKILL)
+                    held.wait(_KILLED_SECONDS)
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
+def _orphan(pid: int, container_ids: Collection[str]) -> bool:
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    ids = [one[len(_CONTAINER_ID) :].decode(errors="replace") for one in environ if one.startswith(_CONTAINER_ID)]
+    return bool(ids) and ids[0] in container_ids
 
 
 def _run(program: str, env: Mapping[str, str], config: bytes, deadline: Deadline) -> tuple[int, bytes, str]:

@@ -19,7 +19,7 @@ import structlog
 from forgeone_shim.config.model import CniConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
-from forgeone_shim.network.cni import results
+from forgeone_shim.network.cni import execute, results
 from forgeone_shim.network.cni.capabilities import plan_args, plan_capabilities
 from forgeone_shim.network.cni.config import Folder, NetworkList
 from forgeone_shim.network.cni.folders import Folders
@@ -59,6 +59,9 @@ class CniNetwork:
         # Of what nobody waits for: it ends with this object.
         self._life = Deadline()
         self._log = structlog.get_logger("cni")
+        cut_off = {one.sandbox_id for one in self._members.all() if one.stage is not Stage.ATTACHED}
+        if cut_off:
+            execute.end_orphans(cut_off)
 
     def reconfigure(self, config: CniConfig, conf_dirs: set[str]) -> None:
         """Another configuration counts from now on; ``conf_dirs`` are the folders in use."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -168,3 +169,20 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     for _ in range(3):
         Program("fake")(invocation(tmp_path / "bin"), NEVER)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_an_earlier_process_left_running_for_a_pod_is_ended_and_nothing_else() -> None:
+    mine = {"PATH": os.environ["PATH"], "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "orphan-of-a-test"}
+    orphan = subprocess.Popen(["sleep", "100"], env=mine)
+    other = subprocess.Popen(["sleep", "100"], env={**mine, "CNI_CONTAINERID": "orphan-of-a-test-2"})
+    try:
+        until = time.monotonic() + 10
+        while b"CNI_COMMAND" not in Path(f"/proc/{orphan.pid}/environ").read_bytes():
+            assert time.monotonic() < until
+        execute.end_orphans({"orphan-of-a-test"})
+        assert orphan.wait(10) == -9
+        assert other.poll() is None
+    finally:
+        for process in (orphan, other):
+            process.kill()
+            process.wait()
