@@ -143,7 +143,7 @@ class World:
         """Wait until the kernel has done its part of IPv6."""
         for path in (None, *(path for path in self._pods.values() if _is_pinned(path))):
             end = time.monotonic() + 5
-            while _in(path, lambda: run("ip", "-6", "address", "show", "tentative")).strip():
+            while not _in(path, _has_settled):
                 assert time.monotonic() < end
                 time.sleep(0.05)
         end = time.monotonic() + 5
@@ -194,6 +194,17 @@ def _leaves(item: object, path: str) -> Iterator[tuple[str, object]]:
             yield from _leaves(value, f"{path}/{key}")
     else:
         yield path, item
+
+
+def _has_settled() -> bool:
+    """Every link has its link-local address, and no address is being probed for."""
+    for link in json.loads(run("ip", "-json", "address")):
+        if link["ifname"] == "lo" or link["ifname"].startswith("bwp") or "LOWER_UP" not in link["flags"]:
+            continue
+        addresses = link["addr_info"]
+        if any("tentative" in item for item in addresses) or all(item["scope"] != "link" for item in addresses):
+            return False
+    return True
 
 
 def _carriers_are_told() -> bool:

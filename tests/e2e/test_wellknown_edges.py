@@ -66,7 +66,7 @@ def nothing_left(world: World) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["everything", "bridge-masquerade", "portmap-all", "firewall", "bandwidth-both", "ranges"]
+    "name", ["everything", "bridge-masquerade", "portmap-all", "firewall", "bandwidth-both", "ptp-dual"]
 )
 @pytest.mark.parametrize(
     "doers", [(by_program, in_process), (in_process, by_program)], ids=["process-deletes", "program-deletes"]

@@ -28,6 +28,10 @@ def bridge(ipam: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]
     return {"type": "bridge", "bridge": "tbr0", **section, **more}
 
 
+def ptp(ipam: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "ptp", "ipam": {"type": "host-local", "dataDir": DataDir, **ipam}, **more}
+
+
 def port(host_port: int, protocol: str = "tcp", container_port: int = 80, **more: Any) -> dict[str, Any]:
     return {"hostPort": host_port, "containerPort": container_port, "protocol": protocol, **more}
 
@@ -70,6 +74,10 @@ CASES = {
     "bridge-mac": Case((bridge(V4, isGateway=True, runtimeConfig={"mac": "02:11:22:33:44:55"}),), pods=("a",)),
     "bridge-duplicate-detection": Case((bridge(V6, isGateway=True, enabledad=True),), pods=("a",)),
     "bridge-dns": Case((bridge(V4, isGateway=True, dns={"nameservers": ["10.0.0.10"], "search": ["x.y"]}),)),
+    "ptp": Case((ptp(V4),)),
+    "ptp-dual": Case((ptp(DUAL, ipMasq=True, mtu=1400),), version="0.4.0"),
+    "ptp-patient": Case((ptp(V6),), pods=("a",), patient=True),
+    "ptp-and-portmap": Case((ptp(DUAL), portmap(port(8080)), bandwidth(ingressRate=MBIT, ingressBurst=MBIT))),
     "ranges": Case(
         (
             bridge(

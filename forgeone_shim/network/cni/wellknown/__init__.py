@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from forgeone_shim.network.cni.plugin import Plugin
-from forgeone_shim.network.cni.wellknown import bandwidth, bridge, firewall, hostlocal, loopback, portmap
+from forgeone_shim.network.cni.wellknown import bandwidth, bridge, firewall, hostlocal, loopback, portmap, ptp
 from forgeone_shim.network.cni.wellknown.conf import Unsupported
 from forgeone_shim.network.cni.wellknown.inprocess import InProcess
 
@@ -28,6 +28,8 @@ def find(type: str, config: Mapping[str, Any]) -> Plugin | None:
             plugin = InProcess(loopback.read, loopback.run)
         case "bridge":
             plugin = InProcess(bridge.read, bridge.run)
+        case "ptp":
+            plugin = InProcess(ptp.read, ptp.run)
         case "host-local":
             plugin = InProcess(hostlocal.read, hostlocal.run)
         case "portmap":

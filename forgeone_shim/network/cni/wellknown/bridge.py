@@ -16,9 +16,8 @@ from typing import Any, Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel.namespaces import run_in
-from forgeone_shim.network import host
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
-from forgeone_shim.network.cni.wellknown import bridgelinks, hostlocal, masquerade, ranges, result
+from forgeone_shim.network.cni.wellknown import bridgelinks, hostlocal, masquerade, ranges, result, veth
 from forgeone_shim.network.cni.wellknown.args import known_args
 from forgeone_shim.network.cni.wellknown.conf import (
     Fields,
@@ -28,6 +27,7 @@ from forgeone_shim.network.cni.wellknown.conf import (
     mac,
     network,
 )
+from forgeone_shim.network.cni.wellknown.forwarding import forward
 from forgeone_shim.network.cni.wellknown.inside import Inside, configure, remove
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, Ip, IpInterface, Result, Route
 from forgeone_shim.network.netlink import Netlink
@@ -37,7 +37,6 @@ _MTU_MAX: Final = 65535
 # The container's interface among those of the result: behind the bridge and the host's end.
 _INSIDE: Final = 2
 _DEFAULT_ROUTES: Final = {4: "0.0.0.0/0", 6: "::/0"}
-_FORWARDING: Final = {4: "/proc/sys/net/ipv4/ip_forward", 6: f"{host.IPV6_CONF}/all/forwarding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +155,19 @@ def _add(bridge: Bridge, invocation: Invocation, deadline: Deadline) -> Result:
             planned = plan_result(bridge, leased)
         deadline.check("before the container's interface")
         port = bridgelinks.Port(hairpin=bridge.hairpin, mtu=bridge.mtu, mac=bridge.mac)
-        veth = bridgelinks.add_veth(netlink, known, netns, invocation.ifname, port)
-        undo.callback(bridgelinks.delete, veth.name)
+        end = bridgelinks.add_port(netlink, known, netns, invocation.ifname, port)
+        undo.callback(veth.delete, end.name)
         inside = Inside(invocation.ifname, planned.ips, planned.routes, bridge.detect_duplicates)
         container_mac = run_in(
             invocation.netns, lambda: configure(inside, deadline, with_addresses=bridge.ipam is not None)
         )
-        interfaces = [Interface(veth.name, veth.mac), Interface(invocation.ifname, container_mac, invocation.netns)]
+        interfaces = [Interface(end.name, end.mac), Interface(invocation.ifname, container_mac, invocation.netns)]
         if bridge.ipam is not None:
-            bridgelinks.wait_for_port(netlink, veth, deadline)
+            bridgelinks.wait_for_port(netlink, end, deadline)
             gateways = plan_gateways(bridge, planned.ips)
             for address in gateways:
                 bridgelinks.ensure_address(netlink, known, address, force=bridge.force_address)
-            for version in sorted({address.version for address in gateways}):
-                host.ensure_sysctl(_FORWARDING[version], "1")
+            forward({address.version for address in gateways})
             if bridge.masquerade:
                 addresses = [ip.address for ip in planned.ips]
                 undo.callback(masquerade.remove, about.name, container_id, addresses, Deadline())

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import errno
-import secrets
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.kernel.namespaces import run_in, write_proc
-from forgeone_shim.network import host
+from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.network.cni.plugin import CniError
-from forgeone_shim.network.cni.wellknown import inside, rtnl
+from forgeone_shim.network.cni.wellknown import inside, rtnl, veth
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, IpInterface, Result
 from forgeone_shim.network.cni.wellknown.rtnl import Link
 from forgeone_shim.network.cni.wellknown.watch import LINKS, Watch
 from forgeone_shim.network.links import delete_link
 from forgeone_shim.network.netlink import Netlink, NetlinkError
 
-_NAME_TRIES: Final = 10
 # What the program grants a port in all.
 _PORT_SECONDS: Final = 2.55
 
@@ -58,60 +54,25 @@ def ensure(netlink: Netlink, name: str, mtu: int, *, promiscuous: bool) -> Link:
                 raise
         link = find(netlink, name)
     flags = rtnl.IFF_UP | (rtnl.IFF_PROMISC if promiscuous else 0)
-    _refuse_router_advertisements(name)
+    veth.refuse_router_advertisements(name)
     if link.flags & flags != flags:
         netlink.ask(rtnl.set_flags(link.index, flags))
     return link
 
 
-def _refuse_router_advertisements(name: str) -> None:
-    """Nobody else says what routes go by this interface; a kernel without IPv6 has nothing to refuse."""
-    with suppress(OSError):
-        write_proc(f"{host.IPV6_CONF}/{name}/accept_ra", "0")
-
-
-def add_veth(netlink: Netlink, bridge: Link, netns: int, ifname: str, port: Port) -> Link:
+def add_port(netlink: Netlink, bridge: Link, netns: int, ifname: str, port: Port) -> Link:
     """Plug a namespace, given as a descriptor, into the bridge; returns the host's end, which is up.
 
     :raises CniError: the namespace has an interface of that name.
     """
-    name = _make_veth(netlink, bridge, netns, ifname, port)
+    name = veth.make(netlink, netns, ifname, mtu=port.mtu, mac=port.mac, master=bridge.index)
     try:
         netlink.ask(rtnl.start_port(name, hairpin=port.hairpin))
-        _refuse_router_advertisements(name)
+        veth.refuse_router_advertisements(name)
         return rtnl.links(netlink.ask(rtnl.link(name)))[0]
     except BaseException:
         netlink.try_all([delete_link(name)])
         raise
-
-
-def _make_veth(netlink: Netlink, bridge: Link, netns: int, ifname: str, port: Port) -> str:
-    for _ in range(_NAME_TRIES):
-        name = f"veth{secrets.token_hex(4)}"
-        try:
-            netlink.ask(rtnl.add_veth(name, bridge.index, port.mtu, netns, inside=ifname, mac=port.mac))
-        except NetlinkError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            if _is_there(netlink, name):
-                continue
-            raise CniError(INTERNAL, f"container veth name provided ({ifname}) already exists") from error
-        return name
-    raise CniError(INTERNAL, "failed to find a unique veth name")
-
-
-def _is_there(netlink: Netlink, name: str) -> bool:
-    return not netlink.try_all([rtnl.link(name)])[1]
-
-
-def delete(name: str) -> None:
-    """Delete an interface of the host; a missing one is no error."""
-    with Netlink() as netlink:
-        try:
-            netlink.ask(delete_link(name))
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
 
 
 def wait_for_port(netlink: Netlink, port: Link, deadline: Deadline) -> None:

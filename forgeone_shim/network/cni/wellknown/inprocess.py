@@ -40,7 +40,8 @@ class InProcess(Generic[T]):
         except Unsupported as error:
             raise CniError(INVALID_CONFIG, "this configuration is not done in-process", str(error)) from error
         except OSError as error:
-            raise CniError(INTERNAL, error.strerror or str(error)) from error
+            what = error.strerror or str(error)
+            raise CniError(INTERNAL, f"{error.filename}: {what}" if error.filename else what) from error
         except ForgeError as error:
             if error.kind is Kind.DEADLINE:
                 raise

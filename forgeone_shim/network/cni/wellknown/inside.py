@@ -27,12 +27,12 @@ _BROADCAST: Final = IPv4Address("255.255.255.255")
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """What an interface is to have."""
+    """What an interface is to have; ``detect_duplicates`` is ``None`` where the kernel's settings stay as they are."""
 
     name: str
     ips: tuple[Ip, ...]
     routes: tuple[Route, ...]
-    detect_duplicates: bool
+    detect_duplicates: bool | None
 
 
 def configure(inside: Inside, deadline: Deadline, *, with_addresses: bool) -> str:
@@ -54,15 +54,16 @@ def configure(inside: Inside, deadline: Deadline, *, with_addresses: bool) -> st
 
 
 def _set_sysctls(inside: Inside) -> None:
-    conf = f"{host.IPV6_CONF}/{inside.name}"
-    settings = [(f"{conf}/accept_dad", "1" if inside.detect_duplicates else "0")]
-    if inside.detect_duplicates:
-        settings.append((f"{conf}/enhanced_dad", "1"))
-    settings.append((f"{host.IPV4_CONF}/{inside.name}/arp_notify", "1"))
-    for path, value in settings:
-        # As good as it gets on this kernel.
-        with suppress(OSError):
-            write_proc(path, value)
+    if inside.detect_duplicates is not None:
+        conf = f"{host.IPV6_CONF}/{inside.name}"
+        settings = [(f"{conf}/accept_dad", "1" if inside.detect_duplicates else "0")]
+        if inside.detect_duplicates:
+            settings.append((f"{conf}/enhanced_dad", "1"))
+        settings.append((f"{host.IPV4_CONF}/{inside.name}/arp_notify", "1"))
+        for path, value in settings:
+            # As good as it gets on this kernel.
+            with suppress(OSError):
+                write_proc(path, value)
     if any(ip.address.version == 6 for ip in inside.ips):
         for name in ("lo", inside.name):
             host.ensure_sysctl(f"{host.IPV6_CONF}/{name}/disable_ipv6", "0")

@@ -37,7 +37,7 @@ IFA_F_DADFAILED: Final = 0x08
 
 RTM_NEWLINK, RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
-_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWROUTE, _RTM_DELROUTE, _RTM_GETROUTE = 24, 25, 26
 
 _AF: Final = {4: 2, 6: 10}
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER, _IFLA_TXQLEN = 1, 3, 4, 5, 10, 13
@@ -45,7 +45,8 @@ _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 16, 18, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 _IFLA_BRPORT_MODE, _VETH_INFO_PEER = 4, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_TABLE = 1, 4, 5, 7, 15
+RT_SCOPE_LINK, RT_SCOPE_HOST, _RT_SCOPE_NOWHERE = 253, 254, 255
 _RT_TABLE_MAIN, _RTPROT_BOOT, _RTN_UNICAST, _RTM_F_CLONED = 254, 3, 1, 0x200
 
 _IFINFO: Final = struct.Struct("=BxHiII")
@@ -128,13 +129,14 @@ def add_bridge(name: str, mtu: int) -> Request:
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add bridge {name}")
 
 
-def add_veth(host: str, master: int, mtu: int, netns: int, *, inside: str, mac: str) -> Request:
-    """Make a veth pair: ``host`` a port of a bridge, ``inside`` born in the namespace of the descriptor ``netns``."""
+def add_veth(host: str, mtu: int, netns: int, *, inside: str, mac: str = "", master: int = 0) -> Request:
+    """Make a veth pair: ``host`` here, in bridge ``master`` if any, and ``inside`` in the namespace of ``netns``."""
     common = u32(_IFLA_TXQLEN, 0) + (u32(_IFLA_MTU, mtu) if mtu else b"")
     peer = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, inside) + common + u32(_IFLA_NET_NS_FD, netns)
     if mac:
         peer += attribute(_IFLA_ADDRESS, bytes.fromhex(mac.replace(":", "")))
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, host) + common + u32(_IFLA_MASTER, master)
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, host) + common
+    body += u32(_IFLA_MASTER, master) if master else b""
     data = nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer))
     body += nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), data)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"add veth {host} and {inside}")
@@ -213,13 +215,37 @@ def _address_body(index: int, address: IpInterface) -> bytes:
 
 def add_route(index: int, destination: IpInterface, gateway: IpAddress | None) -> Request:
     """Route to a network, through a gateway or straight; beside another to the same network, if there is one."""
-    family = _AF[destination.version]
+    return Request(_RTM_NEWROUTE, NLM_F_CREATE, _route(index, destination, gateway), f"add route to {destination}")
+
+
+def add_new_route(
+    index: int,
+    destination: IpInterface,
+    gateway: IpAddress | None = None,
+    *,
+    scope: int = 0,
+    source: IpAddress | None = None,
+) -> Request:
+    """Route to a network to which there is no route yet, else EEXIST; ``source`` is what packets are sent from."""
+    body = _route(index, destination, gateway, scope) + (attribute(_RTA_PREFSRC, source.packed) if source else b"")
+    return Request(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, body, f"add route to {destination}")
+
+
+def delete_route(index: int, destination: IpInterface) -> Request:
+    """Take away the route to a network by an interface."""
     prefix = destination.network.prefixlen
-    body = _RTMSG.pack(family, prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, 0, _RTN_UNICAST, 0)
+    body = _RTMSG.pack(_AF[destination.version], prefix, 0, 0, _RT_TABLE_MAIN, 0, _RT_SCOPE_NOWHERE, 0, 0)
+    body += attribute(_RTA_DST, destination.ip.packed) + u32(_RTA_OIF, index)
+    return Request(_RTM_DELROUTE, 0, body, f"delete route to {destination}")
+
+
+def _route(index: int, destination: IpInterface, gateway: IpAddress | None, scope: int = 0) -> bytes:
+    prefix = destination.network.prefixlen
+    body = _RTMSG.pack(_AF[destination.version], prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_BOOT, scope, _RTN_UNICAST, 0)
     body += attribute(_RTA_DST, destination.ip.packed)
     if gateway is not None:
         body += attribute(_RTA_GATEWAY, gateway.packed)
-    return Request(_RTM_NEWROUTE, NLM_F_CREATE, body + u32(_RTA_OIF, index), f"add route to {destination}")
+    return body + u32(_RTA_OIF, index)
 
 
 def route_to(address: IpAddress) -> Request:

@@ -46,6 +46,7 @@ def ranges(**range_: Any) -> dict[str, Any]:
             "cniVersion": "1.1.0",
         },
         {"type": "bridge"},
+        {"type": "ptp", "ipam": IPAM, "ipMasq": True, "mtu": 1400},
         {**BRIDGE, "args": {"cni": {"mac": "02:00:00:00:00:01", "ips": ["10.1.2.3/16"]}}},
         {"type": "host-local", "ipam": IPAM},
         {"type": "host-local", "ipam": {"type": "host-local", "subnet": "fd00:1::/64", "gateway": "fd00:1::ff"}},
@@ -83,6 +84,8 @@ def test_a_configuration_that_is_understood_is_done_here(config: dict[str, Any])
         {**BRIDGE, "bridge": "sixteen-letters-"},
         {**BRIDGE, "disableContainerInterface": True},
         {**BRIDGE, "ipam": {"type": "dhcp"}},
+        {"type": "ptp"},
+        {"type": "ptp", "ipam": IPAM, "isGateway": True},
         {**BRIDGE, "ipam": {"routes": []}},
         {**BRIDGE, "ipam": {**IPAM, "resolvConf": "/etc/resolv.conf"}},
         {**BRIDGE, "ipam": {**IPAM, "dataDir": "relative"}},
@@ -167,7 +170,7 @@ JSON = st.recursive(
 
 
 @given(
-    st.sampled_from(["loopback", "bridge", "host-local", "portmap", "firewall", "bandwidth"]),
+    st.sampled_from(["loopback", "bridge", "ptp", "host-local", "portmap", "firewall", "bandwidth"]),
     st.dictionaries(WORDS, JSON, max_size=6),
 )
 def test_any_configuration_is_decided_about(kind: str, config: dict[str, Any]) -> None:
