@@ -111,10 +111,19 @@ class Server:
 
     def _start(self, connection: socket.socket, request: MakeNamespaces) -> None:
         """The child answers the client itself: its own copy of the connection is the last one that is open."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid == 0:
-            _run_child(connection, theirs, (ours.fileno(), *self._ready), request)
+        with contextlib.ExitStack() as undo:
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                undo.callback(theirs.close)
+                undo.callback(ours.close)
+                pid = os.fork()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    connection.send(messages.encode(Failed(step="fork", errno=error.errno or 0)))
+                return
+            if pid == 0:
+                _run_child(connection, theirs, (ours.fileno(), *self._ready), request)
+            undo.pop_all()
         theirs.close()
         pidfd = os.pidfd_open(pid)
         self._watch(ours.fileno(), lambda: self._map(ours, pid, request))

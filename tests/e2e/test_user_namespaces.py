@@ -22,6 +22,7 @@ from hack.lab.images import Entry
 from hack.lab.registry import Registry
 from tests.e2e.conftest import Push
 from tests.e2e.pods import SLEEP, Pod
+from tests.e2e.streams import SocketClient, eventually
 
 pytestmark = pytest.mark.root
 
@@ -270,6 +271,28 @@ def test_containers_share_the_pods_pid_namespace(forgeoned: Daemon, busybox: str
     assert "init" in text
     assert str(FIRST) in text
     shared.remove()
+
+
+def test_a_container_may_join_another_ones_pid_namespace(pod: Pod, busybox: str, tmp_path: Path) -> None:
+    """As ephemeral containers do."""
+    target = pod.start(_container(pod, busybox, name="target"))
+    config = _container(pod, busybox, "sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline; stat -c %u /v")
+    namespaces = config.linux.security_context.namespace_options
+    namespaces.pid, namespaces.target_id = pb.TARGET, target
+    _volume(config, "/v", tmp_path)
+    assert _output(pod, config).split() == [*SLEEP, "0"]
+    pod.stop_container(target)
+
+
+def test_a_port_of_the_pod_is_forwarded(pod: Pod, busybox: str) -> None:
+    server = "while true; do echo served | nc -l -p 8099 127.0.0.1; done"
+    id_ = pod.start(_container(pod, busybox, "sh", "-c", server, name="serves"))
+    eventually(lambda: b":1FA3" in pod.exec(id_, "cat", "/proc/net/tcp").stdout)
+    request = pb.PortForwardRequest(pod_sandbox_id=pod.id, port=[8099])
+    with SocketClient(pod.daemon.runtime.PortForward(request).url, "v4.channel.k8s.io") as client:
+        client.say(0, b"hi\n")
+        client.until(lambda: client.heard[0].endswith(b"served\n"))
+    pod.stop_container(id_)
 
 
 def test_a_pod_on_the_hosts_network(forgeoned: Daemon, busybox: str) -> None:
