@@ -86,9 +86,7 @@ class Chain:
                 self._call(network, Invocation(command=Command.STATUS, config=config, path=self._path), deadline)
 
     def collect_garbage(self, network: NetworkList, valid: Sequence[Json], deadline: Deadline) -> list[ForgeError]:
-        """GC, where the network has it: every plugin is told which attachments there are; what went wrong."""
-        if network.disable_gc or not network.at_least("1.1.0"):
-            return []
+        """GC: every plugin is told which attachments there are; what went wrong."""
         failed: list[ForgeError] = []
         # The key was misspelt at first, and plugins know one or the other.
         known = {"cni.dev/valid-attachments": list(valid), "cni.dev/attachments": list(valid)}

@@ -86,10 +86,14 @@ class Folders:
     def _run(self) -> None:
         while not self._closed:
             self._epoll.poll()
-            with self._lock:
-                told = [one.path for one in self._watched.values() if self._refresh(one)]
-            for path in told:
-                self._changed(path)
+            try:
+                with self._lock:
+                    told = [one.path for one in self._watched.values() if self._refresh(one)]
+                for path in told:
+                    self._changed(path)
+            except Exception:
+                # Whoever looks at the folder reads it again, and is told.
+                self._log.exception("a change of network configurations could not be followed")
 
     def _refresh(self, one: _Watched) -> bool:
         """Read it again if something happened; says whether it holds something else."""

@@ -18,7 +18,8 @@ import structlog
 
 from forgeone_shim.config.model import CniConfig
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, InvalidInput
+from forgeone_shim.network import podfiles
 from forgeone_shim.network.cni import execute, results
 from forgeone_shim.network.cni.capabilities import plan_args, plan_capabilities
 from forgeone_shim.network.cni.config import Folder, NetworkList
@@ -182,6 +183,8 @@ class CniNetwork:
             settled = self._plugins.settle(network, self._life)
         except ForgeError as error:
             return [error]
+        if settled.disable_gc or not settled.at_least("1.1.0"):
+            return []
         # Whoever is not in the list yet must not be added meanwhile.
         with self._gate.alone():
             valid = [
@@ -242,6 +245,10 @@ class CniNetwork:
         got = results.read(first.result or {}, first.ifname)
         if not got.ips:
             raise InternalError(f"network {first.network.name!r} gave {first.ifname} no address")
+        try:
+            podfiles.render_resolv_conf(got.dns, "")
+        except InvalidInput as error:
+            raise InternalError(f"network {first.network.name!r} gave name servers nobody can use: {error}") from None
         ips = results.prefer(got.ips, self._config.ip_preference)
         return self._members.save(replace(member, stage=Stage.ATTACHED, ips=ips, mac=got.mac, dns=got.dns))
 

@@ -25,8 +25,10 @@ class Fakes:
     failing: dict[tuple[str, Command], Exception] = field(default_factory=dict)
     before: Callable[[Invocation], None] = lambda _: None
     address: str = "10.9.0.2/24"
+    dns: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.there: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def find(self, type_: str, _config: Mapping[str, Any]) -> Plugin | None:
@@ -39,8 +41,12 @@ class Fakes:
         type_ = invocation.config["type"]
         if (type_, invocation.command) in self.failing:
             raise self.failing[type_, invocation.command]
+        mine = (type_, invocation.container_id)
         if invocation.command is not Command.ADD:
+            if invocation.command is Command.DEL:
+                self.there.discard(mine)
             return {}
+        self.there.add(mine)
         result = dict(invocation.config.get("prevResult") or self._result(invocation))
         return {**result, "routes": [*result.get("routes", []), {"dst": f"10.{len(result.get('routes', []))}.0.0/16"}]}
 
@@ -52,6 +58,7 @@ class Fakes:
                 {"name": invocation.ifname, "mac": "0a:58:0a:09:00:02", "sandbox": invocation.netns},
             ],
             "ips": [{"version": "4", "address": self.address, "interface": 1}],
+            "dns": self.dns,
         }
 
     def told(self) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,16 @@ def test_a_result_without_an_address_is_refused(node: Node) -> None:
     with pytest.raises(CniError, match=r"ips\[0\]\.address"):
         node.network.attach(node.pod())
     assert node.stored() == []
+
+
+def test_name_servers_of_a_network_are_told_and_bad_ones_refused(node: Node) -> None:
+    node.write("first")
+    node.fakes.dns = {"nameservers": ["10.0.0.10"], "search": ["cluster.local"], "options": ["ndots:5"]}
+    assert node.network.attach(node.pod("one")).dns == DNSConfig(("10.0.0.10",), ("cluster.local",), ("ndots:5",))
+    node.fakes.dns = {"search": ["a\nnameserver 192.0.2.1"]}
+    with pytest.raises(InternalError, match="name servers nobody can use"):
+        node.network.attach(node.pod("two"))
+    assert node.stored() == ["one"]
 
 
 def test_capabilities_reach_only_those_that_declare_them(node: Node) -> None:
@@ -452,3 +463,37 @@ def test_the_preferred_family_is_first(tmp_path: Path) -> None:
             assert node.network.attach(node.pod()).ips[0] == first
         finally:
             node.close()
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["and the process dies", "and it goes on"])
+@pytest.mark.parametrize("write", range(1, 8))
+def test_whichever_write_fails_nothing_is_left_in_the_end(node: Node, write: int, *, dies: bool) -> None:
+    node.write("first", "second", "third")
+    left = write
+
+    def count(wrapped: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0 or (dies and left < 0):
+                raise OSError(28, "No space left on device")
+            return wrapped(*args)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(node.store, "put", count(node.store.put))
+        patch.setattr(node.store, "delete", count(node.store.delete))
+        with contextlib.suppress(ForgeError, OSError):
+            node.network.attach(node.pod())
+            node.network.detach("pod1")
+    jobs = node.jobs
+    if dies:
+        node.restart()
+        assert node.network.reconcile(set) == ()
+    else:
+        for _, job in jobs:
+            job()
+        node.network.detach("pod1")
+    assert node.fakes.there == set()
+    assert node.stored() == []
