@@ -58,8 +58,11 @@ class Resctrl:
 
     @contextlib.contextmanager
     def entered(self, group: str) -> Iterator[None]:
-        """What the calling thread starts meanwhile is in the group; none is no group."""
-        if not group:
+        """What the calling thread starts meanwhile is in the group; none is no group, nor is one that has gone.
+
+        The kernel puts the processes of a group that is removed into the host's own: there the container is, too.
+        """
+        if not group or not (self._root / group / "tasks").exists():
             yield
             return
         thread = threading.get_native_id()
