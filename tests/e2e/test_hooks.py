@@ -158,6 +158,14 @@ def test_a_hook_inside_the_container_is_the_containers_own_program(pod: Pod, ben
     assert pod.output(busybox, "ls", "/tmp/before") == "/tmp/before\n"
 
 
+def test_a_hook_inside_the_container_that_fails_ends_it(pod: Pod, bench: Bench, busybox: str) -> None:
+    hook = {"path": "/bin/false", "args": ["false"]}
+    content = {"version": "1.0.0", "hook": hook, "when": {"always": True}, "stages": ["startContainer"]}
+    (bench.definitions / "start.json").write_text(json.dumps(content))
+    status = pod.wait(pod.start(pod.container(busybox)))
+    assert status.exit_code != 0
+
+
 def test_hooks_are_chosen_by_annotations_command_and_mounts_and_see_what_they_were_chosen_by(
     node: Daemon, bench: Bench, busybox: str, tmp_path: Path
 ) -> None:
