@@ -11,7 +11,7 @@ from forgeone_shim.network.cni.wellknown import leases
 from forgeone_shim.network.cni.wellknown.args import known_args
 from forgeone_shim.network.cni.wellknown.conf import ATTACHMENTS, IpAddress, Unsupported, address
 from forgeone_shim.network.cni.wellknown.leases import Leases
-from forgeone_shim.network.cni.wellknown.ranges import Ipam, RangeSet, read_alone
+from forgeone_shim.network.cni.wellknown.ranges import Ipam, RangeSet, read_alone, read_wanted
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, INVALID_CONFIG, Ip, Result, render
 
 
@@ -62,9 +62,9 @@ def add(ipam: Ipam, invocation: Invocation, deadline: Deadline) -> Result:
 
 
 def _asked_for(invocation: Invocation) -> tuple[IpAddress, ...]:
-    value = known_args(invocation, "IP").get("IP", "").partition("/")[0]
+    value = known_args(invocation, "IP").get("IP", "")
     try:
-        return (address(value),) if value else ()
+        return (read_wanted(value),) if value else ()
     except Unsupported as error:
         raise CniError(INTERNAL, f"ARGS: error parsing IP: {value!r} is not an address") from error
 

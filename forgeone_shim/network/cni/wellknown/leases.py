@@ -27,11 +27,13 @@ class Leases:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # Nobody else changes them meanwhile.
+        self._read: dict[str, str] | None = None
 
     def of(self, container_id: str, interface: str) -> list[str]:
         """The files that say a container's interface has something."""
         exact, old = _owner(container_id, interface), container_id.strip()
-        return [name for name, owner in self._owners() if owner in (exact, old)]
+        return [name for name, owner in self._owners().items() if owner in (exact, old)]
 
     def reserve(self, wanted: IpAddress, container_id: str, interface: str, place: int) -> bool:
         """Take an address for range set ``place``; false when someone has it."""
@@ -49,6 +51,8 @@ class Leases:
             with suppress(OSError):
                 path.unlink()
             raise
+        if self._read is not None:
+            self._read[path.name] = _owner(container_id, interface)
         return True
 
     def last(self, place: int) -> IpAddress | None:
@@ -61,22 +65,26 @@ class Leases:
     def release(self, container_id: str, interface: str) -> None:
         """Give back all a container's interface has; nothing is no error."""
         exact, old = _owner(container_id, interface), container_id.strip()
-        owners = self._owners()
+        owners = self._owners().items()
         found = [name for name, owner in owners if owner == exact] or [name for name, owner in owners if owner == old]
         self._remove(found)
 
     def keep(self, valid: Collection[tuple[str, str]]) -> None:
         """Give back all that none of these containers' interfaces has."""
         keep = {_owner(*attachment) for attachment in valid} | {container_id for container_id, _ in valid}
-        self._remove([name for name, owner in self._owners() if owner not in keep and _is_address(name)])
+        self._remove([name for name, owner in self._owners().items() if owner not in keep and _is_address(name)])
 
     def _remove(self, names: Collection[str]) -> None:
         for name in names:
             with suppress(FileNotFoundError):
                 (self._directory / name).unlink()
+            if self._read is not None:
+                self._read.pop(name, None)
 
-    def _owners(self) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
+    def _owners(self) -> dict[str, str]:
+        if self._read is not None:
+            return self._read
+        found: dict[str, str] = {}
         base = f"{self._directory}/"
         for name in os.listdir(self._directory):  # noqa: PTH208
             if name == _LOCK or name.startswith(_LAST):
@@ -85,9 +93,10 @@ class Leases:
             with suppress(OSError):
                 fd = os.open(base + name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
-                    found.append((name, os.read(fd, 4096).decode(errors="replace").strip()))
+                    found[name] = os.read(fd, 4096).decode(errors="replace").strip()
                 finally:
                     os.close(fd)
+        self._read = found
         return found
 
 

@@ -107,7 +107,7 @@ def read(fields: Fields, about: Network, args: Fields, runtime: Fields) -> Ipam:
         sets.append(RangeSet((_read_range(fields),)))
     sets += [_read_set(item) for item in fields.items("ranges")]
     routes = tuple(_read_route(Fields(item)) for item in fields.items("routes"))
-    wanted = tuple(_read_wanted(value) for value in (*args.texts("ips"), *runtime.texts("ips")))
+    wanted = tuple(read_wanted(value) for value in (*args.texts("ips"), *runtime.texts("ips")))
     fields.done()
     if not sets or any(a.overlaps(b) for one, two in combinations(sets, 2) for a in one.ranges for b in two.ranges):
         raise Unsupported("ranges")
@@ -126,9 +126,16 @@ def read_alone(config: object) -> Ipam:
     return ipam
 
 
-def _read_wanted(value: str) -> IpAddress:
-    """An address, perhaps with a prefix length, which is ignored."""
-    return address(value.partition("/")[0])
+def read_wanted(value: str) -> IpAddress:
+    """An address that is asked for, perhaps with a prefix length, which is ignored.
+
+    :raises Unsupported: it is not one.
+    """
+    base, slash, length = value.partition("/")
+    found = address(base)
+    if slash and not (length.isdigit() and int(length) <= found.max_prefixlen):
+        raise Unsupported(value)
+    return found
 
 
 def _read_set(data: object) -> RangeSet:

@@ -93,6 +93,8 @@ def test_a_configuration_that_is_understood_is_done_here(config: dict[str, Any])
         {**BRIDGE, "ipam": {**IPAM, "routes": [{"dst": "10.0.0.0/8", "gw": "fd00::1"}]}},
         {**BRIDGE, "ipam": {**IPAM, "routes": [{"dst": "10.0.0.0/8", "mtu": 1400}]}},
         {**BRIDGE, "runtimeConfig": {"mac": "not a mac"}},
+        {**BRIDGE, "runtimeConfig": {"ips": ["10.1.0.9/x"]}},
+        {**BRIDGE, "runtimeConfig": {"ips": ["10.1.0.9/33"]}},
         {**BRIDGE, "runtimeConfig": {"infinibandGUID": "x"}},
         ranges(subnet="10.1.0.5/24"),
         ranges(subnet="10.1.0.0/31"),
