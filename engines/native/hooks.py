@@ -43,10 +43,9 @@ def check(hooks: Sequence[Hook]) -> None:
             status = Path(path).stat()
         except OSError as error:
             raise FailedPrecondition(f"hook {path}: {error.strerror}") from error
-        fault = untrusted(status)
         if not (stat.S_ISREG(status.st_mode) and status.st_mode & 0o111):
-            fault = "is not an executable file"
-        if fault:
+            raise FailedPrecondition(f"hook {path}: is not an executable file")
+        if fault := untrusted(status):
             raise FailedPrecondition(f"hook {path}: {fault}", fix="it must be root's alone to change")
 
 
