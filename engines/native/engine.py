@@ -53,8 +53,9 @@ from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.extras import Extras, ExtraSettings
+from engines.native.hugepages import limit_reservations
 from engines.native.rdt import Resctrl, group_of
-from engines.native.resources import limits
+from engines.native.resources import hugepages, limits
 from engines.native.runtime_default import Template
 from engines.native.sandbox import Sandboxes
 from engines.native.sealed import SealedProgram
@@ -248,6 +249,9 @@ class NativeEngine:
                 raise syscall_error("write", plan.bundle, error) from error
             pid = conmon.create(plan, self._programs, self._log_limits, deadline)
             self._resctrl.place(group, pid)
+            if plan.spec.resources.hugepages:
+                pages = hugepages(plan.spec.resources, self._host)
+                limit_reservations(pages, self._host.cgroups, plan.cgroup)
             if plan.blockio is not None:
                 limit_io(plan.blockio, self._host.cgroups, plan.cgroup)
             if owner is not None:

@@ -19,6 +19,7 @@ from engines.base import Resources
 from engines.native import resources as created
 from engines.native import unified
 from engines.native.host import Host
+from engines.native.hugepages import file_of
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
@@ -71,6 +72,11 @@ class _Files:
         if directory is None or not Path(path).exists():
             raise FailedPrecondition(f"{field}: the container's cgroup has no {name}", fix=f"enable {controller} there")
         return path
+
+    def has(self, controller: str, name: str) -> bool:
+        """Whether the cgroup has a file."""
+        directory = self._host.directory(controller, self._cgroup)
+        return directory is not None and Path(directory, name).exists()
 
     def write(self, controller: str, name: str, value: str, field: str, usage: str = "") -> Write:
         """A planned write."""
@@ -167,7 +173,11 @@ def _hugepages(resources: Resources, host: Host, files: _Files) -> Iterator[Writ
     for size, limit in created.hugepages(resources, host).items():
         name = f"hugetlb.{size}.{'max' if files.v2 else 'limit_in_bytes'}"
         usage = f"hugetlb.{size}.{'current' if files.v2 else 'usage_in_bytes'}"
-        yield files.write("hugetlb", name, str(min(limit, _UNLIMITED)), f"{_FIELD}.hugepage_limits[{size}]", usage)
+        value, field = str(min(limit, _UNLIMITED)), f"{_FIELD}.hugepage_limits[{size}]"
+        yield files.write("hugetlb", name, value, field, usage)
+        reservations = file_of(host.cgroups, size)
+        if files.has("hugetlb", reservations):
+            yield files.write("hugetlb", reservations, value, field, usage)
 
 
 def _memory(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:

@@ -101,11 +101,14 @@ def test_huge_pages_have_a_limit_that_an_update_moves(pod: Pod, image: str, huge
     config.linux.resources.hugepage_limits.add(page_size="2048KB", limit=4 * MIB)
     id_ = pod.start(config)
     found, name = directory(pod, id_, "hugetlb"), f"hugetlb.2MB.{'max' if V2 else 'limit_in_bytes'}"
+    reserved = found / name.replace("2MB.", "2MB.rsvd.")
     assert limit(found, name) == 4 * MIB
+    assert not reserved.exists() or limit(found, reserved.name) == 4 * MIB
     limits = pb.LinuxContainerResources(hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=2 * MIB)])
     request = pb.UpdateContainerResourcesRequest(container_id=id_, linux=limits)
     pod.daemon.runtime.UpdateContainerResources(request, timeout=60)
     assert limit(found, name) == 2 * MIB
+    assert not reserved.exists() or limit(found, reserved.name) == 2 * MIB
 
 
 @pytest.mark.skipif(not HOST.has("hugetlb"), reason="no controller for huge pages")
