@@ -7,9 +7,13 @@ server's library delete the successor's socket when it stops.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 from typing import Final
 
 from forgeone_shim.errors import InternalError, syscall_error
@@ -36,6 +40,32 @@ def take(listening: Path, path: Path, gid: int) -> None:
         listening.rename(path)
     except OSError as error:
         raise syscall_error("take over", path, error) from None
+    for name in _abandoned(path):
+        with contextlib.suppress(OSError):
+            name.unlink()
+
+
+def _abandoned(path: Path) -> Iterator[Path]:
+    """Sockets beside ``path`` of servers that were killed before they took it."""
+    for found in path.parent.glob(f"{glob.escape(path.name)}.*"):
+        pid = found.name.removeprefix(f"{path.name}.")
+        if pid.isascii() and pid.isdigit() and not Path("/proc", pid).exists() and _is_deserted(found):
+            yield found
+
+
+def _is_deserted(path: Path) -> bool:
+    """Whether it is a socket that nobody listens on: its process may be one that this /proc does not show."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            return False
+        with socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC) as probe:
+            probe.setblocking(False)
+            probe.connect(str(path))
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _free(path: Path) -> bool:

@@ -126,6 +126,25 @@ class Ipam:
                         self._store.delete(LEASES, key)
                 self._store.delete(INTENTS, intent.sandbox_id)
 
+    def holders(self) -> set[str]:
+        """The sandboxes that have an address."""
+        return {lease.sandbox_id for _, lease in self._store.items(LEASES, Lease)}
+
+    def release(self, sandbox_id: str) -> None:
+        """Give back what a sandbox has without an intent that says so: the intent could not be read."""
+        with self._store.transaction():
+            if self._store.get(INTENTS, sandbox_id, Intent) is not None:
+                return
+            for key, lease in self._store.items(LEASES, Lease):
+                if lease.sandbox_id == sandbox_id:
+                    self._store.delete(LEASES, key)
+            for key, held in self._store.items(PORTS, Holders):
+                left = tuple(holder for holder in held.holders if holder.sandbox_id != sandbox_id)
+                if not left:
+                    self._store.delete(PORTS, key)
+                elif left != held.holders:
+                    self._store.put(PORTS, key, Holders(left))
+
     def _take_addresses(self, layout: Layout, sandbox_id: str) -> Addresses:
         cursor_key = str(layout.ipv4)
         last = self._store.get(CURSORS, cursor_key, Cursor)

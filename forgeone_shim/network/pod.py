@@ -110,6 +110,7 @@ class PodNetwork:
         with self._turns.hold(sandbox_id), _kernel_errors(f"detach sandbox {sandbox_id}"):
             intent = self._ipam.intent(sandbox_id)
             if intent is None:
+                self._ipam.release(sandbox_id)
                 return
             self._withdraw(intent)
         self._reap_later(sandbox_id)
@@ -130,8 +131,11 @@ class PodNetwork:
         then never mistaken for a stranger. One pod's failure does not hold up the others; returns the ids that are left
         to do.
         """
+        holders = self._ipam.holders()
         intents = self._ipam.intents()
         ids = known() if callable(known) else known
+        for sandbox_id in holders - ids - {intent.sandbox_id for intent in intents}:
+            self._ipam.release(sandbox_id)
         doomed = [
             intent.sandbox_id for intent in intents if intent.stage is Stage.LEAVING or intent.sandbox_id not in ids
         ]

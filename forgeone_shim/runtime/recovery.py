@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from engines.base import Handle, Namespaces, SandboxPlan, SandboxSpec
-from forgeone_shim.errors import InternalError
+from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.containers import Containers
@@ -46,7 +46,23 @@ class Recovery:
         self._remove_strangers()
 
     def _container(self, entry: Entry[ContainerRecord]) -> None:
-        self._attempt(f"recover container {entry.record.id[:13]}", lambda: self._containers.recover(entry))
+        if self._is_orphan(entry.record):
+            self._attempt(f"remove orphaned container {entry.record.id[:13]}", lambda: self._remove_orphan(entry))
+        else:
+            self._attempt(f"recover container {entry.record.id[:13]}", lambda: self._containers.recover(entry))
+
+    def _is_orphan(self, record: ContainerRecord) -> bool:
+        try:
+            self._p.sandboxes.find(record.sandbox_id)
+        except NotFound:
+            return True
+        return False
+
+    def _remove_orphan(self, entry: Entry[ContainerRecord]) -> None:
+        """One whose sandbox's record could not be read: nobody would ever ask for its removal."""
+        self._log.error("its sandbox is not known", container=entry.record.id, sandbox=entry.record.sandbox_id)
+        self._containers.recover(entry)
+        self._containers.remove_entry(entry)
 
     def _sandbox(self, entry: Entry[SandboxRecord]) -> None:
         self._attempt(f"recover sandbox {entry.record.id[:13]}", lambda: self._recover_sandbox(entry))

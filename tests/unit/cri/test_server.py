@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import threading
 import time
@@ -255,6 +256,23 @@ def test_an_abandoned_socket_is_taken_over(runtime: FakeRuntime, directory: Path
     second.server.start()
     assert RuntimeServiceStub(second.channel()).Version(pb.VersionRequest()).runtime_name == "forgeone"
     second.close()
+
+
+def test_sockets_of_servers_killed_on_their_way_are_swept_and_no_others(runtime: FakeRuntime, directory: Path) -> None:
+    dead = "4194304"  # no process has it: pids are below pid_max, which is at most this
+    with socket.socket(socket.AF_UNIX) as gone, socket.socket(socket.AF_UNIX) as alive:
+        gone.bind(str(directory / f"s.sock.{dead}"))
+        alive.bind(str(directory / f"s.sock.{dead}0"))
+        alive.listen()
+        (directory / f"s.sock.{dead}00").write_text("precious")
+        with socket.socket(socket.AF_UNIX) as starting, socket.socket(socket.AF_UNIX) as other:
+            starting.bind(str(directory / f"s.sock.{os.getppid()}"))
+            other.bind(str(directory / f"t.sock.{dead}"))
+        node = Node(runtime, directory / "s.sock", GrpcConfig(threads=2))
+        node.server.start()
+        left = {"s.sock", f"s.sock.{dead}0", f"s.sock.{dead}00", f"s.sock.{os.getppid()}", f"t.sock.{dead}"}
+        assert set(os.listdir(directory)) == left
+        node.close()
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])

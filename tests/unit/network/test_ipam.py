@@ -122,3 +122,25 @@ def test_ports_go_back_before_the_addresses(store: StateStore) -> None:
     _reserve(ipam, "three", PortMapping(80, 8080, host_ip="127.0.0.1"))
     ipam.forget([one, two])
     assert [key for key, _ in store.items(PORTS, dict)] == ["tcp/8080"]
+
+
+def test_what_is_held_without_a_readable_intent_can_be_given_back(store: StateStore) -> None:
+    ipam = Ipam(store)
+    shared = PortMapping(80, 8080, host_ip="127.0.0.1")
+    _reserve(ipam, "lost", PortMapping(81, 8081), shared)
+    kept = _reserve(ipam, "kept", PortMapping(80, 8080, host_ip="127.0.0.2"))
+    store.put(INTENTS, "lost", {"sandbox_id": 5})
+    assert [intent.sandbox_id for intent in ipam.intents()] == ["kept"]
+    assert ipam.holders() == {"lost", "kept"}
+    ipam.release("lost")
+    ipam.release("kept")
+    assert ipam.holders() == {"kept"}
+    assert ipam.intent("kept") == kept
+    assert _reserve(ipam, "next", PortMapping(81, 8081), shared).ports
+
+
+def test_an_intent_that_is_readable_is_not_passed_over(store: StateStore) -> None:
+    ipam = Ipam(store)
+    intent = _reserve(ipam, "one", PortMapping(80, 8080))
+    ipam.release("one")
+    assert [key for key, _ in store.items(LEASES, dict)] == list(intent.ips)
