@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import select
 import signal
+import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +33,11 @@ from forgeone_shim.kernel.spawn import spawn
 PIDFILE = logs.CONTAINER_PIDFILE
 CONMON_PIDFILE = "conmon.pid"
 CONTROL = "ctl"
+_SIZES = "winsz"
 ATTACH = "attach"
 OOM_MARKER = "oom"
 # What conmon leaves in a bundle.
-FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, "winsz", ATTACH, OOM_MARKER, "exit")
+FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, _SIZES, ATTACH, OOM_MARKER, "exit")
 _SYNC_FD = 3
 _REPORT_MAX = 64 * 1024
 _REOPEN_LOG = b"2 0 0\n"
@@ -254,9 +257,28 @@ def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
         events.close()
 
 
-def resize(bundle: str, container_id: str, width: int, height: int) -> None:
-    """Tell conmon that the container's terminal has ``width`` columns and ``height`` rows."""
+def resize(bundle: str, container_id: str, width: int, height: int) -> bool:
+    """Tell conmon that the container's terminal has ``width`` columns and ``height`` rows.
+
+    False: not yet, as it has not read what it was told before. Of lines that it reads at once some versions (2.1.6)
+    heed the first alone.
+    """
+    if any(_unread(f"{bundle}/{name}") for name in (CONTROL, _SIZES)):
+        return False
     _command(bundle, container_id, f"1 {height} {width}\n".encode())
+    return True
+
+
+def _unread(fifo: str) -> bool:
+    try:
+        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        count = fcntl.ioctl(fd, termios.FIONREAD, bytes(4))
+    finally:
+        os.close(fd)
+    return any(count)
 
 
 def _command(bundle: str, container_id: str, line: bytes) -> None:

@@ -279,6 +279,7 @@ class AttachConsole:
         self._wanted = {output for output, on in _wanted(stdio) if on}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._input, self._open = stdio.stdin, True
+        self._size: tuple[int, int] | None = None
         try:
             self._connect()
         except BaseException:
@@ -317,6 +318,7 @@ class AttachConsole:
 
     def read(self, fd: int) -> tuple[Output, bytes] | None:
         """One packet; one of a stream that was not asked for is nothing."""
+        self._tell_size()
         try:
             packet = os.read(fd, _PACKET)
         except BlockingIOError:
@@ -333,6 +335,7 @@ class AttachConsole:
 
     def write(self, data: bytes) -> int:
         """Some input, raw; conmon takes no more than a packet at once."""
+        self._tell_size()
         if not self._input:
             return len(data)
         try:
@@ -351,10 +354,18 @@ class AttachConsole:
                 self._socket.shutdown(socket.SHUT_WR)
 
     def resize(self, width: int, height: int) -> None:
-        """By conmon's control fifo."""
+        """By conmon's control fifo: at once, or as soon as something else happens here after conmon has read it."""
         if self._stdio.tty:
-            with contextlib.suppress(ForgeError):
-                conmon.resize(self._bundle, self._container_id, width, height)
+            self._size = width, height
+            self._tell_size()
+
+    def _tell_size(self) -> None:
+        if self._size is None:
+            return
+        with contextlib.suppress(ForgeError):
+            if not conmon.resize(self._bundle, self._container_id, *self._size):
+                return
+        self._size = None
 
     def finish(self) -> int:
         """How the container ended is told by its status, not here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -162,6 +163,21 @@ def test_an_attached_terminal_is_resized_and_outlives_its_client(pod: Pod, image
         client.say(0, b"echo $((6*7))\n")
         client.until(lambda: b"42" in client.heard[1])
     assert pod.status(container).state == pb.CONTAINER_RUNNING
+
+
+def test_of_sizes_that_come_at_once_the_last_one_counts(pod: Pod, image: str) -> None:
+    # As kubectl does it: first one too large, so that programs draw anew.
+    config = pod.container(image, "sh")
+    config.stdin = config.tty = True
+    container = pod.start(config)
+    request = pb.AttachRequest(container_id=container, stdin=True, stdout=True, tty=True)
+    with SocketClient(pod.daemon.runtime.Attach(request, timeout=30).url, V5) as client:
+        for width in (81, 99, 80):
+            client.conn.send(b"\4" + json.dumps({"Width": width, "Height": 24}).encode())
+        client.sock.sendall(client.conn.take())
+        client.say(0, b"echo $((6*7))\n")
+        client.until(lambda: b"42" in client.heard[1])
+        eventually(lambda: pod.exec(container, "stty", "-F", "/proc/1/fd/0", "size").stdout == b"24 80\n")
 
 
 @pytest.mark.parametrize("protocol", ["spdy", "websocket"])
