@@ -199,7 +199,7 @@ def _leaves(item: object, path: str) -> Iterator[tuple[str, object]]:
 def _has_settled() -> bool:
     """Every link has its link-local address, and no address is being probed for."""
     for link in json.loads(run("ip", "-json", "address")):
-        if link["ifname"] == "lo" or link["ifname"].startswith("bwp") or "LOWER_UP" not in link["flags"]:
+        if link["ifname"] == "lo" or "LOWER_UP" not in link["flags"]:
             continue
         addresses = link["addr_info"]
         if any("tentative" in item for item in addresses) or all(item["scope"] != "link" for item in addresses):
