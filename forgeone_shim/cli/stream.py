@@ -57,6 +57,8 @@ def attach(client: Client, args: argparse.Namespace) -> int:
         session = Session(client, url, stack, stdin=stdin, tty=tty)
         if session.terminal is not None:
             session.detach = Detach()
+            # Programs draw anew when the size changes, and this may be what it was.
+            session.tell_size(more=1)
         detached = session.run()
         if not detached:
             session.remote.outcome()
@@ -94,23 +96,24 @@ class Session:
         """It may last so long."""
         self._until, self._timeout = time.monotonic() + seconds, seconds
 
-    def _tell_size(self) -> None:
+    def tell_size(self, more: int = 0) -> None:
+        """Say how large the terminal is, or (with ``more``) that it is larger than that."""
         size = self.terminal.size() if self.terminal is not None else None
         if size is not None:
-            self.remote.resize(*size)
+            self.remote.resize(size[0] + more, size[1] + more)
 
     def run(self) -> bool:
         """Until the process has ended, or (True) the user lets go of it.
 
         :raises DeadlineExceeded: it lasts too long.
         """
-        self._tell_size()
+        self.tell_size()
         self._hear(self._early)
         while not self.remote.over:
             self._send()
             ready = self._poll()
             if self.terminal is not None and self.terminal.resized in ready:
-                self._tell_size()
+                self.tell_size()
             if _STDIN in ready and self._type():
                 return True
             seen = ready.get(self._wire.fileno(), 0)

@@ -243,7 +243,10 @@ def test_attach_lets_go_and_comes_back_and_passes_the_exit_code(forgeoned: Daemo
     assert pod.status(id_).state == pb.CONTAINER_RUNNING
     with terminal(forgeoned, "attach", id_) as shell:
         eventually(shell.raw)
-        shell.type(b"\recho $A-$(stty size)\r")
+        shell.until(b"# ")  # drawn anew without a key
+        shell.type(b"\r")
+        shell.until(b"# ")
+        shell.type(b"echo $A-$(stty size)\r")
         shell.until(b"kept-24 80")
         shell.type(b"exit 5\r")
         assert shell.wait() == 5
