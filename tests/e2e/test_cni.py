@@ -29,7 +29,7 @@ from tests.e2e.test_crash import Load
 from tests.e2e.test_crash import _check_promises as check_promises
 from tests.e2e.test_crash import _settle as settle
 
-KILLS = int(os.environ.get("CNI_KILLS", "4"))
+KILLS = int(os.environ.get("CNI_KILLS", "3"))
 DEBIANS = Path("/usr/lib/cni")
 pytestmark = [
     pytest.mark.root,
@@ -121,11 +121,17 @@ class Node:
         return next(one for one in status.conditions if one.type == "NetworkReady")
 
 
-@pytest.fixture(params=[True, False], ids=["in-process", "programs"])
+both_ways = pytest.mark.parametrize("node", [True, False], ids=["in-process", "programs"], indirect=True)
+
+
+@pytest.fixture
 def node(request: pytest.FixtureRequest, registry: Registry, tmp_path: Path) -> Iterator[Node]:
     daemon = Daemon(
         [registry.address],
-        settings={"cni.bin_dirs": (str(tmp_path / "bin"), str(DEBIANS)), "cni.in_process": request.param},
+        settings={
+            "cni.bin_dirs": (str(tmp_path / "bin"), str(DEBIANS)),
+            "cni.in_process": getattr(request, "param", True),
+        },
     )
     made = Node(daemon, tmp_path)
     try:
@@ -166,6 +172,7 @@ def free_port() -> int:
 PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
 
 
+@both_ways
 def test_a_pod_gets_an_address_and_is_reached_and_reaches_its_host(node: Node, busybox: str) -> None:
     node.write(node.bridged(), {"type": "firewall"}, PORTMAP)
     pod = Pod.plan(node.daemon)
@@ -221,6 +228,7 @@ def test_a_bad_configuration_makes_the_network_not_ready_and_says_why(node: Node
     Pod.plan(node.daemon).run().remove()
 
 
+@both_ways
 def test_an_add_that_fails_in_the_middle_of_the_chain_leaks_no_address(node: Node) -> None:
     recorder = node.recorder()
     node.write(node.bridged(), PORTMAP, {"type": "recorder"})
@@ -236,6 +244,7 @@ def test_an_add_that_fails_in_the_middle_of_the_chain_leaks_no_address(node: Nod
     assert node.addresses() == []
 
 
+@both_ways
 def test_a_del_that_fails_is_repeated_until_it_succeeds(node: Node) -> None:
     recorder = node.recorder()
     node.write(node.bridged(), {"type": "recorder"})
@@ -272,6 +281,7 @@ def test_a_plugin_that_hangs_is_ended_with_the_call(node: Node) -> None:
         time.sleep(0.05)
 
 
+@both_ways
 @pytest.mark.parametrize("moment", ["add", "attached", "del"])
 def test_a_kill_at_any_moment_leaks_nothing(node: Node, moment: str) -> None:
     recorder = node.recorder()
@@ -351,6 +361,7 @@ def test_what_a_pod_asks_for_reaches_the_plugins_that_can_do_it(node: Node) -> N
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@both_ways
 def test_bandwidth_is_limited(node: Node) -> None:
     node.write(node.bridged(), {"type": "bandwidth", "capabilities": {"bandwidth": True}})
     pod = Pod.plan(node.daemon)
@@ -366,6 +377,7 @@ def test_bandwidth_is_limited(node: Node) -> None:
     assert "rate 5Mbit" not in shown
 
 
+@both_ways
 def test_a_ptp_network_as_kind_has_it(node: Node) -> None:
     ipam = node.bridged()["ipam"]
     node.write({"type": "ptp", "ipMasq": False, "mtu": 1500, "ipam": ipam}, PORTMAP, version="0.3.1")
@@ -377,6 +389,7 @@ def test_a_ptp_network_as_kind_has_it(node: Node) -> None:
     assert node.addresses() == []
 
 
+@both_ways
 def test_both_families_and_the_preferred_one_first(node: Node) -> None:
     ipam = node.bridged()["ipam"]
     ipam["ranges"].append([{"subnet": "fd77:0:0:7::/64"}])
@@ -496,6 +509,7 @@ def test_a_template_becomes_a_configuration_when_the_range_is_known(registry: Re
         subprocess.run(["ip", "link", "delete", node.bridge], check=False, capture_output=True)
 
 
+@both_ways
 def test_kills_under_load_leak_no_address_and_no_rule(node: Node, busybox: str) -> None:
     node.write(node.bridged(), {"type": "firewall"}, PORTMAP)
     node.daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
