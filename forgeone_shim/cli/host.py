@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.base import Engine, Problem
+from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.devices import blockio
 from forgeone_shim.devices.cdi import Cdi
-from forgeone_shim.errors import ForgeError
+from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.kernel import cgroups, selinux, syscalls
 from forgeone_shim.network import links
 from forgeone_shim.network.netlink import Netlink, NetlinkError
+from forgeone_shim.runtime.handlers import Handlers
 
 ENGINE_GROUP = "forgeone.engines"
 KNOWN_ENGINES = ("native", "wasm", "microvm")
@@ -72,6 +74,7 @@ def look(config: Config) -> list[Check]:
         Check("devices", _devices(config)),
         Check("classes", _classes(config.resources.blockio_config_file)),
         Check("labels", _labels(config.selinux.mode)),
+        Check("handlers", _handlers(config)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
     return host + _engines(config, known)
@@ -227,6 +230,20 @@ def hugetlb_trap(host: cgroups.CgroupHost, proc_cgroups: str) -> bool:
 def _mount_hugetlb() -> None:
     Path(HUGETLB).mkdir(exist_ok=True)
     syscalls.syscall(syscalls.number("mount"), b"none", HUGETLB.encode(), b"cgroup", 0, b"hugetlb", path=HUGETLB)
+
+
+def _handlers(config: Config) -> tuple[Finding, ...]:
+    """Files that forgeoned would not start with."""
+    try:
+        files = handler_files.read(Path(config.handlers_dir))
+        Handlers({point.name: point.load()(asdict(config)) for point in entry_points(group=ENGINE_GROUP)}, files)
+    except InvalidInput as error:
+        if not error.field.startswith("native."):
+            return (Finding(Problem(f"a runtime handler cannot be used: {error}", "forgeoned does not start with it")),)
+    except (ImportError, AttributeError, ForgeError, OSError):
+        pass
+    # What is wrong with an engine is told by its own check.
+    return ()
 
 
 def _engines(config: Config, known: set[str]) -> list[Check]:

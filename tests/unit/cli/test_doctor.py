@@ -9,6 +9,7 @@ from engines.base import Problem
 from forgeone_shim.cli import doctor, host
 from forgeone_shim.cli import main as cli
 from forgeone_shim.cli.host import Check, Finding, filesystem_of, hugetlb_trap
+from forgeone_shim.config.model import Config
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 
 CRUN = Finding(Problem("crun is missing", "it runs containers", "apt-get install -y crun"))
@@ -135,3 +136,12 @@ def test_selinux_without_labels_for_containers_is_told(tmp_path: Path) -> None:
     contexts.mkdir(parents=True)
     (contexts / "lxc_contexts").write_text('process = "u:r:p_t:s0"\nfile = "u:object_r:f_t:s0"\n')
     assert host._labels("auto", tmp_path, tmp_path) == ()
+
+
+def test_a_handler_that_forgeoned_would_not_start_with_is_told(tmp_path: Path) -> None:
+    config = Config(handlers_dir=str(tmp_path))
+    assert host._handlers(config) == ()
+    (tmp_path / "gpu.toml").write_text('engine = "nativ"\n')
+    (found,) = host._handlers(config)
+    assert "handler gpu: engine: no engine 'nativ' is installed" in found.problem.what
+    assert found.problem.fatal
