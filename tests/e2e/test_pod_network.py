@@ -152,6 +152,16 @@ def test_a_host_port_on_one_address_answers_there_only(lab: Lab) -> None:
 
 
 @on_a_host
+def test_an_sctp_host_port_of_one_address_is_in_the_kernels_map(lab: Lab) -> None:
+    # By the map alone: not every kernel that tests run on has SCTP sockets to ask with.
+    pod = lab.pod("one", PortMapping(38412, 36412, PortProtocol.SCTP, HOST_IP))
+    listed = nft("list", "map", "inet", CONFIG.table, "at4")
+    assert f"sctp . {HOST_IP} . 36412 : {pod.ipv4} . 38412" in listed
+    lab.network.detach("one")
+    assert "36412" not in nft("list", "map", "inet", CONFIG.table, "at4")
+
+
+@on_a_host
 def test_the_hosts_loopback_is_closed_to_neighbours_and_pods(lab: Lab) -> None:
     outside = lab.outside()
     pod = lab.pod("one", PortMapping(80, 8080, host_ip="127.0.0.1"))
