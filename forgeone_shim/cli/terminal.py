@@ -45,12 +45,15 @@ def raw(fd: int) -> Iterator[Terminal]:
         tty.setraw(fd, termios.TCSADRAIN)
         yield Terminal(fd, resized)
     finally:
+        # A second signal must not come between; it ends this process right after.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, *_ENDINGS))
         # A terminal may have hung up. Now, not after what is written has been read: its reader may be gone.
         with suppress(termios.error):
             termios.tcsetattr(fd, termios.TCSANOW, before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(resized)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _ended(number: int, _: FrameType | None) -> None:
