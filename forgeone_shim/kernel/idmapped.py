@@ -21,18 +21,32 @@ from forgeone_shim.kernel.namespaces import in_thread
 _CLONE_NEWNS = 0x20000
 _MS_PRIVATE = 1 << 18
 _OLDEST = (5, 19)
+# clone_private_mount() in fs/namespace.c: from then on a layer may be a mount that is attached nowhere.
+_DETACHED = (6, 15)
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 
 
 def supported() -> bool:
     """Whether this kernel has user namespaces, and overlays of id-mapped layers; executes nothing."""
-    found = _RELEASE.match(os.uname().release)
-    if found is None or (int(found[1]), int(found[2])) < _OLDEST:
+    if _release() < _OLDEST:
         return False
     try:
         return int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 0
     except (OSError, ValueError):
         return False
+
+
+def _release() -> tuple[int, int]:
+    found = _RELEASE.match(os.uname().release)
+    return (0, 0) if found is None else (int(found[1]), int(found[2]))
+
+
+def takes_detached_layers() -> bool:
+    """Whether an overlay takes layers that are mounted nowhere.
+
+    By the kernel's version, as to try means to fail late: a volatile overlay has then marked its work directory.
+    """
+    return _release() >= _DETACHED
 
 
 def mount_overlay(
@@ -55,13 +69,13 @@ def mount_overlay(
     with ExitStack() as stack:
         layers = _mapped(stack, lowers, userns)
         try:
-            names = [f"/proc/self/fd/{fd}" for fd in layers]
-            mounts.attach_overlay(target, names, upper, work, readonly=readonly, context=context)
+            if takes_detached_layers():
+                names = [f"/proc/self/fd/{fd}" for fd in layers]
+                mounts.attach_overlay(target, names, upper, work, readonly=readonly, context=context)
+            else:
+                _through_private_namespace(target, layers, upper, work, readonly=readonly, context=context)
         except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise syscall_error("mount overlay on", target, error) from error
-            # Before Linux 6.15 a layer has to be mounted somewhere.
-            _through_private_namespace(target, layers, upper, work, readonly=readonly, context=context)
+            raise syscall_error("mount overlay on", target, error) from error
 
 
 def _mapped(stack: ExitStack, paths: Sequence[StrPath], userns: StrPath) -> list[int]:
@@ -92,7 +106,10 @@ def _mapped(stack: ExitStack, paths: Sequence[StrPath], userns: StrPath) -> list
 def _through_private_namespace(
     target: StrPath, layers: Sequence[int], upper: StrPath, work: StrPath, *, readonly: bool, context: str
 ) -> None:
-    """Mount where nobody sees it, and bring only the finished overlay: whatever ends this leaves nothing behind."""
+    """Mount where nobody sees it, and bring only the finished overlay: whatever ends this leaves nothing behind.
+
+    Raises OSError.
+    """
 
     def make() -> int:
         """In a thread that never returns to the host's mount namespace."""
@@ -109,11 +126,8 @@ def _through_private_namespace(
         mounts.attach_overlay(whole, points, upper, work, readonly=readonly, context=context)
         return mounts.clone(whole)
 
+    made = in_thread(make)
     try:
-        made = in_thread(make)
-        try:
-            mounts.attach(made, target)
-        finally:
-            os.close(made)
-    except OSError as error:
-        raise syscall_error("mount overlay on", target, error) from error
+        mounts.attach(made, target)
+    finally:
+        os.close(made)
