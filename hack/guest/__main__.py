@@ -23,7 +23,8 @@ _PASSED_ON = ("CRASH_ROUNDS", "CRASH_STRIDE")
 # An emulated processor is about ten times slower, and a test that hangs is to be told from one that takes its time.
 _PATIENCE = {"kvm": 1, "tcg,thread=multi": 8}
 _TEST_SECONDS = 300
-_SILENT_SECONDS = 900.0
+# Beside the longest test: booting, and what a test leaves to its fixtures.
+_SILENT_SECONDS = 300.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,8 +55,10 @@ def main(argv: Sequence[str]) -> int:
         if options.shell:
             image.project_disk(guest.project, environment, "")
             return machine.interactive(machine.shell(guest))
-        image.project_disk(guest.project, environment, _orders(options.driver, pytest, _PATIENCE[accelerator]))
-        return _tests(guest, options.minutes * 60)
+        patience = _PATIENCE[accelerator]
+        image.project_disk(guest.project, environment, _orders(options.driver, pytest, patience))
+        silence = _TEST_SECONDS * patience + _SILENT_SECONDS
+        return _tests(guest, silence=silence, limit=options.minutes * 60)
 
 
 def _unfit() -> str:
@@ -70,17 +73,18 @@ def _unfit() -> str:
 
 def _orders(drivers: Sequence[str] | None, pytest: Sequence[str], patience: int) -> str:
     named = any(not word.startswith("-") and Path(word.partition("::")[0]).exists() for word in pytest)
-    words = [*pytest, *(() if named else _TESTS), "-v", f"--timeout={_TEST_SECONDS * patience}"]
+    # A line for each test, as it ends: the project's own options have a -q.
+    words = [*pytest, *(() if named else _TESTS), "-vv", f"--timeout={_TEST_SECONDS * patience}"]
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
         "LAB_PATIENCE": str(patience)
     }
     return json.dumps({"drivers": list(drivers or _DRIVERS), "pytest": words, "environment": environment})
 
 
-def _tests(guest: machine.Machine, limit: float) -> int:
+def _tests(guest: machine.Machine, *, silence: float, limit: float) -> int:
     sys.stderr.write(f"guest: booting with {guest.accelerator}\n")
     try:
-        machine.run(machine.tests(guest), silence=_SILENT_SECONDS, limit=limit, show=_show)
+        machine.run(machine.tests(guest), silence=silence, limit=limit, show=_show)
         codes = json.loads(guest.result.read_text() or "{}")
     except (RuntimeError, TimeoutError) as error:
         sys.stderr.write(f"guest: {error}\n")
