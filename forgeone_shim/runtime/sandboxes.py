@@ -83,8 +83,13 @@ class Sandboxes:
         ns = self._p.paths.namespaces(id_)
         options = spec.security.namespaces
         host_network = options.network is NamespaceMode.NODE
-        if options.user is not NamespaceMode.NODE and not self._p.engines[handler.engine].features().user_namespaces:
-            raise Unimplemented(f"the {handler.engine} engine has no pods with a user namespace on this host")
+        if options.user is not NamespaceMode.NODE:
+            features = self._p.engines[handler.engine].features()
+            if not (features.user_namespaces_host_network if host_network else features.user_namespaces):
+                where = " and the host's network" if host_network else ""
+                raise Unimplemented(
+                    f"the {handler.engine} engine has no pods with a user namespace{where} on this host"
+                )
         return SandboxRecord(
             id=id_,
             spec=spec,

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
-from forgeone_shim.kernel import idmapped, mounts
+from forgeone_shim.kernel import cgroups, idmapped, mounts
 from hack.lab import images, leaks
 from hack.lab.daemon import Daemon
 from hack.lab.images import Entry
@@ -26,6 +26,7 @@ from tests.e2e.streams import SocketClient, eventually
 pytestmark = pytest.mark.root
 
 FIRST, LENGTH = 65536 * 7, 65536
+V2 = cgroups.detect("cgroupfs").mode is cgroups.Mode.V2
 
 
 def _map(userns: pb.UserNamespace, first: int = FIRST) -> None:
@@ -76,7 +77,7 @@ def pod(forgeoned: Daemon, busybox: str) -> Pod:
 def test_the_kubelet_is_told(forgeoned: Daemon) -> None:
     status = forgeoned.runtime.Status(pb.StatusRequest())
     assert all(handler.features.user_namespaces for handler in status.runtime_handlers if "native" in handler.name)
-    assert status.features.user_namespaces_host_network
+    assert status.features.user_namespaces_host_network is not V2
 
 
 def test_root_of_the_pod_is_somebody_else_on_the_host(pod: Pod, busybox: str) -> None:
@@ -294,6 +295,7 @@ def test_a_port_of_the_pod_is_forwarded(pod: Pod, busybox: str) -> None:
     pod.stop_container(id_)
 
 
+@pytest.mark.skipif(V2, reason="refused on control groups v2")
 def test_a_pod_on_the_hosts_network(forgeoned: Daemon, busybox: str) -> None:
     on_host = _plan(forgeoned, network=pb.NODE).run()
     script = "readlink /proc/self/ns/net; cat /proc/self/uid_map; ls /sys/class/net/lo/mtu; touch /sys/x 2>&1 || true"
