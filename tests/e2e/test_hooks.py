@@ -23,8 +23,8 @@ HOST_STAGES = ("prestart", "createRuntime", "createContainer", "poststart", "pos
 # Notes its name and its state; what else it does comes from a file of its name.
 PROGRAM = """#!/bin/sh
 cat > {directory}/state.$1.$$
-echo $1 >> {directory}/order
 mv {directory}/state.$1.$$ {directory}/state.$1
+echo $1 >> {directory}/order
 [ ! -e {directory}/does.$1 ] || . {directory}/does.$1
 """
 
