@@ -26,7 +26,7 @@ from cri import socket
 from cri.call import Call
 from forgeone_shim.config.model import GrpcConfig
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import ForgeError, InternalError, Kind, Unimplemented
+from forgeone_shim.errors import ForgeError, InternalError, Kind
 
 CODES: Final[Mapping[Kind, grpc.StatusCode]] = MappingProxyType(
     {
@@ -76,12 +76,9 @@ class _Verb:
 
     def __init__(self, method: MethodDescriptor, servicer: object) -> None:
         self._name = method.name
-        self._behaviour: Behaviour = getattr(servicer, method.name, None) or self._missing
+        self._behaviour: Behaviour = getattr(servicer, method.name)
         self._changes = method.name.startswith(_CHANGES)
         self._subject = next((name for name in _SUBJECTS if name in method.input_type.fields_by_name), "")
-
-    def _missing(self, _request: Message, _call: Call) -> Message:
-        raise Unimplemented(f"{self._name} is not part of this ForgeOne")
 
     def unary(self, request: Message, context: grpc.ServicerContext) -> Message:
         """Answer with one message."""

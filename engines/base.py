@@ -611,6 +611,24 @@ class Engine(Protocol):
         The score for the OOM killer is given at creation alone. FailedPrecondition says why the kernel refuses.
         """
 
+    def pause(self, handle: Handle, deadline: Deadline) -> None:
+        """Stop every process of the container where it is; returns when none runs any more."""
+
+    def resume(self, handle: Handle) -> None:
+        """Let a paused container go on; one that is not paused, or has gone, is no error."""
+
+    def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:
+        """Write the container's processes into the empty directory ``images``; they stay as they are.
+
+        FailedPrecondition says what this host, or this container, lacks for it.
+        """
+
+    def restore(self, plan: ContainerPlan, images: str, deadline: Deadline) -> int:
+        """Make the container with the processes of a checkpoint, running; returns its first process's pid.
+
+        ``rootfs`` is as it was at the checkpoint. On any error nothing is left but the bundle's directory.
+        """
+
     def look(self, handle: Handle) -> Live:
         """The container as the kernel sees it."""
 

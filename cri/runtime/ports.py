@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from cri.streaming.server import Grant
@@ -10,6 +10,7 @@ from engines.base import ContainerSpec, ExecResult, Resources, SandboxSpec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.checkpoints import RestoredContainer
 from forgeone_shim.runtime.events import Feed
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, NodeStatus, SandboxView
 
@@ -104,6 +105,24 @@ class RuntimePort(Protocol):
 
     def listen(self) -> Feed:
         """What happens from now on."""
+
+    def checkpoint_container(self, id_: str, location: str, deadline: Deadline) -> None:
+        """Save a running container into an archive."""
+
+    def checkpoint_pod(
+        self, id_: str, path: str, container_ids: Sequence[str], options: Mapping[str, str], deadline: Deadline
+    ) -> None:
+        """Save running containers of a pod into a directory."""
+
+    def restore_pod(
+        self,
+        path: str,
+        spec: SandboxSpec,
+        containers: Sequence[ContainerSpec],
+        options: Mapping[str, str],
+        deadline: Deadline,
+    ) -> tuple[str, tuple[RestoredContainer, ...]]:
+        """A pod of a checkpoint, and its containers, waiting to be started."""
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside; DeadlineExceeded ``timeout`` seconds later."""

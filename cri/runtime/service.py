@@ -1,7 +1,8 @@
-"""RuntimeService as one object; a verb that is in none of its parts answers UNIMPLEMENTED (see cri.server)."""
+"""RuntimeService as one object."""
 
 from __future__ import annotations
 
+from cri.runtime.checkpoints import CheckpointVerbs
 from cri.runtime.container import ContainerVerbs
 from cri.runtime.events import EventVerbs
 from cri.runtime.execution import ExecVerbs
@@ -13,6 +14,14 @@ from cri.runtime.updates import UpdateVerbs
 
 
 class RuntimeService(
-    StatusVerbs, SandboxVerbs, ContainerVerbs, ExecVerbs, StreamVerbs, StatsVerbs, EventVerbs, UpdateVerbs
+    StatusVerbs,
+    SandboxVerbs,
+    ContainerVerbs,
+    ExecVerbs,
+    StreamVerbs,
+    StatsVerbs,
+    EventVerbs,
+    UpdateVerbs,
+    CheckpointVerbs,
 ):
     """The verbs of pods and containers."""

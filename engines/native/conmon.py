@@ -58,8 +58,10 @@ class Programs:
     environment: Mapping[str, str]
 
 
-def arguments(plan: ContainerPlan, programs: Programs, log_path: str, log_size_max: int = 0) -> list[str]:
-    """conmon's command line for a container (conmon(8)) whose log is written to ``log_path``."""
+def arguments(
+    plan: ContainerPlan, programs: Programs, log_path: str, log_size_max: int = 0, more: Sequence[str] = ()
+) -> list[str]:
+    """conmon's command line for a container (conmon(8)) whose log is written to ``log_path``; ``more`` ends it."""
     if ":" in plan.log_path:
         raise InvalidInput("log_path", f"{plan.log_path!r} holds a colon, which ends a path for conmon")
     found = [
@@ -85,17 +87,20 @@ def arguments(plan: ContainerPlan, programs: Programs, log_path: str, log_size_m
         found.append("-i")
         if not plan.spec.stdin_once:
             found.append("--leave-stdin-open")
-    return found
+    return [*found, *more]
 
 
-def create(plan: ContainerPlan, programs: Programs, log: logs.Limits, deadline: Deadline) -> int:
+def create(
+    plan: ContainerPlan, programs: Programs, log: logs.Limits, deadline: Deadline, more: Sequence[str] = ()
+) -> int:
     """Start conmon, which creates the container; returns the container's first pid.
 
     On any error conmon and what it had started are dead or dying; what they left is the caller's to remove.
     """
     with logs.pumped(plan.bundle, plan.log_path, log, deadline) as log_path:
         # A pump minds the size too: conmon would put a file where its fifo is.
-        return _create(plan, programs, arguments(plan, programs, log_path, 0 if log.rate else log.size_max), deadline)
+        size_max = 0 if log.rate else log.size_max
+        return _create(plan, programs, arguments(plan, programs, log_path, size_max, more), deadline)
 
 
 def _create(plan: ContainerPlan, programs: Programs, argv: Sequence[str], deadline: Deadline) -> int:

@@ -32,6 +32,7 @@ from engines.base import (
 )
 from engines.native import (
     capabilities,
+    checkpoints,
     checks,
     conmon,
     console,
@@ -69,7 +70,7 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
-from forgeone_shim.kernel import cgroups, selinux
+from forgeone_shim.kernel import cgroups, freezer, selinux
 from forgeone_shim.kernel.cgroups import Driver, Mode
 from forgeone_shim.kernel.spawn import find_program, run
 
@@ -215,6 +216,14 @@ class NativeEngine:
 
         A command that cannot be executed is InvalidInput. On any error nothing is left but the bundle's directory.
         """
+        return self._make(plan, deadline)
+
+    def restore(self, plan: ContainerPlan, images: str, deadline: Deadline) -> int:
+        """Make the container as the checkpoint in the directory ``images`` has it, running; its first process's pid."""
+        checkpoints.need(self._settings.crun)
+        return self._make(plan, deadline, images)
+
+    def _make(self, plan: ContainerPlan, deadline: Deadline, images: str = "") -> int:
         self._warm()
         self._need_crun()
         self._need(self._programs.conmon, self._settings.conmon)
@@ -248,7 +257,7 @@ class NativeEngine:
                 chosen.keep(plan.bundle)
             except OSError as error:
                 raise syscall_error("write", plan.bundle, error) from error
-            pid = conmon.create(plan, self._programs, self._log_limits, deadline)
+            pid = self._run(plan, images, deadline)
             self._resctrl.place(group, pid)
             if plan.spec.resources.hugepages:
                 pages = hugepages(plan.spec.resources, self._host)
@@ -259,6 +268,31 @@ class NativeEngine:
                 self._give_pipes(plan.container_id, owner)
             undo.pop_all()
         return pid
+
+    def _run(self, plan: ContainerPlan, images: str, deadline: Deadline) -> int:
+        if not images:
+            return conmon.create(plan, self._programs, self._log_limits, deadline)
+        options = checkpoints.restore_options(images, plan.bundle)
+        try:
+            return conmon.create(plan, self._programs, self._log_limits, deadline, options)
+        except (InvalidInput, InternalError) as error:
+            raise checkpoints.restore_error(plan.container_id, plan.bundle, str(error)) from error
+
+    def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:
+        """Write the container's processes into the empty directory ``images``; they stay as they are.
+
+        Freeze them before and thaw them after with :meth:`pause`, where the files they write are to be of that moment.
+        """
+        checkpoints.need(self._settings.crun)
+        checkpoints.dump(self._programs, handle.container_id, images, deadline)
+
+    def pause(self, handle: Handle, deadline: Deadline) -> None:
+        """Freeze every process of the container; returns when none runs any more."""
+        freezer.freeze(self._host.cgroups, handle.cgroup, deadline)
+
+    def resume(self, handle: Handle) -> None:
+        """Let a frozen container go on; one that is not frozen, or has gone, is no error."""
+        freezer.thaw(self._host.cgroups, handle.cgroup)
 
     def _give_pipes(self, name: str, owner: tuple[int, int]) -> None:
         held = self._containers.first_process(name)

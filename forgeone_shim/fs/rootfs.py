@@ -7,16 +7,21 @@ everything here idempotent and repeatable after a crash.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, InvalidInput, syscall_error
-from forgeone_shim.fs import moved, parents
+from forgeone_shim.fs import diff, moved, parents
 from forgeone_shim.fs.layers import LayerStore, Lower
 from forgeone_shim.fs.owners import Owners
 from forgeone_shim.fs.trees import remove_tree, tree_usage
+from forgeone_shim.fs.unpack import unpack
+from forgeone_shim.fs.unpack_worker import IMPLIED, TREE
 from forgeone_shim.kernel import idmapped
 from forgeone_shim.kernel.mounts import StrPath, mount_overlay, open_in_root, unmount
 
@@ -101,6 +106,34 @@ class RootfsStore:
                 raise syscall_error("prepare the image volume", home, error) from error
             _overlay(owners, target, lowers, readonly=True, context=context)
         return _inside(target, sub_path)
+
+    def save(self, container_id: str, out: IO[bytes], deadline: Deadline) -> list[str]:
+        """Write the writable layer as a layer archive; returns the paths that are deleted in it."""
+        self._target(container_id)
+        upper = self._writable / container_id / "upper"
+        try:
+            return diff.write(upper, out, deadline)
+        except OSError as error:
+            raise syscall_error("read", upper, error) from error
+
+    def load(self, container_id: str, archive: Path, deadline: Deadline) -> None:
+        """Make the writable layer of a container, not mounted yet, from what :meth:`save` wrote.
+
+        :raises InvalidInput: the archive is malformed, or points outside its root.
+        """
+        self._target(container_id)
+        home = self._writable / container_id
+        with contextlib.ExitStack() as stack:
+            try:
+                home.mkdir(parents=True, exist_ok=True)
+                stack.callback(os.close, fd := os.open(home, _DIRECTORY))
+                source = os.open(archive, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                stream = stack.enter_context(os.fdopen(source, "rb", buffering=0))
+                unpack(fd, stream, deadline)
+                (home / TREE).rename(home / "upper")
+                (home / IMPLIED).unlink(missing_ok=True)
+            except OSError as error:
+                raise syscall_error("unpack", archive, error) from error
 
     def unmount(self, container_id: str) -> None:
         """Unmount; the writable layer stays. Nothing mounted is no error."""

@@ -110,6 +110,21 @@ class AbsentEngine:
         """Refused."""
         self._refuse(handle, resources)
 
+    def pause(self, handle: Handle, deadline: Deadline) -> None:
+        """Refused."""
+        self._refuse(handle, deadline)
+
+    def resume(self, handle: Handle) -> None:
+        """What nothing here has paused."""
+
+    def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:
+        """Refused."""
+        self._refuse(handle, images, deadline)
+
+    def restore(self, plan: ContainerPlan, images: str, deadline: Deadline) -> int:
+        """Refused."""
+        return self._refuse(plan, images, deadline)
+
     def look(self, handle: Handle) -> Live:
         """Running as long as there are processes."""
         alive = bool(handle.cgroup and cgroups.processes(self._host, handle.cgroup))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,8 @@ import structlog
 from engines.base import (
     ContainerPlan,
     ContainerSpec,
+    Engine,
+    Handle,
     LiveState,
     NamespaceMode,
 )
@@ -33,7 +36,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import classes, image_volumes, placement, userns
+from forgeone_shim.runtime import checkpoint_files, classes, image_volumes, placement, userns
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
@@ -72,13 +75,23 @@ class Containers:
 
     # -- create
 
-    def create(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
-        """Returns the id of a container held before its first instruction; a repeated call returns the same one."""
+    def create(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline, checkpoint: Path | None = None) -> str:
+        """Returns the id of a container held before its first instruction; a repeated call returns the same one.
+
+        With ``checkpoint``, a directory of its images and files, it has no process until it is started.
+        """
         sandbox = self._p.sandboxes.find(sandbox_id)
         key = container_key(sandbox.record.id, spec)
-        return self._flights.run(key, deadline, lambda joined: self._create(sandbox, key, spec, joined))
+        return self._flights.run(key, deadline, lambda joined: self._create(sandbox, key, spec, checkpoint, joined))
 
-    def _create(self, sandbox: Entry[SandboxRecord], key: str, spec: ContainerSpec, deadline: Deadline) -> str:
+    def _create(
+        self,
+        sandbox: Entry[SandboxRecord],
+        key: str,
+        spec: ContainerSpec,
+        checkpoint: Path | None,
+        deadline: Deadline,
+    ) -> str:
         existing = self._p.containers.by_key(key)
         # One that is still CREATED here failed, and waits to be undone.
         if existing is not None and existing.record.state is not State.CREATED:
@@ -92,7 +105,7 @@ class Containers:
         if image.artifact:
             what = f"{spec.image!r} is an OCI artifact ({image.artifact}): it has no command to run"
             raise InvalidInput("config.image.image", what, fix="mount it as an image volume")
-        record = self._plan(sandbox.record, spec, image)
+        record = replace(self._plan(sandbox.record, spec, image), restored=checkpoint is not None)
         with sandbox.state:
             self._require_ready(sandbox.record)
             entry = self._p.containers.add(record)
@@ -100,7 +113,7 @@ class Containers:
             if entry.dropped:
                 raise FailedPrecondition(f"container {record.id[:13]} was removed while it was being created")
             try:
-                self._build(entry, sandbox, image, deadline)
+                self._build(entry, sandbox, image, checkpoint, deadline)
             except BaseException:
                 self._abandon(entry)
                 self._look_at_sandbox(record)
@@ -137,60 +150,77 @@ class Containers:
         )
 
     def _build(
-        self, entry: Entry[ContainerRecord], sandbox: Entry[SandboxRecord], image: Image, deadline: Deadline
+        self,
+        entry: Entry[ContainerRecord],
+        sandbox: Entry[SandboxRecord],
+        image: Image,
+        checkpoint: Path | None,
+        deadline: Deadline,
     ) -> None:
-        record, spec = entry.record, entry.record.spec
+        record = entry.record
+        # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
+        self._p.paths.bundle(record.id).mkdir(mode=0o700)
+        if checkpoint is not None:
+            self._p.rootfs.load(record.id, checkpoint / checkpoint_files.DIFF, deadline)
+            checkpoint_files.copy(checkpoint / checkpoint_files.IMAGES, self._p.paths.checkpoint(record.id), deadline)
+        plan = self._engine_plan(record, sandbox.record, image)
+        deadline.check("before the container was created")
+        start_error = ""
+        if checkpoint is None:
+            start_error = self._create_processes(entry, plan, deadline)
+        deadline.check("while the container was created")
+        with sandbox.state:
+            self._require_ready(sandbox.record)
+            self._step(entry, Event.BOOT, user=plan.process.user, start_error=start_error, cleaned=bool(start_error))
+        if self._watch is not None and not entry.record.unstarted:
+            self._watch.follow(record.id, entry.pid)
+
+    def _create_processes(self, entry: Entry[ContainerRecord], plan: ContainerPlan, deadline: Deadline) -> str:
+        """Returns why its command cannot be executed, empty where it can."""
+        try:
+            entry.pid = self._p.engines[entry.record.engine].create(plan, deadline)
+        except InvalidInput as error:
+            if error.field != "command":
+                raise
+            # Only an end counts for a Job, or a pod that is never restarted; a create would be repeated forever.
+            self._release(entry)
+            return error.reason
+        return ""
+
+    def _engine_plan(self, record: ContainerRecord, pod: SandboxRecord, image: Image) -> ContainerPlan:
+        """What the engine is told, with the root file system mounted."""
+        spec = record.spec
         edits = self._cdi.edits(spec)
         bundle = self._p.paths.bundle(record.id)
-        # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
-        bundle.mkdir(mode=0o700)
-        owners = userns.owners(sandbox.record)
+        owners = userns.owners(pod)
         if owners is not None:
             userns.open_to_root(bundle, owners)
-        labels = self._p.labeller.container(sandbox.record.selinux, sandbox.record.spec, spec)
+        labels = self._p.labeller.container(pod.selinux, pod.spec, spec)
         readonly = spec.security.readonly_rootfs
         rootfs = self._p.rootfs.mount(record.id, record.layers, readonly, labels.mount, owners)
         user = resolve_user(rootfs, image.config.user, spec.security)
         if record.log_path:
             Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        plan = ContainerPlan(
+        return ContainerPlan(
             container_id=record.id,
             sandbox_id=record.sandbox_id,
             bundle=str(bundle),
             rootfs=str(rootfs),
             exits=str(self._p.paths.exits),
             log_path=record.log_path,
-            hostname=sandbox.record.hostname,
+            hostname=pod.hostname,
             cgroup=record.cgroup,
             process=process(spec, image.config, user),
-            namespaces=placement.namespaces(self._p, sandbox.record, spec),
-            pod_mounts=placement.pod_mounts(self._p, sandbox.record, spec),
-            spec=classes.applied(
-                sandbox.record.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount, owners)
-            ),
-            blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, sandbox.record.spec, spec)),
+            namespaces=placement.namespaces(self._p, pod, spec),
+            pod_mounts=placement.pod_mounts(self._p, pod, spec),
+            spec=classes.applied(pod.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount, owners)),
+            blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, pod.spec, spec)),
             selinux=labels,
-            rdt_class=classes.name(classes.RDT, sandbox.record.spec, spec),
-            handler=sandbox.record.handler.settings,
+            rdt_class=classes.name(classes.RDT, pod.spec, spec),
+            handler=pod.handler.settings,
             edits=edits,
-            pod_annotations=sandbox.record.spec.annotations,
+            pod_annotations=pod.spec.annotations,
         )
-        deadline.check("before the container was created")
-        start_error = ""
-        try:
-            entry.pid = self._p.engines[record.engine].create(plan, deadline)
-        except InvalidInput as error:
-            if error.field != "command":
-                raise
-            # Only an end counts for a Job, or a pod that is never restarted; a create would be repeated forever.
-            start_error = error.reason
-            self._release(entry)
-        deadline.check("while the container was created")
-        with sandbox.state:
-            self._require_ready(sandbox.record)
-            self._step(entry, Event.BOOT, user=user, start_error=start_error, cleaned=bool(start_error))
-        if self._watch is not None and not start_error:
-            self._watch.follow(record.id, entry.pid)
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:
         def undo() -> None:
@@ -221,7 +251,10 @@ class Containers:
             started_at = time.time_ns()
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
             try:
-                engine.start(handle, deadline)
+                if entry.record.restored:
+                    self._restore(entry, engine, handle, deadline)
+                else:
+                    engine.start(handle, deadline)
             except FailedPrecondition:
                 # An earlier call may have started it and failed to store that.
                 if engine.look(handle).state is not LiveState.RUNNING:
@@ -229,8 +262,23 @@ class Containers:
             with entry.state:
                 self._step(entry, Event.START, started_at=started_at)
 
+    def _restore(self, entry: Entry[ContainerRecord], engine: Engine, handle: Handle, deadline: Deadline) -> None:
+        record, images = entry.record, self._p.paths.checkpoint(entry.record.id)
+        live = engine.look(handle)
+        if live.state in (LiveState.RUNNING, LiveState.PAUSED):
+            # An earlier call restored it and failed to store that.
+            entry.pid = live.pid
+        else:
+            engine.delete(handle)
+            pod = self._p.sandboxes.find(record.sandbox_id).record
+            plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
+            entry.pid = engine.restore(plan, str(images), deadline)
+        if self._watch is not None:
+            self._watch.follow(record.id, entry.pid)
+        shutil.rmtree(images, ignore_errors=True)
+
     def _fail_start(self, entry: Entry[ContainerRecord]) -> None:
-        error, now = entry.record.start_error, time.time_ns()
+        error, now = entry.record.start_error or "it was never started", time.time_ns()
         self._step(
             entry,
             Event.EXIT,
@@ -274,7 +322,7 @@ class Containers:
         while True:
             with entry.state:
                 state = entry.record.state
-                if state is State.BOOTED and entry.record.start_error:
+                if entry.record.unstarted:
                     self._fail_start(entry)
                     return None
                 if state is State.TERMINATED:
@@ -506,8 +554,14 @@ class Containers:
         with entry.work:
             live = self._p.engines[record.engine].look(self._p.handle(record))
             entry.pid = live.pid
+            if live.state is LiveState.PAUSED:
+                # It was frozen for a checkpoint that was cut off.
+                self._p.engines[record.engine].resume(self._p.handle(record))
+                live = replace(live, state=LiveState.RUNNING)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
                 self._step(entry, Event.START, started_at=time.time_ns())
+        if entry.record.unstarted:
+            return
         found = read_exit(self._p.paths.exits, record.id)
         if found is not None:
             if record.state is State.BOOTED and entry.record.state is State.BOOTED:

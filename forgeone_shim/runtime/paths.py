@@ -49,6 +49,11 @@ class Paths:
         return self.state / "shim"
 
     @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are put together."""
+        return self.root / "checkpoints"
+
+    @property
     def writable(self) -> Path:
         """Parent of the containers' writable layers."""
         return self.root / "containers"
@@ -68,6 +73,10 @@ class Paths:
     def bundle(self, container_id: str) -> Path:
         """A container's own directory."""
         return self.containers / container_id
+
+    def checkpoint(self, container_id: str) -> Path:
+        """The processes that a container will be restored with; goes with its writable layer."""
+        return self.writable / container_id / "checkpoint"
 
     def exit_file(self, container_id: str) -> Path:
         """A container's exit file."""

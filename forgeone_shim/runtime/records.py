@@ -66,7 +66,7 @@ class ContainerRecord:
     it and its root filesystem was unmounted. ``image_volumes`` are those of the spec's mounts that name an image, in
     their order. ``resources`` are what an update put in place of the spec's, which stays
     as it was asked for: a kubelet's retry is compared with it. ``start_error`` says why its command cannot be executed:
-    its start will fail.
+    its start will fail. ``restored`` says that it has no process until it is started, and then those of a checkpoint.
     """
 
     id: str
@@ -91,8 +91,14 @@ class ContainerRecord:
     kill_at: int = 0
     cleaned: bool = False
     start_error: str = ""
+    restored: bool = False
     resources: Resources | None = None
     image_volumes: tuple[ImageVolume, ...] = ()
+
+    @property
+    def unstarted(self) -> bool:
+        """Whether it was created without a process, and has none yet."""
+        return self.state is State.BOOTED and (self.restored or bool(self.start_error))
 
     @property
     def used_layers(self) -> set[str]:

@@ -31,6 +31,7 @@ from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import absent
+from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.handlers import Handlers
@@ -78,6 +79,7 @@ class Runtime:
         self._running = Running(parts)
         self._sandboxes = Sandboxes(parts, self._containers)
         self._updates = Updates(parts)
+        self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
             parts.paths.exits,
@@ -137,6 +139,7 @@ class Runtime:
             store, paths.root, config.registry, layers, pinned=config.pinned_images, layers_in_use=layers_in_use
         )
         runtime = cls(parts, images, locks)
+        runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers).run()
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         return runtime
@@ -302,6 +305,29 @@ class Runtime:
     def reopen_log(self, id_: str) -> None:
         """After a log rotation."""
         self._running.reopen_log(id_)
+
+    # -- checkpoints
+
+    def checkpoint_container(self, id_: str, location: str, deadline: Deadline) -> None:
+        """Save a running container into an archive."""
+        self._checkpoints.container(id_, location, deadline)
+
+    def checkpoint_pod(
+        self, id_: str, path: str, container_ids: Sequence[str], options: Mapping[str, str], deadline: Deadline
+    ) -> None:
+        """Save running containers of a pod, all as of one moment, into a directory."""
+        self._checkpoints.pod(id_, path, container_ids, options, deadline)
+
+    def restore_pod(
+        self,
+        path: str,
+        spec: SandboxSpec,
+        containers: Sequence[ContainerSpec],
+        options: Mapping[str, str],
+        deadline: Deadline,
+    ) -> tuple[str, tuple[RestoredContainer, ...]]:
+        """A pod whose containers go on, once started, where the checkpoint has them; the ids of both."""
+        return self._checkpoints.restore(path, spec, options, containers, deadline)
 
     # -- events
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from forgeone_shim.metrics.network import Interface
 from forgeone_shim.metrics.samples import Sample
 from forgeone_shim.metrics.usage import Pressure, Stall, Usage
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.runtime.checkpoints import RestoredContainer
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.views import (
     Condition,
@@ -148,6 +149,7 @@ class FakeRuntime:
         self.stops: list[tuple[str, float]] = []
         self.reopened: list[str] = []
         self.pod_cidr = ""
+        self.checkpoints: list[tuple[object, ...]] = []
         self.features = Features()
         self.ready = True
         self._sandboxes: dict[str, SandboxView] = {}
@@ -156,6 +158,27 @@ class FakeRuntime:
         self._lock = threading.Lock()
         self._lifecycle = Lifecycle()
         self._events = EventHub(self._lifecycle, self._happening, limit=EVENTS)
+
+    def checkpoint_container(self, id_: str, location: str, deadline: Deadline) -> None:
+        self.checkpoints.append((id_, location, deadline.remaining()))
+
+    def checkpoint_pod(
+        self, id_: str, path: str, container_ids: Sequence[str], options: Mapping[str, str], deadline: Deadline
+    ) -> None:
+        self.checkpoints.append((id_, path, tuple(container_ids), dict(options)))
+
+    def restore_pod(
+        self,
+        path: str,
+        spec: SandboxSpec,
+        containers: Sequence[ContainerSpec],
+        options: Mapping[str, str],
+        deadline: Deadline,
+    ) -> tuple[str, tuple[RestoredContainer, ...]]:
+        sandbox_id = self.run_sandbox(spec, deadline)
+        return sandbox_id, tuple(
+            RestoredContainer(one.name, self.create_container(sandbox_id, one, deadline)) for one in containers
+        )
 
     def check_handler(self, name: str) -> None:
         if name != "forgeone-native":
