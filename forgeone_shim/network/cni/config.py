@@ -53,7 +53,7 @@ class NetworkList:
 class Folder:
     """What a folder holds for new pods: ``networks``, or the ``problem`` with one of those that count.
 
-    ``present`` says that there is a configuration, be it a bad one.
+    ``present`` says that there is a configuration, be it a bad one, or that nobody can tell.
     """
 
     networks: tuple[NetworkList, ...] = ()
@@ -67,7 +67,8 @@ def read_folder(folder: str, at_most: int) -> Folder:
     try:
         names = files_in(folder)
     except OSError as error:
-        return Folder(problem=f"{folder} cannot be read: {error.strerror}")
+        # There may well be one: pods must not go on another network meanwhile.
+        return Folder(problem=f"{folder} cannot be read: {error.strerror}", present=True)
     for name in names[: at_most or None]:
         path = f"{folder}/{name}"
         try:
@@ -88,6 +89,15 @@ def files_in(folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=os.fsencode)
+
+
+def folders_in(folder: str) -> frozenset[str]:
+    """The names of folders in it that a network may have; none where it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if NAME.fullmatch(entry.name) and entry.is_dir())
+    except OSError:
+        return frozenset()
 
 
 def read_file(path: str) -> NetworkList:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 
 from forgeone_shim.kernel.watches import Watches
-from forgeone_shim.network.cni.config import Folder, read_folder
+from forgeone_shim.network.cni.config import Folder, folders_in, read_folder
 
 
 @dataclass(slots=True)
@@ -19,11 +19,13 @@ class _Watched:
     path: str
     folder: Folder
     watches: Watches | None = None
-    within: frozenset[str] = frozenset()
+    blind: str = ""
 
 
 class Folders:
     """Thread-safe. One thread, begun with the first folder, waits for changes of all of them.
+
+    A folder that cannot be watched, as the kernel has no more watches to give, is read at each look instead.
 
     :param at_most: how many configurations of a folder count (0: all).
     :param changed: called, in any thread, with the path of a folder that holds something else by now.
@@ -105,25 +107,37 @@ class Folders:
 
     def _read(self, one: _Watched) -> None:
         """Watch first, then read, so that nothing is missed in between."""
-        before, within = one.folder, one.within
-        while True:
-            self._forget(one)
-            try:
-                one.watches = Watches(one.path, within)
-            except OSError as error:
-                one.folder = Folder(problem=f"{one.path} cannot be watched: {error.strerror}", present=True)
-                break
-            one.folder = read_folder(one.path, self._at_most)
-            named = frozenset(network.name for network in one.folder.networks)
-            # Since 1.1 a folder of a network's name may hold more plugins for it.
-            if named <= within:
-                break
-            within = named
-        one.within = within
-        if one.watches is not None:
+        before = one.folder
+        try:
+            one.watches = self._watch(one)
+        except OSError as error:
+            self._tell_blind(one, error.strerror or str(error))
+        else:
+            one.blind = ""
             self._epoll.register(one.watches.fileno(), select.EPOLLIN)
+        one.folder = read_folder(one.path, self._at_most)
         if one.folder != before:
             self._tell(one)
+
+    def _watch(self, one: _Watched) -> Watches:
+        # Since 1.1 a folder of a network's name may hold more plugins for it. All are watched: a list that cannot be
+        # used for the sake of a plugin there has told no name.
+        self._forget(one)
+        within = folders_in(one.path)
+        while True:
+            watches = Watches(one.path, within)
+            again = folders_in(one.path)
+            if again <= within:
+                return watches
+            watches.close()
+            within = again
+
+    def _tell_blind(self, one: _Watched, why: str) -> None:
+        if why != one.blind:
+            self._log.warning(
+                "network configurations cannot be watched, each pod reads them", folder=one.path, error=why
+            )
+        one.blind = why
 
     def _tell(self, one: _Watched) -> None:
         if one.folder.problem:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,4 +168,44 @@ def test_another_number_and_other_folders_count_after_a_reset(tmp_path: Path) ->
     folders.reset(0, {str(tmp_path / "a")})
     assert folders.paths() == (str(tmp_path / "a"),)
     assert len(folders.look(str(tmp_path / "a")).networks) == 2
+    folders.close()
+
+
+def test_a_bad_plugin_beside_the_list_that_is_mended_is_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "net.d"
+    (folder / "one").mkdir(parents=True)
+    put(folder, "one")
+    (folder / "one" / "10.conf").write_text("half of")
+    watched = Watched(folder)
+    assert "not JSON" in watched.first.problem
+    (folder / "one" / "10.conf").write_text('{"type": "y"}')
+    watched.until("one")
+    assert not watched.folders.look(watched.path).problem
+    watched.folders.close()
+
+
+def test_without_watches_to_be_had_a_folder_is_read_at_each_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "inotify_init1")
+
+    monkeypatch.setattr("forgeone_shim.network.cni.folders.Watches", none_left)
+    folders = Folders(1)
+    assert not folders.look(str(tmp_path)).present
+    put(tmp_path, "one")
+    assert [network.name for network in folders.look(str(tmp_path)).networks] == ["one"]
+    monkeypatch.undo()
+    put(tmp_path, "two")
+    assert [network.name for network in folders.look(str(tmp_path)).networks] == ["two"]
+    assert folders._watched[str(tmp_path)].watches is not None, "watched again as soon as that is possible"
+    folders.close()
+
+
+def test_a_folder_that_cannot_be_read_may_hold_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    folders = Folders(1)
+    folder = folders.look(str(tmp_path / "loop"))
+    assert folder.present
+    assert "cannot be read" in folder.problem
     folders.close()
