@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from forgeone_shim.kernel.inotify import DirectoryEvents
-from forgeone_shim.kernel.procs import Pidfd, open_process
+from forgeone_shim.kernel.procs import Pidfd
 
 # How long a supervisor may take from its container's death to the exit file: it drains the output first.
 GRACE = 3.0
@@ -62,12 +62,24 @@ def find_supervisor(bundle: Path, container_id: str) -> Pidfd | None:
     :raises FileNotFoundError: there is no such file, and so no such process to watch.
     """
     text = _content(f"{bundle}/conmon.pid")
-    held = open_process(int(text)) if text.strip().isdigit() else None
-    if held is None:
+    pid = int(text) if text.strip().isdigit() else 0
+    if not pid:
         return None
-    with contextlib.suppress(OSError):
-        if container_id.encode() in _content(f"/proc/{held.pid}/cmdline"):
-            return held
+    try:
+        held = Pidfd(pid)
+    except ProcessLookupError:
+        return None
+    # Whatever else goes wrong (no descriptor left) does not say that it is dead: its container would be ended for that.
+    try:
+        # Of a process that has exited this is empty, reaped or not.
+        words = _content(f"/proc/{held.pid}/cmdline")
+    except (FileNotFoundError, ProcessLookupError):
+        words = b""
+    except BaseException:
+        held.close()
+        raise
+    if container_id.encode() in words:
+        return held
     held.close()
     return None
 

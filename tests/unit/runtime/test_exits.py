@@ -1,5 +1,6 @@
 """Ends are learned from exit files, and from pidfds where no file comes."""
 
+import errno
 import os
 import queue
 import subprocess
@@ -112,6 +113,24 @@ def test_a_supervisor_is_known_by_its_pid_file_and_command_line(tmp_path: Path) 
     assert exits.find_supervisor(tmp_path, "60") is None
     (tmp_path / "conmon.pid").write_text("banana")
     assert exits.find_supervisor(tmp_path, "60") is None
+
+
+def test_a_supervisor_that_cannot_be_looked_at_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conmon.pid").write_text(str(os.getpid()))
+    opened, open_ = [], os.open
+
+    def scarce(path: str, flags: int) -> int:
+        opened.append(path)
+        if path.endswith("cmdline"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open_(path, flags)
+
+    monkeypatch.setattr(os, "open", scarce)
+    with pytest.raises(OSError, match="Too many open files"):
+        exits.find_supervisor(tmp_path, "python")
+    assert opened[-1].endswith("cmdline")
 
 
 def watched(tmp_path: Path, supervisor: "subprocess.Popen[bytes]") -> "tuple[queue.Queue[str], ExitWatch]":
