@@ -213,7 +213,7 @@ class Containers:
             process=process(spec, image.config, user),
             namespaces=placement.namespaces(self._p, pod, spec),
             pod_mounts=placement.pod_mounts(self._p, pod, spec),
-            spec=classes.applied(pod.spec, image_volumes.mounted(record, self._p.rootfs, labels.mount, owners)),
+            spec=image_volumes.mounted(record, self._p.rootfs, labels.mount, owners),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, pod.spec, spec)),
             selinux=labels,
             rdt_class=classes.name(classes.RDT, pod.spec, spec),
