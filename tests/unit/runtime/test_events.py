@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from forgeone_shim.errors import ResourceExhausted
+from forgeone_shim.lifecycle import machine
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
-from forgeone_shim.runtime.events import EventHub, Feed, Happening
+from forgeone_shim.runtime.events import RESUME, EventHub, Feed, Happening
 
 
-def hub(limit: int = 100) -> tuple[Lifecycle, EventHub]:
-    life = Lifecycle()
-    return life, EventHub(life, lambda made: Happening(made, None, ()), limit)
+class Clock:
+    """A clock that is put forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def hub(limit: int = 100, clock: Clock | None = None) -> tuple[Lifecycle, EventHub]:
+    """One that has been there for long, unless it has a clock."""
+    life, own = Lifecycle(), clock or Clock()
+    events = EventHub(life, lambda made: Happening(made, None, ()), limit, own)
+    if clock is None:
+        own.now += RESUME
+    return life, events
 
 
 def happen(life: Lifecycle, id_: str, event: Event = Event.BOOT, before: State = State.CREATED) -> None:
@@ -42,14 +58,20 @@ def test_a_listener_that_is_behind_gets_what_was_queued_and_then_an_error() -> N
     slow, other = events.listen(), events.listen()
     for name in ("one", "two"):
         happen(life, name)
-    assert ids(other, 2) == ["one", "two"]
+    in_time = iter(other)
+    assert [next(in_time).transition.id for _ in range(2)] == ["one", "two"]
     happen(life, "three")
+    assert next(in_time).transition.id == "three"
     happen(life, "four")
     heard = iter(slow)
     assert [next(heard).transition.id for _ in range(2)] == ["one", "two"]
     with pytest.raises(ResourceExhausted, match="more than 2 events behind"):
         next(heard)
-    assert ids(other, 2) == ["three", "four"]
+    assert next(in_time).transition.id == "four"
+    happen(life, "five")
+    slow.close()
+    happen(life, "six")
+    assert ids(events.listen(), 1) == ["six"], "what was before is in the lists that it was told to make"
 
 
 def test_closing_wakes_the_one_who_waits_and_may_be_repeated() -> None:
@@ -69,21 +91,85 @@ def test_closing_wakes_the_one_who_waits_and_may_be_repeated() -> None:
     assert list(feed) == []
 
 
-def test_no_picture_is_taken_while_nobody_listens() -> None:
+def test_the_next_listener_begins_where_one_that_went_had_come_to() -> None:
+    life, events = hub()
+    first = events.listen()
+    for name in ("had", "in the middle", "not yet"):
+        happen(life, name)
+    heard = iter(first)
+    assert [next(heard).transition.id for _ in range(2)] == ["had", "in the middle"]
+    first.close()
+    happen(life, "while nobody listened")
+    second, third = events.listen(), events.listen()
+    happen(life, "now")
+    assert ids(second, 4) == ["in the middle", "not yet", "while nobody listened", "now"]
+    assert ids(third, 1) == ["now"]
+
+
+def test_of_several_that_went_the_last_is_followed_first() -> None:
+    life, events = hub()
+    one, other = events.listen(), events.listen()
+    one.close()
+    happen(life, "a")
+    assert ids(other, 1) == ["a"]
+    other.close()
+    other.close()
+    happen(life, "b")
+    assert ids(events.listen(), 2) == ["a", "b"], "that it had the first was not known yet"
+    assert ids(events.listen(), 2) == ["a", "b"]
+    happen(life, "c")
+    assert ids(events.listen(), 0) == []
+
+
+def test_what_happens_after_the_start_waits_for_those_who_listened_before_it() -> None:
+    life, events = hub(clock=Clock())
+    happen(life, "found at the start")
+    assert ids(events.listen(), 1) == ["found at the start"]
+
+
+def test_nothing_is_kept_for_long_nor_with_a_gap() -> None:
+    clock = Clock()
+    life, events = hub(limit=2, clock=clock)
+    for name in ("a", "b", "c"):
+        happen(life, name)
+    late = events.listen()
+    happen(life, "d")
+    assert ids(late, 1) == ["d"], "what was kept had a gap"
+    late.close()
+    clock.now += RESUME
+    later = events.listen()
+    happen(life, "e")
+    assert ids(later, 1) == ["e"]
+
+
+def test_no_picture_is_taken_where_nobody_has_listened_for_long() -> None:
     taken: list[Transition] = []
 
     def snapshot(made: Transition) -> Happening:
         taken.append(made)
         return Happening(made, None, ())
 
-    life = Lifecycle()
-    events = EventHub(life, snapshot)
+    life, clock = Lifecycle(), Clock()
+    events = EventHub(life, snapshot, clock=clock)
+    clock.now += RESUME
     happen(life, "one")
     feed = events.listen()
     happen(life, "two")
     feed.close()
     happen(life, "three")
-    assert [made.id for made in taken] == ["two"]
+    clock.now += RESUME
+    happen(life, "four")
+    assert [made.id for made in taken] == ["two", "three"]
+
+
+def test_the_times_of_events_only_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    life, events = hub()
+    feed = events.listen()
+    for now in (50, 40, 40, 60):
+        monkeypatch.setattr(machine, "time", SimpleNamespace(time_ns=lambda now=now: now))
+        happen(life, str(now))
+    heard = iter(feed)
+    assert [next(heard).transition.at for _ in range(4)] == [50, 51, 52, 60]
 
 
 def test_a_later_event_never_shows_an_older_state() -> None:
