@@ -17,8 +17,8 @@ class EventVerbs(Verbs):
         """Every creation, start, end and removal of a pod or container from now on, in order.
 
         Once the client has the answer's headers, nothing that happens later is missing. What happened since an earlier
-        stream broke, or forgeoned was started, comes first, if that is not long ago. A client that is too far behind gets
-        RESOURCE_EXHAUSTED after the last event it can have.
+        stream broke, or forgeoned was started, comes first, if that is not long ago. A client that is too far behind
+        gets RESOURCE_EXHAUSTED after the last event it can have.
         """
         feed = self._runtime.listen()
         call.deadline.listen(feed.close)
