@@ -118,18 +118,22 @@ def end_orphans(container_ids: Collection[str]) -> None:
     """
     # Again, for what one of them has started meanwhile; not for ever, as the kernel may be holding one.
     for _ in range(_KILL_ROUNDS):
-        pids = [pid for pid in _processes() if _orphan(pid, container_ids)]
-        if not pids:
-            return
-        for pid in pids:
-            held = open_process(pid)
-            if held is None:
-                continue
-            with held:
+        with contextlib.ExitStack() as stack:
+            killed = [
+                stack.enter_context(held)
+                for pid in _processes()
+                if _orphan(pid, container_ids) and (held := open_process(pid)) is not None
+            ]
+            if not killed:
+                return
+            for held in killed:
                 # Looked at again: by now the number is sure to be this process's.
-                if _orphan(pid, container_ids):
+                if _orphan(held.pid, container_ids):
                     held.send(signal.SIGKILL)
-                    held.wait(_KILLED_SECONDS)
+            # All of them together: this is before forgeoned serves.
+            until = Deadline.after(_KILLED_SECONDS)
+            for held in killed:
+                held.wait(until.remaining())
 
 
 def _processes() -> list[int]:

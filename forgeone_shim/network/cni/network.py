@@ -166,6 +166,8 @@ class CniNetwork:
                     for joined in now.joined:
                         self._plugins.chain.check(now, joined, self._life)
                 except Exception as error:
+                    if self._life.passed:
+                        return
                     self._ill[member.sandbox_id] = str(error)
                     self._log.warning("a pod's network is damaged", sandbox=member.sandbox_id, error=str(error))
                 else:
@@ -296,8 +298,9 @@ class CniNetwork:
                 member = self._members.get(sandbox_id)
                 if member is not None and member.stage is Stage.LEAVING:
                     self._delete(member)
-            with self._guard:
-                self._retried.discard(sandbox_id)
+                # Within the turn: whoever fails to delete after this asks for a job of its own.
+                with self._guard:
+                    self._retried.discard(sandbox_id)
 
         self._retry(f"detach sandbox {sandbox_id[:13]} from its networks", job)
 

@@ -7,6 +7,7 @@ goes on, and ``lock`` is held (flock) meanwhile.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
@@ -41,7 +42,11 @@ class Leases:
         try:
             fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileExistsError:
-            return False
+            found = path.lstat()
+            if found.st_size or not stat.S_ISREG(found.st_mode):
+                return False
+            # Whoever made it, with the lock that is held here now, died before it was written whose it is.
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             with open(fd, "wb", buffering=0) as file:
                 file.write(_owner(container_id, interface).encode())

@@ -171,6 +171,40 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_orphans_that_the_kernel_holds_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        """Stands for a process that the kernel does not let go of."""
+
+        def __init__(self, pid: int) -> None:
+            self.pid = pid
+
+        def __enter__(self) -> Held:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            closed.append(self.pid)
+
+        def send(self, number: int) -> None:
+            order.append(f"kill {self.pid}")
+
+        def wait(self, timeout: float) -> bool:
+            order.append(f"wait {self.pid}")
+            time.sleep(timeout)
+            return False
+
+    order: list[str] = []
+    closed: list[int] = []
+    monkeypatch.setattr(execute, "_KILLED_SECONDS", 0.1)
+    monkeypatch.setattr(execute, "_processes", lambda: [1, 2, 3])
+    monkeypatch.setattr(execute, "_orphan", lambda *_: True)
+    monkeypatch.setattr(execute, "open_process", Held)
+    begun = time.monotonic()
+    execute.end_orphans({"x"})
+    assert time.monotonic() - begun < execute._KILL_ROUNDS * 0.1 + 0.3
+    assert order[:6] == ["kill 1", "kill 2", "kill 3", "wait 1", "wait 2", "wait 3"]
+    assert len(closed) == len(order) / 2
+
+
 def test_what_an_earlier_process_left_running_for_a_pod_is_ended_and_nothing_else() -> None:
     mine = {"PATH": os.environ["PATH"], "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "orphan-of-a-test"}
     orphan = subprocess.Popen(["sleep", "100"], env=mine)

@@ -355,6 +355,18 @@ def test_check_tells_what_is_damaged_and_changes_nothing(node: Node, version: st
     assert "cniCheck" not in node.network.details("pod1")
 
 
+def test_a_check_that_the_end_of_the_process_cuts_off_finds_nothing_wrong(node: Node) -> None:
+    node.write("first")
+    node.network.attach(node.pod())
+    node.network.attach(node.pod("pod2"))
+    node.fakes.fail("first", Command.CHECK)
+    node.fakes.before = lambda _: node.network._life.abandon()
+    node.fakes.calls.clear()
+    node.network.check()
+    assert node.fakes.told() == ["CHECK first"]
+    assert "cniCheck" not in node.network.details("pod1")
+
+
 def test_a_network_may_forbid_checks_and_garbage_collection(node: Node) -> None:
     node.write("first", cniVersion="1.1.0", disableCheck=True, disableGC=True)
     node.network.attach(node.pod())

@@ -89,6 +89,15 @@ def test_leases_of_old_programs_are_given_back(tmp_path: Path) -> None:
     assert not (tmp_path / "pods/10.0.0.2").exists()
 
 
+def test_an_address_whose_owner_died_before_it_was_written_is_free(tmp_path: Path) -> None:
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "pods/10.0.0.2").touch()
+    (tmp_path / "pods/10.0.0.3").symlink_to("10.0.0.2")
+    assert call(tmp_path, Command.ADD, "one")["ips"][0]["address"] == "10.0.0.2/29"
+    assert (tmp_path / "pods/10.0.0.2").read_bytes() == b"one\r\neth0"
+    assert call(tmp_path, Command.ADD, "two")["ips"][0]["address"] == "10.0.0.4/29"
+
+
 def test_a_range_set_without_addresses_gives_back_those_of_the_others(tmp_path: Path) -> None:
     full = {"ranges": [[{"subnet": "10.9.0.0/30", "rangeEnd": "10.9.0.2"}]]}
     call(tmp_path, Command.ADD, "one", **full)
