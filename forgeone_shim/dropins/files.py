@@ -108,6 +108,8 @@ def untrusted(status: os.stat_result) -> str:
     """Why others than root (or whoever runs this process) could have written it; ``""`` where they could not."""
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to user {status.st_uid}, not to root"
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()):
+        return f"can be written by group {status.st_gid}"
     if status.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
     return ""

@@ -137,6 +137,18 @@ def test_what_everybody_can_write_is_not_trusted(put: Put, cdi: Cdi, what: str, 
         cdi.edits(asking("vendor.com/net=one"))
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_what_a_group_other_than_roots_can_write_is_not_trusted(put: Put, cdi: Cdi, what: str) -> None:
+    path = put("etc/a.json", one="A=1")
+    target = path if what == "file" else path.parent
+    target.chmod(0o775)
+    assert cdi.edits(asking("vendor.com/net=one")) != NO_EDITS
+    os.chown(target, 0, 4242)
+    with pytest.raises(NotFound, match="can be written by group 4242"):
+        cdi.edits(asking("vendor.com/net=one"))
+
+
 def test_a_fifo_among_the_files_holds_nobody_up(put: Put, cdi: Cdi, tmp_path: Path) -> None:
     put("etc/a.json", one="A=1")
     os.mkfifo(tmp_path / "etc/b.json")
