@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import posixpath
 import resource
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ CGROUP_WRITABLE: Final = ("never", "annotation", "always")
 
 _ALL = "ALL"
 _CGROUP = "/sys/fs/cgroup"
+_BOUNDARY = "nsdelegate"
+_DELEGATE = f"boot with cgroup v2, and mount -o remount,{_BOUNDARY} {_CGROUP}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +49,13 @@ class DefaultSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """The settings as they are used; ``capabilities`` is ``None`` where none were given."""
+    """The settings as they are used; ``capabilities`` is ``None`` where none were given, ``allowed_devices`` are the
+    permissions by device."""
 
     env: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = ()
     devices: tuple[Device, ...] = ()
-    allowed_devices: frozenset[str] = frozenset()
+    allowed_devices: Mapping[str, str] = field(default_factory=dict)
     owned_devices: bool = False
     capabilities: frozenset[str] | None = None
     ulimits: tuple[Ulimit, ...] = ()
@@ -64,7 +67,6 @@ class Defaults:
         if given.cgroup_writable not in CGROUP_WRITABLE:
             what = f"{given.cgroup_writable!r} is not one of {', '.join(CGROUP_WRITABLE)}"
             raise InvalidInput("native.cgroup_writable", what)
-        allowed = (texts.device("native.allowed_devices", text) for text in given.allowed_devices)
         named = capabilities.named("native.default_capabilities", given.default_capabilities)
         return cls(
             env=tuple(texts.variable("native.default_env", text) for text in given.default_env),
@@ -73,7 +75,7 @@ class Defaults:
                 for one in (texts.mount("native.default_mounts", text) for text in given.default_mounts)
             ),
             devices=tuple(_device("native.additional_devices", text) for text in given.additional_devices),
-            allowed_devices=frozenset(device.source for device in allowed),
+            allowed_devices=_offered(given.allowed_devices),
             owned_devices=given.device_ownership_from_security_context,
             capabilities=named if given.default_capabilities else None,
             ulimits=tuple(texts.ulimit("native.default_ulimits", text) for text in given.default_ulimits),
@@ -108,6 +110,10 @@ class Defaults:
             if found.source not in self.allowed_devices:
                 what = f"annotation {DEVICES_ANNOTATION}: this node does not offer {found.source} to pods"
                 raise PermissionDenied(what, fix="native.allowed_devices lists what it does")
+            most = self.allowed_devices[found.source]
+            if not set(found.permissions) <= set(most):
+                what = f"annotation {DEVICES_ANNOTATION}: this node offers {found.source} to pods with {most!r}"
+                raise PermissionDenied(f"{what}, not {found.permissions!r}", fix=f"ask for {found.source}:{most}")
             yield found
 
     def problems(self, host: Host) -> list[Problem]:
@@ -119,10 +125,9 @@ class Defaults:
             for device in self.devices
             if not Path(device.source).exists()
         ]
-        if self.cgroup_writable != "never" and host.cgroups.mode is not Mode.V2:
+        if self.cgroup_writable != "never" and (what := _undelegated(host)):
             why = f'native.cgroup_writable is "{self.cgroup_writable}", and such containers cannot be created'
-            always = self.cgroup_writable == "always"
-            found.append(Problem("this host has no cgroup v2", why, "boot it with cgroup v2", fatal=always))
+            found.append(Problem(what, why, _DELEGATE, fatal=self.cgroup_writable == "always"))
         for wanted, given in zip(self.ulimits, (_limited(one, host) for one in self.ulimits), strict=True):
             if given != wanted:
                 why = f"containers get no more than {given.hard}, as CAP_SYS_RESOURCE is missing"
@@ -139,8 +144,8 @@ class Defaults:
         if self.ulimits:
             whole["process"]["rlimits"] = rlimits(self.ulimits, host)
         if self._writes_cgroup(plan) and not plan.spec.security.privileged:
-            if host.cgroups.mode is not Mode.V2:
-                raise FailedPrecondition("a container can be given its cgroup to write to only on cgroup v2")
+            if what := _undelegated(host):
+                raise FailedPrecondition(f"a container cannot be given its cgroup to write to: {what}", fix=_DELEGATE)
             for mount in whole["mounts"]:
                 if mount["destination"] == _CGROUP and mount["type"] == "cgroup":
                     mount["options"] = ["rw" if option == "ro" else option for option in mount["options"]]
@@ -155,8 +160,29 @@ class Defaults:
         return text == "true" or (text is None and self.cgroup_writable == "always")
 
 
-def _device(field: str, text: str) -> Device:
-    found = texts.device(field, text)
+def _undelegated(host: Host) -> str:
+    """Why a container with a cgroup to write to could lift its own limits; empty where it cannot.
+
+    With the mount option the kernel takes a cgroup namespace for a boundary: what limits its root cannot be written
+    from inside (Documentation/admin-guide/cgroup-v2.rst, Model of Delegation).
+    """
+    if host.cgroups.mode is not Mode.V2:
+        return "this host has no cgroup v2"
+    return "" if _BOUNDARY in host.cgroup_mount_options else f"cgroup v2 is mounted without {_BOUNDARY}"
+
+
+def _offered(devices: Sequence[str]) -> Mapping[str, str]:
+    key, found = "native.allowed_devices", {}
+    for text in devices:
+        one = texts.device(key, text)
+        if one.destination != one.source:
+            raise InvalidInput(key, f"{text!r} says where it is in a container, which is for the pod to say")
+        found[one.source] = one.permissions
+    return found
+
+
+def _device(key: str, text: str) -> Device:
+    found = texts.device(key, text)
     return Device(found.destination, found.source, found.permissions)
 
 

@@ -1,8 +1,8 @@
 """What a pod's annotations say about how its containers run: resource classes. Pure.
 
 The classes' names are goresctrl's, which containerd and CRI-O read too. They choose among what the node's administrator
-has prepared, and nothing else. How a container is confined no annotation says: that is in CRI's fields, at which admission
-policies look, and a kubelet that heeds an older annotation has put it there.
+has prepared, and nothing else. How a container is confined no annotation says: that is in CRI's fields, at which
+admission policies look, and a kubelet that heeds an older annotation has put it there.
 """
 
 from __future__ import annotations

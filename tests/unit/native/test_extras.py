@@ -33,6 +33,8 @@ from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDen
 from forgeone_shim.kernel.cgroups import Mode
 from tests.unit.native.conftest import PlanMaker, make_host
 
+DELEGATING = make_host(cgroup_mount_options=("nsdelegate",))
+
 
 def extras(host: Host | None = None, **settings: Any) -> Extras:
     return Extras(ExtraSettings(**settings), host or make_host(), lambda: (1, 8, 1))
@@ -139,6 +141,7 @@ def test_an_exec_has_the_containers_limits(plan: PlanMaker) -> None:
         ("default_ulimits", ("files=1",)),
         ("additional_devices", ("fuse",)),
         ("allowed_devices", ("fuse",)),
+        ("allowed_devices", ("/dev/fuse:/dev/other",)),
         ("cgroup_writable", "sometimes"),
     ],
 )
@@ -165,6 +168,14 @@ def test_a_pod_that_asks_for_another_device_is_refused(plan: PlanMaker) -> None:
         extras(allowed_devices=("/dev/fuse",)).asked(plan(pod_annotations={DEVICES_ANNOTATION: ""}))
 
 
+def test_a_pod_gets_a_device_with_no_more_than_what_the_node_offers(plan: PlanMaker) -> None:
+    node = extras(allowed_devices=("/dev/kmsg:r",))
+    assert node.asked(plan(pod_annotations={DEVICES_ANNOTATION: "/dev/kmsg:r"})).spec.devices[0].permissions == "r"
+    for text in ("/dev/kmsg", "/dev/kmsg:rw", "/dev/kmsg:/dev/mine:w"):
+        with pytest.raises(PermissionDenied, match="with 'r', not"):
+            node.asked(plan(pod_annotations={DEVICES_ANNOTATION: text}))
+
+
 def test_the_containers_own_annotations_ask_for_nothing(plan: PlanMaker) -> None:
     asked = plan(annotations={DEVICES_ANNOTATION: "/dev/sda", CGROUP_ANNOTATION: "true"})
     made(asked)
@@ -185,7 +196,7 @@ def test_a_cgroup_can_be_written_to_where_node_and_pod_agree(
     plan: PlanMaker, setting: str, annotation: str | None, option: str
 ) -> None:
     annotations = {} if annotation is None else {CGROUP_ANNOTATION: annotation}
-    mounts = made(plan(pod_annotations=annotations), cgroup_writable=setting)["mounts"]
+    mounts = made(plan(pod_annotations=annotations), DELEGATING, cgroup_writable=setting)["mounts"]
     assert option in next(mount["options"] for mount in mounts if mount["destination"] == "/sys/fs/cgroup")
 
 
@@ -195,6 +206,9 @@ def test_a_cgroup_that_the_node_does_not_give_is_refused(plan: PlanMaker) -> Non
         made(asked)
     with pytest.raises(FailedPrecondition, match="v2"):
         made(asked, make_host(Mode.V1), cgroup_writable="annotation")
+    with pytest.raises(FailedPrecondition, match="nsdelegate"):
+        # It could lift its own limits there.
+        made(asked, make_host(), cgroup_writable="annotation")
     with pytest.raises(InvalidInput):
         made(plan(pod_annotations={CGROUP_ANNOTATION: "yes"}), cgroup_writable="always")
 
