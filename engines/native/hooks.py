@@ -20,7 +20,7 @@ import structlog
 from engines.base import Hook, HookStage
 from engines.native import spec
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.dropins.files import untrusted
+from forgeone_shim.dropins.files import replaceable, untrusted
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InternalError, syscall_error
 from forgeone_shim.kernel.spawn import collect, spawn
 
@@ -40,12 +40,12 @@ def check(hooks: Sequence[Hook]) -> None:
     """
     for path in dict.fromkeys(hook.path for hook in hooks if hook.stage is not HookStage.START_CONTAINER):
         try:
-            status = Path(path).stat()
+            status, fault = Path(path).stat(), replaceable(path)
         except OSError as error:
             raise FailedPrecondition(f"hook {path}: {error.strerror}") from error
         if not (stat.S_ISREG(status.st_mode) and status.st_mode & 0o111):
             raise FailedPrecondition(f"hook {path}: is not an executable file")
-        if fault := untrusted(status):
+        if fault := untrusted(status) or fault:
             raise FailedPrecondition(f"hook {path}: {fault}", fix="it must be root's alone to change")
 
 
@@ -134,6 +134,8 @@ def _state(note: _Note, bundle: str, container_id: str, status: str, pid: int) -
 
 
 def _run(hook: Hook, bundle: str, state: bytes, env: Mapping[str, str], deadline: Deadline) -> None:
+    # Long after the container was created.
+    check([hook])
     seconds = hook.timeout or PATIENCE
     own = dict(variable.split("=", 1) for variable in hook.env) if hook.env else env
     with contextlib.ExitStack() as stack:

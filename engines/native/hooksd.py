@@ -20,7 +20,8 @@ from forgeone_shim.errors import FailedPrecondition, InvalidInput
 _VERSION = "1.0.0"
 _STAGES = {stage.value: stage for stage in HookStage}
 _TIMEOUT_MAX = 86400
-# Patterns are an administrator's, but values are a pod's, and matching may take the square of their length.
+# Patterns are an administrator's, but what they look at is a pod's, matching may take the square of its length, and no
+# thread runs meanwhile. No program has a longer path (PATH_MAX).
 _VALUE_MAX = 4096
 # POSIX classes, which Python's expressions do not know.
 _CLASSES = {
@@ -112,14 +113,17 @@ def match(definition: Definition, subject: Subject) -> Mapping[str, str] | None:
         return None
     if definition.bind_mounts is False:
         return None
-    if definition.commands and not any(pattern.search(subject.command) for pattern in definition.commands):
-        return None
+    if definition.commands:
+        _short("command", subject.command)
+        if not any(pattern.search(subject.command) for pattern in definition.commands):
+            return None
     matched: dict[str, str] = {}
     for key_pattern, value_pattern in definition.annotations:
         found = {
             key: value
             for key, value in subject.annotations.items()
-            if key_pattern.search(key) and _holds(value_pattern, key, value)
+            if key_pattern.search(_short("annotations", key))
+            and value_pattern.search(_short(f"annotations[{key!r}]", value))
         }
         if not found:
             return None
@@ -127,10 +131,10 @@ def match(definition: Definition, subject: Subject) -> Mapping[str, str] | None:
     return matched
 
 
-def _holds(pattern: re.Pattern[str], key: str, value: str) -> bool:
-    if len(value) > _VALUE_MAX:
-        raise InvalidInput(f"annotations[{key!r}]", f"is longer than the {_VALUE_MAX} characters that a hook looks at")
-    return pattern.search(value) is not None
+def _short(field: str, text: str) -> str:
+    if len(text) > _VALUE_MAX:
+        raise InvalidInput(field, f"is longer than the {_VALUE_MAX} characters that a hook looks at")
+    return text
 
 
 def definition(where: str, document: object) -> Definition:

@@ -112,6 +112,22 @@ def untrusted(status: os.stat_result) -> str:
         return f"can be written by group {status.st_gid}"
     if status.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
+    if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()):
+        return f"can be written by group {status.st_gid}"
+    return ""
+
+
+def replaceable(path: str) -> str:
+    """Why others than root could put another file at ``path``; ``""`` where they could not.
+
+    That is for whoever can write to a directory on the way to it, unless its sticky bit keeps others' entries safe.
+    OSError where a directory cannot be looked at.
+    """
+    for directory in Path(os.path.realpath(path)).parents:
+        status = directory.stat()
+        fault = untrusted(status)
+        if fault and not (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
+            return f"{directory} {fault}"
     return ""
 
 

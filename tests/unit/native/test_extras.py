@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from engines.base import (
     Security,
     User,
 )
-from engines.native import capabilities, spec
+from engines.native import capabilities, hooks, spec
 from engines.native.defaults import CGROUP_ANNOTATION, DEVICES_ANNOTATION
 from engines.native.devices import Node
 from engines.native.extras import Extras, ExtraSettings
 from engines.native.host import Host
 from engines.native.spec import Gathered
 from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.dropins.files import untrusted
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from forgeone_shim.kernel.cgroups import Mode
 from tests.unit.native.conftest import PlanMaker, make_host
@@ -255,7 +257,7 @@ def test_no_hook_of_creation_outlasts_the_callers_deadline(plan: PlanMaker, tmp_
     assert found["startContainer"][0]["timeout"] == 30
 
 
-@pytest.mark.parametrize("fault", ["missing", "writable", "not executable", "directory"])
+@pytest.mark.parametrize("fault", ["missing", "writable", "not executable", "directory", "replaceable"])
 def test_a_hook_that_is_not_roots_alone_is_refused(plan: PlanMaker, tmp_path: Path, fault: str) -> None:
     one = hook(tmp_path, HookStage.PRESTART)
     path = Path(one.path)
@@ -264,10 +266,41 @@ def test_a_hook_that_is_not_roots_alone_is_refused(plan: PlanMaker, tmp_path: Pa
     elif fault == "directory":
         path.unlink()
         path.mkdir()
+    elif fault == "replaceable":
+        path.parent.chmod(0o777)
     else:
         path.chmod({"writable": 0o777, "not executable": 0o644}[fault])
     with pytest.raises(FailedPrecondition, match=str(path)):
         made(plan(edits=Edits(hooks=(one,))))
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "group", "trusted"),
+    [
+        (0o755, 0, 7, True),
+        (0o775, 0, 0, True),
+        (0o775, 0, 7, False),
+        (0o757, 0, 0, False),
+        (0o755, 7, 0, False),
+    ],
+)
+def test_what_root_alone_can_change_is_trusted(mode: int, owner: int, group: int, trusted: bool) -> None:
+    status = os.stat_result((0o100000 | mode, 1, 1, 1, owner, group, 0, 0, 0, 0))
+    assert (untrusted(status) == "") is trusted
+
+
+def test_a_hook_below_a_sticky_directory_of_roots_is_safe(plan: PlanMaker, tmp_path: Path) -> None:
+    one = hook(tmp_path, HookStage.PRESTART)
+    tmp_path.chmod(0o1777)
+    assert made(plan(edits=Edits(hooks=(one,))))["hooks"]
+
+
+def test_a_hook_that_was_changed_since_is_not_run(tmp_path: Path) -> None:
+    one = hook(tmp_path, HookStage.POSTSTART)
+    hooks.keep(str(tmp_path), [one], {})
+    Path(one.path).chmod(0o777)
+    with pytest.raises(FailedPrecondition, match="by everybody"):
+        hooks.poststart(str(tmp_path), "c", 1, {}, NEVER)
 
 
 def test_a_hook_inside_the_container_is_not_looked_for_on_the_host(plan: PlanMaker) -> None:

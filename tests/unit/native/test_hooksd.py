@@ -92,6 +92,11 @@ def test_a_value_so_long_that_matching_it_takes_time_is_refused() -> None:
     with pytest.raises(InvalidInput, match="longer than"):
         match(one, subject(a="y" * 5000))
     assert match(one, subject(b="y" * 5000)) is None
+    with pytest.raises(InvalidInput, match="longer than"):
+        match(one, Subject({"k" * 5000: "y"}, "sh", bind_mounts=False))
+    commanded = definition("f", document({"commands": [".*/sh$"]}))
+    with pytest.raises(InvalidInput, match="command"):
+        match(commanded, Subject({}, "/" * 1_000_000, bind_mounts=False))
 
 
 def put(directory: Path, name: str, path: str, **changes: Any) -> None:
