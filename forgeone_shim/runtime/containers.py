@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import posixpath
 import shutil
-import signal
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import structlog
 
 from engines.base import (
     ContainerPlan,
@@ -26,9 +21,7 @@ from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
     AlreadyExists,
-    DeadlineExceeded,
     FailedPrecondition,
-    InternalError,
     InvalidInput,
     NotFound,
 )
@@ -37,17 +30,13 @@ from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import checkpoint_files, classes, image_volumes, placement, userns
+from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, container_key
 from forgeone_shim.runtime.table import Entry
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
-
-SIGKILL_WAIT = 10.0
-_LOOK_EVERY = 0.5
-# What other runtimes report, and a shell never does.
-START_ERROR_CODE = 128
 
 
 class Containers:
@@ -57,17 +46,13 @@ class Containers:
         self._p, self._images = parts, images
         self._cdi = Cdi(parts.config.cdi.spec_dirs)
         self._flights: Flights[str] = Flights()
+        self.endings = Endings(parts)
         self._watch: ExitWatch | None = None
-        self._log = structlog.get_logger("containers")
-        self._doubt: Callable[[str], None] = lambda _: None
 
     def watch(self, watch: ExitWatch) -> None:
         """Where to report the first processes of new containers."""
         self._watch = watch
-
-    def doubt(self, look: Callable[[str], None]) -> None:
-        """Whom to ask to look after a sandbox by id, when what befell a container may have come from the sandbox."""
-        self._doubt = look
+        self.endings.watch(watch)
 
     def of(self, sandbox_id: str) -> list[Entry[ContainerRecord]]:
         """The containers of a sandbox."""
@@ -116,7 +101,7 @@ class Containers:
                 self._build(entry, sandbox, image, checkpoint, deadline)
             except BaseException:
                 self._abandon(entry)
-                self._look_at_sandbox(record)
+                self.endings.look_at_sandbox(record)
                 raise
         return record.id
 
@@ -171,7 +156,9 @@ class Containers:
         deadline.check("while the container was created")
         with sandbox.state:
             self._require_ready(sandbox.record)
-            self._step(entry, Event.BOOT, user=plan.process.user, start_error=start_error, cleaned=bool(start_error))
+            self.endings.step(
+                entry, Event.BOOT, user=plan.process.user, start_error=start_error, cleaned=bool(start_error)
+            )
         if self._watch is not None and not entry.record.unstarted:
             self._watch.follow(record.id, entry.pid)
 
@@ -183,7 +170,7 @@ class Containers:
             if error.field != "command":
                 raise
             # Only an end counts for a Job, or a pod that is never restarted; a create would be repeated forever.
-            self._release(entry)
+            self.endings.release(entry)
             return error.reason
         return ""
 
@@ -225,7 +212,7 @@ class Containers:
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:
         def undo() -> None:
             with entry.work:
-                self.dismantle(entry)
+                self.endings.dismantle(entry)
                 self._drop(entry)
 
         try:
@@ -246,7 +233,7 @@ class Containers:
             deadline.check("before the container was started")
             if entry.record.start_error:
                 with entry.state:
-                    self._fail_start(entry)
+                    self.endings.fail_start(entry)
                 raise InvalidInput("command", entry.record.start_error)
             started_at = time.time_ns()
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
@@ -260,7 +247,7 @@ class Containers:
                 if engine.look(handle).state is not LiveState.RUNNING:
                     raise
             with entry.state:
-                self._step(entry, Event.START, started_at=started_at)
+                self.endings.step(entry, Event.START, started_at=started_at)
 
     def _restore(self, entry: Entry[ContainerRecord], engine: Engine, handle: Handle, deadline: Deadline) -> None:
         record, images = entry.record, self._p.paths.checkpoint(entry.record.id)
@@ -277,19 +264,6 @@ class Containers:
             self._watch.follow(record.id, entry.pid)
         shutil.rmtree(images, ignore_errors=True)
 
-    def _fail_start(self, entry: Entry[ContainerRecord]) -> None:
-        error, now = entry.record.start_error or "it was never started", time.time_ns()
-        self._step(
-            entry,
-            Event.EXIT,
-            exit_code=START_ERROR_CODE,
-            finished_at=now,
-            reason="StartError",
-            message=error,
-            kill_at=0,
-        )
-        entry.ended.set()
-
     # -- stop
 
     def stop(self, id_: str, timeout: float, deadline: Deadline) -> None:
@@ -298,178 +272,7 @@ class Containers:
             entry = self._p.containers.find(id_)
         except NotFound:
             return
-        self.stop_entry(entry, timeout, deadline)
-
-    def stop_entry(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
-        """A second call with a shorter ``timeout`` shortens the grace period of the first."""
-        began_running = self._begin_stop(entry, timeout, deadline)
-        if began_running is None:
-            return
-        record, engine = entry.record, self._p.engines[entry.record.engine]
-        if began_running and timeout > 0:
-            engine.kill(self._p.handle(record), signal_number(record.stop_signal, field="stop_signal"))
-            try:
-                self._await_grace(entry, timeout, deadline)
-            except DeadlineExceeded:
-                # Its caller has gone, its grace period has not.
-                self._finish_later(entry)
-                raise
-        if not entry.ended.is_set():
-            self._force(entry, deadline)
-
-    def _begin_stop(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> bool | None:
-        """Store the stop; says whether the container had been started, or ``None`` when there is nothing to stop."""
-        while True:
-            with entry.state:
-                state = entry.record.state
-                if entry.record.unstarted:
-                    self._fail_start(entry)
-                    return None
-                if state is State.TERMINATED:
-                    return None
-                if state is not State.CREATED:
-                    kill_at = time.time_ns() + int(timeout * 1e9)
-                    if entry.record.kill_at:
-                        kill_at = min(kill_at, entry.record.kill_at)
-                    if state is not State.STOPPING or kill_at != entry.record.kill_at:
-                        self._step(entry, Event.STOP, kill_at=kill_at)
-                    return state is not State.BOOTED
-            # Being created by another thread, which holds the entry's work lock until it is Booted or dropped.
-            with entry.working(deadline):
-                if entry.record.state is State.CREATED:
-                    return None
-
-    def _await_grace(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
-        until = time.monotonic() + timeout
-        while not entry.ended.is_set():
-            # Another call may have moved the kill forward, so the wait is cut into pieces.
-            grace = min(until - time.monotonic(), (entry.record.kill_at - time.time_ns()) / 1e9)
-            if grace <= 0:
-                return
-            deadline.check("during the container's grace period")
-            entry.ended.wait(deadline.remaining(min(grace, _LOOK_EVERY)))
-
-    def _force(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
-        self._kill(entry)
-        self._await_death(entry, deadline)
-
-    def _kill(self, entry: Entry[ContainerRecord]) -> None:
-        record = entry.record
-        engine = self._p.engines[record.engine]
-        engine.kill(self._p.handle(record), signal.SIGKILL, everything=not record.own_pid_namespace)
-
-    def _await_death(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
-        record, engine = entry.record, self._p.engines[entry.record.engine]
-        handle = self._p.handle(record)
-        give_up = Deadline.after(SIGKILL_WAIT)
-        while not entry.ended.wait(deadline.remaining(_LOOK_EVERY)):
-            deadline.check("while the container was being killed")
-            if engine.look(handle).state in (LiveState.MISSING, LiveState.STOPPED) and give_up.passed:
-                self.ended(record.id, Exit(LOST_CODE, time.time_ns(), lost=True))
-            elif give_up.passed:
-                raise InternalError(f"container {record.id[:13]} does not die from SIGKILL")
-
-    def kill_all(self, sandbox_id: str, deadline: Deadline) -> list[Entry[ContainerRecord]]:
-        """Kill every container of a sandbox; those that are dying now, for :meth:`await_deaths`."""
-        dying = [entry for entry in self.of(sandbox_id) if self._begin_stop(entry, 0, deadline) is not None]
-        for entry in dying:
-            if not entry.ended.is_set():
-                self._kill(entry)
-        return dying
-
-    def await_deaths(self, dying: Sequence[Entry[ContainerRecord]], deadline: Deadline) -> None:
-        """Return once all of them have ended."""
-        for entry in dying:
-            self._await_death(entry, deadline)
-
-    # -- end
-
-    def report(self, container_id: str, found: Exit) -> None:
-        """Take note of an end, now or as soon as that is possible: it is told only once."""
-        try:
-            self.ended(container_id, found)
-        except Exception:
-            self._p.janitor.until_done(
-                f"note the end of container {container_id[:13]}", lambda: self.ended(container_id, found)
-            )
-
-    def ended(self, container_id: str, found: Exit) -> None:
-        """Its supervisor reported its end; safe to repeat, and for containers unknown here."""
-        try:
-            entry = self._p.containers.find(container_id)
-        except NotFound:
-            return
-        # Waits for a start under way, so that an end never overtakes its own beginning.
-        with entry.work, entry.state:
-            if entry.record.state in (State.CREATED, State.TERMINATED):
-                return
-            oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
-            reason, message = _why(found, oom=oom)
-            # A file's time comes from a coarser clock than ours.
-            finished_at = max(found.at, entry.record.started_at)
-            self._step(
-                entry,
-                Event.EXIT,
-                exit_code=found.code,
-                finished_at=finished_at,
-                reason=reason,
-                message=message,
-                kill_at=0,
-            )
-        entry.pid = 0
-        entry.ended.set()
-        self._p.janitor.until_done(f"clean up container {container_id[:13]}", lambda: self.clean(entry))
-        self._look_at_sandbox(entry.record)
-
-    def _look_at_sandbox(self, record: ContainerRecord) -> None:
-        if not record.own_pid_namespace:
-            # A PID namespace whose init dies takes its containers along, and no other can be made in it.
-            name = f"look after sandbox {record.sandbox_id[:13]}"
-            self._p.janitor.until_done(name, lambda: self._doubt(record.sandbox_id))
-
-    def orphaned(self, container_id: str) -> None:
-        """Its supervisor died before it: it is ended, as nobody reads its output or would learn its exit code."""
-        name = f"end container {container_id[:13]}, whose supervisor died"
-        self._p.janitor.until_done(name, lambda: self._end_orphan(container_id))
-
-    def _end_orphan(self, container_id: str) -> None:
-        try:
-            entry = self._p.containers.find(container_id)
-        except NotFound:
-            return
-        if not entry.ended.is_set():
-            self._log.warning("ended, as its supervisor died", container=container_id)
-            self._kill(entry)
-
-    def clean(self, entry: Entry[ContainerRecord]) -> None:
-        """Free what an ended container still holds: engine state, cgroup, mounts. Idempotent."""
-        with entry.work:
-            if not (entry.record.cleaned or entry.dropped) and entry.record.state is State.TERMINATED:
-                self._release(entry)
-                entry.change(cleaned=True)
-
-    def clean_all(self, sandbox_id: str) -> None:
-        """Free what the ended containers of a sandbox hold, or wait until that is done."""
-        for entry in self.of(sandbox_id):
-            if not entry.record.cleaned:
-                self.clean(entry)
-
-    def _release(self, entry: Entry[ContainerRecord]) -> None:
-        record = entry.record
-        self._p.engines[record.engine].delete(self._p.handle(record))
-        self._p.rootfs.unmount(record.id)
-
-    def dismantle(self, entry: Entry[ContainerRecord]) -> None:
-        """The inverse of everything that creating did, however far it came. Idempotent."""
-        record = entry.record
-        if self._watch is not None:
-            self._watch.forget(record.id)
-        if not record.cleaned:
-            self._release(entry)
-        self._p.rootfs.remove(record.id)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._p.paths.bundle(record.id))
-        self._p.paths.exit_file(record.id).unlink(missing_ok=True)
+        self.endings.stop(entry, timeout, deadline)
 
     # -- remove
 
@@ -483,9 +286,9 @@ class Containers:
 
     def remove_entry(self, entry: Entry[ContainerRecord], deadline: Deadline = NEVER) -> None:
         """Kill it if need be and forget it."""
-        self.stop_entry(entry, 0, deadline)
+        self.endings.stop(entry, 0, deadline)
         with entry.working(deadline):
-            self.dismantle(entry)
+            self.endings.dismantle(entry)
             self._drop(entry)
         try:
             for image_id in (entry.record.image_id, *(one.image_id for one in entry.record.image_volumes)):
@@ -500,7 +303,7 @@ class Containers:
                 self._p.containers.drop(entry)
                 return
             if entry.record.state is not State.TERMINATED:
-                self._step(entry, Event.EXIT, finished_at=time.time_ns(), exit_code=LOST_CODE, reason="Error")
+                self.endings.step(entry, Event.EXIT, finished_at=time.time_ns(), exit_code=LOST_CODE, reason="Error")
             self._p.lifecycle.step(
                 Subject.CONTAINER,
                 entry.record.id,
@@ -509,17 +312,6 @@ class Containers:
                 event=Event.REMOVE,
                 commit=lambda _: self._p.containers.drop(entry),
             )
-
-    def _step(self, entry: Entry[ContainerRecord], event: Event, **fields: object) -> None:
-        record = entry.record
-        self._p.lifecycle.step(
-            Subject.CONTAINER,
-            record.id,
-            sandbox_id=record.sandbox_id,
-            before=record.state,
-            event=event,
-            commit=lambda s: entry.change(state=s, **fields),
-        )
 
     # -- recovery
 
@@ -530,7 +322,7 @@ class Containers:
             self._abandon(entry)
         elif record.state is State.TERMINATED:
             entry.ended.set()
-            self.clean(entry)
+            self.endings.clean(entry)
         elif record.engine not in self._p.engines:
             self._recover_foreign(entry)
         else:
@@ -543,9 +335,9 @@ class Containers:
         if found is None and self._p.engines[record.engine].look(self._p.handle(record)).state is LiveState.MISSING:
             found = Exit(LOST_CODE, time.time_ns(), lost=True)
         if found is not None:
-            self.ended(record.id, found)
+            self.endings.ended(record.id, found)
         elif record.state is State.STOPPING:
-            self._finish_later(entry)
+            self.endings.finish_later(entry)
 
     def _recover_live(self, entry: Entry[ContainerRecord]) -> None:
         record = entry.record
@@ -559,33 +351,16 @@ class Containers:
                 self._p.engines[record.engine].resume(self._p.handle(record))
                 live = replace(live, state=LiveState.RUNNING)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
-                self._step(entry, Event.START, started_at=time.time_ns())
+                self.endings.step(entry, Event.START, started_at=time.time_ns())
         if entry.record.unstarted:
             return
         found = read_exit(self._p.paths.exits, record.id)
         if found is not None:
             if record.state is State.BOOTED and entry.record.state is State.BOOTED:
                 entry.change(started_at=record.created_at)
-            self.ended(record.id, found)
+            self.endings.ended(record.id, found)
         elif self._watch is not None:
             # A dead pid counts as ended unless its supervisor's exit file turns up within the grace period.
             self._watch.follow(record.id, live.pid or 2**22 + 1)
         if record.state is State.STOPPING and found is None:
-            self._finish_later(entry)
-
-    def _finish_later(self, entry: Entry[ContainerRecord]) -> None:
-        left = max(0.0, (entry.record.kill_at - time.time_ns()) / 1e9)
-        name = f"finish stopping {entry.record.id[:13]}"
-        self._p.janitor.until_done(name, lambda: self._finish_stop(entry), after=left)
-
-    def _finish_stop(self, entry: Entry[ContainerRecord]) -> None:
-        if not (entry.ended.is_set() or entry.dropped):
-            self._force(entry, NEVER)
-
-
-def _why(found: Exit, *, oom: bool) -> tuple[str, str]:
-    if oom:
-        return "OOMKilled", ""
-    if found.lost:
-        return "Error", "the container's supervisor was lost before it could record the exit code"
-    return ("Completed", "") if found.code == 0 else ("Error", "")
+            self.endings.finish_later(entry)

@@ -85,7 +85,7 @@ class Runtime:
             parts.paths.exits,
             self._ended,
             lambda id_: find_supervisor(parts.paths.bundle(id_), id_),
-            self._containers.orphaned,
+            self._containers.endings.orphaned,
         )
         self._containers.watch(self._watch)
         self._events = EventHub(parts.lifecycle, self._happening)
@@ -181,7 +181,7 @@ class Runtime:
             os.close(lock)
 
     def _ended(self, container_id: str, found: Exit) -> None:
-        self._ends.submit(self._containers.report, container_id, found)
+        self._ends.submit(self._containers.endings.report, container_id, found)
 
     # -- sandboxes
 

@@ -42,7 +42,7 @@ class Sandboxes:
         self._p, self._containers = parts, containers
         self._flights: Flights[str] = Flights()
         self._log = structlog.get_logger("sandboxes")
-        containers.doubt(self.look_after)
+        containers.endings.doubt(self.look_after)
         given = parameters("default_sysctls", parts.config.default_sysctls)
         self._sysctls = tuple((parameter_owner(parameter_parts(name)), name, value) for name, value in given.items())
 
@@ -254,11 +254,12 @@ class Sandboxes:
                 if entry.record.state is State.TERMINATED:
                     return
                 self._step(entry, Event.STOP)
-            dying = self._containers.kill_all(entry.record.id, deadline)
+            endings = self._containers.endings
+            dying = endings.kill_all(self._containers.of(entry.record.id), deadline)
             self._let_go(entry.record)
-            self._containers.await_deaths(dying, deadline)
+            endings.await_deaths(dying, deadline)
             # The pod's cgroup can go only after its containers'.
-            self._containers.clean_all(entry.record.id)
+            endings.clean_all(self._containers.of(entry.record.id))
             self._remove_rest(entry.record)
             self._step(entry, Event.EXIT)
 
