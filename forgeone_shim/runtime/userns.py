@@ -26,6 +26,9 @@ PING_GROUPS = "net.ipv4.ping_group_range"
 EVERY_GROUP = "0 2147483647"
 # user_namespaces(7)
 _EXTENTS_MAX = 340
+# The last one, 4294967295, means "none".
+_IDS = 2**32 - 1
+_NO_ROOT = "give the pod ids that nobody else has"
 
 
 def check(options: NamespaceOptions) -> None:
@@ -48,6 +51,11 @@ def _check_mappings(field: str, mappings: Sequence[IdMapping]) -> None:
     """What the kernel would refuse, or accept and make a pod that cannot run."""
     if not 0 < len(mappings) <= _EXTENTS_MAX:
         raise InvalidInput(field, f"{len(mappings)} mappings; a user namespace takes 1 to {_EXTENTS_MAX}")
+    for one in mappings:
+        if not 0 < one.length <= min(_IDS - one.container_id, _IDS - one.host_id):
+            raise InvalidInput(field, f"{one.length} ids from {one.container_id} and {one.host_id} on cannot be mapped")
+        if one.host_id == 0:
+            raise InvalidInput(field, "the host's root is mapped: the pod would be no safer than without", fix=_NO_ROOT)
     for noun, starts in (("container", [m.container_id for m in mappings]), ("host", [m.host_id for m in mappings])):
         spans = sorted(zip(starts, (m.length for m in mappings), strict=True))
         for (start, length), (following, _) in itertools.pairwise(spans):

@@ -34,7 +34,7 @@ def _options(
         _options(uids=PARTS),
         _options(pid=NamespaceMode.POD),
         _options(network=NamespaceMode.NODE),
-        _options(uids=(IdMapping(0, 0, 2**32 - 1),)),
+        _options(uids=(IdMapping(1, 0, 2**32 - 2),)),
     ],
 )
 def test_what_a_pod_can_have(options: NamespaceOptions) -> None:
@@ -46,10 +46,15 @@ def test_what_a_pod_can_have(options: NamespaceOptions) -> None:
     [
         (_options(uids=()), r"userns_options\.uids: 0 mappings"),
         (_options(gids=()), r"userns_options\.gids: 0 mappings"),
-        (_options(uids=tuple(IdMapping(n, n, 1) for n in range(341))), "341 mappings"),
+        (_options(uids=tuple(IdMapping(n + 1, n, 1) for n in range(341))), "341 mappings"),
         (_options(uids=(IdMapping(1000, 1, 100),)), "id 0 of the containers"),
         (_options(uids=(IdMapping(1000, 0, 100), IdMapping(2000, 0, 100))), "container id 0 is mapped twice"),
         (_options(gids=(IdMapping(1000, 0, 100), IdMapping(1099, 100, 1))), "host id 1099 is mapped twice"),
+        (_options(uids=(IdMapping(0, 0, 65536),)), "host's root"),
+        (_options(gids=(IdMapping(65536, 0, 10), IdMapping(0, 10, 1))), "host's root"),
+        (_options(uids=(IdMapping(65536, 0, 0),)), "cannot be mapped"),
+        (_options(gids=(IdMapping(2**32 - 10, 0, 11),)), "cannot be mapped"),
+        (_options(gids=(IdMapping(65536, 0, 2**32 - 1),)), "cannot be mapped"),
         (_options(pid=NamespaceMode.NODE), r"\.pid: .*node's"),
         (_options(ipc=NamespaceMode.NODE), r"\.ipc: .*node's"),
         (_options(user=NamespaceMode.CONTAINER), "POD or NODE"),
