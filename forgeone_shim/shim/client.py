@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded, ForgeError, InternalError, syscall_error
+from forgeone_shim.errors import DeadlineExceeded, ForgeError, InternalError, InvalidInput, syscall_error
 from forgeone_shim.kernel.spawn import Child, spawn
 from forgeone_shim.shim import messages
 from forgeone_shim.shim.messages import Answer, Failed, Finish, Made, MakeNamespaces, ProtocolError, Request
@@ -62,9 +62,14 @@ class ForkServer:
         """Descriptors of the new namespaces by kind, ``user`` among them; the caller closes them.
 
         :raises StepFailed: the kernel refused a step; nothing was made.
+        :raises InvalidInput: the request is too long to be sent.
         :raises DeadlineExceeded: no answer in time.
         :raises InternalError: there is no server and none can be started.
         """
+        try:
+            messages.encode(request)
+        except ProtocolError as error:
+            raise InvalidInput("sysctls", f"too much with the id mappings: {error}") from error
         answer, descriptors = self._ask(request, deadline)
         if isinstance(answer, Failed):
             raise StepFailed(answer.step, answer.errno)

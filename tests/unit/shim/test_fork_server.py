@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded, InternalError
+from forgeone_shim.errors import DeadlineExceeded, InternalError, InvalidInput
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import client as client_room
@@ -48,6 +48,15 @@ def test_nothing_is_started_or_made_before_it_is_needed(tmp_path: Path) -> None:
     server = ForkServer(tmp_path / "shim")
     server.close()
     assert not (tmp_path / "shim").exists()
+
+
+def test_a_request_that_is_too_long_is_its_callers_fault(server: ForkServer) -> None:
+    sysctls = tuple((f"/proc/sys/net/{number}", "x" * 4096) for number in range(17))
+    with pytest.raises(InvalidInput, match="sysctls"):
+        server.make_namespaces(
+            MakeNamespaces(uids=(), gids=(), kinds=("net",), hostname="", sysctls=sysctls), Deadline.after(20)
+        )
+    assert server._child is None
 
 
 def test_one_server_answers_many_requests_and_says_which_step_failed(server: ForkServer) -> None:
