@@ -1,7 +1,8 @@
 """Keys of cgroup v2 that a caller sets by their file's name (CRI ``LinuxContainerResources.unified``).
 
 A key is a limit of the container's own cgroup and nothing else: it names no path, no file that controls the cgroup
-itself, no controller the host lacks, and does not say otherwise than a limit given in its own field.
+itself or takes from other cgroups, no controller the host lacks, and does not say otherwise than a limit given in its
+own field.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _FIELD = "linux.resources.unified"
 _KEY = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_]+)+\Z")
 # The only core files that limit something (Documentation/admin-guide/cgroup-v2.rst, Core Interface Files).
 _CORE = frozenset({"cgroup.max.descendants", "cgroup.max.depth"})
+# With these a cgroup takes processors away from its siblings, or (remote partitions, Linux 6.7) from the whole host.
+_BEYOND = frozenset({"cpuset.cpus.exclusive", "cpuset.cpus.partition"})
 SWAP = "memory.swap.max"
 
 
@@ -46,6 +49,8 @@ def _check_key(key: str, value: str, controllers: frozenset[str]) -> None:
     if controller == "cgroup":
         if key not in _CORE:
             raise InvalidInput(field, f"is not a limit; of the cgroup itself known are {', '.join(sorted(_CORE))}")
+    elif key in _BEYOND:
+        raise InvalidInput(field, "takes processors away from others, and is no limit of the container's own")
     elif controller not in controllers:
         known = ", ".join(sorted(controllers)) or "none"
         raise FailedPrecondition(f"{field}: this host has no cgroup controller {controller!r}; it has {known}")

@@ -31,7 +31,7 @@ def test_limits_go_through_as_they_are() -> None:
     [
         *("cgroup.procs", "cgroup.kill", "cgroup.freeze", "cgroup.subtree_control", "cgroup.type", "memory/max"),
         *("/memory.max", "../memory.max", "memory..max", "memory", "", "memory.max/../cgroup.kill", "Memory.max"),
-        *("memory.max\n", ".max"),
+        *("memory.max\n", ".max", "cpuset.cpus.partition", "cpuset.cpus.exclusive"),
     ],
 )
 def test_what_is_no_limit_of_the_cgroup_is_refused(key: str) -> None:
