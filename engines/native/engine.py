@@ -236,7 +236,7 @@ class NativeEngine:
         apparmor = self._apparmor.choose(plan.spec.security.apparmor, privileged=plan.spec.security.privileged)
         gathered = replace(gathered, apparmor=apparmor)
         if plan.selinux.mount:
-            _relabel(plan.selinux.mount, (*plan.pod_mounts, *gathered.mounts))
+            _relabel(plan.selinux.mount, (*plan.pod_mounts, *gathered.mounts), deadline)
         config = spec.config(plan, self._host, gathered, self._compiler.compile)
         chosen = extras.put(config, plan, deadline)
         group = self._resctrl.group(plan.rdt_class)
@@ -517,7 +517,7 @@ class NativeEngine:
             raise Unavailable(f"{name} is not installed", fix=checks.INSTALL)
 
 
-def _relabel(label: str, mounts: Iterable[Mount]) -> None:
+def _relabel(label: str, mounts: Iterable[Mount], deadline: Deadline) -> None:
     for mount in mounts:
         if mount.selinux_relabel:
-            selinux.relabel(mount.source, label)
+            selinux.relabel(mount.source, label, deadline)

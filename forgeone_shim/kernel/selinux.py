@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import InvalidInput, PermissionDenied, syscall_error
+from forgeone_shim.kernel.mounts import RESOLVE_NO_SYMLINKS, openat2
 
 FILESYSTEM = Path("/sys/fs/selinux")
 CONFIGURATION = Path("/etc/selinux")
 _ATTRIBUTE = "security.selinux"
+_AT_FDCWD = -100
 # Each level holds a descriptor.
 _DEPTH_MAX = 200
 _WORD = re.compile(r"[A-Za-z0-9_.$-]{1,128}")
@@ -154,14 +157,15 @@ def _settings(path: Path) -> dict[str, str]:
     return {name.strip(): value.strip().strip('"') for name, _, value in pairs}
 
 
-def relabel(path: str, label: str) -> None:
+def relabel(path: str, label: str, deadline: Deadline = NEVER) -> None:
     """Give a file, or a directory with all below it, a label: the path itself last, so that it tells that all is done.
 
     No symlink is followed below ``path``, and no other file system that cannot keep labels is an error. What disappears
-    meanwhile is left out.
+    meanwhile is left out. What was labelled when the deadline passed is not looked at for long by the next call.
 
     :raises PermissionDenied: it is a directory of the system's.
-    :raises InternalError: the kernel refuses.
+    :raises DeadlineExceeded: there was too much below it.
+    :raises InternalError: the kernel refuses, or a part of the path has become a symlink meanwhile.
     """
     real = os.path.realpath(path)
     if real in _SYSTEM:
@@ -169,10 +173,13 @@ def relabel(path: str, label: str) -> None:
             f"{path} is the system's: it is not labelled for a container", fix="mount what is below it"
         )
     try:
-        fd = os.open(real, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Whoever can write to a directory on the way must not lead this elsewhere after the look at the path.
+        fd = openat2(_AT_FDCWD, real, os.O_PATH | os.O_NOFOLLOW, RESOLVE_NO_SYMLINKS)
         try:
             if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
-                _label_below(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), label)
+                _label_below(
+                    os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), label, deadline
+                )
             _label(f"/proc/self/fd/{fd}", label, follow=True)
         finally:
             os.close(fd)
@@ -180,9 +187,10 @@ def relabel(path: str, label: str) -> None:
         raise syscall_error("label", path, error) from error
 
 
-def _label_below(fd: int, label: str, depth: int = 0) -> None:
+def _label_below(fd: int, label: str, deadline: Deadline, depth: int = 0) -> None:
     """All below a directory, which is closed in the end."""
     try:
+        deadline.check("while a volume was labelled")
         if depth > _DEPTH_MAX:
             raise OSError(errno.ENAMETOOLONG, f"directories are nested more than {_DEPTH_MAX} deep")
         for name, is_directory in _entries(fd):
@@ -195,7 +203,7 @@ def _label_below(fd: int, label: str, depth: int = 0) -> None:
                     if error.errno not in {errno.ELOOP, errno.ENOTDIR}:
                         raise
                 else:
-                    _label_below(below, label, depth + 1)
+                    _label_below(below, label, deadline, depth + 1)
             _label(f"/proc/self/fd/{fd}/{name}", label, follow=False)
     finally:
         os.close(fd)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgeone_shim.errors import PermissionDenied
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded, InternalError, PermissionDenied
 from forgeone_shim.kernel import selinux
 from forgeone_shim.kernel.selinux import Context, detect, relabel
 
@@ -79,3 +80,20 @@ def test_a_link_to_a_directory_of_the_system_is_not_labelled(tmp_path: Path, mon
     (tmp_path / "link").symlink_to("/etc")
     with pytest.raises(PermissionDenied):
         relabel(str(tmp_path / "link"), "a:b:c:s0")
+
+
+def test_a_path_that_leads_elsewhere_by_now_is_not_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux.os, "setxattr", lambda *_, **__: pytest.fail("labelled"))
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume/link").symlink_to("/")
+    # As it was when it was looked at, before its owner put the symlink there.
+    monkeypatch.setattr(selinux.os.path, "realpath", str)
+    with pytest.raises(InternalError, match="symbolic links"):
+        relabel(str(tmp_path / "volume/link/etc"), "a:b:c:s0")
+
+
+def test_labelling_ends_with_its_callers_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selinux.os, "setxattr", lambda *_, **__: pytest.fail("labelled"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DeadlineExceeded):
+        relabel(str(tmp_path), "a:b:c:s0", Deadline.after(0))
