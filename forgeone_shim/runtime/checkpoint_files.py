@@ -12,12 +12,15 @@ import os
 import shutil
 import stat
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from engines.base import Profile, Security
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.dropins.files import replaceable, untrusted
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, syscall_error
 
 FORMAT = 1
@@ -39,6 +42,7 @@ class SavedContainer:
     uid: int
     gid: int
     groups: tuple[int, ...]
+    confined: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,41 @@ class SavedPod:
     containers: tuple[SavedContainer, ...]
 
 
+def confinement(security: Security) -> dict[str, tuple[str, ...]]:
+    """What a process has with it wherever it is restored: CRIU gives it the privileges that it was saved with."""
+    return {
+        "privileged": (str(security.privileged),),
+        "no_new_privs": (str(security.no_new_privs),),
+        "capabilities.add_capabilities": tuple(sorted(security.add_capabilities)),
+        "capabilities.drop_capabilities": tuple(sorted(security.drop_capabilities)),
+        "capabilities.add_ambient_capabilities": tuple(sorted(security.add_ambient_capabilities)),
+        "seccomp": _profile(security.seccomp),
+        "apparmor": _profile(security.apparmor),
+    }
+
+
+def _profile(profile: Profile | None) -> tuple[str, ...]:
+    return () if profile is None else (profile.type, profile.localhost_ref)
+
+
+def check_trusted(directory: Path, pod: SavedPod) -> None:
+    """Refuse a checkpoint that others than root could have written.
+
+    It says what its processes may do, whatever the pod is given: whoever can write one could be root.
+
+    :raises FailedPrecondition: naming what is not root's alone.
+    """
+    homes = [directory / CONTAINERS / one.directory for one in pod.containers]
+    paths = [directory, directory / POD, directory / CONTAINERS]
+    paths += [path for home in homes for path in (home, home / IMAGES, home / DIFF, *sorted((home / IMAGES).iterdir()))]
+    fault = replaceable(str(directory))
+    for path in paths:
+        if not fault and (why := untrusted(path.lstat())):
+            fault = f"{path} {why}"
+    if fault:
+        raise FailedPrecondition(f"checkpoint_path: {fault}", fix="a checkpoint must be root's alone to change")
+
+
 def write_pod(directory: Path, pod: SavedPod) -> None:
     """Last of all: without it there is no checkpoint."""
     fd = os.open(directory / POD, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -62,7 +101,11 @@ def write_pod(directory: Path, pod: SavedPod) -> None:
 
 
 def read_pod(directory: Path) -> SavedPod:
-    """:raises InvalidInput: there is no checkpoint of a pod there, or it is not sound."""
+    """The checkpoint's contents.
+
+    :raises InvalidInput: there is no checkpoint of a pod there, or it is not sound.
+    :raises FailedPrecondition: others than root could have written it.
+    """
     field = "checkpoint_path"
     try:
         fd = os.open(directory / POD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -79,6 +122,10 @@ def read_pod(directory: Path) -> SavedPod:
     for one in found.containers:
         if one.directory.strip("0123456789") or not one.directory:
             raise InvalidInput(field, f"{directory / POD} names a directory {one.directory[:100]!r}")
+    try:
+        check_trusted(directory, found)
+    except OSError as error:
+        raise InvalidInput(field, f"{directory} is not whole: {error.filename}: {error.strerror}") from error
     return found
 
 

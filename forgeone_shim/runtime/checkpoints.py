@@ -161,6 +161,7 @@ class Checkpoints:
             uid=record.user.uid,
             gid=record.user.gid,
             groups=record.user.additional_gids,
+            confined=files.confinement(record.spec.security),
         )
 
     def _chosen(self, sandbox: SandboxRecord, ids: Sequence[str]) -> list[Entry[ContainerRecord]]:
@@ -226,7 +227,8 @@ class Checkpoints:
         The checkpoint is copied: it may go before they are started. On any error nothing is left of the pod.
 
         :raises InvalidInput: there is no such checkpoint, or the containers asked for are not those in it.
-        :raises FailedPrecondition: a container is asked for as it was not, or the handler's engine is another.
+        :raises FailedPrecondition: a container is asked for as it was not, the handler's engine is another, or others
+            than root could have written the checkpoint.
         """
         _no_options(options)
         directory = _absolute("checkpoint_path", checkpoint_path)
@@ -273,6 +275,9 @@ class Checkpoints:
         expected = process(spec, image.config, User(saved.uid, saved.gid, saved.groups))
         if (expected.args, expected.cwd) != (saved.args, saved.cwd):
             raise FailedPrecondition(f"{field}: its command or working directory is not that of the checkpoint")
+        for name, allowed in files.confinement(security).items():
+            if allowed != saved.confined.get(name):
+                raise FailedPrecondition(f"{field}.linux.security_context.{name} is not that of the checkpoint")
         for name, asked, was in (
             ("run_as_user", security.run_as_user, saved.uid),
             ("run_as_group", security.run_as_group, saved.gid),

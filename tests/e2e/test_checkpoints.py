@@ -22,6 +22,7 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
 from tests.e2e.pods import Pod
 
 pytestmark = pytest.mark.root
@@ -186,6 +187,14 @@ def test_a_restore_of_something_else_is_refused_and_leaves_nothing(pod: Pod, bus
     refused(grpc.StatusCode.INVALID_ARGUMENT, options={"x": "y"})
     refused(grpc.StatusCode.INVALID_ARGUMENT, checkpoint_path=str(tmp_path / "containers"))
     refused(grpc.StatusCode.INVALID_ARGUMENT, runtime_handler="no-such")
+    for field, value in (("privileged", True), ("no_new_privs", not config.linux.security_context.no_new_privs)):
+        stronger = pb.ContainerConfig()
+        stronger.CopyFrom(config)
+        setattr(stronger.linux.security_context, field, value)
+        refused(grpc.StatusCode.FAILED_PRECONDITION, container_configs=[stronger])
+    tmp_path.chmod(0o777)
+    refused(grpc.StatusCode.FAILED_PRECONDITION)
+    tmp_path.chmod(0o700)
     (tmp_path / "containers" / "0" / "images" / "evil").symlink_to("/etc/shadow")
     refused(grpc.StatusCode.FAILED_PRECONDITION)
     pods = daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
@@ -211,6 +220,73 @@ def test_a_kill_in_the_middle_leaves_no_container_frozen(pod: Pod, busybox: str,
         pod.daemon.start()
         _counts_on(pod, id_)
         assert not Path(pod.daemon.config.root, "checkpoints").exists()
+
+
+# Half a gigabyte of memory, which takes CRIU a while.
+LARGE = f"mkfifo /f; (head -c 500000000 /dev/zero; cat /f) | tail & {COUNT}"
+
+
+def _is_saved_no_more(pod: Pod) -> None:
+    until, checkpoints = time.monotonic() + 60, Path(pod.daemon.config.root, "checkpoints")
+    while checkpoints.exists() and any(checkpoints.iterdir()):
+        assert time.monotonic() < until, "it never gives up"
+        time.sleep(0.1)
+
+
+@with_criu
+def test_a_checkpoint_that_takes_too_long_leaves_nothing_frozen(pod: Pod, busybox: str, tmp_path: Path) -> None:
+    id_ = pod.start(pod.container(busybox, "sh", "-c", LARGE))
+    _await_count(pod, id_, 60)
+    for seconds in (0.3, 0.6, 1.0):
+        request = pb.CheckpointContainerRequest(container_id=id_, location=str(tmp_path / "x.tar"))
+        with contextlib.suppress(grpc.RpcError):
+            pod.daemon.runtime.CheckpointContainer(request, timeout=seconds)
+        _is_saved_no_more(pod)
+        _counts_on(pod, id_)
+
+
+@with_criu
+def test_a_kill_while_criu_is_at_work_leaves_nothing_frozen(pod: Pod, busybox: str, tmp_path: Path) -> None:
+    id_ = pod.start(pod.container(busybox, "sh", "-c", LARGE))
+    _await_count(pod, id_, 60)
+    request = pb.CheckpointContainerRequest(container_id=id_, location=str(tmp_path / "x.tar"))
+    with contextlib.suppress(grpc.RpcError):
+        pod.daemon.runtime.CheckpointContainer(request, timeout=0.4)
+    pod.daemon.kill()
+    pod.daemon.start()
+    _counts_on(pod, id_)
+    words = ["pgrep", "-f", f"^crun.* checkpoint .*{id_}"]
+    until = time.monotonic() + 60
+    while not subprocess.run(words, capture_output=True, check=False).returncode:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    time.sleep(0.2)
+    _counts_on(pod, id_)
+
+
+@with_criu
+def test_a_stop_does_not_wait_for_a_checkpoint(pod: Pod, busybox: str, tmp_path: Path) -> None:
+    id_ = pod.start(pod.container(busybox, "sh", "-c", f"head -c 2000000000 /dev/zero > /big; {COUNT}"))
+    _await_count(pod, id_, 1)
+    said: list[grpc.StatusCode] = []
+
+    def save() -> None:
+        request = pb.CheckpointContainerRequest(container_id=id_, location=str(tmp_path / "x.tar"))
+        try:
+            pod.daemon.runtime.CheckpointContainer(request, timeout=120)
+        except grpc.RpcError as error:
+            said.append(error.code())
+
+    saving = threading.Thread(target=save)
+    saving.start()
+    time.sleep(1.0)
+    began = time.monotonic()
+    pod.stop_container(id_)
+    assert time.monotonic() - began < patient(5)
+    saving.join(60)
+    assert said == [grpc.StatusCode.FAILED_PRECONDITION]
+    assert pod.status(id_).exit_code == 137
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_host_without_criu_says_what_to_install(forgeoned: Daemon, busybox: str, tmp_path: Path) -> None:
