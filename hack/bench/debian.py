@@ -1,6 +1,7 @@
 """The bench against Debian's own containerd, runc and CNI plugins, every daemon on directories and names of its own.
 
 python -m hack.bench.debian [--with-pull] [arguments of hack.bench.bench]
+python -m hack.bench.debian --node [arguments of hack.bench.node]
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import grpc
 
 from cri.api import runtime_pb2 as cri
 from cri.api import runtime_pb2_grpc as cri_grpc
-from hack.bench import bench
+from hack.bench import bench, node
 from hack.lab import images, leaks, notify
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
@@ -81,7 +82,10 @@ def main(argv: Sequence[str]) -> int:
         certs = forgeone.config.registry.config_path
         containerd = stack.enter_context(_containerd(directory / "containerd", pause=pause, certs=certs))
         runtimes = ["--runtime", f"containerd={containerd}", "--runtime", f"forgeone={forgeone.socket}"]
-        sys.argv = ["bench", "--image", image, *runtimes, *rest]
+        arguments = ["--image", image, *runtimes, *rest]
+        if "--node" in rest:
+            return node.main([item for item in arguments if item != "--node"])
+        sys.argv = ["bench", *arguments]
         return bench.main()
 
 

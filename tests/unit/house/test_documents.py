@@ -53,6 +53,15 @@ def test_every_decision_is_in_the_index() -> None:
     assert [page for page in pages if f"({page})" not in index] == []
 
 
+def test_every_test_that_shows_a_promise_exists() -> None:
+    page = (ROOT / "docs/promises.md").read_text()
+    named = re.findall(r"`(tests/[a-z0-9_/]+\.py)::(\w+)`", page)
+    assert [(f, test) for f, test in named if f"\ndef {test}(" not in (ROOT / f).read_text()] == []
+    rows = re.findall(r"^\| (\d+) \|[^|]*\| ([^|]*) \| ([^|]*)\|$", page, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 21))
+    assert [number for number, here, shown in rows if not shown and here != "not yet"] == []
+
+
 @pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
 def test_links_between_documents_lead_somewhere(page: str) -> None:
     path = ROOT / page
