@@ -133,7 +133,8 @@ def _nodes(whole: Json, filled: Sequence[NodeEdit]) -> None:
 
 
 def _mounts(whole: Json, added: Sequence[MountEdit]) -> None:
-    # In a user namespace the owners of what is bound would be strangers.
+    # In a user namespace the owners of what is bound would be strangers, and files of theirs perhaps not readable. What
+    # can be written keeps them, but where the vendor says otherwise: the pod's root would write as the host's.
     mapped = any(one["type"] == "user" for one in whole["linux"]["namespaces"])
     listed: list[Json] = whole["mounts"]
     for mount in added:
@@ -150,7 +151,7 @@ def _mounts(whole: Json, added: Sequence[MountEdit]) -> None:
 
 def _with_mapping(mount: MountEdit) -> list[str]:
     options = list(mount.options)
-    if "idmap" in options or "ridmap" in options:
+    if "idmap" in options or "ridmap" in options or not {"ro", "rro"} & set(options):
         return options
     if "rbind" in options:
         return [*options, "ridmap"]
