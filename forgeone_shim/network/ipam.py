@@ -35,7 +35,10 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """All a pod's network consists of. ``addresses`` are leased (with prefix length), ``ips`` those the pod got."""
+    """All a pod's network consists of. ``addresses`` are leased (with prefix length), ``ips`` those the pod got.
+
+    ``ifb`` is empty for a pod that may send as fast as it can.
+    """
 
     sandbox_id: str
     netns: str
@@ -47,6 +50,7 @@ class Intent:
     ips: tuple[str, ...]
     ports: tuple[HostPort, ...] = ()
     stage: Stage = Stage.INTENDED
+    ifb: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +86,12 @@ class Ipam:
         self._store.put(INTENTS, intent.sandbox_id, intent)
         return intent
 
-    def reserve(self, layout: Layout, sandbox_id: str, netns: str, ports: tuple[HostPort, ...]) -> Intent:
+    def reserve(
+        self, layout: Layout, sandbox_id: str, netns: str, ports: tuple[HostPort, ...], *, sends_slowly: bool = False
+    ) -> Intent:
         """Lease addresses and host ports and store the intent, all or nothing.
+
+        ``sends_slowly`` says that what the pod sends is limited.
 
         :raises ResourceExhausted: every address is leased.
         :raises FailedPrecondition: another pod has one of the host ports.
@@ -103,6 +111,7 @@ class Ipam:
                     addresses=tuple(str(address) for address in addresses.all),
                     ips=tuple(str(address.ip) for address in addresses.all),
                     ports=ports,
+                    ifb=layout.ifb_name(sandbox_id) if sends_slowly else "",
                 )
             )
 

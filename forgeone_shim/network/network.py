@@ -13,6 +13,7 @@ import structlog
 
 from forgeone_shim.config.model import CniConfig, NetworkConfig
 from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.network.bandwidth import plan_limits
 from forgeone_shim.network.cni import generated
 from forgeone_shim.network.cni.network import CniNetwork, Retry
 from forgeone_shim.network.cni.plugin import Json
@@ -66,7 +67,8 @@ class Network:
             self._by_cni(pod.conf_dir) and self._builtin.attachment(pod.sandbox_id) is None
         ):
             return self._cni.attach(pod, pinned, deadline)
-        got = self._builtin.attach(pod.sandbox_id, pod.netns, pod.port_mappings, pinned=pinned)
+        limits = plan_limits(pod.annotations)
+        got = self._builtin.attach(pod.sandbox_id, pod.netns, pod.port_mappings, pinned=pinned, limits=limits)
         return replace(got, ips=prefer(got.ips, self._cni_config.ip_preference))
 
     def detach(self, sandbox_id: str) -> None:

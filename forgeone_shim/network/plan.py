@@ -70,8 +70,15 @@ class Layout:
 
     def link_name(self, sandbox_id: str) -> str:
         """The host end of a pod's veth pair, from the sandbox id alone."""
+        return self._name(sandbox_id, b"")
+
+    def ifb_name(self, sandbox_id: str) -> str:
+        """The interface by which a pod with a limit on it sends, from the sandbox id alone."""
+        return self._name(sandbox_id, b"ifb")
+
+    def _name(self, sandbox_id: str, what: bytes) -> str:
         digits = LINK_NAME_MAX - len(self.link_prefix)
-        return self.link_prefix + blake2b(sandbox_id.encode(), digest_size=8).hexdigest()[:digits]
+        return self.link_prefix + blake2b(sandbox_id.encode(), digest_size=8, person=what).hexdigest()[:digits]
 
 
 def mac_address(address: IPv4Interface) -> str:

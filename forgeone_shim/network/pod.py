@@ -18,7 +18,8 @@ import structlog
 from engines.base import PortMapping, PortProtocol
 from forgeone_shim.config.model import NetworkConfig
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
-from forgeone_shim.network import bridge, conntrack, nftables
+from forgeone_shim.network import bridge, conntrack, nftables, shaping
+from forgeone_shim.network.bandwidth import UNLIMITED, Limits
 from forgeone_shim.network.bridge import Bridge
 from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.host import has_ipv6
@@ -69,6 +70,8 @@ class PodNetwork:
         port_mappings: Sequence[PortMapping],
         hostname: str = "",
         pinned: Callable[[], object] = lambda: None,
+        *,
+        limits: Limits = UNLIMITED,
     ) -> Attachment:
         """Connect the network namespace of a pod. A pod that is attached already keeps what it has.
 
@@ -90,11 +93,11 @@ class PodNetwork:
                     return _attachment(present)
                 self._clear([present])
             layout, found = self._prepared()
-            intent = self._ipam.reserve(layout, sandbox_id, netns, ports)
+            intent = self._ipam.reserve(layout, sandbox_id, netns, ports, sends_slowly=limits.egress is not None)
             with ExitStack() as undo:
                 undo.callback(self._abandon, intent)
                 pinned()
-                intent = self._connect(layout, found, intent, hostname)
+                intent = self._connect(layout, found, intent, hostname, limits)
                 self._publish(layout, intent)
                 intent = self._ipam.save(replace(intent, stage=Stage.ATTACHED))
                 undo.pop_all()
@@ -194,10 +197,12 @@ class PodNetwork:
             self._layout = layout
             return layout, made
 
-    def _connect(self, layout: Layout, found: Bridge, intent: Intent, hostname: str) -> Intent:
+    def _connect(self, layout: Layout, found: Bridge, intent: Intent, hostname: str, limits: Limits) -> Intent:
         """Link and addresses; returns the intent with the addresses the pod really has."""
         with Netlink() as netlink:
             bridge.plug(netlink, found, intent, f"{hostname} {intent.sandbox_id}".strip()[:_ALIAS_MAX])
+            if limits:
+                shaping.shape(netlink, intent.link, intent.ifb, limits)
         return replace(intent, ips=bridge.configure_pod(intent, layout))
 
     def _publish(self, layout: Layout, intent: Intent) -> None:
@@ -224,7 +229,7 @@ class PodNetwork:
     def _clear(self, intents: Sequence[Intent]) -> None:
         """Undo all of it, here and now."""
         gone = [self._withdraw(intent) for intent in intents]
-        bridge.unplug([intent.link for intent in gone])
+        bridge.unplug([name for intent in gone for name in (intent.link, intent.ifb) if name])
         self._ipam.forget(gone)
 
     def _withdraw(self, intent: Intent) -> Intent:

@@ -20,6 +20,7 @@ from engines.base import PortMapping
 from forgeone_shim.config.model import NetworkConfig
 from forgeone_shim.kernel import namespaces
 from forgeone_shim.kernel.syscalls import number, syscall
+from forgeone_shim.network.bandwidth import UNLIMITED, Limits
 from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.state.store import StateStore
@@ -77,10 +78,10 @@ class Lab:
         self._undo.callback(namespaces.unpin, directory)
         return str(directory / "net")
 
-    def pod(self, name: str, *ports: PortMapping) -> Pod:
+    def pod(self, name: str, *ports: PortMapping, limits: Limits = UNLIMITED) -> Pod:
         """A new pod, attached."""
         netns = self.pin(name)
-        return Pod(name, netns, self.network.attach(name, netns, ports))
+        return Pod(name, netns, self.network.attach(name, netns, ports, limits=limits))
 
     def outside(self) -> str:
         """A machine beside the host; the path of its network namespace."""
@@ -133,7 +134,7 @@ class Lab:
         return [(kind, key) for kind in kinds for key, _ in self.store.items(kind, dict)]
 
     def links(self) -> list[str]:
-        """Host ends of pod links there are."""
+        """Host ends of pod links there are, and what they redirect to."""
         return [name for _, name in socket.if_nameindex() if name.startswith(self.config.link_prefix)]
 
     def elements(self) -> int:

@@ -377,6 +377,24 @@ def test_bandwidth_is_limited(node: Node) -> None:
     assert "rate 5Mbit" not in shown
 
 
+def test_bandwidth_is_limited_on_the_builtin_network(node: Node) -> None:
+    pod = Pod.plan(node.daemon)
+    pod.config.annotations["kubernetes.io/ingress-bandwidth"] = "11M"
+    pod.config.annotations["kubernetes.io/egress-bandwidth"] = "6M"
+    pod.run()
+    shown = subprocess.run(["tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
+    assert "rate 11Mbit" in shown
+    assert "rate 6Mbit" in shown
+    pod.remove()
+
+    def is_gone() -> bool:
+        shown = subprocess.run(["tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
+        return "rate 11Mbit" not in shown and "rate 6Mbit" not in shown
+
+    # The links of detached pods are deleted a moment later.
+    wait_for(is_gone)
+
+
 @both_ways
 def test_a_ptp_network_as_kind_has_it(node: Node) -> None:
     ipam = node.bridged()["ipam"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 import subprocess
 import time
@@ -16,7 +18,8 @@ import pytest
 from engines.base import PortMapping, PortProtocol
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, NotFound, ResourceExhausted
 from forgeone_shim.kernel import namespaces
-from forgeone_shim.network import bridge
+from forgeone_shim.network import bridge, shaping
+from forgeone_shim.network.bandwidth import Limits
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.state.store import StateStore
 from tests.e2e.network_lab import (
@@ -38,7 +41,8 @@ from tests.e2e.network_lab import (
 
 pytestmark = pytest.mark.root
 
-STEPS = ("plug", "configure_pod")
+STEPS = ("plug", "shape", "configure_pod")
+LIMITS = Limits(ingress=8_000_000, egress=4_000_000)
 
 
 def on_a_host(test: Callable[[Lab], None]) -> Callable[[Path], None]:
@@ -299,7 +303,9 @@ def test_a_failure_in_any_step_is_undone(tmp_path: Path, monkeypatch: pytest.Mon
                     with monkeypatch.context() as patch:
                         _break(patch, step, place, OSError(5, "broken"))
                         with pytest.raises(InternalError, match="broken"):
-                            lab.network.attach("one", lab.pin(f"{step}-{place}"), [PortMapping(80, 8080)])
+                            lab.network.attach(
+                                "one", lab.pin(f"{step}-{place}"), [PortMapping(80, 8080)], limits=LIMITS
+                            )
                     assert lab.nothing_left(), (step, place)
 
     with no_mount_left(tmp_path):
@@ -317,7 +323,9 @@ def test_a_process_killed_in_any_step_leaves_nothing_after_reconcile(
                         _break(patch, step, place, KeyboardInterrupt())
                         patch.setattr(PodNetwork, "_abandon", lambda *_: None)
                         with pytest.raises(KeyboardInterrupt):
-                            lab.network.attach("one", lab.pin(f"{step}-{place}"), [PortMapping(80, 8080)])
+                            lab.network.attach(
+                                "one", lab.pin(f"{step}-{place}"), [PortMapping(80, 8080)], limits=LIMITS
+                            )
                     assert lab.documents()
                     after = PodNetwork(CONFIG, StateStore(lab.database))
                     assert after.reconcile({"one"}) == ()
@@ -353,7 +361,7 @@ def test_a_process_killed_while_detaching_leaves_nothing_after_reconcile(
 
 def _break(patch: pytest.MonkeyPatch, step: str, place: str, error: BaseException) -> None:
     """Make a step fail before it does anything or after it did all."""
-    owner: Any = PodNetwork if step == "publish" else bridge
+    owner: Any = {"publish": PodNetwork, "shape": shaping}.get(step, bridge)
     name = "_publish" if step == "publish" else step
     real = getattr(owner, name)
 
@@ -536,6 +544,51 @@ def test_a_host_without_nft_says_what_to_install(lab: Lab) -> None:
         with pytest.raises(ForgeError):
             lab.network.attach("one", lab.pin("one"), [])
     assert not lab.documents()
+
+
+@on_a_host
+def test_a_pod_receives_and_sends_no_faster_than_it_may(lab: Lab) -> None:
+    slow, other = lab.pod("slow", limits=LIMITS), lab.pod("other")
+    shown = subprocess.run(["tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
+    assert "rate 8Mbit" in shown
+    assert "rate 4Mbit" in shown
+    # In bytes a second, what a burst lets through at once (a tenth of a second) left out.
+    assert 0.5e6 < _rate(other.netns, slow.netns, slow.ipv4) < 1.1e6
+    assert 0.25e6 < _rate(slow.netns, other.netns, other.ipv6) < 0.55e6
+    # A pod without limits beside it has none.
+    third = lab.pod("third")
+    assert _rate(third.netns, other.netns, other.ipv4) > 5e6
+    lab.network.detach("slow")
+    assert lab.network.settle(10)
+    assert len(lab.links()) == 2
+    assert "rate" not in subprocess.run(["tc", "qdisc", "show"], check=True, capture_output=True, text=True).stdout
+
+
+def _rate(sender: str, receiver: str, address: str) -> float:
+    """Bytes a second that arrive, measured for a second after the first burst."""
+    listener = namespaces.run_in(
+        receiver, lambda: socket.create_server(("::", 81), family=socket.AF_INET6, dualstack_ipv6=True)
+    )
+    with listener:
+        source = namespaces.run_in(sender, lambda: socket.create_connection((address, 81), 5))
+        sink, _ = listener.accept()
+    with source, sink:
+        source.setblocking(False)
+        sink.setblocking(False)
+        poll = select.poll()
+        poll.register(source, select.POLLOUT)
+        poll.register(sink, select.POLLIN)
+        begun, got, chunk = time.monotonic(), 0, bytes(1 << 16)
+        counted = begun + 0.3
+        while (now := time.monotonic()) < begun + 1.3:
+            for fd, _ in poll.poll(100):
+                if fd == source.fileno():
+                    with contextlib.suppress(BlockingIOError):
+                        source.send(chunk)
+                else:
+                    size = len(sink.recv(1 << 20))
+                    got += size if now > counted else 0
+        return got
 
 
 @on_a_host

@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.network.bandwidth import plan_limits
 from forgeone_shim.network.cni.plugin import Json
-from forgeone_shim.network.cni.quantity import parse_quantity
 from forgeone_shim.network.facts import PodFacts
 from forgeone_shim.network.hostports import plan_host_ports
 
-INGRESS: Final = "kubernetes.io/ingress-bandwidth"
-EGRESS: Final = "kubernetes.io/egress-bandwidth"
 POD_ANNOTATIONS: Final = "io.kubernetes.cri.pod-annotations"
 
-# Bounds of Kubernetes' own validation, in bits a second.
-_SLOWEST, _FASTEST = 1000, 10**15
 # The bandwidth plugin wants a burst and Kubernetes knows none: the largest the kernel's shaper takes.
 _BURST: Final = 2**32 - 1
 
@@ -78,23 +74,12 @@ def _port_mappings(pod: PodFacts) -> list[Json]:
 
 
 def _bandwidth(annotations: Mapping[str, str]) -> Json:
+    limits = plan_limits(annotations)
     told: Json = {}
-    for annotation, name in ((INGRESS, "ingress"), (EGRESS, "egress")):
-        if annotation in annotations:
-            told[f"{name}Rate"] = _rate(annotation, annotations[annotation])
-            told[f"{name}Burst"] = _BURST
+    for name, rate in (("ingress", limits.ingress), ("egress", limits.egress)):
+        if rate is not None:
+            told |= {f"{name}Rate": rate, f"{name}Burst": _BURST}
     return told
-
-
-def _rate(annotation: str, text: str) -> int:
-    field = f"annotations[{annotation!r}]"
-    try:
-        rate = parse_quantity(text)
-    except ValueError as error:
-        raise InvalidInput(field, str(error)) from None
-    if not _SLOWEST <= rate <= _FASTEST:
-        raise InvalidInput(field, f"{text!r} is not between 1k and 1P bits a second")
-    return rate
 
 
 def _dns(pod: PodFacts) -> Json:

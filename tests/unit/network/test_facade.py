@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from forgeone_shim.config.model import CniConfig, NetworkConfig
-from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.network import network as facade
+from forgeone_shim.network.bandwidth import EGRESS, INGRESS, UNLIMITED, Limits
 from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.network import Network
 from tests.unit.network.cni.fakes import Node
@@ -23,7 +24,8 @@ class Builtin:
         self.pods: dict[str, Attachment] = {}
         self.asked = 0
 
-    def attach(self, sandbox_id: str, _netns: str, _ports: Sequence[object], **_: object) -> Attachment:
+    def attach(self, sandbox_id: str, _netns: str, _ports: Sequence[object], **more: object) -> Attachment:
+        self.limits = more["limits"]
         return self.pods.setdefault(sandbox_id, Attachment(("10.88.0.2", "fd88::2"), "eth0", "0a:58:0a:58:00:02"))
 
     def attachment(self, sandbox_id: str) -> Attachment | None:
@@ -71,6 +73,16 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     made = Host(tmp_path)
     yield made
     made.close()
+
+
+def test_the_builtin_network_is_told_of_a_pods_bandwidth(host: Host) -> None:
+    host.both.attach(host.pod())
+    assert host.builtin.limits == UNLIMITED
+    host.both.attach(host.pod("pod2", annotations={INGRESS: "10M", EGRESS: "1.5k"}))
+    assert host.builtin.limits == Limits(10_000_000, 1500)
+    with pytest.raises(InvalidInput, match="egress-bandwidth"):
+        host.both.attach(host.pod("pod3", annotations={EGRESS: "fast"}))
+    assert "pod3" not in host.builtin.pods
 
 
 def test_without_a_configuration_pods_are_on_the_builtin_network(host: Host) -> None:
