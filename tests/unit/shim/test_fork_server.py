@@ -17,6 +17,7 @@ from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import client as client_room
 from forgeone_shim.shim import messages
+from forgeone_shim.shim import server as server_room
 from forgeone_shim.shim.client import ForkServer, StepFailed
 from forgeone_shim.shim.messages import Extent, Finish, Finishing, MakeNamespaces
 from forgeone_shim.shim.server import Server
@@ -198,3 +199,24 @@ def test_noise_is_answered_with_the_end_of_the_connection_and_does_no_harm(tmp_p
         assert messages.decode_answer(connection.recv(100), ()) == Finishing()
     here.thread.join(5)
     assert not here.thread.is_alive()
+
+
+def test_nobody_else_can_ask(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _ask(server)
+    assert server._directory.stat().st_mode & 0o777 == 0o700
+    assert (server._directory / client_room._SOCKET).stat().st_mode & 0o777 == 0o600
+    # Whoever got at the socket all the same.
+    monkeypatch.setattr(server_room, "_peer", lambda _: os.geteuid() + 1)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger,
+    ):
+        listener.bind(str(tmp_path / "other"))
+        listener.listen()
+        serving = threading.Thread(target=Server(listener.dup()).run, args=(0.2,))
+        serving.start()
+        stranger.settimeout(10)
+        stranger.connect(str(tmp_path / "other"))
+        assert not stranger.recv(1), "the connection ends unheard"
+        serving.join(10)
+        assert not serving.is_alive()
