@@ -72,8 +72,8 @@ class ContainerVerbs(Verbs):
         selector = dict(wanted.label_selector)
         any_state = not wanted.HasField("state")
         return [
-            container.item(view)
-            for view in self._runtime.containers()
+            item
+            for view, item in self._container_items.of(self._runtime.containers())
             if view.id.startswith(wanted.id)
             and view.sandbox_id.startswith(wanted.pod_sandbox_id)
             and (any_state or container.state(view) == wanted.state.state)

@@ -66,8 +66,8 @@ class SandboxVerbs(Verbs):
         selector = dict(wanted.label_selector)
         any_state = not wanted.HasField("state")
         return [
-            sandbox.item(view)
-            for view in self._runtime.sandboxes()
+            item
+            for view, item in self._sandbox_items.of(self._runtime.sandboxes())
             if view.id.startswith(wanted.id)
             and (any_state or sandbox.state(view) == wanted.state.state)
             and selected(view.spec.labels, selector)

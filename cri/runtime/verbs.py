@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cri.runtime.items import Items
 from cri.runtime.ports import RuntimePort, StreamingPort
+from cri.translate import container, sandbox
 
 
 class Verbs:
-    """A group of verbs over one runtime; holds nothing else that changes."""
+    """A group of verbs over one runtime; holds nothing else that changes but the last lists."""
 
     def __init__(
         self,
@@ -21,6 +23,7 @@ class Verbs:
         """``info`` is shown by a verbose Status; no answer may exceed ``message_limit`` bytes."""
         self._runtime, self._info, self._message_limit = runtime, info, message_limit
         self._streaming = streaming
+        self._container_items, self._sandbox_items = Items(container.item), Items(sandbox.item)
 
 
 def selected(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:

@@ -207,7 +207,15 @@ class Runtime:
 
     def sandboxes(self) -> list[SandboxView]:
         """All of them, oldest first."""
-        return [self._sandbox_view(entry.record) for entry in self._p.sandboxes.all()]
+        return [self._shown_sandbox(entry) for entry in self._p.sandboxes.all()]
+
+    def _shown_sandbox(self, entry: Entry[SandboxRecord]) -> SandboxView:
+        record, unknown = entry.record, entry.record.engine not in self._p.engines
+        shown = entry.shown
+        if shown is None or shown[0] is not record or shown[2] is not unknown:
+            entry.shown = shown = (record, 0, unknown, self._sandbox_view(record))
+        view: SandboxView = shown[3]
+        return view
 
     def _sandbox_view(self, record: SandboxRecord) -> SandboxView:
         return SandboxView(
@@ -254,8 +262,15 @@ class Runtime:
         return [self._container_view(entry) for entry in entries]
 
     def _container_view(self, entry: Entry[ContainerRecord]) -> ContainerView:
-        record = entry.record
+        record, pid = entry.record, entry.pid
         unknown = record.engine not in self._p.engines and record.state is not State.TERMINATED
+        shown = entry.shown
+        if shown is None or shown[0] is not record or shown[1] != pid or shown[2] is not unknown:
+            entry.shown = shown = (record, pid, unknown, self._new_view(record, pid, unknown=unknown))
+        view: ContainerView = shown[3]
+        return view
+
+    def _new_view(self, record: ContainerRecord, pid: int, *, unknown: bool) -> ContainerView:
         return ContainerView(
             id=record.id,
             sandbox_id=record.sandbox_id,
@@ -273,7 +288,7 @@ class Runtime:
             log_path=record.log_path,
             stop_signal=record.stop_signal,
             bundle=str(self._p.paths.bundle(record.id)),
-            pid=entry.pid,
+            pid=pid,
             cgroup=record.cgroup,
             unknown=unknown,
         )

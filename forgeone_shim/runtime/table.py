@@ -38,6 +38,10 @@ class Entry(Generic[R]):
         self.ended = threading.Event()
         self.pid = 0
         self.dropped = False
+        # What makes a checkpoint under way give up. Set, and called, under ``state``.
+        self.break_off: Callable[[], None] | None = None
+        # The view last made of it, after what it was made of: where nothing has changed everybody sees the same one.
+        self.shown: tuple[R, int, bool, Any] | None = None
         self._store = store
 
     @contextmanager
