@@ -68,6 +68,7 @@ def confinement(security: Security) -> dict[str, tuple[str, ...]]:
         "apparmor": _profile(security.apparmor),
     }
 
+        "namespace_options.userns_options": (security.namespaces.user.name,),
 
 def _profile(profile: Profile | None) -> tuple[str, ...]:
     return () if profile is None else (profile.type, profile.localhost_ref)

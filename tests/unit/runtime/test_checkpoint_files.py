@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import Profile, ProfileType, Security
+from engines.base import NamespaceMode, NamespaceOptions, Profile, ProfileType, Security
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.runtime import checkpoint_files as files
 from forgeone_shim.runtime.checkpoint_files import SavedContainer, SavedPod
@@ -78,6 +78,7 @@ def test_a_checkpoint_with_a_part_missing_is_refused(tmp_path: Path) -> None:
         {"seccomp": None},
         {"seccomp": Profile(ProfileType.LOCALHOST, "/p.json")},
         {"apparmor": Profile(ProfileType.UNCONFINED)},
+        {"namespaces": NamespaceOptions(user=NamespaceMode.POD)},
     ],
 )
 def test_whatever_confines_a_container_is_compared(change: Mapping[str, object]) -> None:
