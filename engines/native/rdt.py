@@ -71,7 +71,11 @@ class Resctrl:
         try:
             yield
         finally:
-            self._move(before, thread)
+            try:
+                self._move(before, thread)
+            except FailedPrecondition:
+                # That group has gone: without it the thread would have been in the host's own.
+                self._move("", thread)
 
     def _move(self, group: str, task: int) -> None:
         try:

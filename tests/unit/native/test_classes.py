@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import BlockIO, DeviceRate
-from engines.native import blockio
+from engines.native import blockio, rdt
 from engines.native.blockio import limit_io
 from engines.native.rdt import Resctrl, group_of
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
@@ -117,6 +117,15 @@ def test_a_group_that_went_away_takes_no_new_container_and_hinders_no_exec(resct
     with resctrl.entered("gone"):
         assert not (tmp_path / "gone").exists()
     assert (tmp_path / "tasks").read_text() == ""
+
+
+def test_a_thread_whose_own_group_has_gone_is_back_in_the_hosts(
+    resctrl: Resctrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rdt, "_own_group", lambda _: "gone")
+    with resctrl.entered("gold"):
+        pass
+    assert (tmp_path / "tasks").read_text() == str(threading.get_native_id())
 
 
 def test_no_class_touches_nothing(tmp_path: Path) -> None:
