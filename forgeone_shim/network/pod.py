@@ -76,7 +76,8 @@ class PodNetwork:
         """Connect the network namespace of a pod. A pod that is attached already keeps what it has.
 
         ``hostname`` only labels the link for people. ``pinned`` returns once the namespace is there, or raises: what
-        comes before that is done meanwhile. On failure everything is undone.
+        comes before that is done meanwhile. ``limits`` are in force before the pod has an address. On failure
+        everything is undone.
 
         :raises InvalidInput: a port mapping cannot be used.
         :raises FailedPrecondition: another pod has one of the host ports.

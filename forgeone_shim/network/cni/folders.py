@@ -45,6 +45,9 @@ class Folders:
     def look(self, path: str) -> Folder:
         """What the folder holds now: a file that was there before the call counts."""
         with self._lock:
+            if self._closed:
+                # A call that is still under way.
+                return read_folder(path, self._at_most)
             one = self._watched.get(path)
             if one is None:
                 one = self._watched[path] = _Watched(path, Folder())

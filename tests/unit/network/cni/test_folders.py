@@ -209,3 +209,13 @@ def test_a_folder_that_cannot_be_read_may_hold_a_configuration(tmp_path: Path) -
     assert folder.present
     assert "cannot be read" in folder.problem
     folders.close()
+
+
+def test_a_call_that_is_under_way_at_the_end_still_sees_the_folder(tmp_path: Path) -> None:
+    folders = Folders(1)
+    folders.look(str(tmp_path))
+    folders.close()
+    before = len(os.listdir("/proc/self/fd"))
+    put(tmp_path, "one")
+    assert [network.name for network in folders.look(str(tmp_path)).networks] == ["one"]
+    assert len(os.listdir("/proc/self/fd")) == before
