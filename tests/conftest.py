@@ -6,9 +6,14 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure; what must be fast has a test that says so.
+settings.register_profile("patient", deadline=None)
 
 
 def pytest_configure() -> None:
+    settings.load_profile("patient")
     # Whoever runs this in the background of a script has it ignored, and so would every program the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
