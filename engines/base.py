@@ -614,8 +614,12 @@ class Engine(Protocol):
     def pause(self, handle: Handle, deadline: Deadline) -> None:
         """Stop every process of the container where it is; returns when none runs any more."""
 
-    def resume(self, handle: Handle) -> None:
-        """Let a paused container go on; one that is not paused, or has gone, is no error."""
+    def resume(self, handle: Handle, settled: Deadline | None = None) -> None:
+        """Let a paused container go on; one that is not paused, or has gone, is no error.
+
+        A checkpoint that nobody waits for any more may pause it once more when it ends. With a deadline for it, this
+        returns when that is over; InternalError says that it still is not.
+        """
 
     def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:
         """Write the container's processes into the empty directory ``images``; they stay as they are.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO
 
 from forgeone_shim.errors import DeadlineExceeded
 
@@ -49,6 +51,16 @@ class Deadline:
         """The inverse of :meth:`listen`."""
         self._listeners.remove(listener)
 
+    @contextmanager
+    def within(self, seconds: float | None = None) -> Iterator[Deadline]:
+        """One that passes ``seconds`` from now at the latest, and with this one, but can be abandoned by itself."""
+        inner = Deadline.after(self.remaining(seconds))
+        self.listen(inner.abandon)
+        try:
+            yield inner
+        finally:
+            self.ignore(inner.abandon)
+
     def remaining(self, at_most: float | None = None) -> float | None:
         """Seconds left, never negative and never above ``at_most``; ``None`` where neither bounds it."""
         at = self._at  # read once: another thread may extend it
@@ -67,6 +79,20 @@ class Deadline:
         """Raise :class:`DeadlineExceeded`, naming ``stage``, once the deadline has passed."""
         if self.passed:
             raise DeadlineExceeded(f"{'the caller went away' if self._abandoned else 'deadline passed'} {stage}")
+
+
+class Punctual:
+    """A file that is read no further once a deadline has passed: what is in it may be larger than it takes on disk."""
+
+    __slots__ = ("_deadline", "_file", "_stage")
+
+    def __init__(self, file: IO[bytes], deadline: Deadline, stage: str) -> None:
+        self._file, self._deadline, self._stage = file, deadline, stage
+
+    def read(self, size: int = -1) -> bytes:
+        """:raises DeadlineExceeded: it has passed."""
+        self._deadline.check(self._stage)
+        return self._file.read(size)
 
 
 NEVER = Deadline()

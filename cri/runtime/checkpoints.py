@@ -7,7 +7,6 @@ from cri.call import Call
 from cri.runtime.verbs import Verbs
 from cri.translate import container, sandbox
 from cri.translate.fields import at_least, given
-from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InvalidInput
 
 _CONTAINER_SECONDS = 120.0
@@ -21,8 +20,8 @@ class CheckpointVerbs(Verbs):
         """The running container is in the archive, and goes on."""
         container_id, location = given("container_id", request.container_id), given("location", request.location)
         seconds = at_least("timeout", request.timeout) or _CONTAINER_SECONDS
-        deadline = Deadline.after(call.deadline.remaining(seconds))
-        self._runtime.checkpoint_container(container_id, location, deadline)
+        with call.deadline.within(seconds) as deadline:
+            self._runtime.checkpoint_container(container_id, location, deadline)
         return pb.CheckpointContainerResponse()
 
     def CheckpointPod(self, request: pb.CheckpointPodRequest, call: Call) -> pb.CheckpointPodResponse:

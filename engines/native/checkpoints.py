@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from pathlib import Path
 
 from engines.native import execute
 from engines.native.conmon import Programs
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InternalError
+from forgeone_shim.errors import FailedPrecondition, InternalError, syscall_error
+from forgeone_shim.kernel.procs import open_process
 from forgeone_shim.kernel.spawn import find_program, run
 
 _VERSION_SECONDS = 5.0
+_END_SECONDS = 60.0
+_MARK = "checkpointed"
 _DUMP_LOG, _RESTORE_LOG = "dump.log", "restore.log"
 _ERROR = re.compile(r"Error \([^)]*\): (.*)")
 _CRIU = "+CRIU"
@@ -43,9 +47,46 @@ def dump(programs: Programs, name: str, images: str, deadline: Deadline) -> None
     """
     words = ["checkpoint", f"--image-path={images}", f"--work-path={images}", "--leave-running"]
     words += ["--tcp-established", "--file-locks", name]
-    wrong = execute.command(programs, words, deadline)
+    # CRIU outlives crun. It has the processes stopped and its own code in them, and before it ends it freezes what was
+    # frozen when it began: a container that was let go before that would stand still for good.
+    wrong = execute.command(programs, words, deadline, patience=_END_SECONDS)
     if wrong:
         raise FailedPrecondition(f"checkpoint of container {name}: {_first_error(images, _DUMP_LOG) or wrong}")
+
+
+def mark(bundle: str) -> None:
+    """Note that CRIU is at work on the container, until :func:`unmark`."""
+    try:
+        Path(bundle, _MARK).touch()
+    except OSError as error:
+        raise syscall_error("write", f"{bundle}/{_MARK}", error) from error
+
+
+def is_marked(bundle: str) -> bool:
+    """Whether CRIU was at work on the container, and nobody has made sure since that it is not any more."""
+    return os.path.exists(f"{bundle}/{_MARK}")  # noqa: PTH110
+
+
+def unmark(bundle: str) -> None:
+    """Undo :func:`mark`; nothing to undo is no error."""
+    Path(bundle, _MARK).unlink(missing_ok=True)
+
+
+def await_end(name: str, deadline: Deadline) -> None:
+    """Wait for a checkpoint of a container that nobody has waited for.
+
+    :raises InternalError: it is still under way when the deadline passes.
+    """
+    for pid in (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0] != b"crun" or b"checkpoint" not in words or name.encode() not in words:
+                continue
+            held = open_process(pid)
+            if held is not None:
+                with held:
+                    if not held.wait(deadline.remaining()):
+                        raise InternalError(f"a checkpoint of container {name} is still under way (pid {pid})")
 
 
 def restore_options(images: str, work: str) -> list[str]:

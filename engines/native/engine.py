@@ -252,7 +252,7 @@ class NativeEngine:
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo_create, handle)
             try:
-                Path(plan.bundle, _CONFIG).write_bytes(msgspec.json.encode(config))
+                _write_private(f"{plan.bundle}/{_CONFIG}", msgspec.json.encode(config))
                 Path(plan.bundle, _LOG_NOTE).write_text(plan.log_path)
                 chosen.keep(plan.bundle)
             except OSError as error:
@@ -284,15 +284,20 @@ class NativeEngine:
         Freeze them before and thaw them after with :meth:`pause`, where the files they write are to be of that moment.
         """
         checkpoints.need(self._settings.crun)
+        checkpoints.mark(handle.bundle)
         checkpoints.dump(self._programs, handle.container_id, images, deadline)
 
     def pause(self, handle: Handle, deadline: Deadline) -> None:
         """Freeze every process of the container; returns when none runs any more."""
         freezer.freeze(self._host.cgroups, handle.cgroup, deadline)
 
-    def resume(self, handle: Handle) -> None:
-        """Let a frozen container go on; one that is not frozen, or has gone, is no error."""
+    def resume(self, handle: Handle, settled: Deadline | None = None) -> None:
+        """Let a frozen container go on, with a deadline in it for good; one that is not frozen is no error."""
         freezer.thaw(self._host.cgroups, handle.cgroup)
+        if settled is not None and checkpoints.is_marked(handle.bundle):
+            checkpoints.await_end(handle.container_id, settled)
+            freezer.thaw(self._host.cgroups, handle.cgroup)
+            checkpoints.unmark(handle.bundle)
 
     def _give_pipes(self, name: str, owner: tuple[int, int]) -> None:
         held = self._containers.first_process(name)
@@ -402,8 +407,11 @@ class NativeEngine:
             raise FailedPrecondition(f"container {handle.container_id}: systemd was not told its limits: {wrong}")
 
     def look(self, handle: Handle) -> Live:
-        """The container as the kernel sees it; executes nothing."""
-        return self._containers.look(handle.container_id, self._freezer(handle.cgroup))
+        """The container as the kernel sees it; executes nothing. What CRIU may be at work on is not running."""
+        live = self._containers.look(handle.container_id, self._freezer(handle.cgroup))
+        if live.state is LiveState.RUNNING and checkpoints.is_marked(handle.bundle):
+            return replace(live, state=LiveState.PAUSED)
+        return live
 
     def exec_sync(self, handle: Handle, argv: tuple[str, ...], timeout: float | None, limit: int) -> ExecResult:
         """Run ``argv`` inside; ``timeout`` seconds (``None``: none) later it is killed and DeadlineExceeded raised.
@@ -515,6 +523,12 @@ class NativeEngine:
     def _need(path: str, name: str) -> None:
         if not path:
             raise Unavailable(f"{name} is not installed", fix=checks.INSTALL)
+
+
+def _write_private(path: str, content: bytes) -> None:
+    """In it is the container's environment, and a group of the host may have the number of the pod's root."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(content)
 
 
 def _relabel(label: str, mounts: Iterable[Mount], deadline: Deadline) -> None:

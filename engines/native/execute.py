@@ -67,8 +67,11 @@ def run(
         return ExecResult(code, output.data[out], output.data[err], output.truncated)
 
 
-def command(programs: Programs, words: Sequence[str], deadline: Deadline) -> str:
-    """Run a crun command that answers at once; returns what is wrong, ``""`` if nothing is. Its streams are null."""
+def command(programs: Programs, words: Sequence[str], deadline: Deadline, *, patience: float = 0.0) -> str:
+    """Run a crun command that answers at once; returns what is wrong, ``""`` if nothing is. Its streams are null.
+
+    It is killed ``patience`` seconds after the deadline.
+    """
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_memory("log"))
         argv = ["crun", *programs.crun_arguments, f"--log=/proc/self/fd/{_LOG}", "--log-format=json", *words]
@@ -78,6 +81,8 @@ def command(programs: Programs, words: Sequence[str], deadline: Deadline) -> str
             raise syscall_error("start", "crun", error) from error
         code = child.wait(deadline.remaining())
         if code is None:
+            if patience:
+                child.wait(patience)
             raise DeadlineExceeded(f"deadline passed while crun {words[0]} ran")
         return "" if code == 0 else said(log) or f"crun {words[0]} failed with code {code}"
 

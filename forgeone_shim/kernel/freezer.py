@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst, and ``cgroup.freeze``
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import time
@@ -45,11 +46,14 @@ def thaw(host: CgroupHost, cgroup: str) -> None:
     directory = _directory(host, cgroup)
     if directory is None:
         return
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if host.mode is Mode.V2:
             write(f"{directory}/cgroup.freeze", "0")
         else:
             write(f"{directory}/freezer.state", "THAWED")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise syscall_error("thaw", directory, error) from error
 
 
 def _directory(host: CgroupHost, cgroup: str) -> str | None:

@@ -114,7 +114,7 @@ class AbsentEngine:
         """Refused."""
         self._refuse(handle, deadline)
 
-    def resume(self, handle: Handle) -> None:
+    def resume(self, handle: Handle, settled: Deadline | None = None) -> None:
         """What nothing here has paused."""
 
     def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engines.base import ContainerSpec, NamespaceMode, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InvalidInput, syscall_error
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import checkpoint_files as files
@@ -26,6 +26,7 @@ from forgeone_shim.runtime.sandboxes import Sandboxes
 from forgeone_shim.runtime.table import Entry
 
 _CONFIG = "config.json"
+_SETTLE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +60,11 @@ class Checkpoints:
         if not target.parent.is_dir():
             raise InvalidInput("location", f"{target.parent} is not a directory")
         entry = self._p.containers.find(id_)
-        with entry.working(deadline), self._workshop() as work, self._frozen([entry], deadline):
+        with entry.working(deadline), self._workshop() as work, self._frozen([entry], deadline) as inner:
             record = self._running(entry)
-            self._save(record, work, deadline)
+            self._save(record, work, inner)
             self._describe(record, work)
-            files.pack(work, target, deadline)
+            files.pack(work, target, inner)
 
     def _describe(self, record: ContainerRecord, work: Path) -> None:
         """What tools that read checkpoints of containers look for."""
@@ -128,10 +129,8 @@ class Checkpoints:
     ) -> None:
         try:
             (target / files.CONTAINERS).mkdir(mode=0o700)
-            with self._frozen(entries, deadline):
-                saved = tuple(
-                    self._save_one(target, str(number), entry, deadline) for number, entry in enumerate(entries)
-                )
+            with self._frozen(entries, deadline) as inner:
+                saved = tuple(self._save_one(target, str(number), entry, inner) for number, entry in enumerate(entries))
             deadline.check("before a checkpoint was completed")
             pod = SavedPod(
                 format=files.FORMAT,
@@ -193,15 +192,42 @@ class Checkpoints:
         return record
 
     @contextlib.contextmanager
-    def _frozen(self, entries: Sequence[Entry[ContainerRecord]], deadline: Deadline) -> Iterator[None]:
-        """None of them runs within the block; after it all do."""
-        with contextlib.ExitStack() as thaw:
-            for entry in entries:
-                record = self._running(entry)
-                engine, handle = self._p.engines[record.engine], self._p.handle(record)
-                thaw.callback(engine.resume, handle)
-                engine.pause(handle, deadline)
-            yield
+    def _frozen(self, entries: Sequence[Entry[ContainerRecord]], deadline: Deadline) -> Iterator[Deadline]:
+        """None of them runs within the block; after it all do. For the block is a deadline of its own.
+
+        It passes when one of them is asked to stop, which does not wait for checkpoints.
+
+        :raises FailedPrecondition: one of them does not run, or has been asked to stop.
+        """
+        with deadline.within() as inner, contextlib.ExitStack() as thaw:
+            try:
+                for entry in entries:
+                    self._freeze(entry, inner, thaw)
+                yield inner
+            except ForgeError:
+                # That is then the reason, whatever it has led to.
+                for entry in entries:
+                    self._running(entry)
+                raise
+
+    def _freeze(self, entry: Entry[ContainerRecord], deadline: Deadline, thaw: contextlib.ExitStack) -> None:
+        engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+
+        def break_off() -> None:
+            deadline.abandon()
+            engine.resume(handle)
+
+        def let_go() -> None:
+            with entry.state:
+                entry.break_off = None
+            engine.resume(handle, Deadline.after(_SETTLE_SECONDS))
+
+        with entry.state:
+            self._running(entry)
+            entry.break_off = break_off
+        thaw.callback(let_go)
+        engine.pause(handle, deadline)
+        deadline.check("while a container was frozen")
 
     def _save(self, record: ContainerRecord, home: Path, deadline: Deadline) -> None:
         """Processes and files of a frozen container."""
@@ -210,6 +236,8 @@ class Checkpoints:
         self._p.engines[record.engine].checkpoint(self._p.handle(record), str(images), deadline)
         with (home / files.DIFF).open("xb") as out:
             deleted = self._p.rootfs.save(record.id, out, deadline)
+        # Only now is it certain that nothing has run meanwhile.
+        deadline.check("while a container was saved")
         (home / files.DELETED).write_text(json.dumps(deleted))
 
     # -- a pod from a checkpoint

@@ -38,6 +38,8 @@ from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, contai
 from forgeone_shim.runtime.table import Entry
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
+_SETTLE_SECONDS = 60.0
+
 
 class Containers:
     """Creates, starts, stops and removes containers. Every verb may be repeated."""
@@ -347,8 +349,7 @@ class Containers:
             live = self._p.engines[record.engine].look(self._p.handle(record))
             entry.pid = live.pid
             if live.state is LiveState.PAUSED:
-                # It was frozen for a checkpoint that was cut off.
-                self._p.engines[record.engine].resume(self._p.handle(record))
+                self._thaw(entry)
                 live = replace(live, state=LiveState.RUNNING)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
                 self.endings.step(entry, Event.START, started_at=time.time_ns())
@@ -364,3 +365,15 @@ class Containers:
             self._watch.follow(record.id, live.pid or 2**22 + 1)
         if record.state is State.STOPPING and found is None:
             self.endings.finish_later(entry)
+
+    def _thaw(self, entry: Entry[ContainerRecord]) -> None:
+        """It was frozen for a checkpoint that was cut off; what made that may still be at it."""
+        engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+
+        def settle() -> None:
+            # Another checkpoint must not begin meanwhile.
+            with entry.work:
+                engine.resume(handle, Deadline.after(_SETTLE_SECONDS))
+
+        engine.resume(handle)
+        self._p.janitor.until_done(f"let container {entry.record.id[:13]} go on", settle)

@@ -67,20 +67,24 @@ class Endings:
         while True:
             with entry.state:
                 state = entry.record.state
-                if entry.record.unstarted:
-                    self.fail_start(entry)
-                    return None
                 if state is State.TERMINATED:
                     return None
-                if state is not State.CREATED:
+                if state is not State.CREATED and not entry.record.unstarted:
                     kill_at = time.time_ns() + int(timeout * 1e9)
                     if entry.record.kill_at:
                         kill_at = min(kill_at, entry.record.kill_at)
                     if state is not State.STOPPING or kill_at != entry.record.kill_at:
                         self.step(entry, Event.STOP, kill_at=kill_at)
+                    if entry.break_off is not None:
+                        # Frozen, it would neither heed a signal nor die of one.
+                        entry.break_off()
                     return state is not State.BOOTED
-            # Being created by another thread, which holds the entry's work lock until it is Booted or dropped.
-            with entry.working(deadline):
+            # Being created, or restored, by another thread, which holds the entry's work lock until it is Booted,
+            # Running or dropped.
+            with entry.working(deadline), entry.state:
+                if entry.record.unstarted:
+                    self.fail_start(entry)
+                    return None
                 if entry.record.state is State.CREATED:
                     return None
 
@@ -97,6 +101,8 @@ class Endings:
             kill_at=0,
         )
         entry.ended.set()
+        if not entry.record.cleaned:
+            self._p.janitor.until_done(f"clean up container {entry.record.id[:13]}", lambda: self.clean(entry))
 
     def _await_grace(self, entry: Entry[ContainerRecord], timeout: float, deadline: Deadline) -> None:
         until = time.monotonic() + timeout

@@ -39,7 +39,7 @@ class Updates:
         """
         entry = self._p.containers.find(id_)
         # Keeps it from being cleaned up while its cgroup is written to.
-        with entry.work:
+        with entry.working(deadline):
             deadline.check("before the container was updated")
             record = entry.record
             if record.state is not State.BOOTED and record.state not in LIVE:

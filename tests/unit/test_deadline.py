@@ -52,3 +52,24 @@ def test_who_ignores_a_deadline_is_not_told() -> None:
     deadline.ignore(listener)
     deadline.abandon()
     assert told == []
+
+
+def test_a_deadline_within_another_passes_with_it_or_before_it() -> None:
+    outer = Deadline.after(60)
+    with outer.within(5) as inner:
+        left = inner.remaining()
+        assert left is not None
+        assert left <= 5
+        outer.abandon()
+        with pytest.raises(DeadlineExceeded, match="the caller went away"):
+            inner.check("here")
+
+
+def test_a_deadline_within_another_can_be_abandoned_alone() -> None:
+    outer = Deadline()
+    with outer.within() as inner:
+        assert inner.remaining() is None
+        inner.abandon()
+        assert inner.passed
+    assert not outer.passed
+    outer.abandon()
