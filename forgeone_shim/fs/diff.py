@@ -12,10 +12,11 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
-from forgeone_shim.deadline import Deadline
+from forgeone_shim.deadline import Deadline, Punctual
 
+_STAGE = "while the files of a container were saved"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 # Overlayfs marks its own directories and files with these; nothing of them belongs to the container.
 _OVERLAY = ("trusted.overlay.", "user.overlay.")
@@ -31,7 +32,7 @@ def write(upper: Path, out: IO[bytes], deadline: Deadline) -> list[str]:
     links: dict[tuple[int, int], str] = {}
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for path, name in _walk(upper):
-            deadline.check("while the files of a container were saved")
+            deadline.check(_STAGE)
             status = path.lstat()
             if stat.S_ISSOCK(status.st_mode):
                 # A socket's file is nothing without its process, which makes it again.
@@ -43,13 +44,13 @@ def write(upper: Path, out: IO[bytes], deadline: Deadline) -> list[str]:
                 continue
             info = _described(path, name, status)
             if stat.S_ISREG(status.st_mode):
-                first = links.setdefault((status.st_dev, status.st_ino), name)
-                if status.st_nlink > 1 and first != name:
+                first = links.setdefault((status.st_dev, status.st_ino), name) if status.st_nlink > 1 else name
+                if first != name:
                     info.type, info.linkname, info.size = tarfile.LNKTYPE, first, 0
                     archive.addfile(info)
                     continue
                 with path.open("rb") as content:
-                    archive.addfile(info, content)
+                    archive.addfile(info, cast(IO[bytes], Punctual(content, deadline, _STAGE)))
                 continue
             archive.addfile(info)
             if stat.S_ISDIR(status.st_mode) and _is_opaque(path):

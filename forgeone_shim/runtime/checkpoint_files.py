@@ -15,11 +15,12 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import msgspec
 
 from engines.base import Profile, Security
-from forgeone_shim.deadline import Deadline
+from forgeone_shim.deadline import Deadline, Punctual
 from forgeone_shim.dropins.files import replaceable, untrusted
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, syscall_error
 
@@ -27,6 +28,7 @@ FORMAT = 1
 IMAGES, DIFF, DELETED, POD = "images", "rootfs-diff.tar", "deleted.files", "pod.json"
 CONTAINERS = "containers"
 _POD_MAX = 16 << 20
+_PACKED = "while a checkpoint was packed"
 _LOGS = ("dump.log", "stats-dump")
 
 
@@ -66,9 +68,9 @@ def confinement(security: Security) -> dict[str, tuple[str, ...]]:
         "capabilities.add_ambient_capabilities": tuple(sorted(security.add_ambient_capabilities)),
         "seccomp": _profile(security.seccomp),
         "apparmor": _profile(security.apparmor),
+        "namespace_options.userns_options": (security.namespaces.user.name,),
     }
 
-        "namespace_options.userns_options": (security.namespaces.user.name,),
 
 def _profile(profile: Profile | None) -> tuple[str, ...]:
     return () if profile is None else (profile.type, profile.localhost_ref)
@@ -141,16 +143,16 @@ def copy(source: Path, target: Path, deadline: Deadline) -> None:
             deadline.check("while a checkpoint was copied")
             if not entry.is_file(follow_symlinks=False):
                 raise FailedPrecondition(f"{entry.path} does not belong into a checkpoint: it is not a file")
-            copy_file(Path(entry.path), target / entry.name)
+            copy_file(Path(entry.path), target / entry.name, deadline)
     except OSError as error:
         raise syscall_error("copy the checkpoint", source, error) from error
 
 
-def copy_file(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path, deadline: Deadline) -> None:
     """Copy a plain file; a symlink is an OSError."""
     fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as content, target.open("xb") as out:
-        shutil.copyfileobj(content, out, 1 << 20)
+        shutil.copyfileobj(Punctual(content, deadline, "while a checkpoint was copied"), out, 1 << 20)
     target.chmod(0o600)
 
 
@@ -161,8 +163,13 @@ def pack(work: Path, location: Path, deadline: Deadline) -> None:
         fd = os.open(location.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as out, tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for path, name in _members(work):
-                deadline.check("while a checkpoint was packed")
-                archive.add(path, name, recursive=False)
+                deadline.check(_PACKED)
+                info = archive.gettarinfo(path, name)
+                if not info.isreg():
+                    archive.addfile(info)
+                    continue
+                with path.open("rb") as content:
+                    archive.addfile(info, cast(IO[bytes], Punctual(content, deadline, _PACKED)))
             archive.close()
             out.flush()
             location.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,12 @@ def test_a_deadline_that_has_passed_ends_it(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeadlineExceeded):
         diff.write(tmp_path, io.BytesIO(), Deadline.after(0))
+
+
+def test_a_file_that_is_nearly_all_hole_does_not_outlast_the_deadline(tmp_path: Path) -> None:
+    with (tmp_path / "hole").open("wb") as file:
+        file.truncate(1 << 42)
+    began = time.monotonic()
+    with open(os.devnull, "wb") as out, pytest.raises(DeadlineExceeded):
+        diff.write(tmp_path, out, Deadline.after(0.2))
+    assert time.monotonic() - began < 10
