@@ -376,6 +376,8 @@ def test_no_other_user_of_the_host_has_a_way_into_the_pod(pod: Pod, busybox: str
     for path in (Path(forgeoned.config.state, "sandboxes", pod.id), Path(forgeoned.config.state, "containers", id_)):
         found = path.stat()
         assert (found.st_uid, found.st_gid, oct(found.st_mode & 0o777)) == (0, FIRST, "0o710")
+    config = Path(forgeoned.config.state, "containers", id_, "config.json").stat()
+    assert (config.st_uid, oct(config.st_mode & 0o777)) == (0, "0o600")
 
 
 def test_pods_with_other_ids_cannot_touch_each_others_files(pod: Pod, forgeoned: Daemon, busybox: str) -> None:
