@@ -17,7 +17,7 @@ _MICROSECONDS: Final = 1_000_000
 _U32_MAX: Final = (1 << 32) - 1
 # A burst is this part of a second of the rate: short enough for a limit to be felt, long enough for timers' slack.
 _BURST_PARTS: Final = 10
-# A packet of the kernel's own making (GSO) is let through whole, unless it were the bucket of minutes.
+# Packets that the kernel has put together (GSO) pass whole, unless one were minutes' worth of the rate.
 _BURST_LEAST, _BURST_LEAST_SECONDS = 1 << 16, 100
 # What waits for longer is dropped, so that the sender learns of the limit.
 _QUEUE_PARTS: Final = 40

@@ -119,17 +119,15 @@ def end_orphans(container_ids: Collection[str]) -> None:
     # Again, for what one of them has started meanwhile; not for ever, as the kernel may be holding one.
     for _ in range(_KILL_ROUNDS):
         with contextlib.ExitStack() as stack:
-            killed = [
+            found = [
                 stack.enter_context(held)
                 for pid in _processes()
                 if _orphan(pid, container_ids) and (held := open_process(pid)) is not None
             ]
-            if not killed:
+            if not found:
                 return
-            for held in killed:
-                # Looked at again: by now the number is sure to be this process's.
-                if _orphan(held.pid, container_ids):
-                    held.send(signal.SIGKILL)
+            # Looked at again: by now the number is sure to be this process's.
+            killed = [held for held in found if _orphan(held.pid, container_ids) and held.send(signal.SIGKILL)]
             # All of them together: this is before forgeoned serves.
             until = Deadline.after(_KILLED_SECONDS)
             for held in killed:

@@ -184,8 +184,9 @@ def test_orphans_that_the_kernel_holds_are_waited_for_together(monkeypatch: pyte
         def __exit__(self, *_: object) -> None:
             closed.append(self.pid)
 
-        def send(self, number: int) -> None:
+        def send(self, number: int) -> bool:
             order.append(f"kill {self.pid}")
+            return True
 
         def wait(self, timeout: float) -> bool:
             order.append(f"wait {self.pid}")
