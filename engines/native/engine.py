@@ -526,16 +526,6 @@ class NativeEngine:
 
 
 def _write_private(path: str, content: bytes) -> None:
-def _handle(plan: ContainerPlan) -> Handle:
-    return Handle(
-        container_id=plan.container_id,
-        sandbox_id=plan.sandbox_id,
-        bundle=plan.bundle,
-        exits=plan.exits,
-        cgroup=plan.cgroup,
-    )
-
-
     """In it is the container's environment, and a group of the host may have the number of the pod's root."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(content)
