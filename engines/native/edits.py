@@ -16,6 +16,8 @@ from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 Json = dict[str, Any]
 _KINDS = {stat.S_IFCHR: "c", stat.S_IFBLK: "b", stat.S_IFIFO: "p"}
 # The oldest crun that heeds a part of the configuration; an older one says nothing and leaves it out.
+# mount(8), as crun takes them.
+_PROPAGATIONS = {f"{deep}{kind}" for deep in ("", "r") for kind in ("private", "slave", "shared", "unbindable")}
 _RDT, _RDT_SCHEMATA, _NET_DEVICES = (1, 10), (1, 22), (1, 22)
 
 
@@ -143,7 +145,7 @@ def _mounts(whole: Json, added: Sequence[MountEdit]) -> None:
         listed = [one for one in listed if one["destination"] != mount.destination]
         entry: Json = {"destination": mount.destination, "source": mount.source}
         entry["type"] = mount.kind or "none"
-        entry["options"] = _with_mapping(mount) if mapped else list(mount.options)
+        entry["options"] = _apart(mount, _with_mapping(mount)) if mapped else list(mount.options)
         listed.append(entry)
     # Fewer parts first, so that no mount hides one below it.
     whole["mounts"] = sorted(listed, key=lambda one: os.path.normpath(one["destination"]).count("/"))
@@ -156,3 +158,10 @@ def _with_mapping(mount: MountEdit) -> list[str]:
     if "rbind" in options:
         return [*options, "ridmap"]
     return [*options, "idmap"] if "bind" in options or mount.kind == "bind" else options
+
+
+def _apart(mount: MountEdit, options: list[str]) -> list[str]:
+    """Private unless the vendor says otherwise, as without a user namespace: with one crun binds a peer of the host's
+    mount, and what the pod's root mounts below would be mounted on the host too."""
+    bound = mount.kind == "bind" or {"bind", "rbind"} & set(options)
+    return [*options, "rprivate"] if bound and not _PROPAGATIONS & set(options) else options

@@ -142,8 +142,7 @@ class NativeEngine:
         """Supplemental groups come resolved, so both policies work."""
         return Features(
             user_namespaces=self._host.user_namespaces,
-            # On v2 the cgroup of an ended container has been seen to stay busy.
-            user_namespaces_host_network=self._host.user_namespaces and self._host.cgroups.mode is not Mode.V2,
+            user_namespaces_host_network=self._host.user_namespaces,
             supplemental_groups_policy=True,
             mount_options=True,
             recursive_read_only_mounts=self._host.recursive_attributes,

@@ -141,7 +141,10 @@ def defaults(plan: ContainerPlan, host: Host) -> list[dict[str, object]]:
         found.append(_fs("/dev/mqueue", "mqueue", _SAFE))
     if plan.namespaces.user is not None and plan.namespaces.network is None:
         # The kernel lets a user namespace mount a sysfs only for a network that belongs to it.
-        found.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rro", *_SAFE]})
+        # crun takes it from the host's mount namespace, as one of the host's peers: unless made private, what it then
+        # mounts below, control groups and what hides masked paths, would be mounted on the host too.
+        how = ["rbind", Propagation.PRIVATE.value, "rro", *_SAFE]
+        found.append({"destination": "/sys", "type": "bind", "source": "/sys", "options": how})
     else:
         found.append(_fs("/sys", "sysfs", [*_SAFE, write]))
     options = [*_SAFE, "relatime", write]

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
-from forgeone_shim.kernel import cgroups, idmapped, mounts
+from forgeone_shim.kernel import idmapped, mounts
 from hack.lab import images, leaks
 from hack.lab.daemon import Daemon
 from hack.lab.images import Entry
@@ -26,7 +26,6 @@ from tests.e2e.streams import SocketClient, eventually
 pytestmark = pytest.mark.root
 
 FIRST, LENGTH = 65536 * 7, 65536
-V2 = cgroups.detect("cgroupfs").mode is cgroups.Mode.V2
 
 
 def _map(userns: pb.UserNamespace, first: int = FIRST) -> None:
@@ -77,7 +76,7 @@ def pod(forgeoned: Daemon, busybox: str) -> Pod:
 def test_the_kubelet_is_told(forgeoned: Daemon) -> None:
     status = forgeoned.runtime.Status(pb.StatusRequest())
     assert all(handler.features.user_namespaces for handler in status.runtime_handlers if "native" in handler.name)
-    assert status.features.user_namespaces_host_network is not V2
+    assert status.features.user_namespaces_host_network
 
 
 def test_root_of_the_pod_is_somebody_else_on_the_host(pod: Pod, busybox: str) -> None:
@@ -295,15 +294,24 @@ def test_a_port_of_the_pod_is_forwarded(pod: Pod, busybox: str) -> None:
     pod.stop_container(id_)
 
 
-@pytest.mark.skipif(V2, reason="refused on control groups v2")
 def test_a_pod_on_the_hosts_network(forgeoned: Daemon, busybox: str) -> None:
+    forgeoned.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)))
     on_host = _plan(forgeoned, network=pb.NODE).run()
+    before = _mounted_on("/sys")
     script = "readlink /proc/self/ns/net; cat /proc/self/uid_map; ls /sys/class/net/lo/mtu; touch /sys/x 2>&1 || true"
-    text = _output(on_host, _container(on_host, busybox, "sh", "-c", script))
+    config = _container(on_host, busybox, "sh", "-c", script)
+    config.linux.security_context.masked_paths.append("/sys/firmware")
+    text = _output(on_host, config)
     assert os.readlink("/proc/self/ns/net") in text
     assert str(FIRST) in text
     assert "Read-only file system" in text
     on_host.remove()
+    # Nothing of what the container had below /sys was mounted on the host, where mounts are shared.
+    assert _mounted_on("/sys") == before
+
+
+def _mounted_on(path: str) -> list[str]:
+    return [one for one in mounts.mounts_below(path) if "forgeone" not in one]
 
 
 def test_kernel_parameters_are_set_as_root_of_the_pod_sees_them(forgeoned: Daemon, busybox: str) -> None:

@@ -114,16 +114,17 @@ def test_mounts_take_the_place_of_others_and_none_hides_another(whole: dict[str,
 @pytest.mark.parametrize(
     ("mount", "options"),
     [
-        (MountEdit("/a", "/etc", "", ("rbind", "ro")), ["rbind", "ro", "ridmap"]),
-        (MountEdit("/a", "/etc", "", ("bind", "ro")), ["bind", "ro", "idmap"]),
-        (MountEdit("/a", "/etc", "bind", ("rro",)), ["rro", "idmap"]),
-        (MountEdit("/a", "/etc", "bind"), []),
-        (MountEdit("/a", "/etc", "", ("rbind", "rw")), ["rbind", "rw"]),
-        (MountEdit("/a", "/etc", "", ("rbind", "idmap")), ["rbind", "idmap"]),
+        (MountEdit("/a", "/etc", "", ("rbind", "ro")), ["rbind", "ro", "ridmap", "rprivate"]),
+        (MountEdit("/a", "/etc", "", ("bind", "ro")), ["bind", "ro", "idmap", "rprivate"]),
+        (MountEdit("/a", "/etc", "bind", ("rro",)), ["rro", "idmap", "rprivate"]),
+        (MountEdit("/a", "/etc", "bind"), ["rprivate"]),
+        (MountEdit("/a", "/etc", "", ("rbind", "rw")), ["rbind", "rw", "rprivate"]),
+        (MountEdit("/a", "/etc", "", ("rbind", "idmap")), ["rbind", "idmap", "rprivate"]),
+        (MountEdit("/a", "/etc", "", ("bind", "rslave")), ["bind", "rslave"]),
         (MountEdit("/a", "tmpfs", "tmpfs", ("nosuid",)), ["nosuid"]),
     ],
 )
-def test_read_only_binds_into_a_user_namespace_keep_their_owners(
+def test_binds_into_a_user_namespace_are_apart_from_the_hosts_and_read_only_ones_keep_their_owners(
     whole: dict[str, Any], mount: MountEdit, options: list[str]
 ) -> None:
     whole["linux"]["namespaces"].append({"type": "user"})

@@ -144,6 +144,18 @@ def test_a_privileged_container_may_write_sys_and_keeps_the_host_s_cgroup_option
     assert options(found, "/sys/fs/cgroup")[-2:] == ["rw", "nsdelegate"]
 
 
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_user_namespace_on_the_host_s_network_has_the_host_s_sys_apart_from_the_host_s_own(
+    plan: PlanMaker, mode: Mode
+) -> None:
+    asked = plan(namespaces=Namespaces(user="/u", network=None, ipc="/i", uts="/t", pid=""))
+    found = made(asked, make_host(mode))
+    [sys] = [mount for mount in found["mounts"] if mount["destination"] == "/sys"]
+    assert (sys["type"], sys["source"]) == ("bind", "/sys")
+    assert {"rbind", "rprivate", "rro"} <= set(sys["options"])
+    assert destinations(found).index("/sys") < destinations(found).index("/sys/fs/cgroup")
+
+
 def test_the_host_s_ipc_namespace_has_no_queue_of_its_own(plan: PlanMaker, host: Host) -> None:
     asked = plan(namespaces=Namespaces(network="/n", ipc=None, uts="/u", pid=""))
     assert "/dev/mqueue" not in destinations(made(asked, host))
