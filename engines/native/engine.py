@@ -220,6 +220,8 @@ class NativeEngine:
     def restore(self, plan: ContainerPlan, images: str, deadline: Deadline) -> int:
         """Make the container as the checkpoint in the directory ``images`` has it, running; its first process's pid."""
         checkpoints.need(self._settings.crun)
+        # An earlier attempt that was cut off has left its files: the log's fifo, the code it ended with.
+        self._undo_create(_handle(plan))
         return self._make(plan, deadline, images)
 
     def _make(self, plan: ContainerPlan, deadline: Deadline, images: str = "") -> int:
@@ -241,15 +243,8 @@ class NativeEngine:
         group = self._resctrl.group(plan.rdt_class)
         if group:
             config["linux"]["intelRdt"] = {"closID": group}
-        handle = Handle(
-            container_id=plan.container_id,
-            sandbox_id=plan.sandbox_id,
-            bundle=plan.bundle,
-            exits=plan.exits,
-            cgroup=plan.cgroup,
-        )
         with contextlib.ExitStack() as undo:
-            undo.callback(self._undo_create, handle)
+            undo.callback(self._undo_create, _handle(plan))
             try:
                 _write_private(f"{plan.bundle}/{_CONFIG}", msgspec.json.encode(config))
                 Path(plan.bundle, _LOG_NOTE).write_text(plan.log_path)
@@ -528,6 +523,16 @@ def _write_private(path: str, content: bytes) -> None:
     """In it is the container's environment, and a group of the host may have the number of the pod's root."""
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
         file.write(content)
+
+
+def _handle(plan: ContainerPlan) -> Handle:
+    return Handle(
+        container_id=plan.container_id,
+        sandbox_id=plan.sandbox_id,
+        bundle=plan.bundle,
+        exits=plan.exits,
+        cgroup=plan.cgroup,
+    )
 
 
 def _relabel(label: str, mounts: Iterable[Mount], deadline: Deadline) -> None:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from engines.base import ContainerSpec, NamespaceMode, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, syscall_error
+from forgeone_shim.errors import AlreadyExists, FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import checkpoint_files as files
 from forgeone_shim.runtime.checkpoint_files import SavedContainer, SavedPod
 from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process
-from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, sandbox_key
 from forgeone_shim.runtime.sandboxes import Sandboxes
 from forgeone_shim.runtime.table import Entry
 
@@ -37,12 +38,17 @@ class RestoredContainer:
     id: str
 
 
+_Request = tuple[Path, SandboxSpec, tuple[ContainerSpec, ...]]
+_Restored = tuple[str, tuple[RestoredContainer, ...]]
+
+
 class Checkpoints:
     """Thread-safe. A container is frozen while it is saved, and goes on whatever happens."""
 
     def __init__(self, parts: Parts, images: ImageService, sandboxes: Sandboxes, containers: Containers) -> None:
         self._p, self._images = parts, images
         self._sandboxes, self._containers = sandboxes, containers
+        self._restores: Flights[tuple[_Request, _Restored]] = Flights()
 
     def sweep(self) -> None:
         """Remove what checkpoints that were cut off have left. Once, at the start."""
@@ -252,14 +258,26 @@ class Checkpoints:
     ) -> tuple[str, tuple[RestoredContainer, ...]]:
         """Make a pod whose containers will go on, once they are started, where the checkpoint has them.
 
-        The checkpoint is copied: it may go before they are started. On any error nothing is left of the pod.
+        A repeated call joins the one under way, or has its result. The checkpoint is copied: it may go before they are
+        started. On any error nothing is left of the pod.
 
         :raises InvalidInput: there is no such checkpoint, or the containers asked for are not those in it.
         :raises FailedPrecondition: a container is asked for as it was not, the handler's engine is another, or others
             than root could have written the checkpoint.
         """
         _no_options(options)
-        directory = _absolute("checkpoint_path", checkpoint_path)
+        request = (_absolute("checkpoint_path", checkpoint_path), spec, tuple(specs))
+        # Two at a time would undo each other's pod.
+        made, restored = self._restores.run(
+            sandbox_key(spec), deadline, lambda joined: (request, self._restore(*request, joined))
+        )
+        if made != request:
+            raise AlreadyExists("a pod of this name, uid and attempt has just been restored otherwise")
+        return restored
+
+    def _restore(
+        self, directory: Path, spec: SandboxSpec, specs: Sequence[ContainerSpec], deadline: Deadline
+    ) -> _Restored:
         pod = files.read_pod(directory)
         saved = _matched(pod, specs)
         handler = self._p.handlers.find(spec.runtime_handler)
@@ -300,6 +318,8 @@ class Checkpoints:
         security = spec.security
         if security.namespaces.pid is not NamespaceMode.CONTAINER:
             raise FailedPrecondition(f"{field}: its process namespace must be its own, as it was")
+        if security.namespaces.user is not NamespaceMode.NODE:
+            raise FailedPrecondition(f"{field}: it was in no user namespace, and cannot be restored into one")
         expected = process(spec, image.config, User(saved.uid, saved.gid, saved.groups))
         if (expected.args, expected.cwd) != (saved.args, saved.cwd):
             raise FailedPrecondition(f"{field}: its command or working directory is not that of the checkpoint")
