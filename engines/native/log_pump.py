@@ -67,7 +67,8 @@ class Log:
         """Go on in a file of the log's name, once the line is whole."""
         self._reopen = True
         if self._whole:
-            self._switch()
+            with contextlib.suppress(OSError):
+                self._switch()
 
     def write(self, data: bytes) -> None:
         """Append."""
@@ -76,9 +77,11 @@ class Log:
             head, data = (b"", data) if self._whole else (data[:end], data[end:]) if end else (data, b"")
             self._append(head)
             if self._whole:
-                if not self._reopen:
-                    self._empty()
-                self._switch()
+                # Where a file cannot be begun anew the old one goes on: a log must not stop a container.
+                with contextlib.suppress(OSError):
+                    if not self._reopen:
+                        self._empty()
+                    self._switch()
         self._append(data)
 
     def _append(self, data: bytes) -> None:

@@ -81,6 +81,20 @@ def test_a_line_without_room_on_the_disk_is_dropped_whole(tmp_path: Path, monkey
     assert path.read_bytes().endswith(b"\nthree\n")
 
 
+def test_a_log_whose_directory_has_gone_stops_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "logs"
+    home.mkdir()
+    log = Log(str(home / "0.log"), 10)
+    log.write(b"one\n")
+    (home / "0.log").unlink()
+    home.rmdir()
+    log.reopen()
+    log.write(b"two, which is too much\n")
+    home.mkdir()
+    log.write(b"three\n")
+    assert (home / "0.log").read_bytes() == b"three\n"
+
+
 @pytest.fixture
 def arguments(tmp_path: Path) -> list[str]:
     os.mkfifo(tmp_path / "fifo")
