@@ -53,7 +53,8 @@ def find(reference: Reference, namespace: str, *, namespaces: str, node: str) ->
     for file in files:
         text = _read(file)
         found = parse(text, str(file), reference) if text is not None else None
-        if found is not None:
+        # An entry may say no more than that somebody once logged in elsewhere.
+        if found:
             return found
     return None
 

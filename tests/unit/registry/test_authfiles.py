@@ -73,6 +73,15 @@ def test_a_namespace_has_its_own_before_the_node_s(tmp_path: Path) -> None:
     ]
 
 
+def test_an_entry_without_credentials_is_none(tmp_path: Path) -> None:
+    for name, content in (("team.json", {"quay.io": {}}), ("node.json", {"quay.io": entry("node")})):
+        (tmp_path / name).write_text(json.dumps({"auths": content}))
+        (tmp_path / name).chmod(0o600)
+    found = authfiles.find(APP, "team", namespaces=str(tmp_path), node=str(tmp_path / "node.json"))
+    assert found is not None
+    assert found.login()[0] == "node"
+
+
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "node.json"
     file.write_text(json.dumps({"auths": {}}))
