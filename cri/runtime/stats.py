@@ -10,6 +10,7 @@ from cri.runtime.chunks import chunks
 from cri.runtime.verbs import Verbs, selected
 from cri.translate import metrics, stats
 from cri.translate.fields import given
+from forgeone_shim.metrics.meter import PodSamples
 from forgeone_shim.runtime.views import SandboxView
 
 
@@ -86,16 +87,22 @@ class StatsVerbs(Verbs):
         self, _request: pb.ListPodSandboxMetricsRequest, _call: Call
     ) -> pb.ListPodSandboxMetricsResponse:
         """The metrics of all pods that are ready."""
-        return pb.ListPodSandboxMetricsResponse(pod_metrics=self._pod_metrics())
+        response = pb.ListPodSandboxMetricsResponse()
+        for read in self._samples():
+            metrics.fill(response.pod_metrics.add(), read)
+        return response
 
     def StreamPodSandboxMetrics(
         self, _request: pb.StreamPodSandboxMetricsRequest, _call: Call
     ) -> Iterator[pb.StreamPodSandboxMetricsResponse]:
         """The same in pieces."""
         # A pod's metrics are as long as fifty of its stats.
-        for piece in chunks(self._pod_metrics(), 20):
-            yield pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=piece)
+        for piece in chunks(self._samples(), 20):
+            response = pb.StreamPodSandboxMetricsResponse()
+            for read in piece:
+                metrics.fill(response.pod_sandbox_metrics.add(), read)
+            yield response
 
-    def _pod_metrics(self) -> list[pb.PodSandboxMetrics]:
+    def _samples(self) -> list[PodSamples]:
         ready = [view for view in self._runtime.sandboxes() if view.ready]
-        return [metrics.pod(read) for read in self._runtime.meter.samples(ready, self._runtime.containers())]
+        return self._runtime.meter.samples(ready, self._runtime.containers())

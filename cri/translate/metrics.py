@@ -93,44 +93,27 @@ def descriptors() -> list[pb.MetricDescriptor]:
     ]
 
 
-def pod(read: PodSamples) -> pb.PodSandboxMetrics:
-    """One pod's metrics; a pod's own have no container, image or name."""
-    own = _labels(read.view.spec, id_=read.cgroup)
-    return pb.PodSandboxMetrics(
-        pod_sandbox_id=read.view.id,
-        metrics=_metrics(read.pod, own, read.at),
-        container_metrics=[
-            pb.ContainerMetrics(
-                container_id=view.id,
-                metrics=_metrics(
-                    found,
-                    _labels(
-                        read.view.spec,
-                        container=view.spec.name,
-                        id_=cgroup,
-                        image=view.spec.user_specified_image or view.image_ref,
-                        name=view.id,
-                    ),
-                    read.at,
-                ),
-            )
-            for view, cgroup, found in read.containers
-        ],
-    )
+def fill(message: pb.PodSandboxMetrics, read: PodSamples) -> None:
+    """One pod's metrics; a pod's own have no container, image or name.
+
+    They are written where they belong: there are dozens a container, and to copy them costs as much as to make them.
+    """
+    message.pod_sandbox_id = read.view.id
+    _metrics(message, read.pod, _labels(read.view.spec, id_=read.cgroup), read.at)
+    for view, cgroup, found in read.containers:
+        image = view.spec.user_specified_image or view.image_ref
+        labels = _labels(read.view.spec, container=view.spec.name, id_=cgroup, image=image, name=view.id)
+        _metrics(message.container_metrics.add(container_id=view.id), found, labels, read.at)
 
 
 def _labels(spec: SandboxSpec, *, container: str = "", id_: str, image: str = "", name: str = "") -> tuple[str, ...]:
     return (container, id_, image, name, spec.namespace, spec.name)
 
 
-def _metrics(samples: Iterable[Sample], labels: tuple[str, ...], at: int) -> list[pb.Metric]:
-    return [
-        pb.Metric(
-            name=one.name,
-            timestamp=at,
-            metric_type=_TYPES[one.name],
-            label_values=labels + one.labels,
-            value=pb.UInt64Value(value=one.value),
-        )
-        for one in samples
-    ]
+def _metrics(
+    owner: pb.PodSandboxMetrics | pb.ContainerMetrics, samples: Iterable[Sample], labels: tuple[str, ...], at: int
+) -> None:
+    add = owner.metrics.add
+    for one in samples:
+        message = add(name=one.name, timestamp=at, metric_type=_TYPES[one.name], label_values=labels + one.labels)
+        message.value.value = one.value

@@ -17,7 +17,7 @@ from forgeone_shim.metrics.layers import WritableLayers
 from forgeone_shim.metrics.network import Interface
 from forgeone_shim.metrics.rates import Rates
 from forgeone_shim.metrics.samples import Sample
-from forgeone_shim.metrics.usage import Usage, of_cgroup, text, total
+from forgeone_shim.metrics.usage import Usage, of_cgroup, of_files, remembering, text, total
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, SandboxView
 
 # A v1 host may lack one of them; every container is in all that there are.
@@ -113,10 +113,11 @@ class Meter:
         return found
 
     def _container_samples(self, view: ContainerView) -> tuple[Sample, ...]:
-        usage, layer = of_cgroup(self._host, view.cgroup), self._layers.usage(view.id)
+        read, layer = remembering(self._host, view.cgroup), self._layers.usage(view.id)
+        usage = of_files(self._host, read)
         return (
             *samples.of_spec(view.spec, started_at=view.started_at, now=usage.at),
-            *samples.of_container(self._host, view.cgroup, usage, self._page_sizes),
+            *samples.of_container(self._host, read, usage, self._page_sizes),
             *samples.of_processes(self._processes(view.cgroup)),
             *samples.of_layer(layer, self._device(layer.mountpoint)),
         )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import ContainerSpec
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.metrics.network import Interface
-from forgeone_shim.metrics.usage import Read, Stall, Usage, number, reader, table, text
+from forgeone_shim.metrics.usage import Read, Stall, Usage, number, table, text
 from forgeone_shim.runtime.views import FilesystemUsage
 
 _SECOND = 1_000_000_000
@@ -32,24 +32,13 @@ class Sample:
     labels: tuple[str, ...] = ()
 
 
-def of_container(host: CgroupHost, cgroup: str, usage: Usage, page_sizes: Sequence[str]) -> Iterator[Sample]:
-    """What is read from the cgroup, and what ``usage`` has already."""
+def of_container(host: CgroupHost, read: Callable[[str], Read], usage: Usage, sizes: Sequence[str]) -> Iterator[Sample]:
+    """What is read from the cgroup, by readers for controllers, and what ``usage`` has already."""
     yield from of_usage(usage)
     if host.mode is Mode.V2:
-        yield from of_v2(_once(reader(host, "", cgroup)), page_sizes)
+        yield from of_v2(read(""), sizes)
     else:
-        yield from of_v1({name: _once(reader(host, name, cgroup)) for name in _CONTROLLERS}, page_sizes)
-
-
-def _once(read: Read) -> Read:
-    seen: dict[str, str] = {}
-
-    def remembered(name: str) -> str:
-        if name not in seen:
-            seen[name] = read(name)
-        return seen[name]
-
-    return remembered
+        yield from of_v1({name: read(name) for name in _CONTROLLERS}, sizes)
 
 
 def _plain(values: Iterable[tuple[str, int | None]]) -> Iterator[Sample]:

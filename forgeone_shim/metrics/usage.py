@@ -60,12 +60,33 @@ class Usage:
 
 def of_cgroup(host: CgroupHost, cgroup: str) -> Usage:
     """The usage of a container's or a pod's cgroup; an empty one where there is no such cgroup (any more)."""
+    return of_files(host, lambda controller: reader(host, controller, cgroup))
+
+
+def of_files(host: CgroupHost, read: Callable[[str], Read]) -> Usage:
+    """The same by readers for controllers."""
     if host.mode is Mode.V2:
-        return from_v2(time.time_ns(), reader(host, "", cgroup))
+        return from_v2(time.time_ns(), read(""))
     # On a hybrid host pressure is told by the v2 hierarchy, whatever controllers it has.
-    return from_v1(
-        time.time_ns(), reader(host, "cpuacct", cgroup), reader(host, "memory", cgroup), reader(host, "", cgroup)
-    )
+    return from_v1(time.time_ns(), read("cpuacct"), read("memory"), read(""))
+
+
+def remembering(host: CgroupHost, cgroup: str) -> Callable[[str], Read]:
+    """A reader for each controller, which reads no file twice: some cost the kernel more than all others together."""
+    seen: dict[str, str] = {}
+
+    def of(controller: str) -> Read:
+        read = reader(host, controller, cgroup)
+
+        def once(name: str) -> str:
+            key = f"{controller}/{name}"
+            if (content := seen.get(key)) is None:
+                content = seen[key] = read(name)
+            return content
+
+        return once
+
+    return of
 
 
 def reader(host: CgroupHost, controller: str, cgroup: str) -> Read:
