@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """``root`` survives a reboot, ``state`` (a tmpfs) does not."""
+    """``root`` survives a reboot, ``state`` (a tmpfs) does not.
+
+    In ``exits`` supervisors leave exit files. ``sandboxes`` and ``containers`` are the parents of all sandboxes'
+    directories and containers' bundles, ``writable`` of the containers' writable layers.
+    """
 
     root: Path
     state: Path
+    # Made once: every step of every pod asks for one of them.
+    exits: Path = field(init=False)
+    sandboxes: Path = field(init=False)
+    containers: Path = field(init=False)
+    writable: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, path in (
+            ("exits", self.state / "exits"),
+            ("sandboxes", self.state / "sandboxes"),
+            ("containers", self.state / "containers"),
+            ("writable", self.root / "containers"),
+        ):
+            object.__setattr__(self, name, path)
 
     @property
     def database(self) -> Path:
@@ -29,21 +47,6 @@ class Paths:
         return self.root / "layers"
 
     @property
-    def exits(self) -> Path:
-        """Where supervisors leave exit files."""
-        return self.state / "exits"
-
-    @property
-    def sandboxes(self) -> Path:
-        """Parent of all sandbox directories."""
-        return self.state / "sandboxes"
-
-    @property
-    def containers(self) -> Path:
-        """Parent of all container bundles."""
-        return self.state / "containers"
-
-    @property
     def shim(self) -> Path:
         """Where the fork server is found, once there is one."""
         return self.state / "shim"
@@ -52,11 +55,6 @@ class Paths:
     def checkpoints(self) -> Path:
         """Where checkpoints are put together."""
         return self.root / "checkpoints"
-
-    @property
-    def writable(self) -> Path:
-        """Parent of the containers' writable layers."""
-        return self.root / "containers"
 
     def sandbox(self, sandbox_id: str) -> Path:
         """A sandbox's own directory."""
