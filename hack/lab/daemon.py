@@ -129,8 +129,8 @@ class Daemon:
     def remove_pods(self) -> None:
         """Stop and remove every pod."""
         for pod in self.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
-            self.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
-            self.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=60)
+            self.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id), timeout=patient(60))
+            self.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id), timeout=patient(60))
 
     def left(self, expected: Sequence[str] = ()) -> list[str]:
         """What of this forgeoned's pods is still on the host, a line each: mounts, links, cgroups, processes.

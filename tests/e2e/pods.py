@@ -107,7 +107,7 @@ class Pod:
     def ready(self) -> bool:
         """PodSandboxStatus: whether the sandbox is ready."""
         request = pb.PodSandboxStatusRequest(pod_sandbox_id=self.id)
-        return bool(self.daemon.runtime.PodSandboxStatus(request, timeout=30).status.state == pb.SANDBOX_READY)
+        return bool(self.daemon.runtime.PodSandboxStatus(request, timeout=patient(30)).status.state == pb.SANDBOX_READY)
 
     def stop(self) -> None:
         """StopPodSandbox."""
