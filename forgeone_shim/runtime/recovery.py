@@ -24,6 +24,7 @@ from forgeone_shim.runtime.table import Entry
 # CRI is served after this many seconds at the latest; whatever is still unsettled then goes on beside it.
 PATIENCE = 5.0
 _THREADS = 16
+_AGAIN_SECONDS = 1.0
 
 
 class Recovery:
@@ -94,7 +95,7 @@ class Recovery:
 
     def _remove_strangers(self) -> None:
         known = self._known_sandboxes()
-        self._p.janitor.until_done("release unknown attachments", self._release_network)
+        self._p.janitor.until_done("recover the network", self._recover_network)
         containers = {entry.record.id for entry in self._p.containers.all()}
         for name in (_names(self._p.paths.containers) | _names(self._p.paths.writable)) - containers:
             self._p.janitor.until_done(f"remove unknown container {name[:13]}", partial(self._forget, name))
@@ -104,11 +105,19 @@ class Recovery:
     def _known_sandboxes(self) -> set[str]:
         return {entry.record.id for entry in self._p.sandboxes.all()}
 
+    def _recover_network(self) -> None:
+        try:
+            self._release_network()
+        except InternalError as error:
+            # A plugin that is gone may fail for ever: the other pods do not wait for that.
+            self._log.warning("attachments are left", error=str(error))
+            self._p.janitor.until_done("release unknown attachments", self._release_network, after=_AGAIN_SECONDS)
+        self._p.network.recovered(self._p.handlers.conf_dirs())
+
     def _release_network(self) -> None:
         failed = self._p.network.reconcile(self._known_sandboxes)
         if failed:
             raise InternalError(f"still attached to the network: {', '.join(failed)}")
-        self._p.network.recovered(self._p.handlers.conf_dirs())
 
     def _forget(self, container_id: str) -> None:
         bundle = self._p.paths.bundle(container_id)
