@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 _CHUNK = 65536
+_COMES_MS = 5000
 # conmon's own; a kubelet and log collectors in its group read it.
 _LOG_MODE = 0o640
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
@@ -122,7 +123,7 @@ def pump(fifo: int, lifeline: int, wakeup: int, log: Log, bucket: Bucket, *, con
     poll = select.poll()
     poll.register(wakeup, select.POLLIN)
     poll.register(lifeline, select.POLLIN)
-    listening = False
+    listening = came = False
     while True:
         may = bucket.available(time.monotonic())
         waiting = bucket.wait()
@@ -148,10 +149,20 @@ def pump(fifo: int, lifeline: int, wakeup: int, log: Log, bucket: Bucket, *, con
             poll.unregister(first)
             bucket.lift()
         if fifo in ready or lifeline in ready:
+            size = min(may, _CHUNK) or 1
             try:
-                data = os.read(fifo, min(may, _CHUNK) or 1)
+                data = os.read(fifo, size)
+                if not (data or came):
+                    # conmon may be on its way although who started it has been killed, and would wait forever for
+                    # somebody to read.
+                    late = select.poll()
+                    late.register(fifo, select.POLLIN)
+                    late.poll(_COMES_MS)
+                    data = os.read(fifo, size)
             except BlockingIOError:
+                came = True
                 continue
+            came = True
             if not data:
                 return
             log.write(data)

@@ -146,6 +146,20 @@ def test_the_rest_of_an_ended_container_s_log_does_not_wait(tmp_path: Path, argu
     assert time.monotonic() - began < 15
 
 
+def test_a_writer_that_comes_after_its_starter_was_killed_is_read(tmp_path: Path, arguments: list[str]) -> None:
+    life, lifeline = os.pipe()
+    subprocess.run(arguments, stdin=life, check=True)
+    pidfd = os.pidfd_open(int((tmp_path / "pid").read_text()))
+    os.close(lifeline)
+    time.sleep(0.5)
+    # Without a reader this is an error.
+    fifo = os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
+    os.write(fifo, b"line\n")
+    os.close(fifo)
+    _wait(pidfd)
+    assert (tmp_path / "0.log").read_bytes() == b"line\n"
+
+
 def test_the_program_ends_when_nobody_comes_to_write(tmp_path: Path, arguments: list[str]) -> None:
     life, lifeline = os.pipe()
     subprocess.run(arguments, stdin=life, check=True)
