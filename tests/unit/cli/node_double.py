@@ -17,7 +17,7 @@ from cri.server import handler
 from cri.streaming.server import ExecGrant, StreamingServer, StreamsPort
 from engines.base import Output, Stdio
 from forgeone_shim.config.model import StreamingConfig
-from forgeone_shim.errors import NotFound, PermissionDenied, Unavailable
+from forgeone_shim.errors import NotFound, PermissionDenied, Unavailable, Unimplemented
 from forgeone_shim.rpc import node_pb2
 
 
@@ -61,7 +61,20 @@ class Printed:
         self._streams.clear()
 
 
-class Pods:
+class _Partly:
+    """A service of which only some verbs are there."""
+
+    def __getattr__(self, name: str) -> Any:
+        if not name[0].isupper():
+            raise AttributeError(name)
+
+        def missing(_request: Any, _call: Any) -> Any:
+            raise Unimplemented(f"{name} is not part of this double")
+
+        return missing
+
+
+class Pods(_Partly):
     """RuntimeService. A started container is a real process (``sleep``), so that pidfds work; ``exit`` ends it."""
 
     def __init__(self) -> None:
@@ -184,7 +197,7 @@ class Pods:
         return self.__dict__.setdefault("_made", {})
 
 
-class Images:
+class Images(_Partly):
     """ImageService and ``forgeone.v1.Node`` in one."""
 
     def __init__(self) -> None:
