@@ -18,6 +18,7 @@ from forgeone_shim.cli import main as cli
 from forgeone_shim.config.loader import to_toml
 from forgeone_shim.config.model import LogConfig
 from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
 from tests.e2e.pods import Pod
 from tests.e2e.streams import SocketClient, eventually
 
@@ -30,7 +31,7 @@ def configured(daemon: Daemon) -> dict[str, object]:
 
 
 def until(check: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + patient(10)
     while not check():
         assert time.monotonic() < limit
         time.sleep(0.02)
