@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -25,23 +25,30 @@ QUARANTINE: Final = "unreadable/"
 """Begins the kind of documents that could not be read: kept for people to look at, in nobody's way."""
 
 # A commit must survive the death of this process, not of the host: after a reboot no container is left to describe, and
-# images are checked against their layers. WAL with NORMAL gives that without an fsync in the way of a pod.
-_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000", "wal_autocheckpoint=2000")
+# images are checked against their layers. WAL with NORMAL gives that without an fsync in the way of a pod, but for the
+# commit that finds the log full: a thread of its own therefore empties it long before.
+_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=10000", "wal_autocheckpoint=20000")
+_CHECKPOINT, _TURNS = 500, 4
 _SCHEMA = """CREATE TABLE IF NOT EXISTS docs (
     kind TEXT NOT NULL, key TEXT NOT NULL, doc BLOB NOT NULL, PRIMARY KEY (kind, key)
 ) WITHOUT ROWID"""
 
 
 class StateStore:
-    """Documents are anything msgspec can encode (frozen dataclasses here). Thread-safe."""
+    """Documents are anything msgspec can encode (frozen dataclasses here). Thread-safe.
 
-    def __init__(self, path: Path) -> None:
+    ``checkpoint`` is after how many writes the log is copied into the database, beside all other work.
+    """
+
+    def __init__(self, path: Path, *, checkpoint: int = _CHECKPOINT) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
         # Containers' environments are in it. SQLite gives its -wal and -shm files the mode of the database.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         path.chmod(0o600)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._lock = threading.RLock()
+        self._path, self._checkpoint_after, self._written = path, checkpoint, 0
+        self._checkpointer: threading.Thread | None = None
         try:
             for pragma in _PRAGMAS:
                 self._db.execute(f"PRAGMA {pragma}")
@@ -58,12 +65,15 @@ class StateStore:
         blob = msgspec.json.encode(doc)
         with self._lock:
             self._db.execute("INSERT OR REPLACE INTO docs VALUES (?,?,?)", (kind, key, blob))
+            self._wrote()
 
     def insert(self, kind: str, key: str, doc: object) -> bool:
         """Write a document unless its key is taken; says whether it was written. Atomic across processes."""
         blob = msgspec.json.encode(doc)
         with self._lock:
-            return self._db.execute("INSERT OR IGNORE INTO docs VALUES (?,?,?)", (kind, key, blob)).rowcount == 1
+            made = self._db.execute("INSERT OR IGNORE INTO docs VALUES (?,?,?)", (kind, key, blob)).rowcount == 1
+            self._wrote()
+            return made
 
     def get(self, kind: str, key: str, type_: type[T]) -> T | None:
         """The document, or ``None``."""
@@ -75,6 +85,7 @@ class StateStore:
         """Forget a document; a missing one is no error."""
         with self._lock:
             self._db.execute("DELETE FROM docs WHERE kind=? AND key=?", (kind, key))
+            self._wrote()
 
     def items(self, kind: str, type_: type[T]) -> list[tuple[str, T]]:
         """Every document of a kind, by key. One that cannot be read is set aside and logged, and holds up no other."""
@@ -106,7 +117,37 @@ class StateStore:
                 raise
             self._db.execute("COMMIT")
 
+    def _wrote(self) -> None:
+        # Called under the lock.
+        self._written += 1
+        busy = self._checkpointer is not None and self._checkpointer.is_alive()
+        if self._written < self._checkpoint_after or busy:
+            return
+        thread = threading.Thread(target=self._checkpoint, name="checkpoint", daemon=True)
+        # What was written stays written where the host has no room for a thread.
+        with suppress(RuntimeError):
+            thread.start()
+            self._written, self._checkpointer = 0, thread
+
+    def _checkpoint(self) -> None:
+        """https://www.sqlite.org/c3ref/wal_checkpoint_v2.html: PASSIVE waits for nobody and keeps nobody waiting.
+
+        The log begins anew only where all of it is copied: what is written meanwhile is a short second turn.
+        """
+        try:
+            with closing(sqlite3.connect(self._path, isolation_level=None)) as database:
+                for _ in range(_TURNS):
+                    busy, logged, copied = database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                    if busy or logged == copied:
+                        break
+        except sqlite3.Error as error:
+            structlog.get_logger("state").warning("the database's log was not emptied", error=str(error))
+
     def close(self) -> None:
         """Close the database; a later call fails."""
+        with self._lock:
+            thread, self._written = self._checkpointer, 0
+        if thread is not None:
+            thread.join()
         with self._lock:
             self._db.close()

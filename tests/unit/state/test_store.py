@@ -1,6 +1,9 @@
-"""Documents survive, keys are unique, transactions are whole."""
+"""Documents survive, keys are unique, transactions are whole, and no writer waits for the disk."""
 
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +83,21 @@ def test_a_file_that_is_no_database_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "db").write_bytes(b"not a database at all" * 1000)
     with pytest.raises(FailedPrecondition, match=r"not a database.*move it away"):
         StateStore(tmp_path / "db")
+
+
+def test_the_log_is_copied_into_the_database_beside_the_writers(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    store = StateStore(path, checkpoint=100)
+    pages = store._db.execute("PRAGMA wal_autocheckpoint").fetchone()[0]
+    for number in range(1000):
+        store.put("thing", str(number), {"text": "x" * 3000})
+        if number % 100 == 99:
+            assert store._checkpointer is not None
+            store._checkpointer.join(30)
+    log = path.with_name("db-wal").stat().st_size
+    assert log < pages * 4096 / 10, "bytes: it begins anew"
+    copied = shutil.copy(path, tmp_path / "copy")
+    with closing(sqlite3.connect(copied)) as alone:
+        assert alone.execute("SELECT count(*) FROM docs").fetchone()[0] == 1000
+    store.close()
+    assert len(StateStore(path).items("thing", dict)) == 1000
