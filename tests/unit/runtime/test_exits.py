@@ -4,6 +4,7 @@ import errno
 import os
 import queue
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,9 @@ def test_a_supervisor_is_known_by_its_pid_file_and_command_line(tmp_path: Path) 
     with pytest.raises(FileNotFoundError):
         exits.find_supervisor(tmp_path, "c6")
     with subprocess.Popen(["sleep", "60"]) as child:
+        # In the midst of exec(2) a process has no command line yet.
+        while not Path(f"/proc/{child.pid}/cmdline").read_bytes():
+            time.sleep(0.001)
         (tmp_path / "conmon.pid").write_text(str(child.pid))
         held = exits.find_supervisor(tmp_path, "60")
         assert held is not None
