@@ -12,6 +12,7 @@ import socket
 import struct
 import tempfile
 import termios
+import threading
 from typing import Final
 
 from engines.base import Output, Stdio
@@ -37,6 +38,9 @@ _KILL_SECONDS: Final = 2.0
 _CONSOLE_NAME: Final = "console"
 # conmon's full-attach packets: a byte that names the pipe, then what came through it.
 _PACKET: Final = 8192 + 64
+# A size is said again after so long, and so often until conmon has read what it was told before.
+_REPEAT_SECONDS: Final = 0.1
+_REPEATS: Final = 50
 _PIPES: Final = {2: Output.STDOUT, 3: Output.STDERR}
 
 
@@ -280,6 +284,7 @@ class AttachConsole:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._input, self._open = stdio.stdin, True
         self._size: tuple[int, int] | None = None
+        self._repeat: threading.Timer | None = None
         try:
             self._connect()
         except BaseException:
@@ -354,10 +359,26 @@ class AttachConsole:
                 self._socket.shutdown(socket.SHUT_WR)
 
     def resize(self, width: int, height: int) -> None:
-        """By conmon's control fifo: at once, or as soon as something else happens here after conmon has read it."""
+        """By conmon's control fifo: at once, or as soon as something else happens here after conmon has read it.
+
+        Said again a moment later: of sizes that reach conmon together it heeds the first alone, and does not tell.
+        """
         if self._stdio.tty:
             self._size = width, height
             self._tell_size()
+            self._say_again(width, height, _REPEATS)
+
+    def _say_again(self, width: int, height: int, times: int) -> None:
+        if self._repeat is not None:
+            self._repeat.cancel()
+        self._repeat = threading.Timer(_REPEAT_SECONDS, self._repeated, (width, height, times))
+        self._repeat.daemon = True
+        self._repeat.start()
+
+    def _repeated(self, width: int, height: int, times: int) -> None:
+        with contextlib.suppress(ForgeError):
+            if not conmon.resize(self._bundle, self._container_id, width, height) and times > 1 and self._open:
+                self._say_again(width, height, times - 1)
 
     def _tell_size(self) -> None:
         if self._size is None:
@@ -374,6 +395,8 @@ class AttachConsole:
     def close(self) -> None:
         """Detach."""
         self._open = self._input = False
+        if self._repeat is not None:
+            self._repeat.cancel()
         self._socket.close()
 
 
