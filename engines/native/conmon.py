@@ -27,7 +27,7 @@ from forgeone_shim.errors import (
     syscall_error,
 )
 from forgeone_shim.kernel.inotify import IN_ATTRIB, IN_CREATE, IN_MOVED_TO, DirectoryEvents
-from forgeone_shim.kernel.procs import Pidfd, open_process
+from forgeone_shim.kernel.procs import Pidfd, of_pidfile
 from forgeone_shim.kernel.spawn import spawn
 
 PIDFILE = logs.CONTAINER_PIDFILE
@@ -202,21 +202,7 @@ def create_error(container_id: str, message: str) -> ForgeError:
 
 def supervisor(bundle: str, container_id: str) -> Pidfd | None:
     """The conmon of a container, if it lives: the process of its pid file, if its command line names the container."""
-    try:
-        pid = int(Path(bundle, CONMON_PIDFILE).read_text())
-    except (OSError, ValueError):
-        return None
-    held = open_process(pid)
-    if held is None:
-        return None
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        words = []
-    if container_id.encode() in words and words[0].endswith(b"conmon"):
-        return held
-    held.close()
-    return None
+    return of_pidfile(Path(bundle, CONMON_PIDFILE), container_id, "conmon")
 
 
 def stop(bundle: str, container_id: str, patience: float) -> None:

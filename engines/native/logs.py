@@ -12,7 +12,7 @@ from pathlib import Path
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError, syscall_error
-from forgeone_shim.kernel.procs import Pidfd, open_process
+from forgeone_shim.kernel.procs import Pidfd, of_pidfile
 from forgeone_shim.kernel.spawn import collect, spawn
 
 FIFO = "log.fifo"
@@ -95,21 +95,7 @@ def _start(bundle: str, log_path: str, limits: Limits, deadline: Deadline) -> _E
 
 def pump(bundle: str) -> Pidfd | None:
     """The pump of a container's log, if it has one that lives."""
-    try:
-        pid = int(Path(bundle, PIDFILE).read_text())
-    except (OSError, ValueError):
-        return None
-    held = open_process(pid)
-    if held is None:
-        return None
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        words = []
-    if f"{bundle}/{FIFO}".encode() in words:
-        return held
-    held.close()
-    return None
+    return of_pidfile(Path(bundle, PIDFILE), f"{bundle}/{FIFO}")
 
 
 def reopen(bundle: str) -> bool:

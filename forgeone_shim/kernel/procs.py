@@ -111,3 +111,25 @@ def open_process(pid: int, started: int | None = None) -> Pidfd | None:
         held.close()
         return None
     return held
+
+
+def of_pidfile(path: Path, word: str, program: str = "") -> Pidfd | None:
+    """The process that a pid file names, if it lives and still is the one meant.
+
+    That is one with ``word`` among its arguments and, if given, a first one that ends with ``program``.
+    """
+    try:
+        pid = int(path.read_text())
+    except (OSError, ValueError):
+        return None
+    held = open_process(pid)
+    if held is None:
+        return None
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    if os.fsencode(word) in words and words[0].endswith(os.fsencode(program)):
+        return held
+    held.close()
+    return None
