@@ -7,7 +7,7 @@ group ``forgeone.engines``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -413,7 +413,9 @@ class ContainerPlan:
     cgroup below each hierarchy's root (``/kubepods/pod1/<id>``, or ``slice:forgeone:<id>`` with the systemd driver).
     ``handler`` are the settings of its pod's runtime handler.
     ``edits`` is what its devices bring with them, and ``pod_annotations`` are those of its pod. ``rdt_class`` names a
-    resctrl group; empty where none was asked for.
+    resctrl group; empty where none was asked for. ``image_id`` is the image it was made from, and ``module`` where the
+    WebAssembly module of an image that is nothing else lies in ``rootfs``: ``process.args`` are its arguments whatever
+    the first of them says. Empty for other images, whose first argument names what to run.
     """
 
     container_id: str
@@ -434,6 +436,22 @@ class ContainerPlan:
     blockio: BlockIO | None = None
     rdt_class: str = ""
     selinux: SELinuxLabels = SELinuxLabels()
+    image_id: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """An image of this node that an engine may get ready for.
+
+    ``layers`` are the directories of its unpacked layers, lowest first, never to be written to. ``args`` is what a
+    container of it runs where nothing else is asked for, and ``module`` as in :class:`ContainerPlan`.
+    """
+
+    image_id: str
+    layers: tuple[str, ...]
+    args: tuple[str, ...]
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -476,6 +494,14 @@ class Live:
 
     state: LiveState
     pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a container ended, where its engine knows more than the exit code: CRI ``reason`` and ``message``."""
+
+    reason: str
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -653,3 +679,15 @@ class Engine(Protocol):
 
     def was_oom_killed(self, handle: Handle) -> bool:
         """Whether the kernel killed a process of this container for memory."""
+
+    def verdict(self, handle: Handle) -> Verdict | None:
+        """Why an ended container ended, beyond its exit code; ``None`` where that is all. Ask before :meth:`delete`."""
+
+    def prepare_image(self, image: ImagePlan, deadline: Deadline) -> None:
+        """Make ready what containers of this image will need, so that none of them waits for it; may be repeated.
+
+        A create does without. FailedPrecondition says why the image cannot be run.
+        """
+
+    def retain_images(self, ids: Collection[str]) -> None:
+        """Forget what was made ready for other images than these. Running containers go on."""

@@ -7,7 +7,7 @@ import functools
 import os
 import signal as signals
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from engines.base import (
     Features,
     Handle,
     HandlerSettings,
+    ImagePlan,
     Live,
     LiveState,
     Mount,
@@ -29,6 +30,7 @@ from engines.base import (
     Resources,
     SandboxPlan,
     Stdio,
+    Verdict,
 )
 from engines.native import (
     capabilities,
@@ -479,6 +481,16 @@ class NativeEngine:
             if cgroups.exists(self._host.cgroups, handle.cgroup):
                 return False
         return Path(handle.bundle, conmon.OOM_MARKER).exists()
+
+    def verdict(self, _handle: Handle) -> Verdict | None:
+        """None: a process ends with its exit code, and says the rest in its log."""
+        return None
+
+    def prepare_image(self, _image: ImagePlan, _deadline: Deadline) -> None:
+        """Nothing: its layers are all that a container needs."""
+
+    def retain_images(self, _ids: Collection[str]) -> None:
+        """Nothing was made ready."""
 
     def _freezer(self, cgroup: str) -> str | None:
         if not cgroup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Never
 
 from engines.base import (
@@ -14,12 +14,14 @@ from engines.base import (
     Features,
     Handle,
     HandlerSettings,
+    ImagePlan,
     Live,
     LiveState,
     Problem,
     Resources,
     SandboxPlan,
     Stdio,
+    Verdict,
 )
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InternalError
@@ -149,6 +151,17 @@ class AbsentEngine:
     def was_oom_killed(self, handle: Handle) -> bool:
         """As far as the kernel still tells."""
         return bool(handle.cgroup) and cgroups.oom_kills(self._host, handle.cgroup) > 0
+
+    def verdict(self, _handle: Handle) -> Verdict | None:
+        """None: its engine would know."""
+        return None
+
+    def prepare_image(self, image: ImagePlan, deadline: Deadline) -> None:
+        """Refused."""
+        self._refuse(image, deadline)
+
+    def retain_images(self, _ids: Collection[str]) -> None:
+        """What was made ready for images stays: its engine may come back."""
 
     def _refuse(self, *_: object) -> Never:
         raise FailedPrecondition(

@@ -40,6 +40,9 @@ class Engine:
     def was_oom_killed(self, _handle: Handle) -> bool:
         return False
 
+    def verdict(self, _handle: Handle) -> None:
+        return None
+
 
 @dataclass
 class Node:
