@@ -15,10 +15,10 @@ from forgeone_shim.errors import InvalidInput
 
 PREFIX: Final = "wasm.forgeone.dev/"
 
-EXEC: Final = "exec"
-MEMORY_MAX: Final = "memory-max"
-CPU_BUDGET: Final = "cpu-budget"
-TRACE: Final = "trace"
+EXEC: Final = "wasm.forgeone.dev/exec"
+MEMORY_MAX: Final = "wasm.forgeone.dev/memory-max"
+CPU_BUDGET: Final = "wasm.forgeone.dev/cpu-budget"
+TRACE: Final = "wasm.forgeone.dev/trace"
 _KEYS: Final = (EXEC, MEMORY_MAX, CPU_BUDGET, TRACE)
 
 _BYTES: Final = re.compile(r"([1-9][0-9]{0,18})(Ki|Mi|Gi)?")
@@ -51,17 +51,21 @@ def read(annotations: Mapping[str, str], container: str) -> Asked:
         if not key.startswith(PREFIX):
             continue
         name, dot, of = key.removeprefix(PREFIX).partition(".")
+        name = PREFIX + name
         if name not in _KEYS or (dot and not of):
-            raise InvalidInput(f"annotation {key}", "is none of this engine's", fix=f"one of: {', '.join(_KEYS)}")
+            raise InvalidInput(
+                f"annotation {key}",
+                "is none of this engine's",
+                fix=f"one of: {', '.join(_KEYS)}, or with .CONTAINER behind it",
+            )
         _check(name, f"annotation {key}", value)
         if of == container if dot else name not in found:
             found[name] = value
-    field = {name: f"annotation {PREFIX}{name}" for name in _KEYS}
     return Asked(
-        exports=_exports(field[EXEC], found.get(EXEC, "")),
-        memory_max=_bytes(field[MEMORY_MAX], found[MEMORY_MAX]) if MEMORY_MAX in found else 0,
-        cpu_budget=_duration(field[CPU_BUDGET], found[CPU_BUDGET]) if CPU_BUDGET in found else 0.0,
-        trace=_truth(field[TRACE], found.get(TRACE, "false")),
+        exports=_exports(EXEC, found.get(EXEC, "")),
+        memory_max=_bytes(MEMORY_MAX, found[MEMORY_MAX]) if MEMORY_MAX in found else 0,
+        cpu_budget=_duration(CPU_BUDGET, found[CPU_BUDGET]) if CPU_BUDGET in found else 0.0,
+        trace=_truth(TRACE, found.get(TRACE, "false")),
     )
 
 

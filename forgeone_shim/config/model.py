@@ -164,6 +164,25 @@ class NativeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WasmConfig:
+    """The wasm engine: what compiling a module may take (seconds, bytes), and how many modules are kept ready."""
+
+    compile_timeout: float = 300.0
+    compile_memory: int = 4 * 1024 * 1024 * 1024
+    modules: int = 64
+    log_size_max: int = 0
+    log_rate: int = 0
+
+    def __post_init__(self) -> None:
+        checks.in_range("wasm.compile_timeout", self.compile_timeout, 1, 86400)
+        checks.in_range("wasm.compile_memory", self.compile_memory, 256 * 1024 * 1024, 2**62)
+        checks.in_range("wasm.modules", self.modules, 1, 4096)
+        for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
+            if bytes_:
+                checks.in_range(f"wasm.{key}", bytes_, 64 * 1024, 2**62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CdiConfig:
     """Where devices are described (Container Device Interface); a later directory takes precedence."""
 
@@ -244,6 +263,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
+    wasm: WasmConfig = field(default_factory=WasmConfig)
     cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)

@@ -28,6 +28,8 @@ LIVE: Final = (
     "native.allowed_devices",
     "native.device_ownership_from_security_context",
     "native.cgroup_writable",
+    "wasm.compile_",
+    "wasm.log_",
     "streaming.idle_timeout",
     "streaming.max_sessions",
 )
