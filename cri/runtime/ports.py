@@ -97,6 +97,15 @@ class RuntimePort(Protocol):
     def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
         """Change the limits that are set; all or none of them."""
 
+    def pause_container(self, id_: str, deadline: Deadline) -> None:
+        """Stop its processes where they are; one that is paused already is no error."""
+
+    def resume_container(self, id_: str, deadline: Deadline) -> None:
+        """Let a paused one go on; one that runs is no error."""
+
+    def paused_containers(self) -> list[str]:
+        """Their ids."""
+
     def container(self, id_: str) -> ContainerView:
         """One."""
 

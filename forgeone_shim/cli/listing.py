@@ -9,7 +9,10 @@ from typing import Any
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli.client import Client, Noun
 from forgeone_shim.cli.output import age, enum_name, print_json, short, size, table
+from forgeone_shim.rpc import node_pb2
 from forgeone_shim.version import VERSION
+
+_PAUSED = "Paused"
 
 
 def pods(client: Client, args: argparse.Namespace) -> int:
@@ -41,12 +44,13 @@ def containers(client: Client, args: argparse.Namespace) -> int:
         print_json(items)
         return 0
     names = {item.id: item.metadata.name for item in client.pods()}
+    paused = set(client.call(client.node.ListPausedContainers, node_pb2.ListPausedContainersRequest()).container_ids)
     rows = [
         (
             short(item.id),
             item.metadata.name,
             item.image.user_specified_image or item.image.image,
-            enum_name(cri.ContainerState, item.state, "CONTAINER_"),
+            _PAUSED if item.id in paused else enum_name(cri.ContainerState, item.state, "CONTAINER_"),
             age(item.created_at),
             names.get(item.pod_sandbox_id, short(item.pod_sandbox_id)),
         )

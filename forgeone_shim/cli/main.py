@@ -119,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
     stop.add_argument("-t", "--timeout", type=_count, default=10, metavar="SECONDS", help="grace before it is killed")
     stop.add_argument("names", nargs="+", metavar="name")
 
+    pause = verb("pause", "stop the processes of containers where they are")
+    pause.add_argument("names", nargs="+", metavar="name", help="a container, or a pod (all that run in it)")
+
+    resume = verb("resume", "let paused containers go on")
+    resume.add_argument("names", nargs="+", metavar="name", help="a container, or a pod (all that run in it)")
+
     remove = verb("rm", "remove containers or pods")
     remove.add_argument("-f", "--force", action="store_true", help="even when it runs")
     remove.add_argument("-a", "--all", action="store_true", help="every pod")
@@ -142,7 +148,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
-    from forgeone_shim.cli import client, containers, forward, listing, logs, pull, reload, run, stream
+    from forgeone_shim.cli import client, containers, forward, listing, logs, pause, pull, reload, run, stream
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
         "pods": listing.pods,
@@ -157,6 +163,8 @@ def _dispatch(args: argparse.Namespace) -> int:
         "attach": stream.attach,
         "port-forward": forward.command,
         "stop": containers.stop,
+        "pause": pause.pause,
+        "resume": pause.resume,
         "rm": containers.remove,
         "run": run.command,
     }

@@ -42,6 +42,15 @@ class Node(Protocol):
     def images(self) -> Puller:
         """The node's images."""
 
+    def pause_container(self, id_: str, deadline: Deadline) -> None:
+        """Stop a container's processes where they are."""
+
+    def resume_container(self, id_: str, deadline: Deadline) -> None:
+        """Let a paused container go on."""
+
+    def paused_containers(self) -> list[str]:
+        """Their ids."""
+
 
 class Call(Protocol):
     """The call under way, as the server hands it to a method beside the request."""
@@ -62,6 +71,22 @@ class NodeServicer:
         """What applies now, and what waits for a restart."""
         outcome = self._reload()
         return node_pb2.ReloadResponse(changed=outcome.changed, needs_restart=outcome.restart)
+
+    def PauseContainer(self, request: node_pb2.PauseContainerRequest, call: Call) -> node_pb2.PauseContainerResponse:
+        """None of its processes runs any more."""
+        self._node.pause_container(request.container_id, call.deadline)
+        return node_pb2.PauseContainerResponse()
+
+    def ResumeContainer(self, request: node_pb2.ResumeContainerRequest, call: Call) -> node_pb2.ResumeContainerResponse:
+        """It goes on."""
+        self._node.resume_container(request.container_id, call.deadline)
+        return node_pb2.ResumeContainerResponse()
+
+    def ListPausedContainers(
+        self, _request: node_pb2.ListPausedContainersRequest, _call: Call
+    ) -> node_pb2.ListPausedContainersResponse:
+        """What CRI has no word for."""
+        return node_pb2.ListPausedContainersResponse(container_ids=self._node.paused_containers())
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""

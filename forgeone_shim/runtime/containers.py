@@ -348,9 +348,12 @@ class Containers:
         with entry.work:
             live = self._p.engines[record.engine].look(self._p.handle(record))
             entry.pid = live.pid
-            if live.state is LiveState.PAUSED:
+            if live.state is LiveState.PAUSED and record.state is not State.PAUSED:
                 self._thaw(entry)
                 live = replace(live, state=LiveState.RUNNING)
+            elif live.state is LiveState.RUNNING and record.state is State.PAUSED:
+                # A resume that was cut off.
+                self.endings.step(entry, Event.RESUME)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
                 self.endings.step(entry, Event.START, started_at=time.time_ns())
         if entry.record.unstarted:
@@ -367,13 +370,16 @@ class Containers:
             self.endings.finish_later(entry)
 
     def _thaw(self, entry: Entry[ContainerRecord]) -> None:
-        """It was frozen for a checkpoint that was cut off; what made that may still be at it."""
+        """It was frozen for a pause or a checkpoint that was cut off; what made the latter may still be at it."""
         engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
 
         def settle() -> None:
             # Another checkpoint must not begin meanwhile.
             with entry.work:
-                engine.resume(handle, Deadline.after(_SETTLE_SECONDS))
+                until = Deadline.after(_SETTLE_SECONDS)
+                engine.resume(handle, until)
+                if entry.record.state is State.PAUSED:
+                    engine.pause(handle, until)
 
         engine.resume(handle)
         self._p.janitor.until_done(f"let container {entry.record.id[:13]} go on", settle)

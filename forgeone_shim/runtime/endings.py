@@ -73,10 +73,14 @@ class Endings:
                     kill_at = time.time_ns() + int(timeout * 1e9)
                     if entry.record.kill_at:
                         kill_at = min(kill_at, entry.record.kill_at)
+                    if state is State.PAUSED:
+                        # Frozen, it would neither heed a signal nor die of one. First, so that a stop that fails here
+                        # finds it paused when it is repeated.
+                        self._thaw(entry)
                     if state is not State.STOPPING or kill_at != entry.record.kill_at:
                         self.step(entry, Event.STOP, kill_at=kill_at)
                     if entry.break_off is not None:
-                        # Frozen, it would neither heed a signal nor die of one.
+                        # It is being frozen, or saved.
                         entry.break_off()
                     return state is not State.BOOTED
             # Being created, or restored, by another thread, which holds the entry's work lock until it is Booted,
@@ -123,6 +127,11 @@ class Endings:
         record = entry.record
         engine = self._p.engines[record.engine]
         engine.kill(self._p.handle(record), signal.SIGKILL, everything=not record.own_pid_namespace)
+        if record.state is State.PAUSED:
+            self._thaw(entry)
+
+    def _thaw(self, entry: Entry[ContainerRecord]) -> None:
+        self._p.engines[entry.record.engine].resume(self._p.handle(entry.record))
 
     def _await_death(self, entry: Entry[ContainerRecord], deadline: Deadline) -> None:
         record, engine = entry.record, self._p.engines[entry.record.engine]

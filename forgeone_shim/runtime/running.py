@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from engines.base import Console, ExecResult, Stdio
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
-from forgeone_shim.lifecycle.machine import LIVE
+from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.table import Entry
@@ -22,7 +22,7 @@ class Running:
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside and wait; ``timeout`` in seconds."""
-        entry = self._running(id_)
+        entry = self._awake(id_)
         if not argv:
             raise InvalidInput("cmd", "is empty")
         engine = self._p.engines[entry.record.engine]
@@ -30,7 +30,7 @@ class Running:
 
     def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
         """Start ``argv`` inside and hand over its streams."""
-        entry = self._running(id_)
+        entry = self._awake(id_)
         if not argv:
             raise InvalidInput("cmd", "is empty")
         return self._p.engines[entry.record.engine].exec_console(self._p.handle(entry.record), argv, stdio)
@@ -47,6 +47,13 @@ class Running:
         entry = self._running(id_)
         if entry.record.log_path:
             self._p.engines[entry.record.engine].reopen_log(self._p.handle(entry.record))
+
+    def _awake(self, id_: str) -> Entry[ContainerRecord]:
+        entry = self._running(id_)
+        if entry.record.state is State.PAUSED:
+            # A process that joins a frozen cgroup would be frozen too, before its first instruction.
+            raise FailedPrecondition(f"container {entry.record.id[:13]} is paused", fix="forge resume")
+        return entry
 
     def _running(self, id_: str) -> Entry[ContainerRecord]:
         entry = self._p.containers.find(id_)

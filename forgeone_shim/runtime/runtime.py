@@ -39,6 +39,7 @@ from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
+from forgeone_shim.runtime.pauses import Pauses
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.recovery import Recovery
 from forgeone_shim.runtime.running import Running
@@ -79,6 +80,7 @@ class Runtime:
         self._running = Running(parts)
         self._sandboxes = Sandboxes(parts, self._containers)
         self._updates = Updates(parts)
+        self._pauses = Pauses(parts, self._containers.endings)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
@@ -251,6 +253,18 @@ class Runtime:
     def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
         """Change the limits that are set; all or none of them."""
         self._updates.container(id_, resources, deadline)
+
+    def pause_container(self, id_: str, deadline: Deadline) -> None:
+        """Stop its processes where they are; one that is paused already is no error."""
+        self._pauses.pause(id_, deadline)
+
+    def resume_container(self, id_: str, deadline: Deadline) -> None:
+        """Let a paused one go on; one that runs is no error."""
+        self._pauses.resume(id_, deadline)
+
+    def paused_containers(self) -> list[str]:
+        """Their ids: CRI calls them running."""
+        return [entry.record.id for entry in self._p.containers.all() if entry.record.state is State.PAUSED]
 
     def container(self, id_: str) -> ContainerView:
         """By id or unique prefix."""

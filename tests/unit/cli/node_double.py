@@ -204,6 +204,7 @@ class Images(_Partly):
         self.here: dict[str, Any] = {}
         self.requests: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
+        self.paused: set[str] = set()
 
     def ListImages(self, request: Any, call: Any) -> Any:
         return cri.ListImagesResponse(images=self.here.values())
@@ -230,6 +231,17 @@ class Images(_Partly):
 
     def Reload(self, request: Any, call: Any) -> Any:
         return self.reloaded
+
+    def PauseContainer(self, request: Any, call: Any) -> Any:
+        self.paused.add(request.container_id)
+        return node_pb2.PauseContainerResponse()
+
+    def ResumeContainer(self, request: Any, call: Any) -> Any:
+        self.paused.discard(request.container_id)
+        return node_pb2.ResumeContainerResponse()
+
+    def ListPausedContainers(self, request: Any, call: Any) -> Any:
+        return node_pb2.ListPausedContainersResponse(container_ids=self.paused)
 
 
 class NodeDouble:

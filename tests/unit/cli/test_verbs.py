@@ -115,6 +115,21 @@ def test_listings_show_what_is_there(node: NodeDouble, forge: Forge, capsys: Cap
         assert json.loads(capsys.readouterr().out)[0]["id"]
 
 
+def test_a_paused_container_is_listed_as_such_until_it_is_resumed(
+    node: NodeDouble, forge: Forge, capsys: Capture
+) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    for verb, state in (("pause", "Paused"), ("resume", "Running")):
+        capsys.readouterr()
+        assert forge(verb, "web") == 0
+        assert capsys.readouterr().out == "web\n"
+        assert forge("ps") == 0
+        assert f"reg/app:1  {state}" in capsys.readouterr().out
+    assert forge("stop", "web") == 0
+    assert forge("pause", "web") == 1
+    assert "no running containers" in capsys.readouterr().err
+
+
 def test_ps_hides_what_has_ended_unless_asked(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
     node.pods.ends_at_once = 0
     assert forge("run", "-q", "--name", "job", "reg/app:1") == 0

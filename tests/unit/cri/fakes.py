@@ -293,6 +293,15 @@ class FakeRuntime:
     def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
         self.change(id_, spec=replace(self.container(id_).spec, resources=resources))
 
+    def pause_container(self, id_: str, deadline: Deadline) -> None:
+        self.change(id_, state=State.PAUSED)
+
+    def resume_container(self, id_: str, deadline: Deadline) -> None:
+        self.change(id_, state=State.RUNNING)
+
+    def paused_containers(self) -> list[str]:
+        return [view.id for view in self._containers.values() if view.state is State.PAUSED]
+
     def container(self, id_: str) -> ContainerView:
         return _find("container", self._containers, id_)
 
