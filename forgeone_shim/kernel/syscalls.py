@@ -15,7 +15,7 @@ _NUMBERS = {"mount": (165, 40), "umount2": (166, 39), "setns": (308, 268), "unsh
 _COLUMN = 0 if platform.machine() == "x86_64" else 1
 
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT = 428, 429, 430, 431, 432
-PIDFD_OPEN, PIDFD_SEND_SIGNAL, OPENAT2, MOUNT_SETATTR = 434, 424, 437, 442
+PIDFD_OPEN, PIDFD_SEND_SIGNAL, CLOSE_RANGE, OPENAT2, MOUNT_SETATTR = 434, 424, 436, 437, 442
 
 
 def number(name: str) -> int:

@@ -20,7 +20,7 @@ from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
-from forgeone_shim.shim.client import ForkServer
+from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
 
 
@@ -40,7 +40,7 @@ class Parts:
     engines: Mapping[str, Engine]
     handlers: Handlers
     cgroups: CgroupHost
-    shim: ForkServer
+    shim: NamespaceServer
     sandboxes: Table[SandboxRecord]
     containers: Table[ContainerRecord]
     blockio: Classes

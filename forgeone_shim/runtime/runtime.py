@@ -54,8 +54,8 @@ from forgeone_shim.runtime.views import (
     NodeStatus,
     SandboxView,
 )
-from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
+from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
 
 ENGINE_GROUP: Final = "forgeone.engines"
@@ -126,7 +126,7 @@ class Runtime:
             engines=absent.Engines(installed, host),
             handlers=Handlers(installed, files),
             cgroups=host,
-            shim=ForkServer(paths.shim),
+            shim=NamespaceServer(paths.shim),
             sandboxes=sandboxes,
             containers=containers,
             blockio=Classes(config.resources.blockio_config_file),

@@ -18,8 +18,8 @@ from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 from forgeone_shim.fs.owners import Owners
 from forgeone_shim.kernel import namespaces
 from forgeone_shim.runtime.records import SandboxRecord
-from forgeone_shim.shim.client import ForkServer, StepFailed
 from forgeone_shim.shim.messages import Extent, MakeNamespaces
+from forgeone_shim.shim.namespaces import NamespaceServer, StepFailed
 
 _FIELD = "linux.security_context.namespace_options"
 PING_GROUPS = "net.ipv4.ping_group_range"
@@ -90,7 +90,7 @@ def owners(record: SandboxRecord) -> Owners | None:
 
 
 def pin(
-    server: ForkServer,
+    server: NamespaceServer,
     directory: Path,
     options: NamespaceOptions,
     *,

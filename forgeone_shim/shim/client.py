@@ -1,15 +1,15 @@
-"""The daemon's side of the fork server: found where an earlier daemon left it, or started when it is first needed."""
+"""The daemon's side of a fork server: found where an earlier daemon left it, or started when it is first needed."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import fcntl
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -17,10 +17,9 @@ from typing import Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, ForgeError, InternalError, InvalidInput, syscall_error
 from forgeone_shim.kernel.spawn import Child, spawn
-from forgeone_shim.shim import messages
-from forgeone_shim.shim.messages import Answer, Failed, Finish, Made, MakeNamespaces, ProtocolError, Request
+from forgeone_shim.shim import wire
+from forgeone_shim.shim.wire import Ended, Message, ProtocolError
 
-_SERVER: Final = "forgeone_shim.shim.server"
 _LISTENER: Final = 3
 _BACKLOG: Final = 128
 # For what takes milliseconds; a caller's own deadline may be earlier.
@@ -28,80 +27,128 @@ _ANSWER_SECONDS: Final = 30.0
 _FINISH_SECONDS: Final = 5.0
 # A timeout of 0 would mean another thing to a socket.
 _TICK: Final = 0.001
-# A server that an older or newer forgeoned left behind is not asked what it does not know.
-_SOCKET: Final = f"v{messages.VERSION}"
 _LOCK: Final = "lock"
+# Children write their titles over the server's own arguments.
+_TITLE_ROOM: Final = 512
 
 
-class StepFailed(Exception):
-    """The server could not do a step of what it was asked; the kernel's reason is ``errno``."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a server runs: ``main`` of ``module``, found in the folders of ``packages`` alone.
 
-    def __init__(self, step: str, errno: int) -> None:
-        super().__init__(f"{step}: {os.strerror(errno)}")
-        self.step, self.errno = step, errno
+    One that an older or newer forgeoned left behind, with another ``version``, is not asked: it does not know what
+    this one says. It ends when its own daemon has gone.
+    """
+
+    module: str
+    packages: tuple[str, ...]
+    version: str
+
+    @property
+    def socket(self) -> str:
+        """The socket's name."""
+        return f"v{self.version}"
+
+    def command(self, directory: Path) -> list[str]:
+        """The command line; ``-S`` leaves out site-packages (and the time to scan it), so the folders are named."""
+        folders: dict[str, None] = {}
+        for package in self.packages:
+            spec = find_spec(package)
+            if spec is not None and spec.origin is not None:
+                folders[str(Path(spec.origin).resolve().parent.parent)] = None
+        boot = f"import sys; sys.path[:0] = {list(folders)!r}; from {self.module} import main; main()"
+        room = " " * max(0, _TITLE_ROOM - len(boot))
+        return [sys.executable, "-I", "-S", "-c", boot + room, str(directory)]
 
 
 class _Gone(Exception):
-    """No server answers, or it ended before it did."""
+    """No server answers, or it ended before it did. ``heard``: it may have begun with what it was asked."""
+
+    def __init__(self, why: str, *, heard: bool) -> None:
+        super().__init__(why)
+        self.heard = heard
 
 
 class ForkServer:
-    """One per daemon; thread-safe. Nothing is started or opened before the first request.
+    """One per daemon and program; thread-safe. Nothing is started or opened before the first request.
 
     ``directory`` is where the server's socket is, and a lock under which it is started: two daemons, of which one
     replaces the other, share one server.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, program: Program) -> None:
+        self._directory, self._program = directory, program
         self._lock = threading.Lock()
         self._lease: socket.socket | None = None
         self._child: Child | None = None
 
-    def make_namespaces(self, request: MakeNamespaces, deadline: Deadline) -> dict[str, int]:
-        """Descriptors of the new namespaces by kind, ``user`` among them; the caller closes them.
+    def ask(
+        self, data: bytes, fds: Sequence[int], deadline: Deadline, *, again: bool = False
+    ) -> tuple[bytes, list[int]]:
+        """What the server, or the child it forked, answers; the caller closes the descriptors.
 
-        :raises StepFailed: the kernel refused a step; nothing was made.
+        The connection ends with the call, whatever comes of it, and so tells a child that nobody waits. ``again`` says
+        that a request may be repeated after it was begun with; one that was never read always is.
+
         :raises InvalidInput: the request is too long to be sent.
-        :raises DeadlineExceeded: no answer in time.
-        :raises InternalError: there is no server and none can be started.
+        :raises DeadlineExceeded: no answer in time, or the caller went away.
+        :raises InternalError: there is no server and none can be started, or it ended without an answer.
         """
+        with contextlib.ExitStack() as stack:
+            answer, fds_back, connection = self.connect(data, fds, deadline, again=again)
+            stack.callback(connection.close)
+            return answer, fds_back
+
+    def connect(
+        self, data: bytes, fds: Sequence[int], deadline: Deadline, *, again: bool = False
+    ) -> tuple[bytes, list[int], socket.socket]:
+        """As :meth:`ask`, with the connection for more to be said; the caller closes it."""
         try:
-            messages.encode(request)
+            wire.check(data, fds)
         except ProtocolError as error:
-            raise InvalidInput("sysctls", f"too much with the id mappings: {error}") from error
-        answer, descriptors = self._ask(request, deadline)
-        if isinstance(answer, Failed):
-            raise StepFailed(answer.step, answer.errno)
-        if not isinstance(answer, Made) or answer.kinds != ("user", *request.kinds):
-            _close_all(descriptors)
-            raise InternalError(f"the fork server answers {answer} to {type(request).__name__}")
-        return dict(zip(answer.kinds, descriptors, strict=True))
+            raise InvalidInput("request", str(error)) from error
+        if self._lease is None:
+            self._ensure()
+        try:
+            return self._converse(data, fds, deadline)
+        except _Gone as error:
+            if error.heard and not again:
+                raise InternalError(f"the fork server ended without an answer: {error}") from error
+            self._ensure()
+        try:
+            return self._converse(data, fds, deadline)
+        except _Gone as error:
+            raise InternalError(f"the fork server ended without an answer: {error}") from error
+
+    def ensure(self) -> None:
+        """Have a server that runs, so that the first request need not wait for its start."""
+        if self._lease is None:
+            self._ensure()
 
     def close(self) -> None:
         """Tell the server, if there is one, to end when nothing is under way. Fails on nothing."""
         with self._lock:
             if self._directory.exists():
                 with contextlib.suppress(OSError, ForgeError, _Gone), self._starting():
-                    with contextlib.suppress(_Gone), self._connected() as connection:
-                        _exchange(connection, Finish(), Deadline.after(_FINISH_SECONDS))
-                    (self._directory / _SOCKET).unlink(missing_ok=True)
+                    with contextlib.suppress(_Gone, Ended, ProtocolError), self._connected() as connection:
+                        connection.settimeout(_FINISH_SECONDS)
+                        wire.send_finish(connection)
+                        wire.receive(connection).close()
+                    (self._directory / self._program.socket).unlink(missing_ok=True)
             self._let_go()
 
-    def _ask(self, request: Request, deadline: Deadline) -> tuple[Answer, list[int]]:
-        """Safe to repeat with a new server: what an old one made went with its connection."""
-        if self._lease is None:
-            self._ensure()
-        try:
-            with self._connected() as connection:
-                return _exchange(connection, request, deadline)
-        except _Gone:
-            self._ensure()
-        try:
-            with self._connected() as connection:
-                return _exchange(connection, request, deadline)
-        except _Gone as error:
-            raise InternalError(f"the fork server ended without an answer: {error}") from error
+    def leave(self) -> None:
+        """Stay away from now on; the server goes on, and ends by itself once nobody has come back for a while."""
+        with self._lock:
+            if self._lease is not None:
+                self._lease.close()
+                self._lease = None
+
+    def _converse(self, data: bytes, fds: Sequence[int], deadline: Deadline) -> tuple[bytes, list[int], socket.socket]:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(self._connected())
+            message = _exchange(connection, data, fds, deadline)
+            return message.data, message.take(), connection.dup()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:
@@ -109,11 +156,11 @@ class ForkServer:
             try:
                 connection.settimeout(_ANSWER_SECONDS)
                 with _short_name(self._directory) as name:
-                    connection.connect(f"{name}/{_SOCKET}")
+                    connection.connect(f"{name}/{self._program.socket}")
             except (FileNotFoundError, ConnectionError) as error:
-                raise _Gone("nobody listens") from error
+                raise _Gone("nobody listens", heard=False) from error
             except OSError as error:
-                raise syscall_error("connect", self._directory / _SOCKET, error) from error
+                raise syscall_error("connect", self._directory / self._program.socket, error) from error
             yield connection
 
     def _ensure(self) -> None:
@@ -162,28 +209,18 @@ class ForkServer:
 
     def _start(self) -> None:
         """The socket listens before there is a process behind it, so that nothing has to wait for its readiness."""
-        new = f"{_SOCKET}.new"
+        new = f"{self._program.socket}.new"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, _short_name(self._directory) as at:
                 (self._directory / new).unlink(missing_ok=True)
                 listener.bind(f"{at}/{new}")
                 (self._directory / new).chmod(0o600)
                 listener.listen(_BACKLOG)
-                argv = [sys.executable, "-I", "-S", "-c", _boot(), str(self._directory)]
+                argv = self._program.command(self._directory)
                 self._child = spawn(argv[0], argv, files={_LISTENER: listener.fileno()}, new_session=True)
-                (self._directory / new).replace(self._directory / _SOCKET)
+                (self._directory / new).replace(self._directory / self._program.socket)
         except OSError as error:
             raise InternalError(f"start the fork server: {error.strerror or error}") from error
-
-
-def _boot() -> str:
-    """The program text; ``-S`` leaves out site-packages (and the time to scan it), so the few folders are named."""
-    folders: dict[str, None] = {}
-    for package in ("forgeone_shim", "msgspec"):
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            folders[str(Path(spec.origin).resolve().parent.parent)] = None
-    return f"import sys; sys.path[:0] = {list(folders)!r}; from {_SERVER} import main; main()"
 
 
 @contextlib.contextmanager
@@ -196,40 +233,27 @@ def _short_name(directory: Path) -> Iterator[str]:
         os.close(fd)
 
 
-def _exchange(connection: socket.socket, request: Request, deadline: Deadline) -> tuple[Answer, list[int]]:
-    room = socket.CMSG_SPACE(messages.DESCRIPTORS_MAX * array.array("i").itemsize)
+def _exchange(connection: socket.socket, data: bytes, fds: Sequence[int], deadline: Deadline) -> Message:
     deadline.check("before the fork server was asked")
+
+    def hang_up() -> None:
+        # It may have ended by itself, or be told twice.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    deadline.listen(hang_up)
     try:
         connection.settimeout(max(_TICK, deadline.remaining(_ANSWER_SECONDS) or 0.0))
-        connection.send(messages.encode(request))
-        data, ancillary, _, _ = connection.recvmsg(messages.MESSAGE_MAX, room, socket.MSG_CMSG_CLOEXEC)
+        wire.send(connection, data, fds)
+        return wire.receive(connection)
     except TimeoutError as error:
         raise DeadlineExceeded("the fork server did not answer in time") from error
-    except (BrokenPipeError, ConnectionError) as error:
-        raise _Gone(str(error)) from error
+    except ProtocolError as error:
+        raise InternalError(f"the fork server's answer cannot be read: {error}") from error
+    except (Ended, ConnectionError) as error:
+        deadline.check("while the fork server was asked")
+        raise _Gone(str(error), heard=getattr(error, "heard", False)) from error
     except OSError as error:
         raise InternalError(f"ask the fork server: {error.strerror or error}") from error
-    descriptors = _descriptors(ancillary)
-    try:
-        if not data:
-            raise _Gone("the connection ended")
-        return messages.decode_answer(data, descriptors), descriptors
-    except ProtocolError as error:
-        _close_all(descriptors)
-        raise InternalError(f"the fork server's answer cannot be read: {error}") from error
-    except _Gone:
-        _close_all(descriptors)
-        raise
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    found = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            found.frombytes(data[: len(data) - len(data) % found.itemsize])
-    return list(found)
-
-
-def _close_all(descriptors: list[int]) -> None:
-    for fd in descriptors:
-        os.close(fd)
+    finally:
+        deadline.ignore(hang_up)

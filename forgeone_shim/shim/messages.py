@@ -1,7 +1,6 @@
-"""What is said to the fork server and what it answers: one JSON document a message, bytes in and bytes out.
+"""What is said to the server that makes namespaces and what it answers: one JSON document a message.
 
-Each request has a connection (``SOCK_SEQPACKET``) of its own. Descriptors travel beside an answer, in the order that it
-names them.
+Each request has a connection of its own. Descriptors travel beside an answer, in the order that it names them.
 """
 
 from __future__ import annotations
@@ -10,15 +9,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from forgeone_shim.shim.wire import ProtocolError
+
 # Another one for each change of what is said.
-VERSION = 1
+VERSION = 2
 MESSAGE_MAX = 65536
-# A descriptor for each namespace that a process has and a few to spare; the kernel takes 253 (SCM_MAX_FD).
-DESCRIPTORS_MAX = 16
-
-
-class ProtocolError(ValueError):
-    """A message is not one of those that may come."""
 
 
 class Extent(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen=True):
@@ -45,20 +40,10 @@ class MakeNamespaces(
     sysctls: tuple[tuple[str, str], ...]
 
 
-class Finish(msgspec.Struct, tag_field="kind", tag="finish", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Take no more requests, and end when nothing is under way."""
-
-
 class Made(msgspec.Struct, tag_field="kind", tag="made", forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Done; beside it come descriptors of the namespaces."""
 
     kinds: tuple[str, ...]
-
-
-class Finishing(
-    msgspec.Struct, tag_field="kind", tag="finishing", forbid_unknown_fields=True, frozen=True, kw_only=True
-):
-    """Will end."""
 
 
 class Failed(msgspec.Struct, tag_field="kind", tag="failed", forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -68,8 +53,8 @@ class Failed(msgspec.Struct, tag_field="kind", tag="failed", forbid_unknown_fiel
     errno: int
 
 
-Request = MakeNamespaces | Finish
-Answer = Made | Finishing | Failed
+Request = MakeNamespaces
+Answer = Made | Failed
 
 _REQUESTS: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 _ANSWERS: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
@@ -89,7 +74,7 @@ def encode(message: Request | Answer) -> bytes:
 def decode_request(data: bytes) -> Request:
     """What a client asks for; strictly.
 
-    :raises ProtocolError: it is none of the requests.
+    :raises ProtocolError: it is no such request.
     """
     try:
         return _REQUESTS.decode(data)

@@ -28,7 +28,7 @@ pytestmark = [
 # As in the test it builds on; of steps that plain pods have too only a few are tried again.
 _STRIDE = 16
 _OWN_STEPS = (
-    "ForkServer.make_namespaces",
+    "NamespaceServer.make_namespaces",
     "namespaces.pin_descriptors",
     "idmapped.mount_overlay",
     "userns.open_to_root",

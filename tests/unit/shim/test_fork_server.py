@@ -15,12 +15,11 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError, InvalidInput
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
-from forgeone_shim.shim import client as client_room
-from forgeone_shim.shim import messages
-from forgeone_shim.shim import server as server_room
-from forgeone_shim.shim.client import ForkServer, StepFailed
-from forgeone_shim.shim.messages import Extent, Finish, Finishing, MakeNamespaces
-from forgeone_shim.shim.server import Server
+from forgeone_shim.shim import forks, wire
+from forgeone_shim.shim.forks import Server
+from forgeone_shim.shim.messages import Extent, MakeNamespaces
+from forgeone_shim.shim.namespaces import PROGRAM, NamespaceServer, StepFailed
+from forgeone_shim.shim.server import handle
 
 # Refused to anybody: a user namespace takes at most 340 extents, and these overlap besides.
 _REFUSED = MakeNamespaces(
@@ -28,30 +27,30 @@ _REFUSED = MakeNamespaces(
 )
 
 
-def _ask(server: ForkServer) -> None:
+def _ask(server: NamespaceServer) -> None:
     with pytest.raises(StepFailed, match=r"map ids|unshare the user namespace"):
         server.make_namespaces(_REFUSED, Deadline.after(20))
 
 
-def _pid(server: ForkServer) -> int:
+def _pid(server: NamespaceServer) -> int:
     assert server._child is not None
     return server._child.pid
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[ForkServer]:
-    made = ForkServer(tmp_path / "shim")
+def server(tmp_path: Path) -> Iterator[NamespaceServer]:
+    made = NamespaceServer(tmp_path / "shim")
     yield made
     made.close()
 
 
 def test_nothing_is_started_or_made_before_it_is_needed(tmp_path: Path) -> None:
-    server = ForkServer(tmp_path / "shim")
+    server = NamespaceServer(tmp_path / "shim")
     server.close()
     assert not (tmp_path / "shim").exists()
 
 
-def test_a_request_that_is_too_long_is_its_callers_fault(server: ForkServer) -> None:
+def test_a_request_that_is_too_long_is_its_callers_fault(server: NamespaceServer) -> None:
     sysctls = tuple((f"/proc/sys/net/{number}", "x" * 4096) for number in range(17))
     with pytest.raises(InvalidInput, match="sysctls"):
         server.make_namespaces(
@@ -60,22 +59,22 @@ def test_a_request_that_is_too_long_is_its_callers_fault(server: ForkServer) -> 
     assert server._child is None
 
 
-def test_one_server_answers_many_requests_and_says_which_step_failed(server: ForkServer) -> None:
+def test_one_server_answers_many_requests_and_says_which_step_failed(server: NamespaceServer) -> None:
     _ask(server)
     first = _pid(server)
     _ask(server)
     assert _pid(server) == first
 
 
-def test_it_ends_when_it_is_told_to(server: ForkServer) -> None:
+def test_it_ends_when_it_is_told_to(server: NamespaceServer) -> None:
     _ask(server)
     with Pidfd(_pid(server)) as held:
         server.close()
         assert held.wait(5)
-    assert not (server._directory / client_room._SOCKET).exists()
+    assert not (server._directory / PROGRAM.socket).exists()
 
 
-def test_one_that_died_is_started_anew(server: ForkServer) -> None:
+def test_one_that_died_is_started_anew(server: NamespaceServer) -> None:
     _ask(server)
     first = _pid(server)
     with Pidfd(first) as held:
@@ -85,16 +84,16 @@ def test_one_that_died_is_started_anew(server: ForkServer) -> None:
     assert _pid(server) != first
 
 
-def test_a_second_daemon_finds_the_server_of_the_first(server: ForkServer) -> None:
+def test_a_second_daemon_finds_the_server_of_the_first(server: NamespaceServer) -> None:
     _ask(server)
-    second = ForkServer(server._directory)
+    second = NamespaceServer(server._directory)
     _ask(second)
     assert second._child is None
     assert second._lease is not None
     second._let_go()
 
 
-def test_requests_of_many_threads_start_one_server(server: ForkServer) -> None:
+def test_requests_of_many_threads_start_one_server(server: NamespaceServer) -> None:
     failed: list[BaseException] = []
 
     def ask() -> None:
@@ -112,7 +111,7 @@ def test_requests_of_many_threads_start_one_server(server: ForkServer) -> None:
     assert len(_servers(server)) == 1
 
 
-def _servers(server: ForkServer) -> list[int]:
+def _servers(server: NamespaceServer) -> list[int]:
     """Children of this process; what a server forks is none."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -131,9 +130,9 @@ def _command(entry: Path) -> str:
 
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / client_room._SOCKET))
+        listener.bind(str(tmp_path / PROGRAM.socket))
         listener.listen()
-        client = ForkServer(tmp_path)
+        client = NamespaceServer(tmp_path)
         with pytest.raises(DeadlineExceeded):
             client.make_namespaces(_REFUSED, Deadline.after(0.1))
         client._let_go()
@@ -141,10 +140,10 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None
 
 def test_an_answer_that_is_none_is_an_error(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / client_room._SOCKET))
+        listener.bind(str(tmp_path / PROGRAM.socket))
         listener.listen()
-        client = ForkServer(tmp_path)
-        answered = threading.Thread(target=_answer, args=(listener, b'{"kind":"made","kinds":["user"]}'))
+        client = NamespaceServer(tmp_path)
+        answered = threading.Thread(target=_answer, args=(listener, b'i{"kind":"made","kinds":["user"]}'))
         answered.start()
         with pytest.raises(InternalError, match="cannot be read"):
             client.make_namespaces(_REFUSED, Deadline.after(5))
@@ -157,7 +156,7 @@ def _answer(listener: socket.socket, data: bytes) -> None:
     lease, _ = listener.accept()
     connection, _ = listener.accept()
     with lease, connection:
-        connection.recv(messages.MESSAGE_MAX)
+        connection.recv(1 << 16)
         connection.send(data)
 
 
@@ -169,7 +168,7 @@ class _Here:
         self.address = str(directory / "socket")
         listener.bind(self.address)
         listener.listen()
-        self.thread = threading.Thread(target=Server(listener).run, args=(idle,))
+        self.thread = threading.Thread(target=Server(listener, handle).run, args=(idle,))
         self.thread.start()
 
     def connect(self) -> socket.socket:
@@ -190,30 +189,30 @@ def test_it_ends_by_itself_when_nobody_has_been_connected_for_a_while(tmp_path: 
 
 def test_noise_is_answered_with_the_end_of_the_connection_and_does_no_harm(tmp_path: Path) -> None:
     here = _Here(tmp_path, idle=30)
-    for noise in (b"x", b"{}", b'{"kind":"finish","now":true}', os.urandom(2000)):
+    for noise in (b"x", b"{}", b'i{"kind":"finish","now":true}', b"f", b"x" + os.urandom(2000)):
         with here.connect() as connection:
             connection.send(noise)
             assert connection.recv(100) == b""
     with here.connect() as connection:
-        connection.send(messages.encode(Finish()))
-        assert messages.decode_answer(connection.recv(100), ()) == Finishing()
+        wire.send_finish(connection)
+        assert wire.receive(connection).finish
     here.thread.join(5)
     assert not here.thread.is_alive()
 
 
-def test_nobody_else_can_ask(server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_else_can_ask(server: NamespaceServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _ask(server)
     assert server._directory.stat().st_mode & 0o777 == 0o700
-    assert (server._directory / client_room._SOCKET).stat().st_mode & 0o777 == 0o600
+    assert (server._directory / PROGRAM.socket).stat().st_mode & 0o777 == 0o600
     # Whoever got at the socket all the same.
-    monkeypatch.setattr(server_room, "_peer", lambda _: os.geteuid() + 1)
+    monkeypatch.setattr(forks, "_peer", lambda _: os.geteuid() + 1)
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger,
     ):
         listener.bind(str(tmp_path / "other"))
         listener.listen()
-        serving = threading.Thread(target=Server(listener.dup()).run, args=(0.2,))
+        serving = threading.Thread(target=Server(listener.dup(), handle).run, args=(0.2,))
         serving.start()
         stranger.settimeout(10)
         stranger.connect(str(tmp_path / "other"))

@@ -8,21 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgeone_shim.shim import messages
-from forgeone_shim.shim.messages import Extent, Failed, Finish, Finishing, Made, MakeNamespaces, ProtocolError
+from forgeone_shim.shim.messages import Extent, Failed, Made, MakeNamespaces
+from forgeone_shim.shim.wire import ProtocolError
 
 _IDS = st.integers(0, 2**32 - 1)
 _EXTENTS = st.lists(st.builds(Extent, _IDS, _IDS, _IDS), max_size=5).map(tuple)
 _TEXT = st.text(max_size=20)
-_REQUESTS = st.one_of(
-    st.just(Finish()),
-    st.builds(
-        MakeNamespaces,
-        uids=_EXTENTS,
-        gids=_EXTENTS,
-        kinds=st.lists(st.sampled_from(["net", "uts", "ipc"]), max_size=3).map(tuple),
-        hostname=_TEXT,
-        sysctls=st.lists(st.tuples(_TEXT, _TEXT), max_size=3).map(tuple),
-    ),
+_REQUESTS = st.builds(
+    MakeNamespaces,
+    uids=_EXTENTS,
+    gids=_EXTENTS,
+    kinds=st.lists(st.sampled_from(["net", "uts", "ipc"]), max_size=3).map(tuple),
+    hostname=_TEXT,
+    sysctls=st.lists(st.tuples(_TEXT, _TEXT), max_size=3).map(tuple),
 )
 
 
@@ -33,7 +31,7 @@ def test_a_request_arrives_as_it_was_sent(request_: messages.Request) -> None:
 
 @pytest.mark.parametrize(
     ("answer", "descriptors"),
-    [(Made(kinds=("user", "net")), (8, 9)), (Finishing(), ()), (Failed(step="map ids", errno=1), ())],
+    [(Made(kinds=("user", "net")), (8, 9)), (Failed(step="map ids", errno=1), ())],
 )
 def test_an_answer_arrives_as_it_was_sent(answer: messages.Answer, descriptors: tuple[int, ...]) -> None:
     assert messages.decode_answer(messages.encode(answer), descriptors) == answer

@@ -1,0 +1,20 @@
+"""Descriptors of a forked child."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from forgeone_shim.kernel.syscalls import CLOSE_RANGE, syscall
+
+_LAST: Final = 2**32 - 1
+
+
+def close_all_but(keep: Collection[int]) -> None:
+    """Close every other descriptor of this process, known to Python or not (close_range(2))."""
+    first = 0
+    for fd in sorted({fd for fd in keep if fd >= 0}):
+        if fd > first:
+            syscall(CLOSE_RANGE, first, fd - 1, 0)
+        first = fd + 1
+    syscall(CLOSE_RANGE, first, _LAST, 0)
