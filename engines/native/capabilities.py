@@ -6,26 +6,14 @@ from collections.abc import Iterable, Mapping
 
 from engines.base import Security
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel.capabilities import KNOWN
 
-# Order is the kernel's numbering (include/uapi/linux/capability.h).
-_KNOWN = (
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
-    "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
-    "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-)
 _DEFAULT = (
     "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
     "AUDIT_WRITE"
 )
-KNOWN = tuple(f"CAP_{name}" for name in _KNOWN.split())
 DEFAULT = frozenset(f"CAP_{name}" for name in _DEFAULT.split())
 _ALL = "ALL"
-
-
-def from_mask(mask: int) -> frozenset[str]:
-    """The names of the bits of a ``/proc/PID/status`` capability line; bits unknown here have no name and are left."""
-    return frozenset(name for bit, name in enumerate(KNOWN) if mask >> bit & 1)
 
 
 def _names(field: str, given: Iterable[str]) -> tuple[bool, frozenset[str]]:

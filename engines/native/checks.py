@@ -7,11 +7,11 @@ import re
 
 from engines.base import Problem
 from engines.native import apparmor
-from engines.native.host import Host
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
 from forgeone_shim.kernel.spawn import find_program, run
 
 INSTALL = "apt-get install -y crun conmon catatonit"

@@ -15,10 +15,10 @@ from typing import Any, Final
 from engines.base import ContainerPlan, Device, Mount, Problem, Security
 from engines.native import capabilities
 from engines.native.devices import Node
-from engines.native.host import Host
 from forgeone_shim import texts
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
 from forgeone_shim.texts import Ulimit
 
 Json = dict[str, Any]

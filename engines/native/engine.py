@@ -44,24 +44,17 @@ from engines.native import (
     logs,
     lookup,
     runtime_default,
-    scope,
     seccomp,
     spec,
-    updates,
 )
-from engines.native import host as hosts
 from engines.native.apparmor import AppArmor
-from engines.native.blockio import limit_io
-from engines.native.bpf import Compiler
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.extras import Extras, ExtraSettings
-from engines.native.hugepages import limit_reservations
 from engines.native.rdt import Resctrl, group_of
-from engines.native.resources import hugepages, limits
 from engines.native.runtime_default import Template
 from engines.native.sandbox import Sandboxes
-from engines.native.sealed import SealedProgram
+from engines.native.sealed import SealedProgram, environment
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     FailedPrecondition,
@@ -73,8 +66,15 @@ from forgeone_shim.errors import (
     syscall_error,
 )
 from forgeone_shim.kernel import cgroups, freezer, selinux
+from forgeone_shim.kernel import host as hosts
+from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.cgroups import Driver, Mode
 from forgeone_shim.kernel.spawn import find_program, run
+from forgeone_shim.limits import scope as scopes
+from forgeone_shim.limits import updates
+from forgeone_shim.limits.blockio import limit_io
+from forgeone_shim.limits.hugepages import limit_reservations
+from forgeone_shim.limits.resources import hugepages, limits
 
 _CONFIG = "config.json"
 _LOG_NOTE = "log-path"
@@ -124,7 +124,7 @@ class NativeEngine:
             conmon=find_program(settings.conmon) or "",
             init=os.path.realpath(find_program(settings.init) or ""),
             crun_arguments=tuple(arguments),
-            environment=hosts.environment(),
+            environment=environment(),
         )
         self._resctrl = Resctrl()
         self._sandboxes = Sandboxes(self._host, self._programs, self._containers, self._compiler.compile)
@@ -319,7 +319,7 @@ class NativeEngine:
         deadline.check("before the container was started")
         name = handle.container_id
         if handle.cgroup:
-            scope.hold(self._host.cgroups, handle.cgroup)
+            scopes.hold(self._host.cgroups, handle.cgroup)
         try:
             if self._containers.release(name):
                 if hooks.kept(handle.bundle):
@@ -366,7 +366,7 @@ class NativeEngine:
             raise InternalError(f"container {name}: processes in {cgroup} do not die")
         conmon.stop(handle.bundle, name, _CONMON_SECONDS)
         if cgroup:
-            scope.release(self._host.cgroups, cgroup)
+            scopes.release(self._host.cgroups, cgroup)
         logs.end(handle.bundle)
         if self._host.cgroups.driver is Driver.SYSTEMD and status is not None:
             # The scope is a unit of systemd's, which only forgets a failed one when told to.

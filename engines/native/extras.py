@@ -10,10 +10,10 @@ from engines.base import ContainerPlan, Hook, Problem
 from engines.native import defaults, edits, hooks
 from engines.native.defaults import Defaults, DefaultSettings
 from engines.native.hooksd import HookDirectories, Subject
-from engines.native.host import Host
 from engines.native.spec import Gathered
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel.host import Host
 
 Json = dict[str, Any]
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from engines.base import IdMapping, Mount, NamespaceOptions, Namespaces, User
-from forgeone_shim.errors import InvalidInput
+from forgeone_shim.binds import on_host
 from forgeone_shim.kernel.procs import Pidfd
 
 Json = dict[str, Any]
@@ -54,16 +53,9 @@ def owner(who: User, paths: Namespaces, options: NamespaceOptions) -> tuple[int,
     """
     if paths.user is None:
         return None
-    uid = _outside("user", options.uid_mappings, who.uid)
-    gids = [_outside("group", options.gid_mappings, gid) for gid in (who.gid, *who.additional_gids)]
+    uid = on_host("user", options.uid_mappings, who.uid)
+    gids = [on_host("group", options.gid_mappings, gid) for gid in (who.gid, *who.additional_gids)]
     return uid, gids[0]
-
-
-def _outside(noun: str, mappings: Sequence[IdMapping], number: int) -> int:
-    for one in mappings:
-        if one.container_id <= number < one.container_id + one.length:
-            return one.host_id + number - one.container_id
-    raise InvalidInput(noun, f"{noun} {number} is not mapped in the pod's user namespace")
 
 
 def exec_owner(config_json: bytes) -> tuple[int, int] | None:
@@ -74,8 +66,8 @@ def exec_owner(config_json: bytes) -> tuple[int, int] | None:
     mappings, who = config["linux"], config["process"]["user"]
     if "uidMappings" not in mappings:
         return None
-    uid = _outside("user", _read(mappings["uidMappings"]), who["uid"])
-    return uid, _outside("group", _read(mappings["gidMappings"]), who["gid"])
+    uid = on_host("user", _read(mappings["uidMappings"]), who["uid"])
+    return uid, on_host("group", _read(mappings["gidMappings"]), who["gid"])
 
 
 def _read(listed: Sequence[dict[str, int]]) -> list[IdMapping]:
@@ -95,37 +87,3 @@ def give_pipes(held: Pidfd, who: tuple[int, int]) -> None:
                 os.chown(f"/proc/self/fd/{fd}", *who)
         finally:
             os.close(fd)
-
-
-def check(mount: Mount) -> None:
-    """Whether a mount has both mappings or neither; InvalidInput says what is missing."""
-    if bool(mount.uid_mappings) != bool(mount.gid_mappings):
-        missing = "gidMappings" if mount.uid_mappings else "uidMappings"
-        raise InvalidInput(f"mounts.{missing}", f"{mount.destination}: is missing where its twin is given")
-
-
-def with_submounts(mounts: Sequence[Mount], mount_points: Sequence[str]) -> Iterator[Mount]:
-    """The mounts, each id-mapped one followed by what is mounted below its source (a resolved path).
-
-    crun takes an id-mapped mount without those. They come as they are, with the owners they have on the host: only what
-    was asked for is given to the pod's root.
-    """
-    for mount in mounts:
-        yield mount
-        if not mount.uid_mappings:
-            continue
-        root = mount.source.rstrip("/") + "/"
-        below = sorted({point for point in mount_points if point.startswith(root)})
-        tops: list[str] = []
-        for point in below:
-            if not any(point.startswith(top + "/") for top in tops):
-                tops.append(point)
-                destination = f"{mount.destination.rstrip('/')}/{point[len(root) :]}"
-                yield replace(
-                    mount,
-                    destination=destination,
-                    source=point,
-                    readonly=mount.recursive_read_only,
-                    uid_mappings=(),
-                    gid_mappings=(),
-                )

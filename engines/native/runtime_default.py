@@ -17,9 +17,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from engines.native.bpf import ACTIONS, OPERATORS, Compiler
-from engines.native.capabilities import DEFAULT, KNOWN
+from engines.native.capabilities import DEFAULT
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.kernel.bpf import ACTIONS, OPERATORS, Compiler
+from forgeone_shim.kernel.capabilities import KNOWN
 
 MAX_BYTES: Final = 4 << 20
 

@@ -16,10 +16,10 @@ from engines.native import idmaps, seccomp, spec
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.execute import command
-from engines.native.host import Host
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel import cgroups, mounts
+from forgeone_shim.kernel.host import Host
 
 _NOBODY = 65535
 _TARGET = "/init"

@@ -1,16 +1,15 @@
 """The scope that systemd makes for a container, where it is asked to make control groups.
 
 crun has the scope delegated to it (systemd.resource-control(5), Delegate=) and has the container one level below.
-What systemd sets is the scope's, what crun and :mod:`engines.native.updates` set stays,
+What systemd sets is the scope's, what crun and :mod:`forgeone_shim.limits.updates` set stays,
 whenever systemd is reloaded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from forgeone_shim.kernel import cgroups, mounts
+from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 
 # crun(1). The group's default has changed between versions and layouts.
@@ -26,19 +25,3 @@ def orders(host: CgroupHost) -> Mapping[str, str]:
     if host.driver is not Driver.SYSTEMD:
         return {}
     return {_SUBGROUP: cgroups.INNER if host.mode is Mode.V2 else "", _TASKS: _INFINITY}
-
-
-def hold(host: CgroupHost, cgroup: str) -> None:
-    """Keep what the kernel counts of a container until :func:`release`; a cgroup that is gone already is no error.
-
-    systemd removes a scope that has become empty, and with it the count of processes killed for want of memory. A
-    directory that something is mounted on cannot be removed. systemd itself overlooks mounts there.
-    """
-    if host.driver is Driver.SYSTEMD and (directory := host.directory("memory", cgroup)) and Path(directory).is_dir():
-        mounts.bind(directory, directory)
-
-
-def release(host: CgroupHost, cgroup: str) -> None:
-    """Undo :func:`hold`; nothing to undo is no error."""
-    if host.driver is Driver.SYSTEMD and (directory := host.directory("memory", cgroup)):
-        mounts.unmount(directory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 # F_SEAL_SEAL|SHRINK|GROW|WRITE: what crun looks for.
@@ -78,3 +79,8 @@ def _copy(path: str) -> int:
         os.close(fd)
         return -1
     return fd
+
+
+def environment() -> Mapping[str, str]:
+    """What programs of this engine get: nothing of the daemon's but where to find other programs."""
+    return {"PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")}

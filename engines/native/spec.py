@@ -9,12 +9,15 @@ from typing import Any
 import msgspec
 
 from engines.base import ContainerPlan, Mount, Namespaces, Process, User
-from engines.native import bpf, capabilities, devices, idmaps, mounts, resources, scope, seccomp
+from engines.native import capabilities, devices, idmaps, mounts, scope, seccomp
 from engines.native.devices import Node
-from engines.native.host import Host
-from engines.native.mounts import MountPoint
+from forgeone_shim import binds
+from forgeone_shim.binds import MountPoint
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.kernel import bpf
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
+from forgeone_shim.limits import resources
 
 OCI_VERSION = "1.0.2"
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -40,7 +43,7 @@ def gather(
 ) -> Gathered:
     """Read (and for missing mount sources, make) what the plan names on the host."""
     security = plan.spec.security
-    asked = mounts.resolve(plan.spec.mounts)
+    asked = binds.resolve(plan.spec.mounts)
     nodes = devices.read(plan.spec.devices)
     if _has_host_devices(plan):
         nodes = devices.all_of_host() + nodes
@@ -48,7 +51,7 @@ def gather(
     if not security.privileged:
         held = capabilities.sets(security, host.capabilities)["bounding"]
         profile = seccomp.choose(security.seccomp, held, seccomp_root, runtime_default)
-    return Gathered(mounts=asked, mount_points=mounts.propagation_tags(asked), devices=nodes, seccomp=profile)
+    return Gathered(mounts=asked, mount_points=binds.propagation_tags(asked), devices=nodes, seccomp=profile)
 
 
 def _has_host_devices(plan: ContainerPlan) -> bool:

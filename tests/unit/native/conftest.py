@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engines.base import ContainerPlan, ContainerSpec, Namespaces, Process, User
-from engines.native.capabilities import KNOWN
-from engines.native.host import Host
+from forgeone_shim.kernel.capabilities import KNOWN
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+from forgeone_shim.kernel.host import Host
 
 PlanMaker = Callable[..., ContainerPlan]
 

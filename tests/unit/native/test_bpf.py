@@ -7,9 +7,9 @@ import ctypes.util
 
 import pytest
 
-from engines.native.bpf import Compiler
 from engines.native.capabilities import DEFAULT
 from engines.native.seccomp import default_profile
+from forgeone_shim.kernel.bpf import Compiler
 from tests.unit.native.cbpf import ALLOW, ERRNO, decide
 
 EPERM, ENOSYS = ERRNO | 1, ERRNO | 38

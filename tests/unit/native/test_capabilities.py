@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from engines.base import Security
-from engines.native.capabilities import DEFAULT, KNOWN, from_mask, sets
+from engines.native.capabilities import DEFAULT, sets
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel.capabilities import KNOWN, from_mask
 
 ALL = frozenset(KNOWN)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from engines.base import BlockIO, DeviceRate
-from engines.native import blockio, rdt
-from engines.native.blockio import limit_io
+from engines.native import rdt
 from engines.native.rdt import Resctrl, group_of
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+from forgeone_shim.limits import blockio
+from forgeone_shim.limits.blockio import limit_io
 
 LIMITS = BlockIO(
     weight=100,

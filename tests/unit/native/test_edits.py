@@ -8,9 +8,9 @@ import pytest
 
 from engines.base import NO_EDITS, Edits, MountEdit, Namespaces, NetDeviceEdit, NodeEdit, RdtEdit, User
 from engines.native import edits, spec
-from engines.native.host import Host
 from engines.native.spec import Gathered
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
+from forgeone_shim.kernel.host import Host
 from tests.unit.native.conftest import PlanMaker
 
 

@@ -27,12 +27,12 @@ from engines.native import capabilities, hooks, spec
 from engines.native.defaults import CGROUP_ANNOTATION, DEVICES_ANNOTATION
 from engines.native.devices import Node
 from engines.native.extras import Extras, ExtraSettings
-from engines.native.host import Host
 from engines.native.spec import Gathered
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.dropins.files import untrusted
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
 from tests.unit.native.conftest import PlanMaker, make_host
 
 DELEGATING = make_host(cgroup_mount_options=("nsdelegate",))

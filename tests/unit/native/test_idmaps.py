@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from engines.base import ContainerSpec, IdMapping, Mount, NamespaceMode, NamespaceOptions, Namespaces, Security, User
-from engines.native import checks, conmon, idmaps, mounts, spec
-from engines.native.host import Host
+from engines.native import checks, conmon, idmaps, spec
+from forgeone_shim import binds
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel.host import Host
 from forgeone_shim.kernel.procs import Pidfd
 from tests.unit.native.conftest import PlanMaker, make_host
 
@@ -58,16 +59,16 @@ def test_a_mount_with_the_pods_mappings_does_not_look_like_it_to_crun(plan: Plan
 
 def test_a_mount_needs_both_mappings() -> None:
     with pytest.raises(InvalidInput, match="gidMappings"):
-        mounts.resolve((Mount("/data", "/", uid_mappings=MAPPED),))
+        binds.resolve((Mount("/data", "/", uid_mappings=MAPPED),))
     with pytest.raises(InvalidInput, match="uidMappings"):
-        mounts.resolve((Mount("/data", "/", gid_mappings=MAPPED),))
+        binds.resolve((Mount("/data", "/", gid_mappings=MAPPED),))
 
 
 def test_what_is_mounted_below_a_mapped_source_comes_along_unmapped() -> None:
     mount = Mount("/data/", "/srv", readonly=True, uid_mappings=MAPPED, gid_mappings=MAPPED)
     plain = Mount("/other", "/srv")
     points = ["/", "/srv", "/srv/b/c", "/srv/a", "/srv/a", "/srv/a/deeper", "/srvx", "/srv/b/cd"]
-    found = list(idmaps.with_submounts((mount, plain), points))
+    found = list(binds.with_submounts((mount, plain), points))
     assert found == [
         mount,
         Mount("/data/a", "/srv/a"),
@@ -79,7 +80,7 @@ def test_what_is_mounted_below_a_mapped_source_comes_along_unmapped() -> None:
 
 def test_recursive_read_only_holds_for_what_comes_along() -> None:
     mount = Mount("/d", "/srv", readonly=True, recursive_read_only=True, uid_mappings=MAPPED, gid_mappings=MAPPED)
-    assert list(idmaps.with_submounts((mount,), ["/srv/a"]))[1] == Mount(
+    assert list(binds.with_submounts((mount,), ["/srv/a"]))[1] == Mount(
         "/d/a", "/srv/a", readonly=True, recursive_read_only=True
     )
 

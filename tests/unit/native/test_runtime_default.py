@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.native.bpf import Compiler
-from engines.native.capabilities import DEFAULT, KNOWN
+from engines.native.capabilities import DEFAULT
 from engines.native.runtime_default import checked, parse, read
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.kernel.bpf import Compiler
+from forgeone_shim.kernel.capabilities import KNOWN
 from tests.unit.native.cbpf import ALLOW, ERRNO, decide
 
 SHIPPED = Path("/usr/share/containers/seccomp.json")

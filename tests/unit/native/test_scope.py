@@ -6,6 +6,7 @@ import pytest
 
 from engines.native import scope
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+from forgeone_shim.limits import scope as counts
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -19,5 +20,5 @@ def test_crun_has_orders_where_systemd_makes_the_cgroups(mode: Mode) -> None:
 @pytest.mark.parametrize("driver", list(Driver))
 def test_a_cgroup_that_is_gone_is_neither_held_nor_let_go(driver: Driver) -> None:
     host = CgroupHost(mode=Mode.V2, driver=driver, unified="/nonexistent")
-    scope.hold(host, "a.slice:forgeone:c")
-    scope.release(host, "a.slice:forgeone:c")
+    counts.hold(host, "a.slice:forgeone:c")
+    counts.release(host, "a.slice:forgeone:c")

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import Profile, ProfileType
-from engines.native.seccomp import choose, default_profile, local_profile, parse_profile
+from engines.native.seccomp import choose, default_profile
 from forgeone_shim.errors import ForgeError, InvalidInput
+from forgeone_shim.kernel.profiles import local_profile, parse_profile
 
 PROFILE = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}]}
 

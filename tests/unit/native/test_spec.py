@@ -22,14 +22,15 @@ from engines.base import (
     SELinuxLabels,
     User,
 )
-from engines.native import mounts, spec
+from engines.native import spec
 from engines.native.devices import Node
-from engines.native.host import Host
-from engines.native.mounts import MountPoint
-from engines.native.resources import page_size
 from engines.native.spec import Gathered
+from forgeone_shim import binds
+from forgeone_shim.binds import MountPoint
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
+from forgeone_shim.limits.resources import page_size
 from tests.unit.native.conftest import PlanMaker, make_host
 
 
@@ -229,15 +230,15 @@ def test_the_mount_a_path_lies_on_is_the_longest_and_the_last() -> None:
         "3 1 0:6 / /a\\040b rw - tmpfs t rw\n"
         "4 1 0:7 / /ab rw shared:9 - tmpfs t rw\n"
     )
-    points = mounts.parse_mountinfo(table)
-    assert mounts.mount_of("/a b/c", points) == MountPoint("/a b", frozenset())
-    assert mounts.mount_of("/abc", points) == MountPoint("/", frozenset({"shared"}))
+    points = binds.parse_mountinfo(table)
+    assert binds.mount_of("/a b/c", points) == MountPoint("/a b", frozenset())
+    assert binds.mount_of("/abc", points) == MountPoint("/", frozenset({"shared"}))
 
 
 def test_a_missing_source_becomes_a_directory_and_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("file")
-    found = mounts.resolve([Mount("/a", str(tmp_path / "new" / "dir")), Mount("b", str(tmp_path / "link"))])
+    found = binds.resolve([Mount("/a", str(tmp_path / "new" / "dir")), Mount("b", str(tmp_path / "link"))])
     assert (tmp_path / "new" / "dir").is_dir()
     assert found[1].source == str(tmp_path / "file")
     assert found[1].destination == "/b"
@@ -259,7 +260,7 @@ def test_a_missing_source_becomes_a_directory_and_a_link_is_followed(tmp_path: P
 )
 def test_mounts_that_cannot_be_made_are_refused(mount: Mount, error: type[Exception]) -> None:
     with pytest.raises(error):
-        mounts.resolve([mount])
+        binds.resolve([mount])
 
 
 def test_a_mount_s_options_are_kept(tmp_path: Path, plan: PlanMaker, host: Host) -> None:
@@ -268,7 +269,7 @@ def test_a_mount_s_options_are_kept(tmp_path: Path, plan: PlanMaker, host: Host)
         Mount("/a", str(tmp_path), readonly=True, recursive_read_only=True, options=("noexec", "nosuid")),
         Mount("/b", str(tmp_path), readonly=True, options=("nodev",)),
     )
-    assert mounts.resolve(asked) == asked
+    assert binds.resolve(asked) == asked
     found = made(plan(mounts=asked), able)
     assert options(found, "/a") == ["rbind", "rprivate", "rro", "noexec", "nosuid"]
     assert options(found, "/b") == ["rbind", "rprivate", "ro", "nodev"]

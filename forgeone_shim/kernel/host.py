@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.native import capabilities
-from forgeone_shim.kernel import cgroups, idmapped
+from forgeone_shim.kernel import capabilities, cgroups, idmapped
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.kernel.mounts import has_recursive_attributes
 
@@ -110,13 +108,3 @@ def _unified_options(found: CgroupHost) -> frozenset[str]:
         if len(fields) > 3 and fields[1] == found.unified:
             return frozenset(fields[3].split(","))
     return frozenset()
-
-
-def mount_table() -> str:
-    """``/proc/self/mountinfo`` as it is now."""
-    return Path("/proc/self/mountinfo").read_text()
-
-
-def environment() -> Mapping[str, str]:
-    """What programs of this engine get: nothing of the daemon's but where to find other programs."""
-    return {"PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from engines.base import Resources
-from engines.native import unified
-from engines.native.host import Host, size_name
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel.host import Host, size_name
+from forgeone_shim.limits import unified
 
 _FIELD = "linux.resources"
 _CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*\Z")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.native.hugepages import file_of, limit_reservations
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+from forgeone_shim.limits.hugepages import file_of, limit_reservations
 
 
 def host(mount: Path, mode: Mode = Mode.V2) -> CgroupHost:

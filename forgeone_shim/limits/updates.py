@@ -16,13 +16,13 @@ from pathlib import Path
 import structlog
 
 from engines.base import Resources
-from engines.native import resources as created
-from engines.native import unified
-from engines.native.host import Host
-from engines.native.hugepages import file_of
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
+from forgeone_shim.kernel.host import Host
+from forgeone_shim.limits import resources as created
+from forgeone_shim.limits import unified
+from forgeone_shim.limits.hugepages import file_of
 
 _FIELD = "linux"
 # kernel/sched/core.c: min_cfs_quota_period and max_cfs_quota_period, in microseconds.
@@ -265,7 +265,7 @@ def _restore(write: Write, put: Put) -> None:
         for line in write.before.splitlines() or ["\n"]:
             put(write.path, line)
     except OSError as error:
-        structlog.get_logger("native").warning("limit not put back", path=write.path, error=error.strerror)
+        structlog.get_logger("limits").warning("limit not put back", path=write.path, error=error.strerror)
 
 
 def _make_room(write: Write, put: Put) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import Resources
-from engines.native import unified
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
+from forgeone_shim.limits import unified
 
 V2 = CgroupHost(
     mode=Mode.V2,

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from engines.base import Resources
-from engines.native import updates
-from engines.native.host import Host
-from engines.native.updates import Write
 from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.host import Host
+from forgeone_shim.limits import updates
+from forgeone_shim.limits.updates import Write
 from tests.unit.native.conftest import make_host
 
 CGROUP = "/pod/c"

@@ -96,7 +96,7 @@ def limit_io(asked: BlockIO, host: CgroupHost, cgroup: str) -> None:
             names = " or ".join(name for name, _ in line.files)
             if not line.optional:
                 raise FailedPrecondition(f"block I/O cannot be limited: the container's cgroup has no {names}")
-            structlog.get_logger("native").warning("weight of block I/O without effect", cgroup=cgroup, missing=names)
+            structlog.get_logger("limits").warning("weight of block I/O without effect", cgroup=cgroup, missing=names)
             continue
         name, text = there
         try:
