@@ -165,18 +165,16 @@ class NativeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WasmConfig:
-    """The wasm engine: what compiling a module may take (seconds, bytes), and how many modules are kept ready."""
+    """The wasm engine: what compiling a module may take (seconds, bytes), and its containers' logs."""
 
     compile_timeout: float = 300.0
     compile_memory: int = 4 * 1024 * 1024 * 1024
-    modules: int = 64
     log_size_max: int = 0
     log_rate: int = 0
 
     def __post_init__(self) -> None:
         checks.in_range("wasm.compile_timeout", self.compile_timeout, 1, 86400)
         checks.in_range("wasm.compile_memory", self.compile_memory, 256 * 1024 * 1024, 2**62)
-        checks.in_range("wasm.modules", self.modules, 1, 4096)
         for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
             if bytes_:
                 checks.in_range(f"wasm.{key}", bytes_, 64 * 1024, 2**62)
