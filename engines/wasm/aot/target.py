@@ -40,8 +40,6 @@ class Variant(StrEnum):
 _COMMON: Final[Mapping[str, bool | int | str]] = MappingProxyType(
     {
         "cranelift_opt_level": "speed",
-        # A process has one guest of one thread; memory that several share would need code that nobody here runs.
-        "wasm_threads": False,
         "memory_init_cow": True,
     }
 )

@@ -10,6 +10,7 @@ import msgspec
 TRAP_CODE: Final = 134
 TRAP: Final = "WasmTrap"
 CPU_BUDGET_EXCEEDED: Final = "CPUBudgetExceeded"
+CANNOT_START_CODE: Final = 1
 CANNOT_START: Final = "WasmCannotStart"
 
 
@@ -24,12 +25,12 @@ class Preopen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class GuestPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a loaded module or component is run. Its streams are the descriptors 0, 1 and 2 of its process.
 
-    ``argv`` begins with the program's name. ``env`` is ``KEY=value``. ``function`` names the export to call: of a module
-    a function, of a component a function, or ``INTERFACE#FUNCTION`` with or without the interface's version; empty means
-    the command itself (``_start``, ``wasi:cli/run``) or, where there is ``wasi:http/incoming-handler``, its server. The
-    parameters of a named function are taken from ``argv[1:]``, its results are printed.
-    ``memory_max`` bounds each linear memory (bytes; 0: only by the cgroup), ``cpu_budget`` the processor time it may
-    take (microseconds; 0: none; needs :attr:`Variant.METERED` code). ``network`` says whether its sockets may leave.
+    ``argv`` begins with the program's name; ``env`` is ``KEY=value``. ``function`` names the export to call, a function
+    or, of a component, ``INTERFACE#FUNCTION`` with or without the interface's version. Its parameters are taken from
+    ``argv[1:]`` and its results are printed. Empty means the command itself (``_start``, ``wasi:cli/run``) or, of a
+    component that exports ``wasi:http/incoming-handler``, the server.
+    ``memory_max`` bounds each linear memory (bytes; 0: only by the cgroup), ``cpu_budget`` the processor time that it
+    may take (microseconds; 0: none; needs ``METERED`` code). ``network`` says whether a component gets sockets.
     """
 
     argv: tuple[str, ...]
@@ -42,7 +43,7 @@ class GuestPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a guest ended: exit code (0 to 255) and, where that is not all, a ``reason`` and a ``message`` of one line."""
+    """How a guest ended: exit code (0 to 255) and, where that is not all, a ``reason`` and a line of ``message``."""
 
     code: int
     reason: str = ""
