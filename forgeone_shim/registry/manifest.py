@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from forgeone_shim.errors import FailedPrecondition, NotFound, Unimplemented
+from forgeone_shim.package import media
 from forgeone_shim.registry import artifacts
 from forgeone_shim.registry.artifacts import Part
 from forgeone_shim.registry.digest import is_digest
@@ -116,7 +117,7 @@ class Index:
 class Manifest:
     """One image for one platform: its config and its layers, lowest first. ``artifact`` is the type of one.
 
-    An artifact's ``parts`` pair with its layers.
+    An artifact's ``parts`` pair with its layers; a package has none before it has been verified.
     """
 
     config: Descriptor
@@ -164,6 +165,8 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
         raise _malformed(name, f"it has {len(document.layers)} layers; the kernel stacks {MAX_LAYERS}")
     config = _checked(document.config, name)
     layers = tuple(_checked(d, name) for d in document.layers)
+    if config.media_type == media.CONFIG:
+        return Manifest(config, layers, dict(document.annotations or {}), media.ARTIFACT)
     if config.media_type not in _CONFIGS:
         return _artifact(document, config, layers, name)
     for layer in layers:

@@ -1,0 +1,197 @@
+"""Keys that sign, and keys that are trusted: Ed25519 (RFC 8032), or ECDSA on P-256 with SHA-256, as PEM files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, syscall_error
+
+MAX_FILE: Final = 64 * 1024
+MAX_KEYS: Final = 256
+SUFFIXES: Final = (".pem", ".pub")
+_ECDSA = ec.ECDSA(hashes.SHA256())
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key that signatures are checked with. ``id`` is ``sha256:`` and the hash of its DER form."""
+
+    id: str
+    name: str = field(compare=False)
+    _key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey = field(repr=False, compare=False)
+
+    def verifies(self, signature: bytes, data: bytes) -> bool:
+        """Whether the owner of this key signed these bytes."""
+        try:
+            if isinstance(self._key, ed25519.Ed25519PublicKey):
+                self._key.verify(signature, data)
+            else:
+                self._key.verify(signature, data, _ECDSA)
+        except InvalidSignature:
+            return False
+        return True
+
+    def pem(self) -> bytes:
+        """SubjectPublicKeyInfo (RFC 7468 section 13)."""
+        return self._key.public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )  # fmt: skip
+
+
+class SigningKey:
+    """A key that signs. It is never shown."""
+
+    def __init__(self, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, name: str = "") -> None:
+        self._key = key
+        self.public = _public(key.public_key(), name)
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.public.id})"
+
+    @classmethod
+    def generate(cls) -> SigningKey:
+        """A new Ed25519 key."""
+        return cls(ed25519.Ed25519PrivateKey.generate())
+
+    def sign(self, data: bytes) -> bytes:
+        """A signature over these bytes."""
+        if isinstance(self._key, ed25519.Ed25519PrivateKey):
+            return self._key.sign(data)
+        return self._key.sign(data, _ECDSA)
+
+    def save(self, path: Path) -> None:
+        """Write it to a new file that only its owner can read (PKCS#8, RFC 7468 section 10).
+
+        :raises AlreadyExists: there is such a file; a key is never written over.
+        """
+        pem = self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        write_new(path, pem, 0o600)
+
+
+def write_new(path: Path, data: bytes, mode: int) -> None:
+    """A file that was not there before, whole and on disk, or not there at all.
+
+    :raises AlreadyExists: it was.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    except FileExistsError:
+        raise AlreadyExists(f"{path} exists", fix="choose another name, or move it away") from None
+    except OSError as error:
+        raise syscall_error("open", path, error) from None
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise syscall_error("write", path, error) from None
+        raise
+
+
+def read_signing_key(path: Path) -> SigningKey:
+    """The private key of a PEM file without a password.
+
+    :raises FailedPrecondition: others than its owner can read it, or it is no such key.
+    """
+    data = _read(path, _OTHERS, fix=f"chmod 600 {path}")
+    try:
+        key = serialization.load_pem_private_key(data, None)
+    except TypeError:
+        raise FailedPrecondition(f"{path}: its key has a password", fix="give a key without one") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise FailedPrecondition(f"{path}: not a private key in PEM form") from None
+    if isinstance(key, ed25519.Ed25519PrivateKey) or (
+        isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
+    ):
+        return SigningKey(key, path.name)
+    raise _unsupported(path)
+
+
+def read_public_key(path: Path) -> PublicKey:
+    """The public key of a PEM file.
+
+    :raises FailedPrecondition: others than its owner can write it, or it is no such key.
+    """
+    data = _read(path, _OTHERS_WRITE, fix=f"chmod go-w {path}")
+    if b"PRIVATE KEY" in data:
+        raise FailedPrecondition(f"{path}: holds a private key", fix="put the public one there")
+    try:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        raise FailedPrecondition(f"{path}: not a public key in PEM form") from None
+    if isinstance(key, ed25519.Ed25519PublicKey) or (
+        isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
+    ):
+        return _public(key, path.name)
+    raise _unsupported(path)
+
+
+def read_trusted(directory: Path) -> tuple[PublicKey, ...]:
+    """Every key of a directory (``*.pem``, ``*.pub``), by name of the file; none where there is no directory.
+
+    One file that cannot be used makes the whole directory unusable: whoever put it there meant something by it.
+
+    :raises FailedPrecondition: naming the file and what is wrong with it.
+    """
+    try:
+        files = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
+        if files and directory.stat().st_mode & _OTHERS_WRITE:
+            raise FailedPrecondition(f"{directory}: others can write to it", fix=f"chmod go-w {directory}")
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise FailedPrecondition(f"{directory}: {error.strerror}") from error
+    if len(files) > MAX_KEYS:
+        raise FailedPrecondition(f"{directory}: has {len(files)} keys, more than {MAX_KEYS}")
+    return tuple(read_public_key(file) for file in files)
+
+
+def named(keys: Sequence[PublicKey], id_: str) -> PublicKey | None:
+    """The key of this id."""
+    return next((key for key in keys if key.id == id_), None)
+
+
+def _public(key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey, name: str) -> PublicKey:
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return PublicKey(f"sha256:{sha256(der).hexdigest()}", name, key)
+
+
+def _read(path: Path, forbidden: int, *, fix: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FailedPrecondition(f"{path}: is no file")
+            if status.st_mode & forbidden:
+                verb = "read" if forbidden == _OTHERS else "write"
+                raise FailedPrecondition(f"{path}: others than its owner can {verb} it", fix=fix)
+            data = file.read(MAX_FILE + 1)
+    except FileNotFoundError:
+        raise NotFound("key", str(path)) from None
+    except OSError as error:
+        raise FailedPrecondition(f"{path}: {error.strerror}") from error
+    if len(data) > MAX_FILE:
+        raise FailedPrecondition(f"{path}: larger than {MAX_FILE} bytes")
+    return data
+
+
+def _unsupported(path: Path) -> InvalidInput:
+    return InvalidInput("key", f"{path} is neither Ed25519 nor ECDSA on P-256")
