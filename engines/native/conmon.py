@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import select
-import signal
-import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,22 +23,24 @@ from forgeone_shim.errors import (
     InvalidInput,
     syscall_error,
 )
-from forgeone_shim.kernel.inotify import IN_ATTRIB, IN_CREATE, IN_MOVED_TO, DirectoryEvents
-from forgeone_shim.kernel.procs import Pidfd, of_pidfile
+from forgeone_shim.kernel.inotify import IN_ATTRIB, IN_CREATE, IN_MOVED_TO
 from forgeone_shim.kernel.spawn import spawn
+from forgeone_shim.shim import contract, supervision
 
 PIDFILE = logs.CONTAINER_PIDFILE
-CONMON_PIDFILE = "conmon.pid"
-CONTROL = "ctl"
-_SIZES = "winsz"
-ATTACH = "attach"
-OOM_MARKER = "oom"
+CONMON_PIDFILE = supervision.SUPERVISOR_PIDFILE
 # What conmon leaves in a bundle.
-FILES = (PIDFILE, CONMON_PIDFILE, CONTROL, _SIZES, ATTACH, OOM_MARKER, "exit")
+FILES = (
+    PIDFILE,
+    CONMON_PIDFILE,
+    supervision.CONTROL,
+    contract.SIZES,
+    supervision.ATTACH,
+    supervision.OOM_MARKER,
+    "exit",
+)
 _SYNC_FD = 3
 _REPORT_MAX = 64 * 1024
-_REOPEN_LOG = b"2 0 0\n"
-_REOPEN_SECONDS = 5.0
 # crun's words for a command that cannot be executed: the caller's mistake, not the host's.
 _NOT_ID_MAPPED = re.compile(r"mount_setattr `(.*)`: (.*)")
 _COMMAND_ERRORS = ("executable file", "open executable", "exec:", "cannot chdir", "chdir")
@@ -127,7 +126,7 @@ def _create(plan: ContainerPlan, programs: Programs, argv: Sequence[str], deadli
             except ForgeError:
                 # Once the first process has gone, the pid file of the one that stays is there.
                 child.wait(1.0)
-                stop(plan.bundle, plan.container_id, patience=0.0)
+                contract.stop(plan.bundle, plan.container_id, patience=0.0)
                 raise
             # It forks and exits at once; the copy that stays behind is init's child.
             child.wait()
@@ -200,22 +199,6 @@ def create_error(container_id: str, message: str) -> ForgeError:
     return InternalError(f"create container {container_id}: {text}")
 
 
-def supervisor(bundle: str, container_id: str) -> Pidfd | None:
-    """The conmon of a container, if it lives: the process of its pid file, if its command line names the container."""
-    return of_pidfile(Path(bundle, CONMON_PIDFILE), container_id, "conmon")
-
-
-def stop(bundle: str, container_id: str, patience: float) -> None:
-    """Wait ``patience`` seconds for conmon to finish, then kill it."""
-    held = supervisor(bundle, container_id)
-    if held is None:
-        return
-    with held:
-        if not (patience > 0 and held.wait(patience)):
-            held.send(signal.SIGKILL)
-            held.wait(_REOPEN_SECONDS)
-
-
 def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
     """Have the log file opened anew, and wait until it is.
 
@@ -223,66 +206,20 @@ def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
     """
     if not log_path:
         return
-    log = Path(log_path)
-    pumped = Path(bundle, logs.FIFO).exists()
-    try:
-        events = DirectoryEvents(log.parent, IN_ATTRIB if pumped else IN_MOVED_TO | IN_CREATE)
-    except OSError as error:
-        raise syscall_error("watch", log.parent, error) from error
-    try:
-        if not pumped:
-            _command(bundle, container_id, _REOPEN_LOG)
-        elif not logs.reopen(bundle):
+
+    def ask_pump() -> None:
+        if not logs.reopen(bundle):
             raise FailedPrecondition(f"container {container_id} has nothing that writes its log any more")
-        poll = select.poll()
-        poll.register(events.fileno(), select.POLLIN)
-        deadline = Deadline.after(_REOPEN_SECONDS)
-        while True:
-            left = deadline.remaining() or 0.0
-            if not poll.poll(int(left * 1000)):
-                raise InternalError(f"conmon of container {container_id} did not reopen {log_path}")
-            seen = events.read()
-            if seen.overflow or log.name in seen.names:
-                return
-    finally:
-        events.close()
 
-
-def resize(bundle: str, container_id: str, width: int, height: int) -> bool:
-    """Tell conmon that the container's terminal has ``width`` columns and ``height`` rows.
-
-    False: not yet, as it has not read what it was told before. Of lines that it reads at once some versions (2.1.6)
-    heed the first alone.
-    """
-    if any(_unread(f"{bundle}/{name}") for name in (CONTROL, _SIZES)):
-        return False
-    _command(bundle, container_id, f"1 {height} {width}\n".encode())
-    return True
-
-
-def _unread(fifo: str) -> bool:
-    try:
-        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        count = fcntl.ioctl(fd, termios.FIONREAD, bytes(4))
-    finally:
-        os.close(fd)
-    return any(count)
-
-
-def _command(bundle: str, container_id: str, line: bytes) -> None:
-    try:
-        fd = os.open(f"{bundle}/{CONTROL}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise FailedPrecondition(f"container {container_id} has no supervisor to ask: {error.strerror}") from error
-    try:
-        os.write(fd, line)
-    except OSError as error:
-        raise FailedPrecondition(f"ask the supervisor of container {container_id}: {error.strerror}") from error
-    finally:
-        os.close(fd)
+    if Path(bundle, logs.FIFO).exists():
+        contract.await_reopened(container_id, log_path, IN_ATTRIB, ask_pump)
+    else:
+        contract.await_reopened(
+            container_id,
+            log_path,
+            IN_MOVED_TO | IN_CREATE,
+            lambda: contract.order(bundle, container_id, supervision.REOPEN),
+        )
 
 
 def leftovers(bundle: str, names: Sequence[str] = FILES) -> None:

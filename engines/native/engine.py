@@ -75,6 +75,8 @@ from forgeone_shim.limits import updates
 from forgeone_shim.limits.blockio import limit_io
 from forgeone_shim.limits.hugepages import limit_reservations
 from forgeone_shim.limits.resources import hugepages, limits
+from forgeone_shim.shim import contract, supervision
+from forgeone_shim.shim.attach import AttachConsole
 
 _CONFIG = "config.json"
 _LOG_NOTE = "log-path"
@@ -364,7 +366,7 @@ class NativeEngine:
         cgroup = handle.cgroup or (status.cgroup if status is not None else "")
         if cgroup and not cgroups.kill_all(self._host.cgroups, cgroup, timeout=_GONE_SECONDS):
             raise InternalError(f"container {name}: processes in {cgroup} do not die")
-        conmon.stop(handle.bundle, name, _CONMON_SECONDS)
+        contract.stop(handle.bundle, name, _CONMON_SECONDS)
         if cgroup:
             scopes.release(self._host.cgroups, cgroup)
         logs.end(handle.bundle)
@@ -448,7 +450,7 @@ class NativeEngine:
 
     def attach_console(self, handle: Handle, stdio: Stdio) -> Console:
         """The streams of the container's first process from now on, as conmon passes them on."""
-        return console.AttachConsole(handle.container_id, handle.bundle, stdio)
+        return AttachConsole(handle.container_id, handle.bundle, stdio)
 
     def _check_command(self, handle: Handle, process: spec.Json, command: str) -> None:
         """Refuse a command that is not there without starting crun.
@@ -480,7 +482,7 @@ class NativeEngine:
             # Looked at after the count: of a cgroup that somebody has removed a 0 says nothing.
             if cgroups.exists(self._host.cgroups, handle.cgroup):
                 return False
-        return Path(handle.bundle, conmon.OOM_MARKER).exists()
+        return Path(handle.bundle, supervision.OOM_MARKER).exists()
 
     def verdict(self, _handle: Handle) -> Verdict | None:
         """None: a process ends with its exit code, and says the rest in its log."""

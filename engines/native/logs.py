@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError, syscall_error
 from forgeone_shim.kernel.procs import Pidfd, of_pidfile
 from forgeone_shim.kernel.spawn import collect, spawn
+from forgeone_shim.shim.programs import Program
 
 FIFO = "log.fifo"
 PIDFILE = "log-pump.pid"
@@ -21,7 +21,7 @@ PIDFILE = "log-pump.pid"
 CONTAINER_PIDFILE = "pidfile"
 # What is in a bundle for a log with a rate.
 FILES = (FIFO, PIDFILE)
-_PROGRAM = str(Path(__file__).with_name("log_pump.py"))
+_PUMP = Program("forgeone_shim.shim.log_pump", ("forgeone_shim",))
 _GONE_SECONDS = 5.0
 _SAID_MAX = 4096
 
@@ -66,7 +66,7 @@ class _End:
 
 def _start(bundle: str, log_path: str, limits: Limits, deadline: Deadline) -> _End:
     """Returns once the pump listens and has its log file; what is returned must be closed when conmon is there."""
-    argv = [sys.executable, "-I", "-S", _PROGRAM, f"{bundle}/{FIFO}", log_path]
+    argv = _PUMP.command(f"{bundle}/{FIFO}", log_path)
     argv += [str(limits.rate), str(limits.size_max), f"{bundle}/{PIDFILE}", f"{bundle}/{CONTAINER_PIDFILE}"]
     with contextlib.ExitStack() as undo:
         life, lifeline = os.pipe2(os.O_CLOEXEC)
@@ -78,11 +78,9 @@ def _start(bundle: str, log_path: str, limits: Limits, deadline: Deadline) -> _E
                 theirs.callback(os.close, life)
                 theirs.callback(os.close, errors)
                 try:
-                    child = ends.enter_context(
-                        spawn(sys.executable, argv, files={0: life, 2: errors}, new_session=True)
-                    )
+                    child = ends.enter_context(spawn(argv[0], argv, files={0: life, 2: errors}, new_session=True))
                 except OSError as error:
-                    raise syscall_error("start", sys.executable, error) from error
+                    raise syscall_error("start", argv[0], error) from error
             output = collect([said], until=child.pidfd, deadline=deadline, limit=_SAID_MAX)
             if not output.finished:
                 raise DeadlineExceeded("deadline passed while the container's log was opened")

@@ -113,10 +113,10 @@ def open_process(pid: int, started: int | None = None) -> Pidfd | None:
     return held
 
 
-def of_pidfile(path: Path, word: str, program: str = "") -> Pidfd | None:
+def of_pidfile(path: Path, word: str, programs: tuple[str, ...] = ("",)) -> Pidfd | None:
     """The process that a pid file names, if it lives and still is the one meant.
 
-    That is one with ``word`` among its arguments and, if given, a first one that ends with ``program``.
+    That is one with ``word`` among its arguments and, if given, a first one that ends with one of ``programs``.
     """
     try:
         pid = int(path.read_text())
@@ -129,7 +129,7 @@ def of_pidfile(path: Path, word: str, program: str = "") -> Pidfd | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         words = []
-    if os.fsencode(word) in words and words[0].endswith(os.fsencode(program)):
+    if os.fsencode(word) in words and words[0].endswith(tuple(map(os.fsencode, programs))):
         return held
     held.close()
     return None

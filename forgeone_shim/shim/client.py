@@ -6,11 +6,8 @@ import contextlib
 import fcntl
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +15,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, ForgeError, InternalError, InvalidInput, syscall_error
 from forgeone_shim.kernel.spawn import Child, spawn
 from forgeone_shim.shim import wire
+from forgeone_shim.shim.programs import Program
 from forgeone_shim.shim.wire import Ended, Message, ProtocolError
 
 _LISTENER: Final = 3
@@ -32,33 +30,9 @@ _LOCK: Final = "lock"
 _TITLE_ROOM: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
-    """What a server runs: ``main`` of ``module``, found in the folders of ``packages`` alone.
-
-    One that an older or newer forgeoned left behind, with another ``version``, is not asked: it does not know what
-    this one says. It ends when its own daemon has gone.
-    """
-
-    module: str
-    packages: tuple[str, ...]
-    version: str
-
-    @property
-    def socket(self) -> str:
-        """The socket's name."""
-        return f"v{self.version}"
-
-    def command(self, directory: Path) -> list[str]:
-        """The command line; ``-S`` leaves out site-packages (and the time to scan it), so the folders are named."""
-        folders: dict[str, None] = {}
-        for package in self.packages:
-            spec = find_spec(package)
-            if spec is not None and spec.origin is not None:
-                folders[str(Path(spec.origin).resolve().parent.parent)] = None
-        boot = f"import sys; sys.path[:0] = {list(folders)!r}; from {self.module} import main; main()"
-        room = " " * max(0, _TITLE_ROOM - len(boot))
-        return [sys.executable, "-I", "-S", "-c", boot + room, str(directory)]
+def socket_name(program: Program) -> str:
+    """The file in a server's directory by which clients find it."""
+    return f"v{program.version}"
 
 
 class _Gone(Exception):
@@ -73,11 +47,13 @@ class ForkServer:
     """One per daemon and program; thread-safe. Nothing is started or opened before the first request.
 
     ``directory`` is where the server's socket is, and a lock under which it is started: two daemons, of which one
-    replaces the other, share one server.
+    replaces the other, share one server. One that an older or newer forgeoned left behind, with another
+    ``program.version``, is not asked, as it does not know what this one says; it ends when its own daemon has gone.
     """
 
     def __init__(self, directory: Path, program: Program) -> None:
         self._directory, self._program = directory, program
+        self._socket = socket_name(program)
         self._lock = threading.Lock()
         self._lease: socket.socket | None = None
         self._child: Child | None = None
@@ -134,7 +110,7 @@ class ForkServer:
                         connection.settimeout(_FINISH_SECONDS)
                         wire.send_finish(connection)
                         wire.receive(connection).close()
-                    (self._directory / self._program.socket).unlink(missing_ok=True)
+                    (self._directory / self._socket).unlink(missing_ok=True)
             self._let_go()
 
     def leave(self) -> None:
@@ -156,11 +132,11 @@ class ForkServer:
             try:
                 connection.settimeout(_ANSWER_SECONDS)
                 with _short_name(self._directory) as name:
-                    connection.connect(f"{name}/{self._program.socket}")
+                    connection.connect(f"{name}/{self._socket}")
             except (FileNotFoundError, ConnectionError) as error:
                 raise _Gone("nobody listens", heard=False) from error
             except OSError as error:
-                raise syscall_error("connect", self._directory / self._program.socket, error) from error
+                raise syscall_error("connect", self._directory / self._socket, error) from error
             yield connection
 
     def _ensure(self) -> None:
@@ -209,16 +185,16 @@ class ForkServer:
 
     def _start(self) -> None:
         """The socket listens before there is a process behind it, so that nothing has to wait for its readiness."""
-        new = f"{self._program.socket}.new"
+        new = f"{self._socket}.new"
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, _short_name(self._directory) as at:
                 (self._directory / new).unlink(missing_ok=True)
                 listener.bind(f"{at}/{new}")
                 (self._directory / new).chmod(0o600)
                 listener.listen(_BACKLOG)
-                argv = self._program.command(self._directory)
+                argv = self._program.command(str(self._directory), room=_TITLE_ROOM)
                 self._child = spawn(argv[0], argv, files={_LISTENER: listener.fileno()}, new_session=True)
-                (self._directory / new).replace(self._directory / self._program.socket)
+                (self._directory / new).replace(self._directory / self._socket)
         except OSError as error:
             raise InternalError(f"start the fork server: {error.strerror or error}") from error
 

@@ -9,8 +9,9 @@ from typing import Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InternalError, InvalidInput
 from forgeone_shim.shim import messages, wire
-from forgeone_shim.shim.client import ForkServer, Program
+from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.shim.messages import Failed, MakeNamespaces
+from forgeone_shim.shim.programs import Program
 from forgeone_shim.shim.wire import ProtocolError
 
 PROGRAM: Final = Program("forgeone_shim.shim.server", ("forgeone_shim", "msgspec"), str(messages.VERSION))

@@ -13,6 +13,7 @@ from engines.native.conmon import Programs
 from engines.native.sealed import SealedProgram
 from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput, NotFound
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.shim import contract
 from tests.unit.native.conftest import PlanMaker, make_host
 
 
@@ -67,12 +68,12 @@ def test_crun_s_words_become_the_right_kind_of_error() -> None:
 
 
 def test_only_a_conmon_of_that_container_is_its_supervisor(tmp_path: Path) -> None:
-    assert conmon.supervisor(str(tmp_path), "c1") is None
+    assert contract.supervisor(str(tmp_path), "c1") is None
     other = subprocess.Popen(["sleep", "60"])
     try:
         (tmp_path / conmon.CONMON_PIDFILE).write_text(str(other.pid))
-        assert conmon.supervisor(str(tmp_path), "c1") is None
-        conmon.stop(str(tmp_path), "c1", 0)
+        assert contract.supervisor(str(tmp_path), "c1") is None
+        contract.stop(str(tmp_path), "c1", 0)
         assert other.poll() is None
     finally:
         other.kill()

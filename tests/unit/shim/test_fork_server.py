@@ -16,6 +16,7 @@ from forgeone_shim.errors import DeadlineExceeded, InternalError, InvalidInput
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import forks, wire
+from forgeone_shim.shim.client import socket_name
 from forgeone_shim.shim.forks import Server
 from forgeone_shim.shim.messages import Extent, MakeNamespaces
 from forgeone_shim.shim.namespaces import PROGRAM, NamespaceServer, StepFailed
@@ -71,7 +72,7 @@ def test_it_ends_when_it_is_told_to(server: NamespaceServer) -> None:
     with Pidfd(_pid(server)) as held:
         server.close()
         assert held.wait(5)
-    assert not (server._directory / PROGRAM.socket).exists()
+    assert not (server._directory / socket_name(PROGRAM)).exists()
 
 
 def test_one_that_died_is_started_anew(server: NamespaceServer) -> None:
@@ -130,7 +131,7 @@ def _command(entry: Path) -> str:
 
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / PROGRAM.socket))
+        listener.bind(str(tmp_path / socket_name(PROGRAM)))
         listener.listen()
         client = NamespaceServer(tmp_path)
         with pytest.raises(DeadlineExceeded):
@@ -140,7 +141,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None
 
 def test_an_answer_that_is_none_is_an_error(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(tmp_path / PROGRAM.socket))
+        listener.bind(str(tmp_path / socket_name(PROGRAM)))
         listener.listen()
         client = NamespaceServer(tmp_path)
         answered = threading.Thread(target=_answer, args=(listener, b'i{"kind":"made","kinds":["user"]}'))
@@ -203,7 +204,7 @@ def test_noise_is_answered_with_the_end_of_the_connection_and_does_no_harm(tmp_p
 def test_nobody_else_can_ask(server: NamespaceServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _ask(server)
     assert server._directory.stat().st_mode & 0o777 == 0o700
-    assert (server._directory / PROGRAM.socket).stat().st_mode & 0o777 == 0o600
+    assert (server._directory / socket_name(PROGRAM)).stat().st_mode & 0o777 == 0o600
     # Whoever got at the socket all the same.
     monkeypatch.setattr(forks, "_peer", lambda _: os.geteuid() + 1)
     with (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.native import log_pump
-from engines.native.log_pump import Bucket, Log
+from forgeone_shim.shim import logfile
+from forgeone_shim.shim.logfile import Bucket, Log
+from forgeone_shim.shim.programs import Program
 
 LINES = st.lists(st.binary(max_size=60).map(lambda text: text.replace(b"\n", b"") + b"\n"), max_size=30)
 
@@ -73,9 +73,9 @@ def test_a_line_without_room_on_the_disk_is_dropped_whole(tmp_path: Path, monkey
         return write(fd, data)
 
     log.write(b"one\n")
-    monkeypatch.setattr(log_pump.os, "write", full)
+    monkeypatch.setattr(logfile.os, "write", full)
     log.write(b"two, begun")
-    monkeypatch.setattr(log_pump.os, "write", write)
+    monkeypatch.setattr(logfile.os, "write", write)
     log.write(b" and ended\nthree\n")
     assert path.read_bytes() in {b"one\nthree\n", b"one\n\nthree\n", b"one\ntw\nthree\n"}
     assert path.read_bytes().endswith(b"\nthree\n")
@@ -99,17 +99,8 @@ def test_a_log_whose_directory_has_gone_stops_nothing(tmp_path: Path) -> None:
 def arguments(tmp_path: Path) -> list[str]:
     os.mkfifo(tmp_path / "fifo")
     names = [str(tmp_path / name) for name in ("fifo", "0.log")]
-    return [
-        sys.executable,
-        "-I",
-        "-S",
-        log_pump.__file__,
-        *names,
-        "65536",
-        "0",
-        str(tmp_path / "pid"),
-        str(tmp_path / "first"),
-    ]
+    pump = Program("forgeone_shim.shim.log_pump", ("forgeone_shim",))
+    return pump.command(*names, "65536", "0", str(tmp_path / "pid"), str(tmp_path / "first"))
 
 
 def test_the_program_passes_on_everything_at_its_rate_and_ends_with_its_writer(
