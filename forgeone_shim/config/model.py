@@ -62,6 +62,18 @@ class RegistryConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackagesConfig:
+    """Which packages may come here: those that a key of a directory signed, and ``unsigned`` ones or not."""
+
+    trusted_keys: str = "/etc/forgeone/keys.d"
+    unsigned: str = "deny"
+
+    def __post_init__(self) -> None:
+        checks.absolute_path("packages.trusted_keys", self.trusted_keys)
+        checks.one_of("packages.unsigned", self.unsigned, ("deny", "allow"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """Which network pods get, and the built-in one: one bridge, one IPv4 and (unless empty) one IPv6 range.
 
@@ -258,6 +270,7 @@ class Config:
     grpc: GrpcConfig = field(default_factory=GrpcConfig)
     log: LogConfig = field(default_factory=LogConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
+    packages: PackagesConfig = field(default_factory=PackagesConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)

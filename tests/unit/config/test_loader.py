@@ -46,6 +46,8 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "registry.platform": "linux/arm64",
         "registry.auth_file": "/x",
         "registry.namespaced_auth_dir": "/x",
+        "packages.trusted_keys": "/x",
+        "packages.unsigned": "allow",
         "network.mode": "builtin",
         "network.bridge": "x0",
         "network.table": "x",
