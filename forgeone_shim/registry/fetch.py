@@ -27,6 +27,7 @@ from forgeone_shim.registry.manifest import (
     artifact_file,
     check_platform,
     choose,
+    is_shared,
     layer_format,
     parse_config,
 )
@@ -103,13 +104,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a reference means now. ``target`` is the digest its tag points at: an index, if it is one."""
+    """What a reference means now. ``target`` is the digest its tag points at: an index, if it is one.
+
+    ``shared`` says that this index has a WebAssembly module beside an image for this platform.
+    """
 
     target: str
     manifest_digest: str
     manifest: Manifest
     file: ConfigFile
     documents: Mapping[str, bytes]
+    shared: bool = False
 
     def wanted(self) -> list[Wanted]:
         """Each different layer once, largest first, so that the longest work starts first."""
@@ -122,18 +127,21 @@ class Resolved:
         return sorted(found.values(), key=lambda wanted: -wanted.blob.size)
 
 
-def resolve(source: Source, platform: Platform) -> Resolved:
+def resolve(source: Source, platform: Platform, *, modules_first: bool = False) -> Resolved:
     """Ask what the reference is: through indexes to the manifest for this platform, and its config.
 
+    :param modules_first: where there is a choice, take the WebAssembly module.
     :raises NotFound: when the registry does not have it, or not for this platform.
     """
     reference = source.reference
     document = source.manifest(reference.digest or reference.tag)
-    target, documents = document.digest, {document.digest: document.data}
+    target, documents, shared = document.digest, {document.digest: document.data}, False
     for _ in range(MAX_INDEX_DEPTH):
         if not isinstance(document.content, Index):
             break
-        document = source.manifest(choose(document.content, platform, str(reference)).digest)
+        shared = shared or is_shared(document.content, platform)
+        chosen = choose(document.content, platform, str(reference), modules_first=modules_first)
+        document = source.manifest(chosen.digest)
         documents[document.digest] = document.data
     parsed = document.content
     if isinstance(parsed, Index):
@@ -141,12 +149,13 @@ def resolve(source: Source, platform: Platform) -> Resolved:
     if parsed.artifact:
         if parsed.config.media_type != EMPTY_CONFIG and parsed.config.size <= MAX_CONFIG:
             documents[parsed.config.digest] = source.document(parsed.config)
-        return Resolved(target, document.digest, parsed, artifact_file(parsed), documents)
+        file = artifact_file(parsed, documents.get(parsed.config.digest))
+        return Resolved(target, document.digest, parsed, file, documents, shared)
     config = source.document(parsed.config)
     documents[parsed.config.digest] = config
     file = parse_config(config, parsed, f"config {parsed.config.digest}")
     check_platform(file, platform, str(reference))
-    return Resolved(target, document.digest, parsed, file, documents)
+    return Resolved(target, document.digest, parsed, file, documents, shared)
 
 
 class BlobFolder:

@@ -15,7 +15,7 @@ import msgspec
 
 from forgeone_shim.errors import FailedPrecondition, NotFound, Unimplemented
 from forgeone_shim.package import media
-from forgeone_shim.registry import artifacts
+from forgeone_shim.registry import artifacts, modules
 from forgeone_shim.registry.artifacts import Part
 from forgeone_shim.registry.digest import is_digest
 from forgeone_shim.registry.model import ImageConfig
@@ -25,6 +25,7 @@ MAX_CONFIG: Final = 8 * 1024 * 1024
 MAX_INDEX_DEPTH: Final = 3
 MAX_LAYERS: Final = 500  # as many as the kernel's overlayfs stacks
 _MAX_ENTRIES: Final = 4096
+_LAST: Final = 1000
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -97,6 +98,12 @@ class _RootFs(msgspec.Struct, frozen=True):
     diff_ids: list[_Short] | None = None
 
 
+class _ModuleFile(msgspec.Struct, frozen=True):
+    architecture: _Short | None = None
+    os: _Short | None = None
+    created: _Short | None = None
+
+
 class _ConfigFile(msgspec.Struct, frozen=True):
     architecture: _Short | None = None
     os: _Short | None = None
@@ -117,7 +124,9 @@ class Index:
 class Manifest:
     """One image for one platform: its config and its layers, lowest first. ``artifact`` is the type of one.
 
-    An artifact's ``parts`` pair with its layers; a package has none before it has been verified.
+    The ``parts`` of an artifact, or of an image with a layer that is a WebAssembly module, pair with its layers; in the
+    latter those of an archive have no id yet. ``module`` is where that module lies in the root file system. A
+    package has neither before it has been verified.
     """
 
     config: Descriptor
@@ -125,6 +134,7 @@ class Manifest:
     annotations: Mapping[str, str]
     artifact: str = ""
     parts: tuple[Part, ...] = ()
+    module: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,26 +179,47 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
         return Manifest(config, layers, dict(document.annotations or {}), media.ARTIFACT)
     if config.media_type not in _CONFIGS:
         return _artifact(document, config, layers, name)
+    return _image(document, config, layers, name)
+
+
+def _image(document: _Document, config: Descriptor, layers: tuple[Descriptor, ...], name: str) -> Manifest:
+    notes, parts = dict(document.annotations or {}), []
     for layer in layers:
-        layer_format(layer, name)
-    return Manifest(config, layers, dict(document.annotations or {}))
+        if layer.media_type in modules.LAYERS:
+            parts.append(_part(layer, name, module=True))
+        else:
+            layer_format(layer, name)
+            parts.append(Part(""))
+    files = [part.file for part in parts if part.file]
+    if len(files) > 1:
+        raise Unimplemented(f"{name}: it has {len(files)} WebAssembly modules, and nothing says which of them to run")
+    if not files:
+        return Manifest(config, layers, notes)
+    return Manifest(config, layers, notes, parts=tuple(parts), module=f"/{files[0]}")
+
+
+def _part(layer: Descriptor, name: str, *, module: bool) -> Part:
+    try:
+        return (modules.module if module else artifacts.part)(layer.digest, layer.annotations or {})
+    except ValueError as error:
+        raise _malformed(name, f"layer {layer.digest} {error}") from None
 
 
 def _artifact(document: _Document, config: Descriptor, layers: tuple[Descriptor, ...], name: str) -> Manifest:
     kind = document.artifact_type or ("" if config.media_type == artifacts.EMPTY_CONFIG else config.media_type)
     if not kind:
         raise _malformed(name, "its config is empty, and it has no artifactType")
+    # Of the whole's type: an artifact of another one may have rules of its own, whatever its config and layers are.
+    at = modules.of_artifact(kind, [layer.media_type for layer in layers])
     parts = []
-    for layer in layers:
-        try:
-            parts.append(artifacts.part(layer.digest, layer.annotations or {}))
-        except ValueError as error:
-            raise _malformed(name, f"layer {layer.digest} {error}") from None
+    for number, layer in enumerate(layers):
+        parts.append(_part(layer, name, module=number == at))
         if not parts[-1].file:
             layer_format(layer, name)
     if clash := artifacts.clash(parts):
         raise _malformed(name, f"two of its layers take the place of {clash[:100]!r}")
-    return Manifest(config, layers, dict(document.annotations or {}), kind, tuple(parts))
+    module = "" if at is None else f"/{parts[at].file}"
+    return Manifest(config, layers, dict(document.annotations or {}), kind, tuple(parts), module)
 
 
 def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
@@ -199,6 +230,8 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
     """
     file = _decode(data, _ConfigFile, name, MAX_CONFIG)
     diff_ids = tuple(file.rootfs.diff_ids or ()) if file.rootfs else ()
+    if not diff_ids and manifest.module:
+        diff_ids = tuple(layer.digest for layer in manifest.layers)
     if not diff_ids:
         raise Unimplemented(f"{name}: its config names no root filesystem layers, so there is nothing to run")
     if len(diff_ids) != len(manifest.layers):
@@ -207,6 +240,10 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
         raise _malformed(name, f"{bad[0][:100]!r} is not a digest")
     if not all(d.startswith("sha256:") for d in diff_ids):
         raise Unimplemented(f"{name}: only sha256 diff ids are supported")
+    platform = Platform(file.os or "", file.architecture or "", file.variant)
+    if manifest.module and not modules.is_platform(platform.os, platform.architecture):
+        raise Unimplemented(f"{name}: it has a layer that is a WebAssembly module, but is for {platform}")
+    diff_ids = _layer_ids(diff_ids, manifest, name)
     run = file.config or _RunConfig()
     config = ImageConfig(
         entrypoint=tuple(run.entrypoint or ()),
@@ -222,19 +259,35 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
     texts = (*config.entrypoint, *config.cmd, *config.env, config.user, config.working_dir, *config.volumes)
     if any("\0" in text for text in texts):
         raise _malformed(name, "its config holds a NUL character")
-    return ConfigFile(
-        config, diff_ids, Platform(file.os or "", file.architecture or "", file.variant), file.created or ""
-    )
+    return ConfigFile(config, diff_ids, platform, file.created or "")
 
 
-def artifact_file(manifest: Manifest) -> ConfigFile:
-    """What stands in for the config of an artifact: no command, the files as layers, no platform."""
-    return ConfigFile(
-        ImageConfig(),
-        tuple(found.layer_id for found in manifest.parts),
-        Platform(),
-        manifest.annotations.get(artifacts.CREATED, ""),
-    )
+def _layer_ids(diff_ids: tuple[str, ...], manifest: Manifest, name: str) -> tuple[str, ...]:
+    """What the layers are called in the store: a module is no archive, and its diff id is the file's own."""
+    if not manifest.module:
+        return diff_ids
+    found = []
+    for diff_id, layer, part in zip(diff_ids, manifest.layers, manifest.parts, strict=True):
+        if part.file and diff_id != layer.digest:
+            raise _malformed(name, f"the WebAssembly module {layer.digest} has the diff id {diff_id} in its config")
+        found.append(part.layer_id or diff_id)
+    return tuple(found)
+
+
+def artifact_file(manifest: Manifest, config: bytes | None = None) -> ConfigFile:
+    """What stands in for the config of an artifact: no command, the files as layers, no platform unless it is a module.
+
+    :param config: its config, where it has one that is to be looked into.
+    :raises Malformed: that is not what its type says.
+    """
+    layers, created = tuple(found.layer_id for found in manifest.parts), manifest.annotations.get(artifacts.CREATED, "")
+    if not manifest.module:
+        return ConfigFile(ImageConfig(), layers, Platform(), created)
+    said = _ModuleFile()
+    if manifest.config.media_type == modules.ARTIFACT_CONFIG and config is not None:
+        said = _decode(config, _ModuleFile, f"config {manifest.config.digest}", MAX_CONFIG)
+    platform = Platform(said.os or "wasi", said.architecture or modules.ARCHITECTURE)
+    return ConfigFile(ImageConfig(), layers, platform, created or said.created or "")
 
 
 def layer_format(layer: Descriptor, name: str) -> Compression | None:
@@ -279,31 +332,52 @@ def host_platform(wanted: str = "") -> Platform:
     return Platform("linux", architecture, arm)
 
 
-def choose(index: Index, platform: Platform, name: str) -> Descriptor:
+def choose(index: Index, platform: Platform, name: str, *, modules_first: bool = False) -> Descriptor:
     """The entry that fits the platform best; the first of equals, as the index's author ordered them.
+
+    A WebAssembly module fits every platform: last of all, or first.
 
     :raises NotFound: when none fits.
     """
-    fitting = [(rank, at, d) for at, d in enumerate(index.entries) if (rank := _rank(d.platform, platform)) is not None]
+    at_module = -1 if modules_first else _LAST + 1
+    fitting = [
+        (rank, at, d)
+        for at, d in enumerate(index.entries)
+        if (rank := _rank(d.platform, platform, at_module)) is not None
+    ]
     if not fitting:
         raise NotFound("image", f"{name} for {platform}")
     return min(fitting, key=lambda entry: entry[:2])[2]
 
 
+def is_shared(index: Index, platform: Platform) -> bool:
+    """Whether it has a WebAssembly module beside an image for the platform, so that a pod's handler decides."""
+    found = {
+        modules.is_platform(d.platform.os, d.platform.architecture)
+        for d in index.entries
+        if d.platform and _rank(d.platform, platform, 0) is not None
+    }
+    return len(found) == 2
+
+
 def check_platform(file: ConfigFile, platform: Platform, name: str) -> None:
-    """Refuse an image made for another platform; one that does not say is let through.
+    """Refuse an image made for another platform; one that does not say is let through, and a WebAssembly module.
 
     :raises NotFound: naming the platform looked for.
     """
     said = file.platform
+    if modules.is_platform(said.os, said.architecture):
+        return
     if (said.os and said.os != platform.os) or (said.architecture and said.architecture != platform.architecture):
         raise NotFound("image", f"{name} for {platform} (it is for {said})")
 
 
-def _rank(entry: Platform | None, wanted: Platform) -> int | None:
+def _rank(entry: Platform | None, wanted: Platform, module: int) -> int | None:
     """How well an entry fits, smaller is better; an entry that names no platform is the last resort."""
     if entry is None:
-        return 1000
+        return _LAST
+    if modules.is_platform(entry.os, entry.architecture):
+        return module
     if entry.os != wanted.os or entry.architecture != wanted.architecture:
         return None
     want, have = _level(wanted), _level(entry)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.registry import modules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,10 @@ class Image:
 
     ``artifact`` is the type of an OCI artifact, which is no container image: its layers hold files, it has no config of
     how to run, and its ``id`` is the digest of its manifest.
+
+    ``module`` is where the WebAssembly module of an image that is nothing else lies in its root file system; its ``id``
+    is the digest of its manifest, too, and it can be run although it may be an artifact. ``shared`` are those of its
+    names that stand for a WebAssembly image and for one of this host's programs: which is meant, a pod's handler says.
     """
 
     id: str
@@ -56,6 +61,18 @@ class Image:
     manifest_digest: str = ""
     blobs: tuple[str, ...] = ()
     artifact: str = ""
+    module: str = ""
+    shared: tuple[str, ...] = ()
+
+    @property
+    def is_wasm(self) -> bool:
+        """Whether it is made for no processor of this kind, but for WebAssembly."""
+        return bool(self.module) or modules.is_platform(self.os, self.architecture)
+
+    @property
+    def platform(self) -> str:
+        """``os/architecture[/variant]``, as far as it says."""
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
     @property
     def uid(self) -> int | None:

@@ -48,48 +48,62 @@ class ImageRecords:
         """Every image, by id."""
         return [self._with_pin(image) for _, image in self._store.items(_KIND, Image)]
 
-    def find(self, text: str) -> Image:
+    def find(self, text: str, *, wasm: bool = False) -> Image:
         """The image of an id (with or without ``sha256:``), a name, or the unique beginning of an id (12 digits up).
+
+        Of a name that stands for two, ``wasm`` says which one is meant; without that one there is none.
 
         :raises NotFound: when there is none. InvalidInput: when the beginning fits several, or the text fits nothing.
         """
+        named = self.named(text)
+        meant = [image for image in named if image.is_wasm is wasm or not _shares(image, text)]
+        if not meant:
+            raise NotFound("image", text)
+        return meant[0]
+
+    def named(self, text: str) -> list[Image]:
+        """Like :meth:`find`, with both of a name that stands for two."""
         if match := _ID.fullmatch(text):
             image = self._store.get(_KIND, f"sha256:{match[1]}", Image)
             if image is None:
                 raise NotFound("image", text)
-            return self._with_pin(image)
+            return [self._with_pin(image)]
         images = self.all()
         try:
             found = _by_name(images, Reference.parse(text))
         except InvalidInput:
             if not _SHORT_ID.fullmatch(text):
                 raise
-            found = None
-        if found is None and (match := _SHORT_ID.fullmatch(text)):
+            found = []
+        if not found and (match := _SHORT_ID.fullmatch(text)):
             fitting = [image for image in images if image.id.startswith(f"sha256:{match[1]}")]
             if len(fitting) > 1:
                 raise InvalidInput("image", f"{text!r} is the beginning of {len(fitting)} image ids")
-            found = fitting[0] if fitting else None
-        if found is None:
+            found = fitting
+        if not found:
             raise NotFound("image", text)
         return found
 
-    def commit(self, image: Image, reference: Reference, target: str) -> Image:
+    def commit(self, image: Image, reference: Reference, target: str, *, shared: bool = False) -> Image:
         """Add an image, or a name to one that is here. A tag that pointed elsewhere moves.
 
-        ``target`` is the digest the name stood for in its registry.
+        ``target`` is the digest the name stood for in its registry; ``shared`` says that a WebAssembly image and one of
+        the host's programs are what it stands for: the other of the two keeps the tag.
         """
+        names, digest = {reference.repo_tag, reference.at(target)} - {""}, reference.at(target)
         with self._store.transaction():
             if reference.repo_tag:
                 for _, other in self._store.items(_KIND, Image):
-                    if other.id != image.id and reference.repo_tag in other.repo_tags:
-                        kept = tuple(tag for tag in other.repo_tags if tag != reference.repo_tag)
-                        self._store.put(_KIND, other.id, replace(other, repo_tags=kept))
+                    twin = shared and other.is_wasm is not image.is_wasm and digest in other.shared
+                    if other.id != image.id and reference.repo_tag in other.repo_tags and not twin:
+                        self._store.put(_KIND, other.id, _without(other, reference.repo_tag))
             known = self._store.get(_KIND, image.id, Image)
+            kept = set(known.shared if known else ()) - names
             whole = replace(
                 image,
                 repo_tags=_with(known.repo_tags if known else (), reference.repo_tag),
                 repo_digests=_with(known.repo_digests if known else (), reference.at(target)),
+                shared=tuple(sorted(kept | names if shared else kept)),
                 blobs=tuple(dict.fromkeys((*(known.blobs if known else ()), *image.blobs))),
             )
             self._store.put(_KIND, image.id, whole)
@@ -140,9 +154,28 @@ def is_pinned(image: Image, pattern: str) -> bool:
         return False
 
 
-def _by_name(images: Sequence[Image], reference: Reference) -> Image | None:
-    name = reference.at(reference.digest) if reference.digest else reference.repo_tag
-    return next((image for image in images if name in image.repo_tags or name in image.repo_digests), None)
+def _by_name(images: Sequence[Image], reference: Reference) -> list[Image]:
+    name = _name(reference)
+    return [image for image in images if name in image.repo_tags or name in image.repo_digests]
+
+
+def _name(reference: Reference) -> str:
+    return reference.at(reference.digest) if reference.digest else reference.repo_tag
+
+
+def _shares(image: Image, text: str) -> bool:
+    """Whether ``text`` is a name of the image's that stands for another one as well."""
+    if not image.shared:
+        return False
+    try:
+        return _name(Reference.parse(text)) in image.shared
+    except InvalidInput:
+        return False
+
+
+def _without(image: Image, tag: str) -> Image:
+    tags, shared = (tuple(name for name in names if name != tag) for names in (image.repo_tags, image.shared))
+    return replace(image, repo_tags=tags, shared=shared)
 
 
 def _with(names: Sequence[str], name: str) -> tuple[str, ...]:

@@ -7,11 +7,13 @@ import fcntl
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
+
+import structlog
 
 from forgeone_shim.config.model import RegistryConfig
 from forgeone_shim.deadline import NEVER, Deadline
@@ -19,6 +21,7 @@ from forgeone_shim.errors import (
     DeadlineExceeded,
     ForgeError,
     InternalError,
+    InvalidInput,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -36,6 +39,7 @@ from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
 from forgeone_shim.state.store import StateStore
 
 Progress = Callable[[LayerProgress], None]
+_Key = tuple[Reference, Credentials | None, bool]
 # How long a caller whose deadline passed waits for its pull to be undone before it is told so.
 _UNDO_SECONDS: Final = 5.0
 
@@ -54,11 +58,32 @@ class _Settings:
         return (*resolved.documents, *kept)
 
 
+class Audience(Protocol):
+    """Who wants to know which images there are: it gets ready for them."""
+
+    def arrived(self, image: Image, deadline: Deadline) -> None:
+        """It has been pulled, perhaps again; its pull ends when this returns, and is not undone if it raises."""
+
+    def remaining(self, ids: Collection[str]) -> None:
+        """These are all there are."""
+
+
+class _Nobody:
+    """An audience that does not care."""
+
+    def arrived(self, image: Image, deadline: Deadline) -> None:
+        pass
+
+    def remaining(self, ids: Collection[str]) -> None:
+        pass
+
+
 class ImageService:
     """Thread-safe; a second process may serve the same root beside this one.
 
     ``layers_in_use`` names the diff ids containers stand on. It is called while images are being removed and must not
-    call back.
+    call back. The ``audience`` is told outside of every lock but one: an image that has just arrived is among the
+    ``remaining``, or they are told before it arrives.
     """
 
     def __init__(
@@ -70,6 +95,7 @@ class ImageService:
         *,
         pinned: Sequence[str],
         layers_in_use: Callable[[], set[str]],
+        audience: Audience | None = None,
     ) -> None:
         self._root = root
         self._layers = layers
@@ -80,9 +106,12 @@ class ImageService:
         self._turns = Turns()
         self._settings = self._settle(config)
         self._contexts = TlsContexts()
-        self._flights: dict[tuple[Reference, Credentials | None], _Flight] = {}
+        self._flights: dict[_Key, _Flight] = {}
         self._lock = threading.Lock()
         self._gate = threading.Lock()
+        self._audience: Audience = audience or _Nobody()
+        self._news = threading.Lock()
+        self._log = structlog.get_logger("images")
         (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def reconfigure(self, config: RegistryConfig, pinned: Sequence[str]) -> None:
@@ -107,8 +136,12 @@ class ImageService:
         progress: Progress | None = None,
         *,
         namespace: str = "",
+        wasm: bool = False,
     ) -> Image:
         """Bring an image here, or what is missing of it. Two pulls of one name with the same credentials are one.
+
+        Where the name stands for a WebAssembly image and one of this host's programs, ``wasm`` says which one is meant.
+        Where it stands for only one of them, that is it.
 
         Without ``auth``, credentials come from the files that the configuration names, those of the Kubernetes
         ``namespace`` the image is for first. ``progress`` is called from other threads.
@@ -124,7 +157,7 @@ class ImageService:
             auth = authfiles.find(reference, namespace, namespaces=files.namespaced_auth_dir, node=files.auth_file)
         while True:
             deadline.check(f"before the pull of {reference}")
-            flight, joined = self._board(reference, auth or None, deadline, progress)
+            flight, joined = self._board((reference, auth or None, wasm), deadline, progress)
             try:
                 landed = flight.wait(deadline)
             finally:
@@ -138,12 +171,28 @@ class ImageService:
                 return flight.outcome()
             # It ran into the deadline of those who were there before us.
 
-    def resolve(self, ref: str) -> Image:
-        """The image of an id, the unique beginning of one, or a name.
+    def resolve(self, ref: str, *, wasm: bool = False) -> Image:
+        """The image of an id, the unique beginning of one, or a name; ``wasm`` as for :meth:`pull`.
 
         :raises NotFound: when it is not on this node.
         """
-        return self._records.find(ref)
+        return self._records.find(ref, wasm=wasm)
+
+    def choose(self, ref: str, said: str, *, wasm: bool) -> Image:
+        """The image for a container: ``ref`` is what it was resolved to, perhaps, and ``said`` what its author wrote.
+
+        Whoever resolved it need not have known for which handler that was: of a name that stands for two images the
+        right one is taken, if it is here.
+
+        :raises NotFound: when it is not on this node.
+        """
+        found = self._records.find(ref, wasm=wasm)
+        if said and found.is_wasm is not wasm and found.shared:
+            with suppress(NotFound, InvalidInput):
+                other = self._records.find(said, wasm=wasm)
+                if set(found.shared) & set(other.shared):
+                    return other
+        return found
 
     def list(self) -> list[Image]:
         """Every image, by id."""
@@ -153,11 +202,15 @@ class ImageService:
         """Remove an image under all its names, and the layers nobody else needs; one that is not here is no error."""
         with self._gated():
             try:
-                image = self._records.find(ref)
+                images = self._records.named(ref)
             except NotFound:
                 return
-            self._records.delete(image.id)
-            self._sweep(set(image.layers), image.blobs)
+            for image in images:
+                self._records.delete(image.id)
+            self._sweep(
+                {layer for image in images for layer in image.layers}, [blob for one in images for blob in one.blobs]
+            )
+        self._tell()
 
     def usage(self) -> tuple[int, int]:
         """Bytes and inodes that images take."""
@@ -173,6 +226,7 @@ class ImageService:
         """Delete layers and blobs that no image, container or pull needs: after a crash, or a container's removal."""
         with self._gated():
             self._sweep(set(self._layers.ids()), [*self._documents.digests(), *self._blobs.digests()])
+        self._tell()
 
     def close(self) -> None:
         """End every pull under way and undo it; nothing is left behind when this returns."""
@@ -187,16 +241,21 @@ class ImageService:
         """An index, manifest or config an image here was made from; ``None`` when it is not kept."""
         return self._documents.read(digest)
 
-    def _board(
-        self, reference: Reference, auth: Credentials | None, deadline: Deadline, progress: Progress | None
-    ) -> tuple[_Flight, bool]:
+    def _tell(self) -> None:
+        """Say which images remain. What goes wrong there is no fault of the images', and is made good by the next."""
+        with self._news:
+            try:
+                self._audience.remaining([image.id for image in self._records.all()])
+            except Exception as error:
+                self._log.warning("what belonged to images that are gone is left", error=str(error))
+
+    def _board(self, key: _Key, deadline: Deadline, progress: Progress | None) -> tuple[_Flight, bool]:
         """The pull that answers this call, and whether it was under way before."""
-        key = (reference, auth)
         with self._lock:
             flight = self._flights.get(key)
             joined = flight is not None
             if flight is None:
-                flight = self._flights[key] = _Flight(reference, auth, deadline, self._contexts, self._settings)
+                flight = self._flights[key] = _Flight(key, deadline, self._contexts, self._settings)
                 threading.Thread(target=self._fly, args=(flight,), name="pull", daemon=True).start()
             else:
                 flight.session.deadline.extend(deadline)
@@ -243,11 +302,25 @@ class ImageService:
         reference, settings = flight.reference, flight.settings
         hosts = endpoints_for(Path(settings.config.config_path), reference.registry, flight.auth)
         source = Source(flight.session, reference, hosts)
-        resolved = resolve(source, settings.platform)
+        resolved = resolve(source, settings.platform, modules_first=flight.wasm)
         with self._leased(resolved, settings):
             settings.fetcher.fetch(source, resolved, flight.tell)
             flight.session.check(f"before the commit of {reference}")
-            return self._commit(reference, resolved, settings)
+            with self._news:
+                image = self._commit(reference, resolved, settings)
+        self._prepare(flight, image)
+        return image
+
+    def _prepare(self, flight: _Flight, image: Image) -> None:
+        """Let others get ready for it. Who cannot says so again when a container is made of it."""
+        with flight.session.deadline.within() as deadline:
+            flight.session.on_cancel(deadline.abandon)
+            if flight.session.cancelled.is_set():
+                return
+            try:
+                self._audience.arrived(image, deadline)
+            except Exception as error:
+                self._log.warning("nothing is ready for an image", image=str(flight.reference), error=str(error))
 
     @contextmanager
     def _leased(self, resolved: Resolved, settings: _Settings) -> Iterator[None]:
@@ -273,9 +346,10 @@ class ImageService:
         for digest, data in resolved.documents.items():
             self._documents.write(digest, data)
         documents = sum(len(data) for data in resolved.documents.values())
-        artifact = resolved.manifest.artifact
+        artifact, module = resolved.manifest.artifact, resolved.manifest.module
         image = Image(
-            id=resolved.manifest_digest if artifact else resolved.manifest.config.digest,
+            # Several artifacts may have the same config, and what has no archives for layers need not say them in it.
+            id=resolved.manifest_digest if artifact or module else resolved.manifest.config.digest,
             size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
             layers=file.diff_ids,
             config=file.config,
@@ -287,8 +361,9 @@ class ImageService:
             manifest_digest=resolved.manifest_digest,
             blobs=settings.blob_digests(resolved),
             artifact=artifact,
+            module=module,
         )
-        return self._records.commit(image, reference, resolved.target)
+        return self._records.commit(image, reference, resolved.target, shared=resolved.shared)
 
     def _sweep(self, layers: set[str], blobs: Sequence[str]) -> None:
         """Delete those of the given layers and blobs that nobody needs. Only inside the gate."""
@@ -315,15 +390,13 @@ class _Flight:
 
     def __init__(
         self,
-        reference: Reference,
-        auth: Credentials | None,
+        key: _Key,
         deadline: Deadline,
         contexts: TlsContexts,
         settings: _Settings,
     ) -> None:
-        self.key = (reference, auth)
-        self.reference = reference
-        self.auth = auth
+        self.key = key
+        self.reference, self.auth, self.wasm = key
         self.settings = settings
         self.session = Session(contexts, Deadline.after(deadline.remaining()), settings.config.progress_timeout)
         self.passengers = 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from forgeone_shim.config.model import RegistryConfig
-from forgeone_shim.registry.service import ImageService
+from forgeone_shim.registry.service import Audience, ImageService
 from forgeone_shim.state.store import StateStore
 
 from .layers_double import DirectoryLayers
@@ -40,6 +40,7 @@ class Node:
         self.root = root
         self.certs = root / "certs.d"
         self.in_use: set[str] = set()
+        self.audience: Audience | None = None
         self.layers = DirectoryLayers(root / "layers")
         self.store = StateStore(root / "forgeone.db")
         self.config = RegistryConfig(
@@ -49,7 +50,13 @@ class Node:
 
     def service(self, pinned: Sequence[str] = ()) -> ImageService:
         return ImageService(
-            self.store, self.root, self.config, self.layers, pinned=pinned, layers_in_use=lambda: set(self.in_use)
+            self.store,
+            self.root,
+            self.config,
+            self.layers,
+            pinned=pinned,
+            layers_in_use=lambda: set(self.in_use),
+            audience=self.audience,
         )
 
     def hosts(self, registry: str, text: str, mode: int = 0o644) -> None:

@@ -91,7 +91,7 @@ def test_ambiguous_and_malformed_documents_are_refused(document: object, content
 @pytest.mark.parametrize(
     "document",
     [
-        IMAGE | {"layers": [LAYER | {"mediaType": "application/wasm"}]},
+        IMAGE | {"layers": [LAYER | {"mediaType": "application/vnd.example.layer"}]},
         IMAGE | {"layers": [LAYER | {"mediaType": OCI_LAYER + "+gzip+encrypted"}]},
         IMAGE | {"mediaType": "application/vnd.example.thing"},
     ],
