@@ -11,11 +11,20 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 # number on x86_64, number on aarch64 (and every other "generic" table)
-_NUMBERS = {"mount": (165, 40), "umount2": (166, 39), "setns": (308, 268), "unshare": (272, 97)}
+_NUMBERS = {
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "setns": (308, 268),
+    "unshare": (272, 97),
+    "capset": (126, 91),
+    "seccomp": (317, 277),
+}
 _COLUMN = 0 if platform.machine() == "x86_64" else 1
 
 OPEN_TREE, MOVE_MOUNT, FSOPEN, FSCONFIG, FSMOUNT = 428, 429, 430, 431, 432
 PIDFD_OPEN, PIDFD_SEND_SIGNAL, CLOSE_RANGE, OPENAT2, MOUNT_SETATTR = 434, 424, 436, 437, 442
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
 
 
 def number(name: str) -> int:
