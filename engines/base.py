@@ -691,3 +691,6 @@ class Engine(Protocol):
 
     def retain_images(self, ids: Collection[str]) -> None:
         """Forget what was made ready for other images than these. Running containers go on."""
+
+    def close(self) -> None:
+        """The daemon ends: let go of what only daemons need. Containers go on."""

@@ -494,6 +494,9 @@ class NativeEngine:
     def retain_images(self, _ids: Collection[str]) -> None:
         """Nothing was made ready."""
 
+    def close(self) -> None:
+        """There is nothing to let go of: each container has a supervisor of its own."""
+
     def _freezer(self, cgroup: str) -> str | None:
         if not cgroup:
             return None

@@ -163,6 +163,9 @@ class AbsentEngine:
     def retain_images(self, _ids: Collection[str]) -> None:
         """What was made ready for images stays: its engine may come back."""
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def _refuse(self, *_: object) -> Never:
         raise FailedPrecondition(
             f"the {self._name} engine is not installed", fix="install it and restart forgeoned, or remove the pod"

@@ -176,6 +176,8 @@ class Runtime:
         self._p.network.close()
         self._p.janitor.close()
         self._p.pool.shutdown(wait=True)
+        for engine in self._p.engines.values():
+            engine.close()
         self._p.shim.close()
         self._p.layers.close()
         self._p.store.close()
