@@ -66,6 +66,7 @@ class Endpoint:
     namespace: str = ""
     pull: bool = True
     resolve: bool = True
+    push: bool = True
     tls: TlsSettings = TlsSettings()
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
@@ -165,6 +166,7 @@ class _HostsReader:
             base,
             pull="pull" in can,
             resolve="resolve" in can,
+            push="push" in can,
             tls=tls,
             headers=self._headers(settings.get("header", {}), at),
             dial_timeout=self._duration(settings.get("dial_timeout", ""), at),

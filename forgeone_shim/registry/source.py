@@ -69,7 +69,7 @@ class CorruptBlob(FailedPrecondition):
     """The bytes of a blob are not the ones its digest or its manifest promise."""
 
 
-class _Busy(Exception):
+class Busy(Exception):
     """An endpoint's way of saying: later."""
 
     def __init__(self, what: str, after: float) -> None:
@@ -88,7 +88,7 @@ class Source:
         self._unreachable: dict[Endpoint, ForgeError] = {}
         self._lock = threading.Lock()
         scope = f"repository:{reference.repository}:pull"
-        self._ways = {e: Authorizer(e, scope, self._asker(e)) for e in self._endpoints}
+        self._ways = {e: Authorizer(e, scope, asker(session, e)) for e in self._endpoints}
 
     def manifest(self, reference: str) -> Document:
         """The manifest or index a tag or digest names. A tag is only asked of endpoints trusted to resolve.
@@ -192,7 +192,7 @@ class Source:
                     continue
                 try:
                     return ask(endpoint)
-                except _Busy as busy:
+                except Busy as busy:
                     pause = max(pause or 0.0, busy.after)
                     failures.append(Unavailable(busy.what))
                 except TimeoutError:
@@ -231,10 +231,10 @@ class Source:
             if answer.status in (200, 206):
                 return answer
             try:
-                if answer.status != 401 or _foreign(url, answer.url):
-                    raise _refusal(answer, endpoint, name)
+                if answer.status != 401 or foreign(url, answer.url):
+                    raise refusal(answer, endpoint, name)
                 challenges = parse_challenges(answer.headers("WWW-Authenticate"))
-                _drain(answer)
+                drain(answer)
             finally:
                 answer.close()
             way.answer(challenges, sent)
@@ -246,15 +246,15 @@ class Source:
         public = {key: value for key, value in headers.items() if key in ("Accept", "Range")}
         at = url
         for _ in range(MAX_REDIRECTS + 1):
-            away = _foreign(url, at)
+            away = foreign(url, at)
             tls = TlsSettings(ca=endpoint.tls.ca, skip_verify=endpoint.tls.skip_verify) if away else endpoint.tls
             answer = self.session.open(Request(at, public if away else own, tls, endpoint.dial_timeout))
             if answer.status not in (301, 302, 303, 307, 308):
                 return answer
             target = answer.header("Location")
-            _drain(answer)
+            drain(answer)
             answer.close()
-            there = split_url(_joined(at, target))
+            there = split_url(joined(at, target))
             if there is None:
                 raise Unavailable(f"{endpoint.origin}: it redirects to something that is no URL")
             if there.scheme == "http" and at.startswith("https:"):
@@ -262,29 +262,32 @@ class Source:
             at = there._replace(fragment="").geturl()
         raise Unavailable(f"{endpoint.origin}: more than {MAX_REDIRECTS} redirects")
 
-    def _asker(self, endpoint: Endpoint) -> Callable[[TokenRequest], bytes]:
-        def ask(request: TokenRequest) -> bytes:
-            server = _origin(request.url)
-            headers = {"Accept": "application/json"}
-            if request.authorization:
-                headers["Authorization"] = request.authorization
-            if request.body is not None:
-                headers["Content-Type"] = "application/x-www-form-urlencoded"
-            wire = Request(request.url, headers, endpoint.tls, endpoint.dial_timeout, request.body)
-            answer = self.session.open(wire)
-            try:
-                if answer.status == 200:
-                    return answer.read(MAX_TOKEN_RESPONSE, f"the token of {server}")
-                if answer.status == 429 or answer.status >= 500:
-                    raise _Busy(f"{server}: token server answered {answer.status}", _retry_after(answer))
-                raise PermissionDenied(
-                    f"{endpoint.origin}: unauthorized: its token server {server} answered {answer.status}",
-                    fix="check the image pull secret",
-                )
-            finally:
-                answer.close()
 
-        return ask
+def asker(session: Session, endpoint: Endpoint) -> Callable[[TokenRequest], bytes]:
+    """Asks token servers on behalf of an endpoint, with its settings for TLS."""
+
+    def ask(request: TokenRequest) -> bytes:
+        server = _origin(request.url)
+        headers = {"Accept": "application/json"}
+        if request.authorization:
+            headers["Authorization"] = request.authorization
+        if request.body is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        wire = Request(request.url, headers, endpoint.tls, endpoint.dial_timeout, request.body)
+        answer = session.open(wire)
+        try:
+            if answer.status == 200:
+                return answer.read(MAX_TOKEN_RESPONSE, f"the token of {server}")
+            if answer.status == 429 or answer.status >= 500:
+                raise Busy(f"{server}: token server answered {answer.status}", _retry_after(answer))
+            raise PermissionDenied(
+                f"{endpoint.origin}: unauthorized: its token server {server} answered {answer.status}",
+                fix="check the image pull secret",
+            )
+        finally:
+            answer.close()
+
+    return ask
 
 
 def _combined(failures: Sequence[ForgeError]) -> ForgeError:
@@ -299,7 +302,7 @@ def _combined(failures: Sequence[ForgeError]) -> ForgeError:
     return type(last)(f"{last.what} (before that: {others})", fix=last.fix)
 
 
-def _refusal(answer: Response, endpoint: Endpoint, name: str) -> Exception:
+def refusal(answer: Response, endpoint: Endpoint, name: str) -> ForgeError | Busy:
     """What an answer other than success means."""
     said = _said(answer)
     match answer.status:
@@ -309,9 +312,9 @@ def _refusal(answer: Response, endpoint: Endpoint, name: str) -> Exception:
         case 401 | 403:
             return PermissionDenied(f"{endpoint.origin}: {name}: access denied ({answer.status}){said}")
         case 429:
-            return _Busy(f"{endpoint.origin}: {name}: too many requests (429){said}", _retry_after(answer))
+            return Busy(f"{endpoint.origin}: {name}: too many requests (429){said}", _retry_after(answer))
         case status if status >= 500:
-            return _Busy(f"{endpoint.origin}: {name}: server error {status}{said}", _retry_after(answer))
+            return Busy(f"{endpoint.origin}: {name}: server error {status}{said}", _retry_after(answer))
         case status:
             return Unavailable(f"{endpoint.origin}: {name}: unexpected answer {status}{said}")
 
@@ -331,7 +334,7 @@ def _retry_after(answer: Response) -> float:
     return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else 0.5
 
 
-def _drain(answer: Response) -> None:
+def drain(answer: Response) -> None:
     """Read a short body that does not matter, so that the connection can be used again."""
     try:
         answer.read(_MAX_ERROR_BODY, "an answer")
@@ -339,14 +342,16 @@ def _drain(answer: Response) -> None:
         return
 
 
-def _joined(base: str, target: str) -> str:
+def joined(base: str, target: str) -> str:
+    """What a Location header means; empty for what is no URL."""
     try:
         return urljoin(base, target)
     except ValueError:
         return ""
 
 
-def _foreign(url: str, other: str) -> bool:
+def foreign(url: str, other: str) -> bool:
+    """Whether two URLs are of different servers, so that the second is told no secret of the first."""
     a, b = urlsplit(url), urlsplit(other)
     return (a.scheme, a.netloc) != (b.scheme, b.netloc)
 

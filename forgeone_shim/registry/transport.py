@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,13 +47,18 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to one URL; ``url`` was checked by :func:`hosts.split_url`."""
+    """A request to one URL; ``url`` was checked by :func:`hosts.split_url`.
+
+    Without a ``method`` it is a GET, or a POST where there is a body. A body that comes in pieces needs a
+    Content-Length in the headers; its pieces may be asked for again.
+    """
 
     url: str
     headers: Mapping[str, str]
     tls: TlsSettings
     dial_timeout: float
-    body: bytes | None = None
+    body: bytes | Callable[[], Iterable[bytes]] | None = None
+    method: str = ""
 
 
 class TlsContexts:
@@ -169,7 +174,9 @@ class Session:
             headers |= connection.proxy_headers
         try:
             connection.patience(self.wait())
-            connection.http.request("POST" if request.body is not None else "GET", target, request.body, headers)
+            body = request.body() if callable(request.body) else request.body
+            method = request.method or ("GET" if body is None else "POST")
+            connection.http.request(method, target, body, headers)
             answer = connection.http.getresponse()
         except (OSError, http.client.HTTPException, ValueError) as error:
             self._drop(connection)
