@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from engines.base import ContainerPlan, Mount
+from engines.base import ContainerPlan, ImagePlan, Mount
 from forgeone_shim.errors import InvalidInput, syscall_error
 from forgeone_shim.kernel.mounts import open_in_root
 
 FIELD: Final = "command"
 _DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_MAGIC: Final = b"\0asm"
+_HEAD: Final = 256
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV})
 
 
@@ -29,10 +31,14 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A module's file: ``fd`` is the caller's to close, ``path`` is absolute in the container."""
+    """A module's file: ``fd`` is the caller's to close, ``path`` is absolute in the container.
+
+    ``mounted``: it is not the image's, but in something that is mounted over it.
+    """
 
     fd: int
     path: str
+    mounted: bool = False
 
 
 def wanted(args: Sequence[str], env: Sequence[str], cwd: str, module: str = "") -> Wanted:
@@ -65,14 +71,17 @@ def _plain(path: str) -> str:
 def find(plan: ContainerPlan, choice: Wanted) -> Opened:
     """Open the first candidate that is a regular file, in the root file system or in what is mounted over it.
 
-    :raises InvalidInput: none of them is there.
+    :raises InvalidInput: none of them is there, or it is no module.
     """
     mounts = (*plan.pod_mounts, *plan.spec.mounts)
     for path in choice.candidates:
         root, inside = place(plan.rootfs, mounts, path)
         fd = _open(root, inside)
         if fd >= 0:
-            return Opened(fd, path)
+            if not is_wasm(fd):
+                os.close(fd)
+                raise InvalidInput(FIELD, f"{path!r} is no WebAssembly module", fix="see the pod's runtime handler")
+            return Opened(fd, path, mounted=root != plan.rootfs)
     shown = choice.candidates[0] if len(choice.candidates) == 1 else plan.process.args[0].partition("#")[0]
     raise InvalidInput(FIELD, f"module {shown!r} not found in the container: No such file or directory")
 
@@ -106,3 +115,42 @@ def _open(root: str, inside: str) -> int:
         raise syscall_error("open", f"{root}/{inside}", error) from error
     finally:
         os.close(named)
+
+
+def in_layers(image: ImagePlan) -> int:
+    """The module that containers of an image run where nothing else is asked for; -1: there is none.
+
+    A symlink that leads from one layer into another is not followed: what cannot be found beforehand is found when a
+    container is made.
+    """
+    try:
+        choice = wanted(image.args, (), "/", image.module)
+    except InvalidInput:
+        return -1
+    for path in choice.candidates:
+        for layer in reversed(image.layers):
+            try:
+                os.close(open_in_root(layer, path.lstrip("/"), os.O_PATH | os.O_NOFOLLOW))
+            except OSError:
+                continue
+            # Of a file that a higher layer has taken away there is a device there.
+            fd = _open(layer, path.lstrip("/"))
+            if fd >= 0:
+                return fd
+            break
+    return -1
+
+
+def open_below(root: str, choice: Wanted) -> Opened | None:
+    """As :func:`find`, in what a process sees: ``root`` is its ``/proc/PID/root``. ``None``: there is none."""
+    for path in choice.candidates:
+        fd = _open(root, path.lstrip("/"))
+        if fd >= 0:
+            return Opened(fd, path, mounted=True)
+    return None
+
+
+def is_wasm(fd: int) -> bool:
+    """Whether a file begins as a module or component does, or as the text of one."""
+    head = os.pread(fd, _HEAD, 0)
+    return head.startswith(_MAGIC) or head.lstrip().startswith((b"(", b";;"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import Final
 
@@ -18,3 +19,18 @@ def close_all_but(keep: Collection[int]) -> None:
             syscall(CLOSE_RANGE, first, fd - 1, 0)
         first = fd + 1
     syscall(CLOSE_RANGE, first, _LAST, 0)
+
+
+def open_descriptors() -> frozenset[int]:
+    """Every descriptor of this process."""
+    found = {int(entry.name) for entry in os.scandir("/proc/self/fd")}
+    # That of the listing is among them, and closed by now.
+    return frozenset(fd for fd in found if _is_open(fd))
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

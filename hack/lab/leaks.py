@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_FORK_SERVERS = ("forgeone_shim.shim.server", "engines.wasm.zygote")
 _FAMILIES = ("inet", "ip", "ip6", "bridge")
 
 
@@ -75,10 +76,10 @@ def processes(marks: Marks, ignore: Collection[int]) -> Iterator[tuple[int, str]
 
 
 def fork_servers(directory: str) -> Iterator[int]:
-    """The fork server of the forgeoned there, if it has one: its pid. What it forks is not of its kind."""
+    """The fork servers of the forgeoned there: their pids. What they fork is not of their kind."""
     for pid, command in processes(Marks(directory, "/", "/"), ()):
         with suppress(ProcessLookupError):
-            if "forgeone_shim.shim.server" in command and os.getsid(pid) == pid:
+            if any(name in command for name in _FORK_SERVERS) and os.getsid(pid) == pid:
                 yield pid
 
 

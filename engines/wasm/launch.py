@@ -1,0 +1,67 @@
+"""A container's own guest. Runs in a child of the zygote, its supervisor, and in a child of that."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import socket
+from dataclasses import dataclass
+from typing import NoReturn
+
+import msgspec
+
+from engines.wasm import jail, messages, modules
+from engines.wasm.guest.commands import Ready
+from engines.wasm.guest.loading import Loaded
+from engines.wasm.guest.plan import GuestPlan
+from engines.wasm.guest.running import prepare, run
+from engines.wasm.messages import Container
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.shim.channel import Channel
+from forgeone_shim.shim.supervisor import supervise
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Compiled code in the zygote's memory, and the descriptors that an instance of it maps its memories from."""
+
+    loaded: Loaded
+    fds: tuple[int, ...]
+
+
+def container(plan: msgspec.Raw, held: Held, connection: socket.socket) -> NoReturn:
+    """Be the supervisor of a container whose first process runs the guest."""
+    asked = messages.decode_plan(plan, Container)
+    supervise(
+        asked.supervision,
+        functools.partial(jail.before_fork, asked.jail),
+        functools.partial(_guest, asked, held.loaded),
+        connection,
+        held.fds,
+    )
+
+
+def _guest(asked: Container, loaded: Loaded, channel: Channel) -> int:
+    """In the guest's process, the first of the container's PID namespace; returns the exit code."""
+    jail.enter(asked.jail)
+    jail.become(asked.jail)
+    # Directories are opened as the user that will read them.
+    ready = prepared(asked.guest, loaded, modules.FIELD)
+    channel.catch()
+    channel.tether()
+    jail.restrict(asked.jail)
+    channel.ready()
+    channel.await_start()
+    gc.enable()
+    outcome = run(ready)
+    if outcome.reason:
+        channel.ending(outcome.reason, outcome.message)
+    return outcome.code
+
+
+def prepared(plan: GuestPlan, loaded: Loaded, field: str) -> Ready:
+    """The guest, ready to run. A module that cannot be is InvalidInput of ``field``."""
+    try:
+        return prepare(plan, loaded)
+    except InvalidInput as error:
+        raise InvalidInput(field, f"{error.field}: {error.reason}", fix=error.fix) from error

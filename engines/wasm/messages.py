@@ -1,0 +1,135 @@
+"""What is said to the zygote and what it answers: one JSON document a message.
+
+What only a forked child needs is left to it to read (``plan``): a request that is not as it should be ends the child.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from engines.wasm.aot.target import Kind, Variant
+from engines.wasm.guest.plan import GuestPlan
+from engines.wasm.jail.plan import JailPlan
+from forgeone_shim.shim.supervision import Failed, Launched, Supervision
+from forgeone_shim.shim.wire import ProtocolError
+
+# Another one for each change of what is said, here or in what is said in it.
+VERSION: Final = 1
+
+
+class Code(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Compiled code, whose file is the first of the descriptors that come with the message."""
+
+    key: str
+    kind: Kind
+    variant: Variant
+
+
+class Create(msgspec.Struct, tag_field="kind", tag="create", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A container: :class:`Container` is in ``plan``. Its supervisor answers."""
+
+    code: Code
+    plan: msgspec.Raw
+
+
+class Execute(msgspec.Struct, tag_field="kind", tag="execute", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One more guest in a container: :class:`Execution` is in ``plan``.
+
+    Beside the code come a pidfd of the container's first process and the streams 0, 1 and 2.
+    """
+
+    code: Code
+    plan: msgspec.Raw
+
+
+class Preload(msgspec.Struct, tag_field="kind", tag="preload", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Have this code ready."""
+
+    code: Code
+
+
+class Forget(msgspec.Struct, tag_field="kind", tag="forget", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Let go of all code but that of these keys."""
+
+    keep: frozenset[str]
+
+
+class Container(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """All that a container is made of, besides its code."""
+
+    supervision: Supervision
+    jail: JailPlan
+    guest: GuestPlan
+
+
+class Execution(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A guest beside a container's own."""
+
+    container_id: str
+    jail: JailPlan
+    guest: GuestPlan
+    tty: bool = False
+
+
+class Done(msgspec.Struct, tag_field="kind", tag="done", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """It is so."""
+
+
+class Executing(
+    msgspec.Struct, tag_field="kind", tag="executing", forbid_unknown_fields=True, frozen=True, kw_only=True
+):
+    """The guest runs; whoever asked ends it by ending the connection."""
+
+
+class Ended(msgspec.Struct, tag_field="kind", tag="ended", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The guest has ended, with this exit code."""
+
+    code: int
+
+
+Request = Create | Execute | Preload | Forget
+Answer = Done | Executing | Ended | Launched | Failed
+Plan = TypeVar("Plan", Container, Execution)
+
+_REQUESTS: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
+_ANSWERS: Final[msgspec.json.Decoder[Answer]] = msgspec.json.Decoder(Answer)
+
+
+def encode(message: Request | Answer | Container | Execution) -> bytes:
+    """The message as it travels."""
+    return msgspec.json.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Strictly.
+
+    :raises ProtocolError: it is none of the requests.
+    """
+    try:
+        return _REQUESTS.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError(str(error)) from error
+
+
+def decode_plan(data: msgspec.Raw, kind: type[Plan]) -> Plan:
+    """What a request left to its child.
+
+    :raises ProtocolError: it is not of that kind.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError(str(error)) from error
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Strictly.
+
+    :raises ProtocolError: it is none of the answers.
+    """
+    try:
+        return _ANSWERS.decode(data)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ProtocolError(str(error)) from error

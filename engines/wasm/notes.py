@@ -1,0 +1,52 @@
+"""What an engine remembers of a container beside what its supervisor keeps: enough to run one more guest in it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from engines.wasm.guest.plan import GuestPlan
+from engines.wasm.jail.plan import JailPlan
+from engines.wasm.messages import Code
+from forgeone_shim.errors import InternalError, NotFound, syscall_error
+
+NAME: Final = "wasm.json"
+
+
+class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """``module`` is the path of the container's module in it, ``exports`` are what an exec may name."""
+
+    log_path: str
+    code: Code
+    image_id: str
+    module: str
+    exports: tuple[str, ...]
+    guest: GuestPlan
+    jail: JailPlan
+
+
+def write(bundle: str, note: Note) -> None:
+    """Keep it; for root alone, as the container's environment is in it."""
+    path = f"{bundle}/{NAME}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(note))
+    except OSError as error:
+        raise syscall_error("write", path, error) from error
+
+
+def read(bundle: str, container_id: str) -> Note:
+    """:raises NotFound: there is no such container (any more)."""
+    path = Path(bundle, NAME)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Note)
+    except FileNotFoundError as error:
+        raise NotFound("container", container_id) from error
+    except OSError as error:
+        raise syscall_error("read", path, error) from error
+    except msgspec.DecodeError as error:
+        raise InternalError(f"{path} is not as it was written: {error}") from error

@@ -1,0 +1,90 @@
+"""The process that guests are forked from: wasmtime is imported in it, and code that was compiled is mapped.
+
+It never compiles, and never runs WASI: see :mod:`engines.wasm.guest.loading`. Its heap is frozen once it is warm, so
+that what its children share of it stays shared.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections import OrderedDict
+from typing import Final
+
+from engines.wasm import execution, launch, messages
+from engines.wasm.aot.target import Variant
+from engines.wasm.guest.loading import EngineSet, load
+from engines.wasm.launch import Held
+from engines.wasm.messages import Code, Create, Done, Forget, Preload
+from forgeone_shim.errors import ForgeError, Kind
+from forgeone_shim.kernel.descriptors import open_descriptors
+from forgeone_shim.shim import forks
+from forgeone_shim.shim.forks import Answer, Fork
+from forgeone_shim.shim.supervision import Failed
+
+# A module that is not among them is mapped in a fraction of a millisecond, a large component in three.
+_LOADED_MAX: Final = 128
+
+
+def main() -> None:
+    """Serve on descriptor :data:`forks.LISTENER` until nobody needs it any more."""
+    zygote = Zygote()
+    gc.collect()
+    gc.freeze()
+    # What is left to collect would be pages that are no longer shared; nothing here makes cycles.
+    gc.disable()
+    forks.serve(zygote)
+
+
+class Zygote:
+    """Handles the requests of :mod:`engines.wasm.messages`."""
+
+    def __init__(self) -> None:
+        self._engines = EngineSet()
+        self._engines.linker(Variant.PLAIN)
+        self._engines.component_linker(Variant.PLAIN)
+        self._loaded: OrderedDict[str, Held] = OrderedDict()
+
+    def __call__(self, data: bytes, fds: list[int]) -> Answer | Fork:
+        """What becomes of a request.
+
+        :raises ProtocolError: it is none.
+        """
+        request = messages.decode_request(data)
+        if isinstance(request, Forget):
+            self._forget(request)
+            return _said(Done())
+        try:
+            held = self._load(request.code, fds[0])
+        except ForgeError as error:
+            return _said(Failed(step="load", error=error.kind, message=str(error)))
+        if isinstance(request, Preload):
+            return _said(Done())
+        if isinstance(request, Create):
+            child = functools.partial(launch.container, request.plan, held)
+            return Fork(child=child, failed=_no_child, lasts=True, keep=held.fds)
+        child = functools.partial(execution.execute, request.plan, held, fds[1:])
+        return Fork(child=child, failed=_no_child, keep=held.fds)
+
+    def _load(self, code: Code, fd: int) -> Held:
+        found = self._loaded.get(code.key)
+        if found is None:
+            before = open_descriptors()
+            loaded = load(self._engines, fd, code.kind, code.variant)
+            found = self._loaded[code.key] = Held(loaded, tuple(open_descriptors() - before))
+            if len(self._loaded) > _LOADED_MAX:
+                self._loaded.popitem(last=False)
+        self._loaded.move_to_end(code.key)
+        return found
+
+    def _forget(self, request: Forget) -> None:
+        for key in [key for key in self._loaded if key not in request.keep]:
+            del self._loaded[key]
+
+
+def _said(answer: Done | Failed) -> Answer:
+    return Answer(messages.encode(answer))
+
+
+def _no_child(error: OSError) -> bytes:
+    return messages.encode(Failed(step="fork", error=Kind.EXHAUSTED, message=error.strerror or str(error)))

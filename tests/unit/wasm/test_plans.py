@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engines.base import Device, Edits, NodeEdit, Resources, Security
+from engines.wasm import commands, modules, plans
+from engines.wasm.annotations import Asked
+from engines.wasm.aot.target import Kind, Variant
+from engines.wasm.guest.plan import GuestPlan, Preopen
+from engines.wasm.jail.plan import JailPlan
+from engines.wasm.messages import Code
+from engines.wasm.notes import Note
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
+from tests.unit.wasm.planning import plan
+
+
+def _guest(*args: str, asked: Asked | None = None, **more: Any) -> GuestPlan:
+    of = plan(*args, **more)
+    return plans.guest(of, asked or Asked(), modules.wanted(of.process.args, of.process.env, of.process.cwd, of.module))
+
+
+def test_a_guest_has_its_arguments_and_all_files_and_begins_in_its_working_directory() -> None:
+    found = _guest("/app.wasm", "a", "b", env=("A=1", "B=2"), cwd="/srv/")
+    assert found.argv == ("/app.wasm", "a", "b")
+    assert found.env == ("HOSTNAME=pod", "A=1", "B=2", "HOME=/")
+    assert found.preopens == (Preopen(path="/", name="/"), Preopen(path="/srv", name="."))
+    assert (found.function, found.memory_max, found.cpu_budget) == ("", 0, 0)
+
+
+def test_the_function_is_no_part_of_the_name() -> None:
+    found = _guest("/app.wasm#add", "1", "2")
+    assert (found.argv, found.function) == (("/app.wasm", "1", "2"), "add")
+    assert _guest("x#wasi:cli/run#run", module="/m.wasm").function == "wasi:cli/run#run"
+    assert _guest(module="/m.wasm").argv == ("/m.wasm",)
+
+
+@pytest.mark.parametrize(("annotation", "limit", "expected"), [(0, 0, 0), (0, 64, 64), (32, 64, 32), (128, 64, 128)])
+def test_an_annotation_goes_before_the_memory_limit(annotation: int, limit: int, expected: int) -> None:
+    found = _guest("/a", asked=Asked(memory_max=annotation), resources=Resources(memory_limit=limit))
+    assert found.memory_max == expected
+
+
+def test_a_budget_needs_metered_code() -> None:
+    assert plans.variant(Asked()) is Variant.PLAIN
+    assert plans.variant(Asked(cpu_budget=0.5)) is Variant.METERED
+    assert _guest("/a", asked=Asked(cpu_budget=0.5)).cpu_budget == 500_000
+
+
+def test_of_variables_the_last_one_counts() -> None:
+    found = _guest("/a", env=("HOSTNAME=mine", "A=1", "A=2", "HOME=/h", "empty"), tty=True)
+    assert found.env == ("HOSTNAME=mine", "TERM=xterm", "A=2", "HOME=/h")
+    with pytest.raises(InvalidInput):
+        _guest("/a", env=("=x",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"security": Security(privileged=True)}, "privileged"),
+        ({"security": Security(add_capabilities=("NET_ADMIN",))}, "capabilities"),
+        ({"devices": (Device("/dev/fuse", "/dev/fuse"),)}, "devices"),
+        ({"edits": Edits(nodes=(NodeEdit(path="/dev/x", host_path="/dev/x"),))}, "CDI"),
+        ({"rdt_class": "gold"}, "RDT"),
+    ],
+)
+def test_what_a_guest_cannot_have_is_refused_with_the_reason(changes: dict[str, Any], named: str) -> None:
+    plans.check(plan("/a"))
+    with pytest.raises(FailedPrecondition, match=named):
+        plans.check(plan("/a", **changes))
+
+
+def _note(*exports: str) -> Note:
+    return Note(
+        log_path="",
+        image_id="",
+        code=Code("k", Kind.MODULE, Variant.PLAIN),
+        module="/app.wasm",
+        exports=exports,
+        guest=_guest("/app.wasm", "serve", env=("PATH=/bin",), cwd="/srv"),
+        jail=JailPlan(rootfs="/r", uid=0, gid=0, filters=(), cwd="/srv"),
+    )
+
+
+def test_an_exec_names_an_export_of_the_annotation() -> None:
+    found = commands.choose(("check", "7"), _note("check"))
+    assert found.module.candidates == ("/app.wasm",)
+    assert (found.guest.function, found.guest.argv, found.guest.env) == ("check", ("check", "7"), _note().guest.env)
+
+
+def test_an_exec_names_a_module() -> None:
+    found = commands.choose(("/tools/t.wasm#f", "7"), _note("check"))
+    assert found.module.candidates == ("/tools/t.wasm",)
+    assert (found.guest.function, found.guest.argv, found.certain) == ("f", ("/tools/t.wasm", "7"), True)
+    assert commands.choose(("t.wasm",), _note()).module.candidates == ("/bin/t.wasm", "/srv/t.wasm")
+    assert not commands.choose(("./t",), _note()).certain
+
+
+@pytest.mark.parametrize("command", ["sh", "check", "env"])
+def test_any_other_command_is_unimplemented(command: str) -> None:
+    with pytest.raises(Unimplemented, match=f"'{command}'.*wasm.forgeone.dev/exec"):
+        commands.choose((command,), _note("other"))
+
+
+@pytest.mark.parametrize("argv", [(), ("",), ("a\0",)])
+def test_no_command_is_refused(argv: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidInput):
+        commands.choose(argv, _note())
