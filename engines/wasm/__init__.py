@@ -1,7 +1,6 @@
 """WebAssembly containers: wasmtime in processes forked from a warm one. The daemon never imports wasmtime."""
 
-from __future__ import annotations
-
+# Without the future import that other modules have: it would hide the module of that name, `annotations`.
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

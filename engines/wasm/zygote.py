@@ -61,10 +61,10 @@ class Zygote:
         if isinstance(request, Preload):
             return _said(Done())
         if isinstance(request, Create):
-            child = functools.partial(launch.container, request.plan, held)
-            return Fork(child=child, failed=_no_child, lasts=True, keep=held.fds)
-        child = functools.partial(execution.execute, request.plan, held, fds[1:])
-        return Fork(child=child, failed=_no_child, keep=held.fds)
+            supervisor = functools.partial(launch.container, request.plan, held)
+            return Fork(child=supervisor, failed=_no_child, lasts=True, keep=held.fds)
+        beside = functools.partial(execution.execute, request.plan, held, fds[1:])
+        return Fork(child=beside, failed=_no_child, keep=held.fds)
 
     def _load(self, code: Code, fd: int) -> Held:
         found = self._loaded.get(code.key)
