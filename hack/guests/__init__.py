@@ -1,0 +1,39 @@
+"""Real WebAssembly guests for tests: made or fetched by ``python -m hack.guests``, kept outside of the repository.
+
+Tests that want one that is not there are skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+HERE: Final = Path(__file__).parent
+CLANGS: Final = ("clang-wasi", "clang-14", "clang-15", "clang-16", "clang-19")
+
+
+def cache() -> Path:
+    """Where they are kept: ``FORGEONE_GUESTS``, or below the user's cache directory."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("FORGEONE_GUESTS") or f"{home}/forgeone/guests")
+
+
+def find(name: str) -> Path | None:
+    """A guest (``NAME.wasm``), or the program ``wasmtime``; ``None`` where it is not there."""
+    if name == "wasmtime":
+        found = shutil.which("wasmtime") or shutil.which(str(cache() / "wasmtime"))
+        return Path(found) if found else None
+    path = cache() / name
+    return path if path.is_file() else None
+
+
+def compile_c(source: Path, output: Path) -> bool:
+    """By clang with wasi-libc; false where this host has none of it."""
+    for clang in filter(shutil.which, CLANGS):
+        argv = ["nice", clang, "--target=wasm32-wasi", "-O2", "-w", str(source), "-o", str(output)]
+        if subprocess.run(argv, check=False, capture_output=True).returncode == 0:
+            return True
+    return False
