@@ -1,0 +1,463 @@
+"""The supervisor: one small process beside each container, forked by a fork server, of conmon's contract.
+
+It forks the container's first process, holds its pipes or its terminal, writes its log, serves its attach socket and
+control fifo, and when it has ended writes what is left of the log, why it ended, and last the exit file. It belongs to
+nobody: forgeoned and the fork server may come and go. Should it be killed itself, the kernel kills the container's
+first process (:meth:`Channel.tether`).
+
+Until the client has read the answer it can take everything back: where it hangs up, nothing is left of the container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import termios
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final, NoReturn
+
+from forgeone_shim.errors import Kind
+from forgeone_shim.kernel import procs
+from forgeone_shim.kernel.descriptors import close_all_but
+from forgeone_shim.shim import supervision, titles, wire
+from forgeone_shim.shim.channel import Channel, failure
+from forgeone_shim.shim.journal import CHUNK, Journal
+from forgeone_shim.shim.loop import READ, Loop
+from forgeone_shim.shim.streams import Attachments
+from forgeone_shim.shim.supervision import Broken, Ending, Failed, Launched, Ready, Started, Supervision
+from forgeone_shim.shim.wire import ProtocolError
+
+# Pages of it are only taken when they are needed.
+_PIPE_SIZE: Final = 256 * 1024
+_WORD_MAX: Final = 32 * 1024
+_ORDERS_MAX: Final = 4096
+_BACKLOG: Final = 16
+_DIES_MS: Final = 10_000
+_SAFE_FROM_OOM: Final = "-1000"
+_OOM_SCORE: Final = "/proc/self/oom_score_adj"
+_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_LOST_CODE: Final = 255
+# A pipe, and a terminal of which a read gives a page or less.
+_DRAIN_READS: Final = 64
+_LAST_WORDS: Final = 8
+
+Launch = Callable[[Channel], int]
+
+
+def supervise(
+    plan: Supervision,
+    enter: Callable[[], None],
+    launch: Launch,
+    connection: socket.socket,
+    keep: Collection[int] = (),
+) -> NoReturn:
+    """Become the supervisor of a container; for the child function of a :class:`forgeone_shim.shim.forks.Fork`.
+
+    ``enter`` runs here, just before the fork of the container's first process, for what must be entered by its parent
+    (a PID namespace). ``launch(channel)`` runs in that process, with its streams as 0, 1 and 2 and no other descriptors
+    than the channel's and ``keep`` (which are closed here): it makes what is missing, says :meth:`Channel.ready`, waits
+    by :meth:`Channel.await_start`, and returns the exit code. What either raises is answered as the error that it is.
+    """
+    try:
+        _Supervisor(plan, connection).run(enter, launch, keep)
+    finally:
+        os._exit(0)
+
+
+class _Supervisor:
+    def __init__(self, plan: Supervision, connection: socket.socket) -> None:
+        self._plan, self._connection = plan, connection
+        self._loop = Loop()
+        self._step = "begin"
+        self._pid = self._pidfd = -1
+        # Whether the answer was sent, whether the client will never read it, and whether all is done.
+        self._answered = self._abandoned = self._over = False
+        self._failure: Failed | None = None
+        self._ending: Ending | None = None
+        self._told = False
+        self._signal = 0
+        self._orders = b""
+        self._terminal = -1
+        self._outputs: dict[int, int] = {}
+
+    def run(self, enter: Callable[[], None], launch: Launch, keep: Collection[int]) -> None:
+        """Until the container has ended and everything is told."""
+        try:
+            self._begin()
+            if self._hung_up():
+                self._forget()
+                return
+            self._open()
+            self._step = "enter the container's namespaces"
+            enter()
+            self._step = "fork"
+            self._fork(launch, keep)
+        except Exception as error:
+            self._undo(error)
+            return
+        self._step = "launch"
+        try:
+            while not self._over:
+                self._turn()
+        except Exception as error:
+            self._crash(error)
+
+    # What is made before the container is there
+
+    def _begin(self) -> None:
+        os.setsid()
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        # Pages with objects of the fork server's stay shared.
+        gc.freeze()
+        self._area = titles.area()
+        titles.rename(self._area, (supervision.SUPERVISOR_TITLE, self._plan.container_id, self._plan.bundle))
+        self._score = Path(_OOM_SCORE).read_text()
+        with contextlib.suppress(OSError):
+            Path(_OOM_SCORE).write_text(_SAFE_FROM_OOM)
+        # From here on whoever wants this to end finds it; one that hung up before will not look, but is seen below.
+        self._put(supervision.SUPERVISOR_PIDFILE, f"{os.getpid()}\n".encode())
+
+    def _hung_up(self) -> bool:
+        """Nothing but an end comes from a client that waits for its answer."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _open(self) -> None:
+        plan = self._plan
+        self._step = "open the log"
+        self._journal = Journal(plan.log_path, plan.log_size_max, plan.log_rate)
+        self._step = "open the bundle"
+        bundle = os.open(plan.bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        for name in (supervision.CONTROL, supervision.START, supervision.ATTACH):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=bundle)
+        os.mkfifo(supervision.CONTROL, 0o600, dir_fd=bundle)
+        os.mkfifo(supervision.START, 0o600, dir_fd=bundle)
+        # A writer of its own, so that it does not end when those who come to it go.
+        self._control = os.open(supervision.CONTROL, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=bundle)
+        self._loop.watch(self._control, lambda _: self._order())
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # A socket's address takes 107 bytes, which a bundle's path may exceed.
+        listener.bind(f"/proc/self/fd/{bundle}/{supervision.ATTACH}")
+        os.chmod(supervision.ATTACH, 0o600, dir_fd=bundle)
+        listener.listen(_BACKLOG)
+        self._attached = Attachments(self._loop, listener, self._flow)
+        self._hold = os.open(supervision.START, os.O_RDWR | os.O_CLOEXEC, dir_fd=bundle)
+        os.close(bundle)
+
+    def _fork(self, launch: Launch, keep: Collection[int]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        alarm, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        streams = self._terminal_streams() if self._plan.tty else self._pipes()
+        pid = os.fork()
+        if pid == 0:
+            channel = Channel(theirs, wakeup, self._hold)
+            self._be_container(launch, channel, streams, keep)
+        self._pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        for fd in {*streams, wakeup, self._hold, *keep}:
+            os.close(fd)
+        theirs.close()
+        self._words = ours
+        self._loop.watch(ours.fileno(), lambda _: self._listen())
+        self._loop.watch(alarm, lambda _: self._forward(alarm))
+        self._loop.watch(self._pidfd, lambda _: self._ended())
+        self._loop.watch(self._connection.fileno(), lambda _: self._client())
+        for fd in self._outputs:
+            self._loop.watch(fd, functools.partial(self._readable, fd))
+
+    def _pipes(self) -> tuple[int, int, int]:
+        """The container's ends."""
+        plan, theirs = self._plan, []
+        if plan.stdin:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            self._attached.take_input(write, terminal=False, once=plan.stdin_once)
+            theirs.append(read)
+        else:
+            theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        for number in (1, 2):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            # Beyond a user's limit (pipe(7)) it stays as it is.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+            os.set_blocking(read, False)
+            self._outputs[read] = number
+            theirs.append(write)
+        return theirs[0], theirs[1], theirs[2]
+
+    def _terminal_streams(self) -> tuple[int, int, int]:
+        master, slave = os.openpty()
+        self._terminal = master
+        os.set_blocking(master, False)
+        self._outputs[master] = 1
+        if self._plan.stdin:
+            copy = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0)
+            self._attached.take_input(copy, terminal=True, once=self._plan.stdin_once)
+        return slave, slave, slave
+
+    def _be_container(
+        self, launch: Launch, channel: Channel, streams: tuple[int, int, int], keep: Collection[int]
+    ) -> NoReturn:
+        """In the container's first process."""
+        code = _LOST_CODE
+        try:
+            for number in _IGNORED:
+                signal.signal(number, signal.SIG_DFL)
+            os.setsid()
+            for target, fd in enumerate(streams):
+                os.dup2(fd, target)
+            close_all_but((0, 1, 2, *channel.fds, *keep))
+            if self._plan.tty:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            with contextlib.suppress(OSError):
+                Path(_OOM_SCORE).write_text(self._score)
+            titles.rename(self._area, (self._plan.title, self._plan.container_id))
+            channel.tether()
+            code = launch(channel)
+        except Exception as error:
+            kind, message = failure(error)
+            if channel.held:
+                channel.ending("EngineError", message)
+            else:
+                channel.failed(kind, message)
+        finally:
+            os._exit(code & 0xFF)
+
+    # What happens while it is there
+
+    def _turn(self) -> None:
+        waits = [one for one in (self._journal.wait(), self._attached.wait()) if one is not None]
+        self._loop.turn(min(waits) if waits else None)
+        self._attached.drop_stalled()
+        self._flow()
+
+    def _flow(self) -> None:
+        """Output waits while the log's rate or somebody attached does not take it."""
+        events = READ if self._journal.may_read() and not self._attached.full else 0
+        for fd in self._outputs:
+            self._loop.change(fd, events)
+
+    def _readable(self, fd: int, _: int) -> None:
+        # What was read of the other stream may have been all that the rate allows.
+        size = self._journal.may_read()
+        if size:
+            self._read(fd, size)
+
+    def _read(self, fd: int, size: int) -> bool:
+        """Whether there may be more."""
+        try:
+            data = os.read(fd, size)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # What a terminal says once no process has it open.
+            if error.errno != errno.EIO:
+                raise
+            data = b""
+        stream = self._outputs[fd]
+        if not data:
+            self._loop.leave(fd)
+            if fd != self._terminal:
+                os.close(fd)
+            del self._outputs[fd]
+            return False
+        self._journal.write(stream, data)
+        self._attached.send(stream, data)
+        return True
+
+    def _listen(self) -> None:
+        """To the container's process, which may be anything by now."""
+        data = self._words.recv(_WORD_MAX)
+        if not data:
+            self._loop.leave(self._words.fileno())
+            return
+        try:
+            word = supervision.decode_word(data)
+        except ProtocolError:
+            return
+        if isinstance(word, Ready) and not self._answered and self._failure is None:
+            self._answer()
+        elif isinstance(word, Broken) and not self._answered:
+            self._failure = Failed(step=self._step, error=word.error, message=word.message)
+            self._kill()
+        elif isinstance(word, Started):
+            with contextlib.suppress(OSError):
+                Path(self._plan.bundle, supervision.START).unlink()
+        elif isinstance(word, Ending):
+            self._ending = word
+
+    def _answer(self) -> None:
+        seen = procs.stat(self._pid)
+        if seen is None or seen.dead:
+            return
+        self._put(supervision.PIDFILE, f"{self._pid} {seen.started}\n".encode())
+        try:
+            wire.send(self._connection, supervision.encode(Launched(pid=self._pid)))
+            self._answered = True
+        except OSError:
+            self._abandon()
+
+    def _client(self) -> None:
+        """It has read its answer and goes, or it goes without."""
+        try:
+            wire.receive(self._connection).close()
+        except wire.Ended as end:
+            self._loop.leave(self._connection.fileno())
+            self._connection.close()
+            if not (self._answered and end.heard):
+                self._abandon()
+        except ProtocolError:
+            pass
+
+    def _abandon(self) -> None:
+        self._abandoned = True
+        self._kill()
+
+    def _forward(self, alarm: int) -> None:
+        """A signal came to the container that ends it, and its process is not the one to act on it."""
+        found = os.read(alarm, 64)
+        if not found:
+            self._loop.leave(alarm)
+        elif not self._signal:
+            self._signal = found[0]
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _order(self) -> None:
+        """Lines of the control fifo (conmon's): a number that says what for, and two arguments."""
+        *lines, rest = (self._orders + os.read(self._control, _ORDERS_MAX)).split(b"\n")
+        self._orders = rest[:_ORDERS_MAX]
+        for line in lines:
+            try:
+                what, first, second = map(int, line.split())
+            except ValueError:
+                continue
+            if what == supervision.REOPEN:
+                self._journal.reopen()
+            elif what == supervision.RESIZE and self._terminal >= 0:
+                with contextlib.suppress(OSError, struct.error):
+                    fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", first, second, 0, 0))
+
+    # The end
+
+    def _ended(self) -> None:
+        code = self._reap()
+        # What it said last may have come with its end.
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            self._words.setblocking(False)
+            for _ in range(_LAST_WORDS):
+                self._listen()
+        self._over = True
+        if self._answered and not self._abandoned:
+            self._finish(code)
+            return
+        self._forget()
+        if not self._abandoned:
+            what = self._failure or Failed(
+                step=self._step, error=Kind.INTERNAL, message=f"its process ended with code {code} before it was ready"
+            )
+            self._say(what)
+
+    def _reap(self) -> int:
+        self._loop.leave(self._pidfd)
+        os.close(self._pidfd)
+        _, status = os.waitpid(self._pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._pid = self._pidfd = -1
+        if self._signal and code == -signal.SIGKILL:
+            return 128 + self._signal
+        return code if code >= 0 else 128 - code
+
+    def _finish(self, code: int) -> None:
+        """Everything that was written is in the log before the exit file says that nothing more comes."""
+        self._journal.lift()
+        for fd in tuple(self._outputs):
+            # No more than it holds: it has no descendants that go on writing.
+            for _ in range(_DRAIN_READS):
+                if not self._read(fd, CHUNK):
+                    break
+        self._journal.end()
+        if self._ending is not None:
+            self._put(supervision.VERDICT, supervision.encode(self._ending))
+        if _oom_kills(self._plan.oom_counter):
+            self._put(supervision.OOM_MARKER, b"")
+        self._tell(code)
+        self._attached.close()
+        while self._attached:
+            self._loop.turn(self._attached.wait())
+            self._attached.drop_stalled()
+
+    def _tell(self, code: int) -> None:
+        draft = Path(self._plan.bundle, supervision.EXIT_DRAFT)
+        draft.write_text(str(code))
+        draft.rename(Path(self._plan.exits, self._plan.container_id))
+        self._told = True
+
+    def _undo(self, error: Exception) -> None:
+        """There is no container yet."""
+        self._end_container()
+        kind, message = failure(error)
+        with contextlib.suppress(OSError):
+            self._forget()
+        self._say(Failed(step=self._step, error=kind, message=message))
+
+    def _say(self, failed: Failed) -> None:
+        with contextlib.suppress(OSError, ProtocolError):
+            wire.send(self._connection, supervision.encode(failed))
+
+    def _forget(self) -> None:
+        for name in supervision.FILES:
+            with contextlib.suppress(FileNotFoundError):
+                Path(self._plan.bundle, name).unlink()
+
+    def _crash(self, error: Exception) -> None:
+        """Something that was not thought of: without a supervisor the container is not to go on."""
+        text = f"{type(error).__name__}: {error}"
+        self._end_container()
+        with contextlib.suppress(OSError):
+            if not self._answered or self._abandoned:
+                self._forget()
+                self._say(Failed(step=self._step, error=Kind.INTERNAL, message=text))
+            elif not self._told:
+                self._put(supervision.VERDICT, supervision.encode(Ending(reason="SupervisorFailed", message=text)))
+                self._tell(_LOST_CODE)
+
+    def _end_container(self) -> None:
+        if self._pid <= 0:
+            return
+        os.kill(self._pid, signal.SIGKILL)
+        if self._pidfd >= 0:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            poll.poll(_DIES_MS)
+        os.waitpid(self._pid, os.WNOHANG)
+
+    def _put(self, name: str, content: bytes) -> None:
+        """A file that is there whole or not at all."""
+        draft = Path(self._plan.bundle, supervision.EXIT_DRAFT)
+        draft.write_bytes(content)
+        draft.rename(Path(self._plan.bundle, name))
+
+
+def _oom_kills(path: str) -> bool:
+    """As :func:`forgeone_shim.kernel.cgroups.oom_kills` counts."""
+    try:
+        lines = Path(path).read_text().splitlines() if path else []
+    except OSError:
+        return False
+    return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in lines)
