@@ -13,6 +13,7 @@ from cri.runtime.ports import RuntimePort
 from cri.translate import image
 from forgeone_shim.errors import NotFound
 from forgeone_shim.registry.model import Image
+from forgeone_shim.runtime.records import pod_key
 
 
 class ImageService:
@@ -32,7 +33,7 @@ class ImageService:
 
     def ImageStatus(self, request: pb.ImageStatusRequest, _call: Call) -> pb.ImageStatusResponse:
         """One image; an answer without one where there is none."""
-        found = self._find(image.reference(request.image))
+        found = self._find(image.reference(request.image), request.image.runtime_handler)
         if found is None:
             return pb.ImageStatusResponse()
         response = pb.ImageStatusResponse(image=image.message(found))
@@ -41,12 +42,17 @@ class ImageService:
         return response
 
     def PullImage(self, request: pb.PullImageRequest, call: Call) -> pb.PullImageResponse:
-        """The image's id, once it is here and whole. Every handler runs the same images."""
-        reference = image.reference(request.image)
-        if request.image.runtime_handler:
-            self._runtime.check_handler(request.image.runtime_handler)
-        namespace = request.sandbox_config.metadata.namespace
-        pulled = self._images.pull(reference, image.credentials(request), call.deadline, namespace=namespace)
+        """The image's id, once it is here and whole.
+
+        Which one that is of a name that stands for several, the handler says: a kubelet tells it (with its feature gate
+        RuntimeClassInImageCriApi), or the pod that the image is for, which is here already.
+        """
+        reference, pod = image.reference(request.image), request.sandbox_config.metadata
+        wasm = self._runtime.wasm_first(
+            request.image.runtime_handler, pod_key(pod.namespace, pod.name, pod.uid, pod.attempt)
+        )
+        credentials = image.credentials(request)
+        pulled = self._images.pull(reference, credentials, call.deadline, namespace=pod.namespace, wasm=wasm)
         return pb.PullImageResponse(image_ref=pulled.id)
 
     def RemoveImage(self, request: pb.RemoveImageRequest, _call: Call) -> pb.RemoveImageResponse:
@@ -64,12 +70,12 @@ class ImageService:
     def _list(self, wanted: pb.ImageFilter) -> list[pb.Image]:
         if not wanted.image.image:
             return [image.message(one) for one in self._images.list()]
-        found = self._find(wanted.image.image)
+        found = self._find(wanted.image.image, wanted.image.runtime_handler)
         return [] if found is None else [image.message(found)]
 
-    def _find(self, reference: str) -> Image | None:
+    def _find(self, reference: str, handler: str) -> Image | None:
         try:
-            return self._images.resolve(reference)
+            return self._images.resolve(reference, wasm=self._runtime.wasm_first(handler))
         except NotFound:
             return None
 
@@ -80,8 +86,9 @@ def _info(found: Image) -> str:
             "config": found.config,
             "layers": found.layers,
             "created": found.created,
-            "platform": "/".join(filter(None, (found.os, found.architecture, found.variant))),
+            "platform": found.platform,
             "manifest": found.manifest_digest,
             "artifact": found.artifact,
+            "module": found.module,
         }
     ).decode()

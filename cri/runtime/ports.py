@@ -26,10 +26,14 @@ class ImagesPort(Protocol):
         progress: Callable[[LayerProgress], None] | None = None,
         *,
         namespace: str = "",
+        wasm: bool = False,
     ) -> Image:
-        """Bring an image here, for a pod of that namespace if one is known."""
+        """Bring an image here, for a pod of that namespace if one is known.
 
-    def resolve(self, ref: str) -> Image:
+        Of a name that stands for two, ``wasm`` asks for the WebAssembly one.
+        """
+
+    def resolve(self, ref: str, *, wasm: bool = False) -> Image:
         """The image of that name; NotFound where there is none."""
 
     def list(self) -> list[Image]:
@@ -53,8 +57,11 @@ class RuntimePort(Protocol):
     def images(self) -> ImagesPort:
         """The images."""
 
-    def check_handler(self, name: str) -> None:
-        """InvalidInput where there is no such runtime handler."""
+    def wasm_first(self, handler: str, pod: str = "") -> bool:
+        """Whether pods of that handler, or else the pod of that key, want WebAssembly where an image has it.
+
+        InvalidInput where there is no such runtime handler.
+        """
 
     @property
     def meter(self) -> Meter:

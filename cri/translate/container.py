@@ -115,12 +115,12 @@ def _metadata(spec: ContainerSpec) -> pb.ContainerMetadata:
 
 
 def _image(spec: ContainerSpec) -> pb.ImageSpec:
-    # Kubernetes shows this name to people: what the pod says, not the id it was resolved to.
+    # Kubernetes shows this name to people: what the pod says, not the id it was resolved to. It is told no handler: one
+    # id is one image for all of them, and a kubelet that counts by both would take the image for unused.
     return pb.ImageSpec(
         image=spec.user_specified_image or spec.image,
         annotations=spec.image_annotations,
         user_specified_image=spec.user_specified_image,
-        runtime_handler=spec.image_runtime_handler,
     )
 
 

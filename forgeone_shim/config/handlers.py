@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from engines.base import HandlerSettings
+from forgeone_shim import texts
 from forgeone_shim.config import checks
 from forgeone_shim.config.loader import checked
 from forgeone_shim.errors import InvalidInput
@@ -38,6 +39,7 @@ class Handler:
 
     ``engine`` runs its containers. ``cni_conf_dir`` is where the configuration of its pods' network is looked for;
     empty: where it is for every other pod. ``seccomp_profile`` is the file that ``seccomp`` was read from.
+    ``default_env`` are variables of its containers that say nothing else of them, nor their images.
     """
 
     name: str = ""
@@ -46,6 +48,7 @@ class Handler:
     privileged_without_host_devices: bool = False
     seccomp_profile: str = ""
     seccomp: str = ""
+    default_env: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.engine:
@@ -54,6 +57,7 @@ class Handler:
             checks.absolute_path("cni_conf_dir", self.cni_conf_dir)
         if self.seccomp_profile:
             checks.absolute_path("seccomp_profile", self.seccomp_profile)
+        checks.each("default_env", self.default_env, texts.variable)
 
     @property
     def settings(self) -> HandlerSettings:

@@ -156,7 +156,7 @@ class Checkpoints:
         home.mkdir(mode=0o700)
         self._save(record, home, deadline)
         image = self._images.resolve(record.image_id)
-        expected = process(record.spec, image.config, record.user)
+        expected = process(record.spec, image.config, record.user, image.module)
         return SavedContainer(
             name=record.spec.name,
             directory=directory,
@@ -320,7 +320,7 @@ class Checkpoints:
             raise FailedPrecondition(f"{field}: its process namespace must be its own, as it was")
         if security.namespaces.user is not NamespaceMode.NODE:
             raise FailedPrecondition(f"{field}: it was in no user namespace, and cannot be restored into one")
-        expected = process(spec, image.config, User(saved.uid, saved.gid, saved.groups))
+        expected = process(spec, image.config, User(saved.uid, saved.gid, saved.groups), image.module)
         if (expected.args, expected.cwd) != (saved.args, saved.cwd):
             raise FailedPrecondition(f"{field}: its command or working directory is not that of the checkpoint")
         for name, allowed in files.confinement(security).items():

@@ -29,7 +29,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import checkpoint_files, classes, image_volumes, placement, userns
+from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, userns
 from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
@@ -88,10 +88,8 @@ class Containers:
                     fix="remove it, or raise the attempt",
                 )
             return existing.record.id
-        image = self._images.resolve(spec.image)
-        if image.artifact:
-            what = f"{spec.image!r} is an OCI artifact ({image.artifact}): it has no command to run"
-            raise InvalidInput("config.image.image", what, fix="mount it as an image volume")
+        wasm = choose.wasm_first(sandbox.record.engine)
+        image = self._images.choose(spec.image, spec.user_specified_image, wasm=wasm)
         record = replace(self._plan(sandbox.record, spec, image), restored=checkpoint is not None)
         with sandbox.state:
             self._require_ready(sandbox.record)
@@ -114,6 +112,8 @@ class Containers:
 
     def _plan(self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image) -> ContainerRecord:
         placement.check(sandbox, spec)
+        handlers = self._p.handlers.of(choose.WASM)
+        engine = choose.engine(sandbox.spec, spec, image, of_pod=sandbox.engine, handlers=handlers)
         id_ = os.urandom(32).hex()
         stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"
         field = "config.stop_signal" if spec.stop_signal else "image.StopSignal"
@@ -123,7 +123,7 @@ class Containers:
             id=id_,
             sandbox_id=sandbox.id,
             spec=spec,
-            engine=sandbox.engine,
+            engine=engine,
             state=State.CREATED,
             image_id=image.id,
             image_ref=image.repo_digests[0] if image.repo_digests else image.id,
@@ -133,7 +133,7 @@ class Containers:
             stop_signal=stop_signal,
             created_at=time.time_ns(),
             own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
-            image_volumes=image_volumes.find(spec, self._images),
+            image_volumes=image_volumes.find(spec, self._images, wasm=choose.wasm_first(sandbox.engine)),
         )
 
     def _build(
@@ -199,7 +199,7 @@ class Containers:
             log_path=record.log_path,
             hostname=pod.hostname,
             cgroup=record.cgroup,
-            process=process(spec, image.config, user),
+            process=process(spec, image.config, user, image.module, pod.handler.default_env),
             namespaces=placement.namespaces(self._p, pod, spec),
             pod_mounts=placement.pod_mounts(self._p, pod, spec),
             spec=image_volumes.mounted(record, self._p.rootfs, labels.mount, owners),
@@ -209,6 +209,8 @@ class Containers:
             handler=pod.handler.settings,
             edits=edits,
             pod_annotations=pod.spec.annotations,
+            image_id=image.id,
+            module=image.module,
         )
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from engines.base import LiveState
+from engines.base import LiveState, Verdict
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError, NotFound
 from forgeone_shim.lifecycle.machine import Event, State, Subject
@@ -188,8 +188,9 @@ class Endings:
         with entry.work, entry.state:
             if entry.record.state in (State.CREATED, State.TERMINATED):
                 return
-            oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
-            reason, message = _why(found, oom=oom)
+            engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+            oom = engine.was_oom_killed(handle)
+            reason, message = _why(found, None if oom or found.lost else engine.verdict(handle), oom=oom)
             # A file's time comes from a coarser clock than ours.
             finished_at = max(found.at, entry.record.started_at)
             self.step(
@@ -273,9 +274,11 @@ class Endings:
         )
 
 
-def _why(found: Exit, *, oom: bool) -> tuple[str, str]:
+def _why(found: Exit, verdict: Verdict | None, *, oom: bool) -> tuple[str, str]:
     if oom:
         return "OOMKilled", ""
     if found.lost:
         return "Error", "the container's supervisor was lost before it could record the exit code"
+    if verdict is not None:
+        return verdict.reason, verdict.message
     return ("Completed", "") if found.code == 0 else ("Error", "")

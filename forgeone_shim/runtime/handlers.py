@@ -58,6 +58,10 @@ class Handlers:
             raise InvalidInput("runtime_handler", f"there is no handler {name!r}", fix=f"one of: {known}")
         return found
 
+    def of(self, engine: str) -> tuple[str, ...]:
+        """The names of those whose pods have this engine."""
+        return tuple(name for name, one in self._known.items() if name and one.engine == engine)
+
     def all(self) -> tuple[Handler, ...]:
         """Every one, the default first."""
         return tuple(self._known.values())

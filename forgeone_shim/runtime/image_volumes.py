@@ -13,9 +13,12 @@ from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.records import ContainerRecord, ImageVolume
 
 
-def find(spec: ContainerSpec, images: ImageService) -> tuple[ImageVolume, ...]:
-    """The images that the spec's mounts name, in their order; NotFound for one that was not pulled."""
-    found = (images.resolve(mount.image) for mount in spec.mounts if mount.image)
+def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tuple[ImageVolume, ...]:
+    """The images that the spec's mounts name, in their order; NotFound for one that was not pulled.
+
+    Of a name that stands for two, ``wasm`` says which was pulled for this pod.
+    """
+    found = (images.resolve(mount.image, wasm=wasm) for mount in spec.mounts if mount.image)
     return tuple(ImageVolume(image.id, image.layers) for image in found)
 
 

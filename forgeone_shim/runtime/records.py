@@ -123,7 +123,12 @@ class ContainerRecord:
 
 def sandbox_key(spec: SandboxSpec) -> str:
     """The identity of a sandbox to its caller."""
-    return f"{spec.namespace}/{spec.name}/{spec.uid}/{spec.attempt}"
+    return pod_key(spec.namespace, spec.name, spec.uid, spec.attempt)
+
+
+def pod_key(namespace: str, name: str, uid: str, attempt: int) -> str:
+    """The same, of what it consists."""
+    return f"{namespace}/{name}/{uid}/{attempt}"
 
 
 def container_key(sandbox_id: str, spec: ContainerSpec) -> str:

@@ -30,7 +30,7 @@ from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import absent
+from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
@@ -40,6 +40,7 @@ from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.pauses import Pauses
+from forgeone_shim.runtime.readiness import Readiness
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.recovery import Recovery
 from forgeone_shim.runtime.running import Running
@@ -76,6 +77,7 @@ class Runtime:
         self.lifecycle = parts.lifecycle
         self._p, self._locks = parts, locks
         self._configuration = Condition(ready=True)
+        self._warming = Deadline()
         self._containers = Containers(parts, images)
         self._running = Running(parts)
         self._sandboxes = Sandboxes(parts, self._containers)
@@ -137,13 +139,21 @@ class Runtime:
             ),
         )
         layers.recover()
+        readiness = Readiness(parts.engines, layers)
         images = ImageService(
-            store, paths.root, config.registry, layers, pinned=config.pinned_images, layers_in_use=layers_in_use
+            store,
+            paths.root,
+            config.registry,
+            layers,
+            pinned=config.pinned_images,
+            layers_in_use=layers_in_use,
+            audience=readiness,
         )
         runtime = cls(parts, images, locks)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers).run()
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
+        parts.pool.submit(readiness.all, images.list(), runtime._warming)
         return runtime
 
     def reconfigure(self, config: Config) -> tuple[str, ...]:
@@ -169,6 +179,7 @@ class Runtime:
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
+        self._warming.abandon()
         self.images.close()
         self.meter.close()
         self._watch.close()
@@ -404,9 +415,17 @@ class Runtime:
                     return Condition(False, "EngineNotUsable", f"{name}: {problem.what}; {problem.fix or problem.why}")
         return Condition(ready=True)
 
-    def check_handler(self, name: str) -> None:
-        """InvalidInput where there is no such runtime handler."""
-        self._p.handlers.find(name)
+    def wasm_first(self, handler: str, pod: str = "") -> bool:
+        """Whether pods of that handler want the module where an image's name stands for a module and a program.
+
+        Without one, the handler of the pod with that key counts, and without that the default.
+
+        :raises InvalidInput: there is no such runtime handler.
+        """
+        known = self._p.sandboxes.by_key(pod) if pod and not handler else None
+        if known is not None:
+            return choose.wasm_first(known.record.engine)
+        return bool(handler) and choose.wasm_first(self._p.handlers.find(handler).engine)
 
     @property
     def cgroup_driver(self) -> str:

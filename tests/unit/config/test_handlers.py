@@ -18,6 +18,13 @@ def test_each_file_is_a_handler_of_its_name(tmp_path: Path) -> None:
     assert read(tmp_path) == (Handler(name="a-1"), Handler(name="gpu", cni_conf_dir="/etc/cni/gpu.d"))
 
 
+def test_the_files_that_come_along_are_names_of_the_wasm_engine() -> None:
+    found = {one.name: one for one in read(Path(__file__).parents[3] / "hack/handlers.d")}
+    assert {one.engine for one in found.values()} == {"wasm"}
+    assert set(found) == {"wasm", "wasmtime", "spin"}
+    assert found["spin"].default_env == ("WASMTIME_HTTP_PROXY_SOCKET_ADDR=0.0.0.0:80",)
+
+
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     for name in ("README", "gpu.toml~", ".gpu.toml", "gpu.toml.bak"):
         (tmp_path / name).write_text("=")
@@ -41,6 +48,7 @@ def test_no_directory_is_no_handlers(tmp_path: Path) -> None:
         ('cni_conf_dir = "etc"', "cni_conf_dir", "not an absolute path"),
         ("[engine]\nx = 1", "engine", "must be a string, got a table"),
         ("engine", "content", "is not TOML"),
+        ('default_env = ["A"]', "default_env", "is not NAME=value"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_file_and_key(tmp_path: Path, text: str, key: str, why: str) -> None:

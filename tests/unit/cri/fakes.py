@@ -21,6 +21,7 @@ from forgeone_shim.metrics.usage import Pressure, Stall, Usage
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.runtime.checkpoints import RestoredContainer
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
+from forgeone_shim.runtime.records import sandbox_key
 from forgeone_shim.runtime.views import (
     Condition,
     ContainerView,
@@ -42,6 +43,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.store: dict[str, Image] = {}
         self.namespaces: list[str] = []
+        self.wasm: list[bool] = []
         self.pulled_with: list[Credentials | None] = []
         self.arrived = threading.Event()
         self.arrived.set()
@@ -54,8 +56,10 @@ class FakeImages:
         progress: Callable[[LayerProgress], None] | None = None,
         *,
         namespace: str = "",
+        wasm: bool = False,
     ) -> Image:
         self.namespaces.append(namespace)
+        self.wasm.append(wasm)
         self.arrived.wait(deadline.remaining())
         deadline.check("during the pull")
         self.pulled_with.append(auth)
@@ -63,7 +67,8 @@ class FakeImages:
         self.store[made.id] = made
         return made
 
-    def resolve(self, ref: str) -> Image:
+    def resolve(self, ref: str, *, wasm: bool = False) -> Image:
+        self.wasm.append(wasm)
         for image in self.store.values():
             if ref == image.id or ref in image.repo_tags:
                 return image
@@ -180,9 +185,11 @@ class FakeRuntime:
             RestoredContainer(one.name, self.create_container(sandbox_id, one, deadline)) for one in containers
         )
 
-    def check_handler(self, name: str) -> None:
-        if name != "forgeone-native":
-            raise InvalidInput("runtime_handler", f"there is no handler {name!r}")
+    def wasm_first(self, handler: str, pod: str = "") -> bool:
+        if handler not in ("", "forgeone-native", "forgeone-wasm"):
+            raise InvalidInput("runtime_handler", f"there is no handler {handler!r}")
+        pods = (one for one in self.sandboxes() if pod and sandbox_key(one.spec) == pod)
+        return (handler or next((one.handler for one in pods), "")) == "forgeone-wasm"
 
     def _id(self) -> str:
         with self._lock:

@@ -114,7 +114,7 @@ def test_a_pull_whose_time_is_over_is_deadline_exceeded(images: ImageServiceStub
 def test_a_call_that_its_client_cancels_is_abandoned(images: ImageServiceStub, runtime: FakeRuntime) -> None:
     begun, gone = threading.Event(), threading.Event()
 
-    def pull(_image: str, _auth: object, deadline: Deadline, *, namespace: str) -> Image:
+    def pull(_image: str, _auth: object, deadline: Deadline, **_more: object) -> Image:
         deadline.listen(gone.set)
         begun.set()
         gone.wait(5)

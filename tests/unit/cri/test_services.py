@@ -475,6 +475,32 @@ def test_a_pull_tells_whose_pod_it_is_for(images: ImageServiceStub, runtime: Fak
     assert runtime.images.namespaces == ["blue"]
 
 
+def test_a_pull_is_for_the_handler_it_names_or_that_of_its_pod(
+    cri: RuntimeServiceStub, images: ImageServiceStub, runtime: FakeRuntime
+) -> None:
+    config = pod_config("web")
+    cri.RunPodSandbox(pb.RunPodSandboxRequest(config=config, runtime_handler="forgeone-wasm"))
+    named = pb.ImageSpec(image="busybox", runtime_handler="forgeone-wasm")
+    plain = pb.ImageSpec(image="busybox")
+    images.PullImage(pb.PullImageRequest(image=named))
+    images.PullImage(pb.PullImageRequest(image=plain, sandbox_config=config))
+    images.PullImage(pb.PullImageRequest(image=plain))
+    images.ImageStatus(pb.ImageStatusRequest(image=named))
+    images.ListImages(pb.ListImagesRequest(filter=pb.ImageFilter(image=plain)))
+    assert runtime.images.wasm == [True, True, False, True, False]
+
+
+def test_a_container_is_told_of_without_the_handler_so_that_its_image_counts_as_used(
+    cri: RuntimeServiceStub, images: ImageServiceStub, pod: str
+) -> None:
+    config = container_config(image=pull(images, "busybox"))
+    config.image.runtime_handler = "forgeone-native"
+    cri.CreateContainer(pb.CreateContainerRequest(pod_sandbox_id=pod, config=config))
+    [item] = cri.ListContainers(pb.ListContainersRequest()).containers
+    [image] = images.ListImages(pb.ListImagesRequest()).images
+    assert (item.image.runtime_handler, image.spec.runtime_handler) == ("", "")
+
+
 def test_a_pull_for_a_handler_that_is_not_there_is_refused(images: ImageServiceStub, runtime: FakeRuntime) -> None:
     request = pb.PullImageRequest(image=pb.ImageSpec(image="busybox", runtime_handler="gpu"))
     with pytest.raises(grpc.RpcError, match="no handler 'gpu'"):

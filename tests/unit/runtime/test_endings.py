@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from engines.base import ContainerSpec, Handle
+from engines.base import ContainerSpec, Handle, Verdict
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State
@@ -29,6 +29,8 @@ class Engine:
 
     asked: list[str] = field(default_factory=list)
     killed: Callable[[], None] = lambda: None
+    said: Verdict | None = None
+    oom: bool = False
 
     def kill(self, _handle: Handle, signal: int, *, everything: bool = False) -> None:
         self.asked.append(f"kill {signal}")
@@ -38,10 +40,10 @@ class Engine:
         self.asked.append("delete")
 
     def was_oom_killed(self, _handle: Handle) -> bool:
-        return False
+        return self.oom
 
-    def verdict(self, _handle: Handle) -> None:
-        return None
+    def verdict(self, _handle: Handle) -> Verdict | None:
+        return self.said
 
 
 @dataclass
@@ -148,3 +150,24 @@ def test_a_stop_breaks_off_a_checkpoint_first(node: Node) -> None:
         node.entry.break_off = lambda: node.engine.asked.append("thaw")
     node.endings.stop(node.entry, 0, Deadline.after(30))
     assert node.engine.asked[:2] == ["thaw", "kill 9"]
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "oom", "reason", "message"),
+    [
+        (Exit(134, 2), Verdict("WasmTrap", "unreachable"), False, "WasmTrap", "unreachable"),
+        (Exit(0, 2), None, False, "Completed", ""),
+        (Exit(3, 2), None, False, "Error", ""),
+        (Exit(137, 2), Verdict("WasmTrap", "killed"), True, "OOMKilled", ""),
+        (Exit(255, 2, lost=True), Verdict("WasmTrap", ""), False, "Error", "the container's supervisor was lost"),
+    ],
+)
+def test_why_it_ended_is_what_its_engine_says_unless_the_kernel_knows_better(
+    node: Node, found: Exit, said: Verdict | None, oom: bool, reason: str, message: str
+) -> None:
+    node.engine.said, node.engine.oom = said, oom
+    node.step(Event.BOOT)
+    node.step(Event.START)
+    node.endings.ended(node.entry.record.id, found)
+    assert node.entry.record.reason == reason
+    assert node.entry.record.message.startswith(message)

@@ -32,6 +32,13 @@ def test_each_engine_has_one_and_the_native_one_is_the_default() -> None:
     assert handlers.find("forgeone-wasm").engine == "wasm"
 
 
+def test_the_names_of_an_engines_handlers_are_known_for_advice() -> None:
+    handlers = made(["wasm", "native"], [Handler(name="spin", engine="wasm")])
+    assert handlers.of("wasm") == ("forgeone-wasm", "spin")
+    assert handlers.of("native") == ("forgeone-native",)
+    assert handlers.of("microvm") == ()
+
+
 def test_without_the_native_engine_there_is_no_default() -> None:
     with pytest.raises(InvalidInput, match="there is no handler ''"):
         made(["wasm"]).find("")

@@ -30,6 +30,38 @@ def test_without_any_command_the_field_is_named() -> None:
         argv(ContainerSpec(name="c"), ImageConfig())
 
 
+MODULE = "/bin/hello.wasm"
+
+
+@pytest.mark.parametrize(
+    ("image", "command", "args", "expected"),
+    [
+        (ImageConfig(), (), (), ("hello.wasm",)),
+        (ImageConfig(), (), ("x",), ("hello.wasm", "x")),
+        (ImageConfig(), ("/",), (), ("/",)),
+        (ImageConfig(), ("name#main",), ("x",), ("name#main", "x")),
+        (ImageConfig(cmd=("hello", "-v")), (), (), ("hello", "-v")),
+        (ImageConfig(cmd=("hello", "-v")), (), ("x",), ("hello.wasm", "x")),
+        (ImageConfig(entrypoint=("hello",), cmd=("-v",)), (), ("x",), ("hello", "x")),
+    ],
+)
+def test_a_module_is_run_without_being_named(
+    image: ImageConfig, command: tuple[str, ...], args: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    assert argv(ContainerSpec(name="c", command=command, args=args), image, MODULE) == expected
+
+
+def test_what_a_handler_sets_is_overridden_by_image_and_container() -> None:
+    spec = ContainerSpec(name="c", envs=(("B", "mine"),))
+    assert environment(spec, IMAGE, ("A=handler", "B=handler", "C=handler")) == (
+        "A=image",
+        "B=mine",
+        "C=handler",
+        "PATH=/bin",
+        "EMPTY=",
+    )
+
+
 def test_the_container_overrides_the_image_and_the_last_of_a_name_wins() -> None:
     spec = ContainerSpec(name="c", envs=(("A", "mine"), ("B", "1"), ("B", "2=2")))
     assert environment(spec, IMAGE) == ("PATH=/bin", "A=mine", "EMPTY=", "B=2=2")

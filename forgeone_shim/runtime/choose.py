@@ -1,0 +1,83 @@
+"""Which engine runs a container: its pod's, but for a program in a pod of WebAssembly. Pure.
+
+A pod may mix: what stands beside a module there (a proxy, a collector of logs) is mostly a program of an ordinary
+image. The other way round nothing is chosen, as a module in a pod of programs is a mistake to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from engines.base import ContainerSpec, SandboxSpec
+from forgeone_shim.config.handlers import DEFAULT_ENGINE
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.modules import VARIANT
+from forgeone_shim.runtime import process
+
+WASM: Final = "wasm"
+"""The engine whose pods take programs too."""
+
+ANNOTATION: Final = "run.oci.handler"
+"""As crun has it, of a container or its pod: ``wasm``, or ``wasm-smart`` where the command decides."""
+
+_SUFFIXES: Final = (".wasm", ".wat")
+_SMART: Final = "-smart"
+
+
+def wasm_first(engine: str) -> bool:
+    """Whether the pods of an engine want the module where an image's name stands for a module and a program."""
+    return engine == WASM
+
+
+def engine(pod: SandboxSpec, spec: ContainerSpec, image: Image, *, of_pod: str, handlers: Sequence[str]) -> str:
+    """The engine of a container of ``image`` in a pod of the engine ``of_pod``.
+
+    :param handlers: the names of those whose pods run modules, for the advice.
+    :raises InvalidInput: it is a module, and the pod's engine runs none; or an artifact that cannot be run at all.
+    """
+    if image.artifact and not image.module:
+        what = f"{spec.image!r} is an OCI artifact ({image.artifact}): it has no command to run"
+        raise InvalidInput("config.image.image", what, fix="mount it as an image volume")
+    argv = process.argv(spec, image.config, image.module)
+    if of_pod == WASM:
+        return WASM if _asked(pod, spec, argv) or is_module(image, argv) else DEFAULT_ENGINE
+    if is_module(image, argv, certain=True):
+        raise InvalidInput(
+            "config.image.image",
+            f"{spec.user_specified_image or spec.image!r} is WebAssembly ({image.platform}), and the pod's handler "
+            f"{pod.runtime_handler or 'forgeone-' + of_pod!r} runs programs of this host",
+            fix=f"give the pod a RuntimeClass with the handler {' or '.join(handlers)}"
+            if handlers
+            else "install the wasm engine, and give the pod a RuntimeClass with its handler",
+        )
+    return of_pod
+
+
+def is_module(image: Image, argv: Sequence[str], *, certain: bool = False) -> bool:
+    """Whether a container of ``image`` that runs ``argv`` runs WebAssembly.
+
+    An image says so by its form, its platform or its annotation. What has none of these, or the annotation's smart
+    variant, is told by the file that it names, unless that must be ``certain``: on a host that has been taught to, a
+    program's file may be a module.
+    """
+    variant = image.annotations.get(VARIANT, "")
+    if image.is_wasm or variant == "compat":
+        return True
+    if certain and variant != f"compat{_SMART}":
+        return False
+    return _names_module(argv)
+
+
+def _asked(pod: SandboxSpec, spec: ContainerSpec, argv: Sequence[str]) -> bool:
+    asked = _first(ANNOTATION, spec.annotations, pod.annotations)
+    return asked == WASM or (asked == WASM + _SMART and _names_module(argv))
+
+
+def _first(key: str, *places: Mapping[str, str]) -> str:
+    return next((given[key] for given in places if key in given), "")
+
+
+def _names_module(argv: Sequence[str]) -> bool:
+    return bool(argv) and argv[0].partition("#")[0].endswith(_SUFFIXES)

@@ -1,0 +1,103 @@
+"""Which engine a container gets, by its image, its command and its pod."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from engines.base import ContainerSpec, SandboxSpec
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.registry.model import Image, ImageConfig
+from forgeone_shim.runtime import choose
+
+LINUX = Image(id="l", os="linux", architecture="amd64", config=ImageConfig(entrypoint=("/bin/sh",)))
+FILE = replace(LINUX, config=ImageConfig(entrypoint=("/app.wasm#main",)))
+WASI = replace(FILE, os="wasi", architecture="wasm")
+BARE = Image(id="b", module="/module.wasm", artifact="application/vnd.wasm.config.v0+json", os="wasip1")
+COMPAT = replace(LINUX, annotations={"module.wasm.image/variant": "compat"})
+SMART = replace(LINUX, annotations={"module.wasm.image/variant": "compat-smart"})
+SMART_FILE = replace(FILE, annotations=SMART.annotations)
+POD = SandboxSpec(name="p", uid="u", namespace="n")
+
+
+def chosen(
+    image: Image, of_pod: str = "wasm", spec: ContainerSpec | None = None, pod: Mapping[str, str] | None = None
+) -> str:
+    sandbox = replace(POD, annotations=pod or {}, runtime_handler="" if of_pod == "native" else f"forgeone-{of_pod}")
+    return choose.engine(
+        sandbox, spec or ContainerSpec(name="c", image="app"), image, of_pod=of_pod, handlers=("forgeone-wasm", "spin")
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "engine"),
+    [
+        (LINUX, "native"),
+        (FILE, "wasm"),
+        (WASI, "wasm"),
+        (BARE, "wasm"),
+        (COMPAT, "wasm"),
+        (SMART, "native"),
+        (SMART_FILE, "wasm"),
+    ],
+)
+def test_in_a_pod_of_webassembly_the_image_decides(image: Image, engine: str) -> None:
+    assert chosen(image) == engine
+
+
+@pytest.mark.parametrize("image", [WASI, BARE, COMPAT, SMART_FILE])
+def test_a_module_in_another_pod_is_refused_with_what_to_do(image: Image) -> None:
+    with pytest.raises(InvalidInput, match=r"'app' is WebAssembly .*handler forgeone-wasm or spin"):
+        chosen(image, "native")
+    with pytest.raises(InvalidInput, match="'forgeone-microvm' runs programs"):
+        chosen(image, "microvm")
+
+
+def test_without_the_engine_the_advice_is_to_install_it() -> None:
+    with pytest.raises(InvalidInput, match="install the wasm engine"):
+        choose.engine(POD, ContainerSpec(name="c", image="app"), BARE, of_pod="native", handlers=())
+
+
+@pytest.mark.parametrize("image", [LINUX, FILE, SMART])
+def test_a_program_in_a_pod_of_programs_is_one_whatever_its_file_is_called(image: Image) -> None:
+    assert chosen(image, "native") == "native"
+
+
+@pytest.mark.parametrize("command", [("/bin/app.wasm", "x"), ("app.wat",), ("a.wasm#f",)])
+def test_a_command_of_the_containers_own_counts(command: tuple[str, ...]) -> None:
+    assert chosen(LINUX, spec=ContainerSpec(name="c", command=command)) == "wasm"
+    assert chosen(FILE, spec=ContainerSpec(name="c", command=("/bin/sh", "-c", "cat /app.wasm"))) == "native"
+
+
+@pytest.mark.parametrize(
+    ("pod", "container", "engine"),
+    [
+        ({"run.oci.handler": "wasm"}, {}, "wasm"),
+        ({}, {"run.oci.handler": "wasm"}, "wasm"),
+        ({"run.oci.handler": "wasm"}, {"run.oci.handler": "wasm-smart"}, "native"),
+        ({"run.oci.handler": "wasm-smart"}, {}, "native"),
+        ({"run.oci.handler": "krun"}, {}, "native"),
+    ],
+)
+def test_the_annotation_of_crun_counts_the_containers_first(
+    pod: dict[str, str], container: dict[str, str], engine: str
+) -> None:
+    assert chosen(LINUX, spec=ContainerSpec(name="c", annotations=container), pod=pod) == engine
+
+
+def test_the_annotation_makes_no_module_of_a_program_in_another_pod() -> None:
+    assert chosen(LINUX, "native", pod={"run.oci.handler": "wasm"}) == "native"
+
+
+@pytest.mark.parametrize("of_pod", ["native", "wasm"])
+def test_an_artifact_that_is_no_module_cannot_be_run(of_pod: str) -> None:
+    with pytest.raises(InvalidInput, match="OCI artifact"):
+        chosen(Image(id="a", artifact="application/vnd.example.model"), of_pod)
+
+
+def test_a_module_needs_no_command_and_a_program_does() -> None:
+    assert chosen(BARE) == "wasm"
+    with pytest.raises(InvalidInput, match=r"config\.command"):
+        chosen(replace(LINUX, config=ImageConfig()))
