@@ -50,7 +50,7 @@ getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid restart_s
 rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigtimedwait sched_getaffinity sched_yield set_robust_list sigaltstack
 sysinfo tgkill umask uname
 """
-_REAPER = "exit exit_group restart_syscall rt_sigprocmask rt_sigreturn rt_sigtimedwait wait4"
+_REAPER = "close exit exit_group futex restart_syscall rt_sigprocmask rt_sigreturn rt_sigtimedwait wait4 write"
 
 
 def _allow(names: Iterable[str], *conditions: Mapping[str, int | str]) -> dict[str, object]:
@@ -66,6 +66,11 @@ def _argument(index: int, value: int, mask: int | None = None) -> Mapping[str, i
     return {"index": index, "value": mask, "valueTwo": value, "op": "SCMP_CMP_MASKED_EQ"}
 
 
+def _memory() -> dict[str, object]:
+    """Memory, but none that could be executed."""
+    return _allow(["mmap", "mprotect"], _argument(2, 0, _PROT_EXEC))
+
+
 def guest_profile(*, more: bool = False, machine: str | None = None) -> dict[str, object]:
     """The filter of a guest (OCI ``linux.seccomp``). With ``more`` another one can be put on top of it."""
     name = machine or platform.machine()
@@ -73,7 +78,7 @@ def guest_profile(*, more: bool = False, machine: str | None = None) -> dict[str
     rules = [_allow([call for group in words for call in group.split()])]
     if more:
         rules.append(_allow(["seccomp"]))
-    rules += [_allow(["mmap", "mprotect"], _argument(2, 0, _PROT_EXEC))]
+    rules.append(_memory())
     # On s390 the first two arguments of clone(2) change places.
     rules += [
         _allow(["clone"], _argument(1 if name == "s390x" else 0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW)),
@@ -93,7 +98,8 @@ def guest_profile(*, more: bool = False, machine: str | None = None) -> dict[str
 
 def reaper_profile(machine: str | None = None) -> dict[str, object]:
     """The filter of a pod's init, which does nothing but wait for its children."""
-    return _profile([_allow(_REAPER.split())], machine or platform.machine())
+    name = machine or platform.machine()
+    return _profile([_allow([*_REAPER.split(), *_MEMORY.split()]), _memory()], name)
 
 
 def _profile(rules: list[dict[str, object]], machine: str) -> dict[str, object]:
