@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any
 
@@ -67,12 +68,19 @@ def images(client: Client, args: argparse.Namespace) -> int:
         print_json(items)
         return 0
     rows = [
-        (name, tag, short(item.id), size(item.size), "pinned" if item.pinned else "")
+        (name, tag, short(item.id), _platform(client, item.id), size(item.size), "pinned" if item.pinned else "")
         for item in items
         for name, tag in image_names(item.repo_tags, item.repo_digests)
     ]
-    sys.stdout.write(table(("IMAGE", "TAG", "IMAGE ID", "SIZE", ""), rows))
+    sys.stdout.write(table(("IMAGE", "TAG", "IMAGE ID", "PLATFORM", "SIZE", ""), rows))
     return 0
+
+
+def _platform(client: Client, image_id: str) -> str:
+    """What an image is for; one that was removed meanwhile is for nothing."""
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
+    told = json.loads(client.call(client.images.ImageStatus, request).info.get("info", "{}"))
+    return "artifact" if told.get("artifact") and not told.get("module") else str(told.get("platform", ""))
 
 
 def version(client: Client, args: argparse.Namespace) -> int:

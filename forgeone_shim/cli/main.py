@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     verb("images", "list images", output)
 
     pull = verb("pull", "pull an image", output, login)
+    pull.add_argument("--handler", default="", help="for pods of this runtime handler: it may choose between platforms")
     pull.add_argument("image")
 
     rmi = verb("rmi", "remove images")

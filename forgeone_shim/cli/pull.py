@@ -24,7 +24,7 @@ _FINISHED = (node_pb2.LAYER_STATE_EXISTS, node_pb2.LAYER_STATE_DONE)
 
 def command(client: Client, args: argparse.Namespace) -> int:
     """Pull and print the image's id."""
-    image = pull(client, args.image, credentials(args), quiet=args.quiet)
+    image = pull(client, args.image, credentials(args), args.handler, quiet=args.quiet)
     if args.output == "json":
         print_json(image)
     else:
@@ -44,9 +44,12 @@ def remove(client: Client, args: argparse.Namespace) -> int:
     return 0
 
 
-def pull(client: Client, image: str, login: Any, *, quiet: bool = False) -> Any:
-    """Pull ``image``, showing each layer on standard error: bars on a terminal, a line for each finished layer else."""
-    request = node_pb2.PullImageRequest(image=image, credentials=login)
+def pull(client: Client, image: str, login: Any, handler: str, *, quiet: bool = False) -> Any:
+    """Pull ``image``, showing each layer on standard error: bars on a terminal, a line for each finished layer else.
+
+    ``handler`` is that of the pods it is for, empty for the default.
+    """
+    request = node_pb2.PullImageRequest(image=image, credentials=login, runtime_handler=handler)
     shown = _Silent() if quiet else _Bars(image) if sys.stderr.isatty() else _Lines(image)
     with client.errors(), shown:
         for message in client.node.PullImage(request):

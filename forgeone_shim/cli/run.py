@@ -114,13 +114,14 @@ def _remove(client: Client, pod_id: str, grace: int) -> None:
 def _image(client: Client, args: argparse.Namespace) -> str:
     """The id of the image, pulled when it is not here or when ``--pull always`` asks."""
     if args.pull != "always":
-        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=args.image))
+        wanted = cri.ImageSpec(image=args.image, runtime_handler=args.handler)
+        request = cri.ImageStatusRequest(image=wanted)
         here = client.call(client.images.ImageStatus, request).image.id
         if here:
             return str(here)
         if args.pull == "never":
             raise InvalidInput("image", f"{args.image!r} is not on this node", fix="leave out --pull never")
-    return str(pull(client, args.image, credentials(args), quiet=args.quiet).id)
+    return str(pull(client, args.image, credentials(args), args.handler, quiet=args.quiet).id)
 
 
 def _base_name(image: str) -> str:

@@ -31,8 +31,10 @@ class Puller(Protocol):
         auth: Credentials | None,
         deadline: Deadline,
         progress: Callable[[LayerProgress], None] | None = None,
+        *,
+        wasm: bool = False,
     ) -> Image:
-        """Pull ``image``, reporting to ``progress`` from any thread."""
+        """Pull ``image``, reporting to ``progress`` from any thread; ``wasm`` chooses between two of one name."""
 
 
 class Node(Protocol):
@@ -41,6 +43,9 @@ class Node(Protocol):
     @property
     def images(self) -> Puller:
         """The node's images."""
+
+    def wasm_first(self, handler: str) -> bool:
+        """Whether pods of that handler want WebAssembly where an image has it; InvalidInput: there is no such one."""
 
     def pause_container(self, id_: str, deadline: Deadline) -> None:
         """Stop a container's processes where they are."""
@@ -90,14 +95,12 @@ class NodeServicer:
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""
-        pull = _Pull()
-        work = threading.Thread(
-            target=pull.run,
-            args=(lambda: self._node.images.pull(request.image, _credentials(request), call.deadline, pull.progress),),
-            name="pull",
-            daemon=True,
-        )
-        work.start()
+        pull, auth, wasm = _Pull(), _credentials(request), self._node.wasm_first(request.runtime_handler)
+
+        def work() -> Image:
+            return self._node.images.pull(request.image, auth, call.deadline, pull.progress, wasm=wasm)
+
+        threading.Thread(target=pull.run, args=(work,), name="pull", daemon=True).start()
         for update in pull.updates():
             yield node_pb2.PullImageResponse(
                 layer=node_pb2.LayerProgress(

@@ -203,6 +203,7 @@ class Images(_Partly):
     def __init__(self) -> None:
         self.here: dict[str, Any] = {}
         self.requests: list[Any] = []
+        self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
         self.paused: set[str] = set()
 
@@ -210,7 +211,10 @@ class Images(_Partly):
         return cri.ListImagesResponse(images=self.here.values())
 
     def ImageStatus(self, request: Any, call: Any) -> Any:
-        return cri.ImageStatusResponse(image=self.here.get(request.image.image))
+        self.asked.append(request.image)
+        here = {image.id: image for image in self.here.values()} | self.here
+        info = {"info": '{"platform": "wasi/wasm"}'} if request.verbose else {}
+        return cri.ImageStatusResponse(image=here.get(request.image.image), info=info)
 
     def RemoveImage(self, request: Any, call: Any) -> Any:
         del self.here[request.image.image]

@@ -76,6 +76,13 @@ def test_run_refuses_what_makes_no_sense_before_anything_is_made(
     assert node.pods.calls == []
 
 
+def test_a_pull_is_for_the_handler_of_the_pod_to_come(node: NodeDouble, forge: Forge) -> None:
+    assert forge("run", "-d", "-q", "--handler", "forgeone-wasm", "reg/app:1") == 0
+    assert forge("pull", "-q", "--handler", "spin", "reg/app:2") == 0
+    assert node.images.asked[0].runtime_handler == "forgeone-wasm"
+    assert [one.runtime_handler for one in node.images.requests] == ["forgeone-wasm", "spin"]
+
+
 def test_run_takes_the_pod_away_when_the_start_fails(
     node: NodeDouble, forge: Forge, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -107,7 +114,7 @@ def test_listings_show_what_is_there(node: NodeDouble, forge: Forge, capsys: Cap
     for verb, expected in (
         ("pods", "web   forge      Ready"),
         ("ps", "web   reg/app:1  Running"),
-        ("images", "reg/app  1    cdcdcdcdcdcdc  4.2MB"),
+        ("images", "reg/app  1    cdcdcdcdcdcdc  wasi/wasm  4.2MB"),
     ):
         assert forge(verb) == 0
         assert expected in capsys.readouterr().out

@@ -23,9 +23,18 @@ class Puller:
     def __init__(self, updates: list[LayerProgress], outcome: Image | Exception) -> None:
         self.updates, self.outcome = updates, outcome
         self.auth: Credentials | None = None
+        self.wasm = False
 
-    def pull(self, image: str, auth: Credentials | None, deadline: Deadline, progress: Progress | None = None) -> Image:
-        self.auth = auth
+    def pull(
+        self,
+        image: str,
+        auth: Credentials | None,
+        deadline: Deadline,
+        progress: Progress | None = None,
+        *,
+        wasm: bool = False,
+    ) -> Image:
+        self.auth, self.wasm = auth, wasm
         assert progress is not None
         for update in self.updates:
             progress(update)
@@ -39,7 +48,8 @@ def unused() -> Outcome:
 
 
 def pull(puller: Puller, **request: object) -> list[node_pb2.PullImageResponse]:
-    servicer = NodeServicer(SimpleNamespace(images=puller), unused)
+    node = SimpleNamespace(images=puller, wasm_first=lambda handler: handler == "forgeone-wasm")
+    servicer = NodeServicer(node, unused)
     return list(servicer.PullImage(node_pb2.PullImageRequest(**request), CALL))
 
 
@@ -48,6 +58,13 @@ def test_the_last_message_is_the_image() -> None:
     messages = pull(Puller([LayerProgress("sha256:x", 9, 9, LayerState.DONE)], image))
     assert messages[-1].image == node_pb2.PulledImage(id="sha256:1", repo_tags=["a:b"], size=7)
     assert messages[0].layer.state == node_pb2.LAYER_STATE_DONE
+
+
+@pytest.mark.parametrize(("handler", "wasm"), [("", False), ("forgeone-wasm", True)])
+def test_the_handler_says_which_image_of_a_name(handler: str, wasm: bool) -> None:
+    puller = Puller([], Image(id="sha256:1"))
+    pull(puller, runtime_handler=handler)
+    assert puller.wasm is wasm
 
 
 def test_a_failure_is_raised_as_it_is() -> None:
