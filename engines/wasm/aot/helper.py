@@ -31,6 +31,7 @@ _MAGIC: Final = b"\0asm"
 _COMPONENT_LAYER: Final = b"\x01\x00"
 _ELF: Final = b"\x7fELF"
 _NAMES_MAX: Final = 10_000
+_NAMES_LENGTH_MAX: Final = 1 << 20
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _SIGKILL: Final = 9
@@ -97,8 +98,8 @@ def _from_text(text: bytes) -> bytes:
 
 def _named(names: Any) -> tuple[str, ...]:
     found = tuple(names)
-    if len(found) > _NAMES_MAX:
-        raise ValueError(f"has more than {_NAMES_MAX} imports or exports")
+    if len(found) > _NAMES_MAX or sum(map(len, found)) > _NAMES_LENGTH_MAX:
+        raise ValueError(f"has more than {_NAMES_MAX} imports or exports, or more than 1 MiB of their names")
     return found
 
 
