@@ -19,7 +19,7 @@ ARTIFACT_CONFIG: Final = "application/vnd.wasm.config.v0+json"
 
 SPIN_CONFIG: Final = "application/vnd.fermyon.spin.application.v1+config"
 _LAYER: Final = "application/wasm"
-_KINDS: Final = frozenset({ARTIFACT_CONFIG, "application/vnd.wasm.config.v1+json", SPIN_CONFIG, _LAYER})
+ARTIFACTS: Final = frozenset({ARTIFACT_CONFIG, "application/vnd.wasm.config.v1+json", SPIN_CONFIG, _LAYER})
 LAYERS: Final = frozenset(
     {
         _LAYER,
@@ -57,6 +57,6 @@ def of_artifact(kind: str, media_types: Sequence[str]) -> int | None:
     would not find.
     """
     found = [at for at, media_type in enumerate(media_types) if media_type in LAYERS]
-    if kind not in _KINDS or len(found) != 1 or (kind == SPIN_CONFIG and len(media_types) > 1):
+    if kind not in ARTIFACTS or len(found) != 1 or (kind == SPIN_CONFIG and len(media_types) > 1):
         return None
     return found[0]

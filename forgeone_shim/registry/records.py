@@ -109,6 +109,12 @@ class ImageRecords:
             self._store.put(_KIND, image.id, whole)
         return self._with_pin(whole)
 
+    def replace(self, image: Image) -> None:
+        """Say something else of an image that is here; one that is gone stays so."""
+        with self._store.transaction():
+            if self._store.get(_KIND, image.id, Image) is not None:
+                self._store.put(_KIND, image.id, image)
+
     def delete(self, image_id: str) -> None:
         """Forget an image under all its names; its layers are for :meth:`needed` to count."""
         self._store.delete(_KIND, image_id)

@@ -27,7 +27,7 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
-from forgeone_shim.registry import authfiles
+from forgeone_shim.registry import authfiles, earlier
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
 from forgeone_shim.registry.hosts import endpoints_for
 from forgeone_shim.registry.manifest import Platform, host_platform
@@ -111,6 +111,8 @@ class ImageService:
         self._gate = threading.Lock()
         self._audience: Audience = audience or _Nobody()
         self._news = threading.Lock()
+        for image in filter(earlier.is_earlier, self._records.all()):
+            self._records.replace(earlier.as_now(image, self._documents.read(image.manifest_digest)))
         self._log = structlog.get_logger("images")
         (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
 

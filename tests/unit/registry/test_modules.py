@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -313,6 +314,28 @@ def test_a_record_from_before_there_were_modules_is_read(node: Node) -> None:
         del old[key]
     node.store.put("image", image.id, old)
     assert ImageRecords(node.store, ()).find("example.com/app:v1") == image
+
+
+@pytest.mark.parametrize(("notes", "file"), [({}, sha256(WASM)[7:]), ({artifacts.TITLE: "hello.wasm"}, "hello.wasm")])
+def test_a_module_that_was_pulled_as_an_artifact_of_files_can_be_run(
+    node: Node, registry: FakeRegistry, contents: Contents, notes: dict[str, str], file: str
+) -> None:
+    document(contents, "v1", None, OLD, layer(contents, CONTENT, **notes))
+    now = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
+    before = artifacts.part(sha256(WASM), notes)
+    (node.layers.path(now.layers[0]) / now.module[1:]).rename(node.layers.path(now.layers[0]) / before.file)
+    node.store.put("image", now.id, replace(now, module="", os="linux", architecture="amd64"))
+    image = node.service().resolve(now.id)
+    assert (image.module, image.platform) == (f"/{file}", "wasi/wasm")
+    assert read(node, image) == WASM
+
+
+def test_an_artifact_whose_manifest_is_gone_stays_one(node: Node, registry: FakeRegistry, contents: Contents) -> None:
+    document(contents, "v1", None, OLD, layer(contents, CONTENT))
+    now = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
+    old = replace(now, module="", manifest_digest=sha256(b"gone"))
+    node.store.put("image", now.id, old)
+    assert node.service().resolve(now.id) == old
 
 
 # Those who get ready for images
