@@ -1,0 +1,214 @@
+"""What a container may know of itself and cannot find out: a small file that the engine keeps and its guest has mapped.
+
+The guest's process makes the file while the container is created, if its guest asks for such things at all, and maps it
+for reading only. The engine amends it: at each transition of the container's life, and when its limits change.
+
+Of two slots one is valid: the last bit of a generation says which. An amendment is written to the other, then the
+generation is raised: a reader that finds it unchanged after reading has read one state, and a writer that is killed
+leaves the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from forgeone_shim import abi
+from forgeone_shim.errors import InternalError, syscall_error
+
+NAME: Final = "card"
+
+_MAGIC: Final = b"F1CARD\x00\x01"
+_GENERATION: Final = 8
+_SLOTS: Final = (64, 2048)
+_SIZE: Final = 4096
+_STEPS_MAX: Final = 64
+# State, number of steps; the limits and the steps follow.
+_HEAD: Final = struct.Struct("<BxxxI")
+# A writer that amends without pause cannot keep a reader for ever.
+_ATTEMPTS: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """As ``struct forgeone_limits`` of the interface has them; 0: none."""
+
+    memory: int = 0
+    linear_memory: int = 0
+    cpu_quota: int = 0
+    cpu_period: int = 0
+    cpu_shares: int = 0
+    cpu_budget: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transition; ``at`` in nanoseconds since the epoch, the rest in the words of :mod:`forgeone_shim.abi`."""
+
+    at: int
+    before: str
+    event: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """``steps`` are the latest ones, oldest first."""
+
+    state: str = abi.STATES[0]
+    limits: Limits = Limits()
+    steps: tuple[Step, ...] = ()
+
+
+class View:
+    """The file as its guest's process sees it, for as long as that lives."""
+
+    def __init__(self, fd: int) -> None:
+        """``fd`` stays the caller's."""
+        self._map = mmap.mmap(fd, _SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def read(self) -> Card:
+        """:raises InternalError: it is amended faster than it can be read, or is no such file."""
+        for _ in range(_ATTEMPTS):
+            before = self._map[_GENERATION : _GENERATION + 8]
+            at = _SLOTS[before[0] & 1]
+            content = self._map[at : at + _SLOTS[1] - _SLOTS[0]]
+            if self._map[_GENERATION : _GENERATION + 8] == before:
+                return _decode(content)
+        raise InternalError("what the container is does not stand still")
+
+
+def create(path: str, card: Card) -> View:
+    """Make the file, and see it.
+
+    :raises ForgeError: it cannot be made; nothing is left of it then.
+    """
+    with contextlib.ExitStack() as undo:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            undo.callback(os.unlink, path)
+            try:
+                os.posix_fallocate(fd, 0, _SIZE)
+                os.pwrite(fd, _MAGIC, 0)
+                os.pwrite(fd, _encode(card), _SLOTS[0])
+                view = View(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise syscall_error("write", path, error) from error
+        undo.pop_all()
+    return view
+
+
+def see(path: str) -> View:
+    """One that another process of the container has made.
+
+    :raises ForgeError: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return View(fd)
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:
+        raise InternalError(f"read {path}: {error}") from error
+
+
+def take(path: str, step: Step) -> None:
+    """Note a transition; where there is no such file nobody wants to know."""
+    _amend(path, lambda card: replace(card, state=step.after, steps=(*card.steps, step)[-_STEPS_MAX:]))
+
+
+def correct(path: str, state: str) -> None:
+    """Have it say ``state``: of a transition that was cut off there may be no note."""
+    _amend(path, lambda card: card if card.state == state else replace(card, state=state))
+
+
+def limit(path: str, limits: Callable[[Limits], Limits]) -> None:
+    """Have it say other limits."""
+    _amend(path, lambda card: replace(card, limits=limits(card.limits)))
+
+
+def _amend(path: str, change: Callable[[Card], Card]) -> None:
+    with _opened(path) as fd:
+        if fd is None:
+            return
+        # Of two forgeoneds during a hot reload, or of two threads of one.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        content = os.pread(fd, _SIZE, 0)
+        if len(content) != _SIZE or content[:8] != _MAGIC:
+            raise InternalError(f"{path} is not what it was written as")
+        generation = int.from_bytes(content[_GENERATION : _GENERATION + 8], "little")
+        before = _decode(content[_SLOTS[generation & 1] :])
+        after = change(before)
+        if after == before:
+            return
+        os.pwrite(fd, _encode(after), _SLOTS[(generation + 1) & 1])
+        os.pwrite(fd, (generation + 1).to_bytes(8, "little"), _GENERATION)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        raise syscall_error("open", path, error) from error
+    try:
+        yield fd
+    except OSError as error:
+        raise syscall_error("write", path, error) from error
+    finally:
+        os.close(fd)
+
+
+def _encode(card: Card) -> bytes:
+    head = _HEAD.pack(abi.STATES.index(card.state), len(card.steps))
+    return head + packed(card.limits) + packed_steps(card.steps)
+
+
+def packed(limits: Limits) -> bytes:
+    """``struct forgeone_limits``."""
+    return abi.LIMITS.pack(
+        limits.memory,
+        limits.linear_memory,
+        limits.cpu_quota,
+        limits.cpu_period,
+        limits.cpu_shares,
+        limits.cpu_budget,
+    )
+
+
+def packed_steps(steps: Sequence[Step]) -> bytes:
+    """An array of ``struct forgeone_transition``."""
+    return b"".join(
+        abi.TRANSITION.pack(
+            one.at, abi.STATES.index(one.before), abi.EVENTS.index(one.event), abi.STATES.index(one.after)
+        )
+        for one in steps
+    )
+
+
+def _decode(content: bytes) -> Card:
+    state, count = _HEAD.unpack_from(content)
+    at = _HEAD.size + abi.LIMITS.size
+    try:
+        steps = [
+            Step(when, abi.STATES[before], abi.EVENTS[event], abi.STATES[after])
+            for when, before, event, after in (
+                abi.TRANSITION.unpack_from(content, at + place * abi.TRANSITION.size)
+                for place in range(min(count, _STEPS_MAX))
+            )
+        ]
+        return Card(abi.STATES[state], Limits(*abi.LIMITS.unpack_from(content, _HEAD.size)), tuple(steps))
+    except IndexError as error:
+        raise InternalError("what is known of the container is of another version") from error
