@@ -59,6 +59,7 @@ _CHANGES: Final = (
     "Restore",
     "Reopen",
     "Reload",
+    "Import",
 )
 # The only fields of a request that reach the log.
 _SUBJECTS: Final = ("pod_sandbox_id", "container_id")
@@ -80,8 +81,8 @@ class _Verb:
         self._changes = method.name.startswith(_CHANGES)
         self._subject = next((name for name in _SUBJECTS if name in method.input_type.fields_by_name), "")
 
-    def unary(self, request: Message, context: grpc.ServicerContext) -> Message:
-        """Answer with one message."""
+    def unary(self, request: Any, context: grpc.ServicerContext) -> Message:
+        """Answer with one message; the request may be an iterator of them."""
         call, started = _call(context), time.perf_counter()
         with bound_contextvars(request_id=call.id):
             try:
@@ -100,11 +101,11 @@ class _Verb:
             context.abort(*self._failed(request, call, started, error))
         self._succeeded(request, started)
 
-    def _succeeded(self, request: Message, started: float) -> None:
+    def _succeeded(self, request: Any, started: float) -> None:
         write = _log.info if self._changes else _log.debug
         write("rpc", method=self._name, ms=_ms(started), code="OK", **self._about(request))
 
-    def _failed(self, request: Message, call: Call, started: float, error: Exception) -> tuple[grpc.StatusCode, str]:
+    def _failed(self, request: Any, call: Call, started: float, error: Exception) -> tuple[grpc.StatusCode, str]:
         expected = isinstance(error, ForgeError)
         kind = error.kind if isinstance(error, ForgeError) else Kind.INTERNAL
         # What an unforeseen exception says may be anything, so the client gets only the way to the log.
@@ -119,7 +120,7 @@ class _Verb:
             _log.warning("rpc", error=text, request_id=call.id, **about)
         return CODES[kind], text
 
-    def _about(self, request: Message) -> dict[str, str]:
+    def _about(self, request: Any) -> dict[str, str]:
         return {self._subject: getattr(request, self._subject)} if self._subject else {}
 
 
@@ -143,7 +144,9 @@ def handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHand
         verb = _Verb(method, servicer)
         decode = GetMessageClass(method.input_type).FromString
         encode: Callable[[Any], bytes] = GetMessageClass(method.output_type).SerializeToString
-        if method.server_streaming:
+        if method.client_streaming:
+            handlers[method.name] = grpc.stream_unary_rpc_method_handler(verb.unary, decode, encode)
+        elif method.server_streaming:
             handlers[method.name] = grpc.unary_stream_rpc_method_handler(verb.stream, decode, encode)
         else:
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(verb.unary, decode, encode)

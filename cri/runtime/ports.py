@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from cri.streaming.server import Grant
@@ -41,6 +41,12 @@ class ImagesPort(Protocol):
 
     def remove(self, ref: str) -> None:
         """Forget the image with all its names; a missing one is no error."""
+
+    def export(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Images as an archive, a piece at a time."""
+
+    def receive(self, pieces: Iterable[bytes], deadline: Deadline, name: str = "") -> tuple[Image, ...]:
+        """Bring the images of an archive here."""
 
 
 class StreamingPort(Protocol):

@@ -22,6 +22,7 @@ MAX_SBOM: Final = 8 * 1024 * 1024
 REGISTRY: Final = "localhost"
 """Where a package that came as a file is said to be from."""
 
+_OWN: Final = "forgeone:"
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?")
 _ABI = re.compile(r"(0|[1-9]\d{0,3})\.(0|[1-9]\d{0,3})")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}")
@@ -136,6 +137,8 @@ def check(package: Package) -> None:
         raise InvalidInput("version", f"{package.version[:100]!r} is not MAJOR.MINOR.PATCH[-PRE.RELEASE]")
     if package.host_abi:
         abi_version("host_abi", package.host_abi)
+    elif own := next((name for name in package.module.imports if name.startswith(_OWN)), ""):
+        raise InvalidInput("host_abi", f"is missing, and the module imports {own[:100]!r}", fix='host_abi = "1.0"')
     for key, blob, limit in (
         ("module", package.module, MAX_MODULE),
         ("assets", package.assets, MAX_ASSETS),

@@ -13,6 +13,9 @@ from typing import Protocol
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, ResourceExhausted
+from forgeone_shim.package import image as packages
+from forgeone_shim.package import media
+from forgeone_shim.package.verification import Trust
 from forgeone_shim.registry.artifacts import EMPTY_CONFIG
 from forgeone_shim.registry.digest import algorithm, encoded, is_digest, matches
 from forgeone_shim.registry.manifest import (
@@ -32,7 +35,8 @@ from forgeone_shim.registry.manifest import (
     parse_config,
 )
 from forgeone_shim.registry.model import LayerProgress, LayerState
-from forgeone_shim.registry.source import CorruptBlob, Source
+from forgeone_shim.registry.origin import Origin
+from forgeone_shim.registry.source import CorruptBlob
 from forgeone_shim.registry.stream import BlobStream, write_all
 from forgeone_shim.registry.transport import Cancelled, Session
 
@@ -92,21 +96,26 @@ class Layers(Protocol):
     def info(self, diff_id: str) -> LayerUsage:
         """What a layer takes on disk."""
 
+    def path(self, diff_id: str) -> Path:
+        """The tree of a layer that is there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A layer to have, and the blob it is made from; ``file`` is the name of an artifact's."""
+    """A layer to have, and the blob it is made from; ``file`` is the name of an artifact's, ``keep`` the blob too."""
 
     diff_id: str
     blob: Descriptor
     file: str = ""
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
     """What a reference means now. ``target`` is the digest its tag points at: an index, if it is one.
 
-    ``shared`` says that this index has a WebAssembly module beside an image for this platform.
+    ``shared`` says that this index has a WebAssembly module beside an image for this platform. ``kept`` are blobs that
+    are kept beside the layers that they became, whatever is done with others.
     """
 
     target: str
@@ -115,23 +124,26 @@ class Resolved:
     file: ConfigFile
     documents: Mapping[str, bytes]
     shared: bool = False
+    kept: tuple[str, ...] = ()
 
-    def wanted(self) -> list[Wanted]:
-        """Each different layer once, largest first, so that the longest work starts first."""
+    def wanted(self, *, keep: bool = False) -> list[Wanted]:
+        """Each different layer once, largest first, so that the longest work starts first; ``keep``: and every blob."""
         layers = self.manifest.layers
         files = [part.file for part in self.manifest.parts] or [""] * len(layers)
         found = {
-            diff_id: Wanted(diff_id, layer, file)
+            diff_id: Wanted(diff_id, layer, file, keep or layer.digest in self.kept)
             for diff_id, layer, file in zip(self.file.diff_ids, layers, files, strict=True)
         }
         return sorted(found.values(), key=lambda wanted: -wanted.blob.size)
 
 
-def resolve(source: Source, platform: Platform, *, modules_first: bool = False) -> Resolved:
+def resolve(source: Origin, platform: Platform, trust: Callable[[], Trust], *, modules_first: bool = False) -> Resolved:
     """Ask what the reference is: through indexes to the manifest for this platform, and its config.
 
+    :param trust: what is asked of a package, should it be one.
     :param modules_first: where there is a choice, take the WebAssembly module.
     :raises NotFound: when the registry does not have it, or not for this platform.
+    :raises PermissionDenied: it is a package that nobody who is trusted has signed.
     """
     reference = source.reference
     document = source.manifest(reference.digest or reference.tag)
@@ -146,6 +158,10 @@ def resolve(source: Source, platform: Platform, *, modules_first: bool = False) 
     parsed = document.content
     if isinstance(parsed, Index):
         raise FailedPrecondition(f"{reference}: more than {MAX_INDEX_DEPTH} indexes inside each other")
+    if parsed.artifact == media.ARTIFACT:
+        found = packages.resolve(source, parsed, trust())
+        documents |= found.documents
+        return Resolved(target, document.digest, found.manifest, found.file, documents, shared, found.kept)
     if parsed.artifact:
         if parsed.config.media_type != EMPTY_CONFIG and parsed.config.size <= MAX_CONFIG:
             documents[parsed.config.digest] = source.document(parsed.config)
@@ -169,6 +185,10 @@ class BlobFolder:
         if not is_digest(digest):
             raise FailedPrecondition(f"{digest[:100]!r} is not a digest")
         return self._root / algorithm(digest) / encoded(digest)
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is there; nobody has looked at its bytes."""
+        return self.path(digest).exists()
 
     def write(self, digest: str, data: bytes) -> None:
         """Keep a small blob."""
@@ -251,21 +271,23 @@ class Turns:
 class LayerFetcher:
     """Brings the layers of an image onto this node."""
 
-    def __init__(self, layers: Layers, turns: Turns, blobs: BlobFolder | None, parallel: int) -> None:
+    def __init__(self, layers: Layers, turns: Turns, blobs: BlobFolder, parallel: int, *, keep: bool) -> None:
+        """``keep``: the blob of every layer, beside what it became."""
         self._layers = layers
         self._turns = turns
         self._blobs = blobs
         self._parallel = parallel
+        self._keep = keep
 
-    def fetch(self, source: Source, resolved: Resolved, listener: Listener) -> None:
+    def fetch(self, source: Origin, resolved: Resolved, listener: Listener) -> None:
         """Fetch and unpack every layer that is missing. When one fails the others are stopped.
 
         :raises ForgeError: the first failure; the layer is named.
         """
-        wanted = resolved.wanted()
+        wanted = resolved.wanted(keep=self._keep)
         missing: list[Wanted] = []
         for layer in wanted:
-            here, blob = self._layers.has(layer.diff_id), layer.blob
+            here, blob = self._here(layer), layer.blob
             listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS if here else LayerState.WAITING))
             if not here:
                 missing.append(layer)
@@ -281,10 +303,13 @@ class LayerFetcher:
         if failures:
             raise next((error for error in failures if not isinstance(error, Cancelled)), failures[0])
 
-    def _one(self, source: Source, layer: Wanted, listener: Listener) -> None:
+    def _here(self, layer: Wanted) -> bool:
+        return self._layers.has(layer.diff_id) and (not layer.keep or self._blobs.has(layer.blob.digest))
+
+    def _one(self, source: Origin, layer: Wanted, listener: Listener) -> None:
         blob = layer.blob
         with self._turns.take(layer.diff_id, source.session):
-            if self._layers.has(layer.diff_id):
+            if self._here(layer):
                 listener(LayerProgress(blob.digest, blob.size, 0, LayerState.EXISTS))
                 return
             source.session.check(f"before layer {blob.digest}")
@@ -298,7 +323,7 @@ class LayerFetcher:
                         raise
             listener(LayerProgress(blob.digest, blob.size, blob.size, LayerState.DONE))
 
-    def _bring(self, source: Source, layer: Wanted, skip: int, listener: Listener) -> None:
+    def _bring(self, source: Origin, layer: Wanted, skip: int, listener: Listener) -> None:
         """Fetch from the endpoints that are left after ``skip`` of them served rubbish."""
         blob, done = layer.blob, 0
 
@@ -308,7 +333,7 @@ class LayerFetcher:
             listener(LayerProgress(blob.digest, blob.size, done, LayerState.DOWNLOADING))
 
         with ExitStack() as stack:
-            copy = stack.enter_context(self._blobs.incoming(blob.digest)) if self._blobs else None
+            copy = stack.enter_context(self._blobs.incoming(blob.digest)) if layer.keep else None
             stream = BlobStream(source, blob, source.blob_endpoints()[skip:], on_bytes=count, copy=copy)
             stack.callback(stream.close)
             try:
@@ -316,8 +341,12 @@ class LayerFetcher:
             except Exception as error:
                 raise _cause(error, stream, f"{source.reference}: layer {blob.digest}") from None
 
-    def _store(self, source: Source, layer: Wanted, stream: BlobStream) -> None:
+    def _store(self, source: Origin, layer: Wanted, stream: BlobStream) -> None:
         deadline = source.session.deadline
+        if self._layers.has(layer.diff_id):
+            # Of a layer that came before blobs were kept, or from another image, the blob alone is missing.
+            stream.verify()
+            return
         if layer.file:
             self._layers.keep(layer.diff_id, layer.file, stream, deadline, verify=stream.verify)
             return

@@ -18,7 +18,7 @@ import msgspec
 
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.fs import tar
-from forgeone_shim.registry.digest import algorithm, encoded, is_digest, matches
+from forgeone_shim.registry.digest import algorithm, encoded, hasher, is_digest, matches
 from forgeone_shim.registry.manifest import MAX_MANIFEST, OCI_INDEX, Descriptor, Index, parse_manifest
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
@@ -138,7 +138,7 @@ def write(out: BinaryIO, entries: Iterable[Mapping[str, Any]], blobs: Iterable[B
 def pieces(entries: Iterable[Mapping[str, Any]], blobs: Iterable[Blob]) -> Iterator[bytes]:
     """The bytes of a layout, a piece at a time.
 
-    :raises FailedPrecondition: a blob has not as many bytes as it should.
+    :raises FailedPrecondition: a blob is not what its digest and its size say.
     """
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries)}
     for name, data in ((_MARK, _MARK_TEXT), (_INDEX, msgspec.json.encode(index))):
@@ -151,14 +151,15 @@ def pieces(entries: Iterable[Mapping[str, Any]], blobs: Iterable[Blob]) -> Itera
 
 
 def _content(blob: Blob) -> Iterator[bytes]:
-    buffer, left = memoryview(bytearray(_CHUNK)), blob.size
+    buffer, left, counted = memoryview(bytearray(_CHUNK)), blob.size, hasher(blob.digest)
     source = blob.open()
     try:
         while left and (got := source.readinto(buffer[: min(left, _CHUNK)])):
+            counted.update(buffer[:got])
             yield bytes(buffer[:got])
             left -= got
-        if left or source.readinto(buffer[:1]):
-            raise FailedPrecondition(f"blob {blob.digest} has not the {blob.size} bytes it should have")
+        if left or counted.hexdigest() != encoded(blob.digest):
+            raise FailedPrecondition(f"blob {blob.digest} is no longer what its digest says")
     finally:
         source.close()
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from forgeone_shim.config.model import RegistryConfig
+from forgeone_shim.attestation.keys import read_trusted
+from forgeone_shim.config.model import PackagesConfig, RegistryConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
@@ -27,11 +28,15 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
-from forgeone_shim.registry import authfiles, earlier
+from forgeone_shim.package.verification import Trust
+from forgeone_shim.registry import authfiles, earlier, exports
+from forgeone_shim.registry.archives import LayoutSource, Named, named
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
 from forgeone_shim.registry.hosts import endpoints_for
+from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.manifest import Platform, host_platform
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.registry.origin import Origin
 from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.source import Source
@@ -49,13 +54,20 @@ class _Settings:
     """What a pull goes by from its beginning to its end."""
 
     config: RegistryConfig
+    packages: PackagesConfig
+    abi: tuple[int, int] | None
     fetcher: LayerFetcher
     platform: Platform
 
+    def trust(self) -> Trust:
+        """What is asked of packages, by the keys that are there now."""
+        keys = read_trusted(Path(self.packages.trusted_keys))
+        return Trust(keys, unsigned=self.packages.unsigned == "allow", abi=self.abi)
+
     def blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
         """What is kept of an image beside its layers."""
-        kept = tuple(blob.digest for blob in resolved.manifest.layers) if self.config.keep_blobs else ()
-        return (*resolved.documents, *kept)
+        wanted = resolved.wanted(keep=self.config.keep_blobs)
+        return (*resolved.documents, *(layer.blob.digest for layer in wanted if layer.keep))
 
 
 class Audience(Protocol):
@@ -83,7 +95,7 @@ class ImageService:
 
     ``layers_in_use`` names the diff ids containers stand on. It is called while images are being removed and must not
     call back. The ``audience`` is told outside of every lock but one: an image that has just arrived is among the
-    ``remaining``, or they are told before it arrives.
+    ``remaining``, or they are told before it arrives. ``abi`` is the version of the host interface that packages find.
     """
 
     def __init__(
@@ -96,7 +108,10 @@ class ImageService:
         pinned: Sequence[str],
         layers_in_use: Callable[[], set[str]],
         audience: Audience | None = None,
+        packages: PackagesConfig | None = None,
+        abi: tuple[int, int] | None = None,
     ) -> None:
+        self._abi = abi
         self._root = root
         self._layers = layers
         self._layers_in_use = layers_in_use
@@ -104,9 +119,10 @@ class ImageService:
         self._documents = BlobFolder(root / "images")
         self._blobs = BlobFolder(root / "blobs")
         self._turns = Turns()
-        self._settings = self._settle(config)
+        self._settings = self._settle(config, packages or PackagesConfig())
         self._contexts = TlsContexts()
         self._flights: dict[_Key, _Flight] = {}
+        self._loads: dict[Session, threading.Event] = {}
         self._lock = threading.Lock()
         self._gate = threading.Lock()
         self._audience: Audience = audience or _Nobody()
@@ -116,19 +132,22 @@ class ImageService:
         self._log = structlog.get_logger("images")
         (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def reconfigure(self, config: RegistryConfig, pinned: Sequence[str]) -> None:
-        """Pulls that begin from now on, and what is pinned, go by these.
+    def reconfigure(
+        self, config: RegistryConfig, pinned: Sequence[str], packages: PackagesConfig | None = None
+    ) -> None:
+        """Pulls that begin from now on, and what is pinned, go by these; without ``packages`` those stay as they are.
 
         :raises Unavailable: there is no such platform; nothing has changed then.
         """
-        settings = self._settle(config)
+        settings = self._settle(config, packages or self._settings.packages)
         self._records.pin(pinned)
         self._settings = settings
 
-    def _settle(self, config: RegistryConfig) -> _Settings:
-        blobs = self._blobs if config.keep_blobs else None
-        fetcher = LayerFetcher(self._layers, self._turns, blobs, config.max_concurrent_downloads)
-        return _Settings(config, fetcher, host_platform(config.platform))
+    def _settle(self, config: RegistryConfig, packages: PackagesConfig) -> _Settings:
+        fetcher = LayerFetcher(
+            self._layers, self._turns, self._blobs, config.max_concurrent_downloads, keep=config.keep_blobs
+        )
+        return _Settings(config, packages, self._abi, fetcher, host_platform(config.platform))
 
     def pull(
         self,
@@ -214,6 +233,66 @@ class ImageService:
             )
         self._tell()
 
+    def export(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Images as an OCI layout in a tar, a piece at a time: under the name that was asked for, or, by id, under all.
+
+        :raises NotFound: one is not on this node. FailedPrecondition: what it was made from is not all kept here.
+        """
+        with self._gated():
+            chosen = exports.choose(names, self._records.named)
+            layers = {layer for each in chosen for layer in each.image.layers}
+            lease = self._records.lease(layers, {blob for each in chosen for blob in each.image.blobs})
+        try:
+            yield from exports.pieces(chosen, self._documents, self._blobs, self._layers)
+        finally:
+            self._records.release(lease)
+
+    def receive(self, pieces: Iterable[bytes], deadline: Deadline, name: str = "") -> tuple[Image, ...]:
+        """Like :meth:`load`, of an archive that comes in pieces. It is read whole before anything is believed of it.
+
+        :raises ResourceExhausted: there is no room for it.
+        """
+        try:
+            # A file without a name cannot outlive this process.
+            fd = os.open(self._root, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "r+b") as file:
+                for piece in pieces:
+                    deadline.check("while an archive came")
+                    file.write(piece)
+                file.flush()
+                return self.load(Archive(file, "the archive"), deadline, name)
+        except OSError as error:
+            raise _explained(error, "import of an archive") from None
+
+    def load(self, archive: Archive, deadline: Deadline, name: str = "") -> tuple[Image, ...]:
+        """Bring the images of an archive here, as a pull does: under ``name``, or under those that it has for them.
+
+        Those that came before one that fails stay.
+
+        :raises InvalidInput: one has no name, or it is no archive. PermissionDenied: a package is not trusted.
+        """
+        session = Session(self._contexts, Deadline.after(deadline.remaining()), self._settings.config.progress_timeout)
+        with self._lock:
+            self._loads[session] = done = threading.Event()
+        deadline.listen(session.cancel)
+        try:
+            return tuple(image for each in named(archive, name) for image in self._load(session, archive, each))
+        except Exception as error:
+            raise _explained(error, f"import from {archive.name}") from None
+        finally:
+            deadline.ignore(session.cancel)
+            with self._lock:
+                del self._loads[session]
+            done.set()
+
+    def _load(self, session: Session, archive: Archive, wanted: Named) -> Iterator[Image]:
+        source, settings = LayoutSource(session, archive, wanted), self._settings
+        for modules_first in (False, True):
+            resolved = resolve(source, settings.platform, settings.trust, modules_first=modules_first)
+            yield self._bring(source, resolved, settings, _no_listener)
+            if not resolved.shared:
+                return
+
     def usage(self) -> tuple[int, int]:
         """Bytes and inodes that images take."""
         size, inodes = map(sum, zip(self._documents.usage(), self._blobs.usage(), strict=True))
@@ -233,11 +312,13 @@ class ImageService:
     def close(self) -> None:
         """End every pull under way and undo it; nothing is left behind when this returns."""
         with self._lock:
-            flights = list(self._flights.values())
-        for flight in flights:
-            flight.session.cancel()
+            flights, loads = list(self._flights.values()), dict(self._loads)
+        for session in (*(flight.session for flight in flights), *loads):
+            session.cancel()
         for flight in flights:
             flight.wait(NEVER)
+        for done in loads.values():
+            done.wait()
 
     def document(self, digest: str) -> bytes | None:
         """An index, manifest or config an image here was made from; ``None`` when it is not kept."""
@@ -283,16 +364,8 @@ class ImageService:
         """The thread of one pull."""
         try:
             flight.image = self._pull(flight)
-        except Cancelled:
-            flight.error = Unavailable(f"pull of {flight.reference} was ended", fix="pull again")
-        except ForgeError as error:
-            flight.error = error
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = f"pull of {flight.reference}: {error.strerror}"
-            flight.error = ResourceExhausted(what) if full else syscall_error("pull", error.filename, error)
         except Exception as error:
-            flight.error = InternalError(f"pull of {flight.reference} failed: {_place(error)}")
+            flight.error = _explained(error, f"pull of {flight.reference}")
         finally:
             flight.session.close()
             with self._lock:
@@ -304,25 +377,29 @@ class ImageService:
         reference, settings = flight.reference, flight.settings
         hosts = endpoints_for(Path(settings.config.config_path), reference.registry, flight.auth)
         source = Source(flight.session, reference, hosts)
-        resolved = resolve(source, settings.platform, modules_first=flight.wasm)
+        resolved = resolve(source, settings.platform, settings.trust, modules_first=flight.wasm)
+        return self._bring(source, resolved, settings, flight.tell)
+
+    def _bring(self, source: Origin, resolved: Resolved, settings: _Settings, tell: Progress) -> Image:
+        session, reference = source.session, source.reference
         with self._leased(resolved, settings):
-            settings.fetcher.fetch(source, resolved, flight.tell)
-            flight.session.check(f"before the commit of {reference}")
+            settings.fetcher.fetch(source, resolved, tell)
+            session.check(f"before the commit of {reference}")
             with self._news:
                 image = self._commit(reference, resolved, settings)
-        self._prepare(flight, image)
+        self._prepare(session, reference, image)
         return image
 
-    def _prepare(self, flight: _Flight, image: Image) -> None:
+    def _prepare(self, session: Session, reference: Reference, image: Image) -> None:
         """Let others get ready for it. Who cannot says so again when a container is made of it."""
-        with flight.session.deadline.within() as deadline:
-            flight.session.on_cancel(deadline.abandon)
-            if flight.session.cancelled.is_set():
+        with session.deadline.within() as deadline:
+            session.on_cancel(deadline.abandon)
+            if session.cancelled.is_set():
                 return
             try:
                 self._audience.arrived(image, deadline)
             except Exception as error:
-                self._log.warning("nothing is ready for an image", image=str(flight.reference), error=str(error))
+                self._log.warning("nothing is ready for an image", image=str(reference), error=str(error))
 
     @contextmanager
     def _leased(self, resolved: Resolved, settings: _Settings) -> Iterator[None]:
@@ -441,6 +518,26 @@ class _Flight:
         if self.image is None:
             raise InternalError(f"pull of {self.reference} ended without a result")
         return self.image
+
+
+def _explained(error: Exception, what: str) -> ForgeError:
+    """What a caller is told of a failure."""
+    match error:
+        case ForgeError():
+            return error
+        case Cancelled():
+            return Unavailable(f"{what} was ended", fix="do it again")
+        case OSError():
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            return (
+                ResourceExhausted(f"{what}: {error.strerror}") if full else syscall_error("pull", error.filename, error)
+            )
+        case _:
+            return InternalError(f"{what} failed: {_place(error)}")
+
+
+def _no_listener(_: LayerProgress) -> None:
+    """Nobody asked how a layer is doing."""
 
 
 def _place(error: BaseException) -> str:

@@ -11,8 +11,9 @@ from forgeone_shim.errors import Unavailable
 from forgeone_shim.registry.digest import encoded, hasher
 from forgeone_shim.registry.hosts import Endpoint
 from forgeone_shim.registry.manifest import Compression, Descriptor, sniff
-from forgeone_shim.registry.source import CorruptBlob, Source
-from forgeone_shim.registry.transport import Response, TransportError
+from forgeone_shim.registry.origin import Body, Origin
+from forgeone_shim.registry.source import CorruptBlob
+from forgeone_shim.registry.transport import TransportError
 
 CHUNK: Final = 256 * 1024
 _MAX_FRUITLESS: Final = 6
@@ -27,7 +28,7 @@ class BlobStream:
 
     def __init__(
         self,
-        source: Source,
+        source: Origin,
         blob: Descriptor,
         endpoints: Sequence[Endpoint],
         *,
@@ -41,7 +42,7 @@ class BlobStream:
         self._on_bytes = on_bytes
         self._copy = copy
         self._hash = hasher(blob.digest)
-        self._response: Response | None = None
+        self._response: Body | None = None
         self._done = 0
         self._head = b""
         self._fruitless = 0

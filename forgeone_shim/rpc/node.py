@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 from forgeone_shim.config.reload import Outcome
@@ -35,6 +36,12 @@ class Puller(Protocol):
         wasm: bool = False,
     ) -> Image:
         """Pull ``image``, reporting to ``progress`` from any thread; ``wasm`` chooses between two of one name."""
+
+    def export(self, names: Sequence[str]) -> Iterator[bytes]:
+        """The images as an archive, a piece at a time."""
+
+    def receive(self, pieces: Iterable[bytes], deadline: Deadline, name: str = "") -> tuple[Image, ...]:
+        """The images of an archive that comes in pieces."""
 
 
 class Node(Protocol):
@@ -107,12 +114,23 @@ class NodeServicer:
                     digest=update.digest, total=update.total, done=update.done, state=_STATES[update.state]
                 )
             )
-        image = pull.result()
-        yield node_pb2.PullImageResponse(
-            image=node_pb2.PulledImage(
-                id=image.id, repo_tags=image.repo_tags, repo_digests=image.repo_digests, size=image.size
-            )
-        )
+        yield node_pb2.PullImageResponse(image=_pulled(pull.result()))
+
+    def ExportImages(
+        self, request: node_pb2.ExportImagesRequest, _call: Call
+    ) -> Iterator[node_pb2.ExportImagesResponse]:
+        """The archive."""
+        for data in self._node.images.export(request.images):
+            yield node_pb2.ExportImagesResponse(data=data)
+
+    def ImportImages(
+        self, requests: Iterator[node_pb2.ImportImagesRequest], call: Call
+    ) -> node_pb2.ImportImagesResponse:
+        """What is here now, once all of it is."""
+        first = next(requests, None) or node_pb2.ImportImagesRequest()
+        pieces = chain([first.data], (each.data for each in requests))
+        images = self._node.images.receive(pieces, call.deadline, first.name)
+        return node_pb2.ImportImagesResponse(images=[_pulled(image) for image in images])
 
 
 class _Pull:
@@ -158,6 +176,12 @@ class _Pull:
         if isinstance(self._outcome, Image):
             return self._outcome
         raise self._outcome or AssertionError("asked before the end")
+
+
+def _pulled(image: Image) -> node_pb2.PulledImage:
+    return node_pb2.PulledImage(
+        id=image.id, repo_tags=image.repo_tags, repo_digests=image.repo_digests, size=image.size
+    )
 
 
 def _worth_telling(told: LayerProgress | None, update: LayerProgress) -> bool:

@@ -147,6 +147,7 @@ class Runtime:
             layers,
             pinned=config.pinned_images,
             layers_in_use=layers_in_use,
+            packages=config.packages,
             audience=readiness,
         )
         runtime = cls(parts, images, locks)
@@ -166,7 +167,7 @@ class Runtime:
         # All are asked before any changes, and cannot fail after that.
         takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
         take_handlers = self._p.handlers.plan(files)
-        self.images.reconfigure(config.registry, config.pinned_images)
+        self.images.reconfigure(config.registry, config.pinned_images, config.packages)
         take_handlers()
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         edited = [key for take in takes for key in take()]

@@ -336,6 +336,14 @@ def test_imports_of_every_kind_are_read() -> None:
     assert found == wasm.Binary("module", ("e", "f", "g", "m", "m64", "r", "t"))
 
 
+def test_a_module_that_imports_the_host_s_own_interface_says_of_which_version(make: Make, tmp_path: Path) -> None:
+    text = '(module (import "forgeone:log@1" "log" (func)))'
+    (tmp_path / "own.wasm").write_bytes(wasmtime.wat2wasm(text))
+    with pytest.raises(InvalidInput, match="forgeone:log@1"):
+        make(module=tmp_path / "own.wasm")
+    make(module=tmp_path / "own.wasm", host_abi="1.0")
+
+
 def test_a_component_s_interfaces_are_read() -> None:
     text = """(component
       (import "wasi:cli/environment@0.2.0" (instance))

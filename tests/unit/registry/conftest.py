@@ -57,6 +57,7 @@ class Node:
             pinned=pinned,
             layers_in_use=lambda: set(self.in_use),
             audience=self.audience,
+            abi=(1, 0),
         )
 
     def hosts(self, registry: str, text: str, mode: int = 0o644) -> None:

@@ -1,0 +1,88 @@
+"""A package as an image of a node: verified by its documents, then described so that its layers can be brought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from forgeone_shim.attestation import dsse
+from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.package import manifest as packages
+from forgeone_shim.package.assets import MODULE_FILE
+from forgeone_shim.package.manifest import Package
+from forgeone_shim.package.verification import Trust, Verified, parts, verify
+from forgeone_shim.registry import modules
+from forgeone_shim.registry.artifacts import TITLE, Part
+from forgeone_shim.registry.manifest import ConfigFile, Descriptor, Manifest, Platform
+from forgeone_shim.registry.model import ImageConfig
+from forgeone_shim.registry.origin import Origin
+
+NAME: Final = "forgeone.dev/package"
+SIGNERS: Final = "forgeone.dev/package-signers"
+MEMORY: Final = "forgeone.dev/package-memory"
+CPU: Final = "forgeone.dev/package-cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Packaged:
+    """What there is to know before any layer comes. ``kept`` are layers of which the blob is kept, too."""
+
+    manifest: Manifest
+    file: ConfigFile
+    documents: Mapping[str, bytes]
+    kept: tuple[str, ...]
+
+
+def resolve(origin: Origin, manifest: Manifest, trust: Trust) -> Packaged:
+    """Ask for a package's documents, and verify them.
+
+    :raises PermissionDenied: nobody that is trusted signed it. FailedPrecondition: it cannot be used here.
+    """
+    name = str(origin.reference)
+    found = parts(manifest.config, manifest.layers, name)
+    documents = {found.config.digest: _document(origin, found.config, packages.MAX_CONFIG)}
+    envelope: bytes | None = None
+    if found.signature is not None:
+        envelope = documents[found.signature.digest] = _document(origin, found.signature, dsse.MAX_ENVELOPE)
+    verified = verify(found, documents[found.config.digest], envelope, trust, name)
+    package = verified.package
+    by_digest = {layer.digest: layer for layer in found.layers}
+    if package.sbom is not None:
+        documents[package.sbom.digest] = _document(origin, by_digest[package.sbom.digest], packages.MAX_SBOM)
+    layers, ids = [by_digest[package.module.digest]], [modules.module(package.module.digest, {TITLE: MODULE_FILE})]
+    if package.assets is not None:
+        # Below the module. Since it is not compressed, its digest is the archive's too.
+        layers.insert(0, by_digest[package.assets.digest])
+        ids.insert(0, Part(package.assets.digest))
+    whole = replace(
+        manifest, layers=tuple(layers), parts=tuple(ids), module=f"/{MODULE_FILE}", annotations=_annotations(verified)
+    )
+    file = ConfigFile(_run(package), tuple(each.layer_id for each in ids), Platform("wasi", modules.ARCHITECTURE), "")
+    return Packaged(whole, file, documents, tuple(each.digest for each in layers[:-1]))
+
+
+def _run(package: Package) -> ImageConfig:
+    return ImageConfig(
+        entrypoint=(package.name.rpartition("/")[2],),
+        cmd=package.run.args,
+        env=tuple(f"{key}={value}" for key, value in sorted(package.run.env.items())),
+    )
+
+
+def _annotations(verified: Verified) -> dict[str, str]:
+    """In place of the OCI manifest's own, which nobody signed."""
+    package = verified.package
+    said = {
+        NAME: f"{package.name}:{package.version}",
+        SIGNERS: ",".join(key.id for key in verified.signers),
+        MEMORY: str(package.limits.memory or ""),
+        CPU: str(package.limits.cpu or ""),
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def _document(origin: Origin, blob: Descriptor, limit: int) -> bytes:
+    if blob.size > limit:
+        raise FailedPrecondition(f"{origin.reference}: {blob.media_type} of {blob.size} bytes, more than {limit}")
+    return origin.document(blob)

@@ -1,0 +1,111 @@
+"""Images from a file: what names they get, and a layout as the place that they are brought from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.package import manifest as packages
+from forgeone_shim.package import media
+from forgeone_shim.registry.digest import is_digest
+from forgeone_shim.registry.hosts import Endpoint
+from forgeone_shim.registry.layout import FULL_NAME, REF_NAME, Archive, Section
+from forgeone_shim.registry.manifest import MAX_CONFIG, MAX_MANIFEST, Descriptor, Index, Manifest, parse_manifest
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.registry.source import Document
+from forgeone_shim.registry.transport import Session
+
+MAX_IMAGES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An image of an archive, and the name that it gets here."""
+
+    reference: Reference
+    target: Descriptor
+
+
+def named(archive: Archive, name: str) -> list[Named]:
+    """The images of an archive with their names: ``name``, if there is but one, or those that its index has for them.
+
+    A package that has none there is called what it calls itself.
+
+    :raises InvalidInput: one has no name, or several would have the same.
+    """
+    if not archive.entries or len(archive.entries) > MAX_IMAGES:
+        raise InvalidInput("file", f"{archive.name} holds {len(archive.entries)} images")
+    if name:
+        digests = {entry.digest for entry in archive.entries}
+        if len(digests) > 1:
+            raise InvalidInput("name", f"{archive.name} holds {len(digests)} images", fix="leave out the name")
+        return [Named(Reference.parse(name), archive.entries[0])]
+    found = [Named(_name(archive, entry), entry) for entry in archive.entries]
+    by_name: dict[Reference, str] = {}
+    for each in found:
+        if by_name.setdefault(each.reference, each.target.digest) != each.target.digest:
+            raise InvalidInput("file", f"{archive.name}: two of its images are called {each.reference}")
+    return found
+
+
+def _name(archive: Archive, entry: Descriptor) -> Reference:
+    notes = entry.annotations or {}
+    short = notes.get(REF_NAME, "")
+    # The layout's own annotation may be a whole name, or a tag that says nothing without a repository.
+    said = notes.get(FULL_NAME) or (short if "/" in short or ":" in short else "")
+    if said:
+        return Reference.parse(said)
+    document = parse_manifest(archive.read(entry.digest, MAX_MANIFEST), entry.media_type, archive.name)
+    if isinstance(document, Manifest) and document.config.media_type == media.CONFIG:
+        config = archive.read(document.config.digest, packages.MAX_CONFIG)
+        return packages.parse(config, f"the manifest of {archive.name}").reference
+    raise InvalidInput("file", f"{archive.name}: image {entry.digest} has no name", fix="give it one with --name")
+
+
+class LayoutSource:
+    """An archive as the source of one image."""
+
+    def __init__(self, session: Session, archive: Archive, wanted: Named) -> None:
+        self.session, self.reference = session, wanted.reference
+        self._archive, self._target = archive, wanted.target.digest
+        if wanted.reference.digest not in ("", self._target):
+            raise FailedPrecondition(f"{archive.name}: what is called {wanted.reference} is {self._target}")
+
+    def manifest(self, reference: str) -> Document:
+        """A manifest by digest; any tag is that of the image this is about."""
+        digest = reference if is_digest(reference) else self._target
+        data = self._archive.read(digest, MAX_MANIFEST)
+        content = parse_manifest(data, "", f"manifest {digest}")
+        if isinstance(content, Index):
+            # An archive need not have what its indexes name for other platforms.
+            content = Index(tuple(entry for entry in content.entries if self._archive.has(entry.digest)))
+        return Document(data, digest, content)
+
+    def document(self, blob: Descriptor) -> bytes:
+        """A small blob, verified."""
+        return self._archive.read(blob.digest, MAX_CONFIG)
+
+    def blob_endpoints(self) -> list[Endpoint]:
+        """The file alone."""
+        return [Endpoint("file", self._archive.name, "/")]
+
+    def open_blob(self, blob: Descriptor, offset: int, _: Sequence[Endpoint]) -> _Body:
+        """A blob's bytes."""
+        section = self._archive.open(blob.digest, blob.size)
+        section.skip(offset)
+        return _Body(section)
+
+
+class _Body:
+    """A part of a file, which has all of its bytes at once."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+
+    def readinto(self, buffer: memoryview, _: float | None = None) -> int:
+        return self._section.readinto(buffer)
+
+    def close(self) -> None:
+        """The file stays open."""
