@@ -188,9 +188,8 @@ class Endings:
         with entry.work, entry.state:
             if entry.record.state in (State.CREATED, State.TERMINATED):
                 return
-            engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
-            oom = engine.was_oom_killed(handle)
-            reason, message = _why(found, None if oom or found.lost else engine.verdict(handle), oom=oom)
+            oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
+            reason, message = _why(found, None if oom or found.lost else self._verdict(entry.record), oom=oom)
             # A file's time comes from a coarser clock than ours.
             finished_at = max(found.at, entry.record.started_at)
             self.step(
@@ -206,6 +205,14 @@ class Endings:
         entry.ended.set()
         self._p.janitor.until_done(f"clean up container {container_id[:13]}", lambda: self.clean(entry))
         self.look_at_sandbox(entry.record)
+
+    def _verdict(self, record: ContainerRecord) -> Verdict | None:
+        try:
+            return self._p.engines[record.engine].verdict(self._p.handle(record))
+        except Exception as error:
+            # That it has ended must be told, even where nobody knows why any more.
+            self._log.warning("why it ended is not known", container=record.id, error=str(error))
+            return None
 
     def look_at_sandbox(self, record: ContainerRecord) -> None:
         """Have the sandbox looked after where what befell its container may have come from it."""

@@ -29,7 +29,7 @@ class Engine:
 
     asked: list[str] = field(default_factory=list)
     killed: Callable[[], None] = lambda: None
-    said: Verdict | None = None
+    said: Verdict | Exception | None = None
     oom: bool = False
 
     def kill(self, _handle: Handle, signal: int, *, everything: bool = False) -> None:
@@ -43,6 +43,8 @@ class Engine:
         return self.oom
 
     def verdict(self, _handle: Handle) -> Verdict | None:
+        if isinstance(self.said, Exception):
+            raise self.said
         return self.said
 
 
@@ -158,12 +160,13 @@ def test_a_stop_breaks_off_a_checkpoint_first(node: Node) -> None:
         (Exit(134, 2), Verdict("WasmTrap", "unreachable"), False, "WasmTrap", "unreachable"),
         (Exit(0, 2), None, False, "Completed", ""),
         (Exit(3, 2), None, False, "Error", ""),
+        (Exit(3, 2), OSError("gone"), False, "Error", ""),
         (Exit(137, 2), Verdict("WasmTrap", "killed"), True, "OOMKilled", ""),
         (Exit(255, 2, lost=True), Verdict("WasmTrap", ""), False, "Error", "the container's supervisor was lost"),
     ],
 )
 def test_why_it_ended_is_what_its_engine_says_unless_the_kernel_knows_better(
-    node: Node, found: Exit, said: Verdict | None, oom: bool, reason: str, message: str
+    node: Node, found: Exit, said: Verdict | Exception | None, oom: bool, reason: str, message: str
 ) -> None:
     node.engine.said, node.engine.oom = said, oom
     node.step(Event.BOOT)
