@@ -11,14 +11,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_STAT_MAX = 4096
+# linux/sched.h
+_PF_EXITING = 0x4
+
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """The parts of ``/proc/PID/stat`` that tell one process from another; ``started`` is in clock ticks since boot."""
+    """The parts of ``/proc/PID/stat`` that tell one process from another; ``started`` is in clock ticks since boot.
+
+    ``exiting``: it runs no more, and may yet wait, as the first of a PID namespace does for all others in it.
+    """
 
     state: str
     parent: int
     started: int
+    exiting: bool = False
 
     @property
     def dead(self) -> bool:
@@ -29,13 +37,19 @@ class Stat:
 def parse_stat(text: str) -> Stat:
     """Read a ``/proc/PID/stat`` line; the command's name may hold spaces and parentheses (proc(5))."""
     fields = text[text.rindex(")") + 2 :].split()
-    return Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
+    exiting = bool(int(fields[6]) & _PF_EXITING)
+    return Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]), exiting=exiting)
 
 
 def stat(pid: int) -> Stat | None:
     """The process of that number now, ``None`` if there is none."""
     try:
-        return parse_stat(Path(f"/proc/{pid}/stat").read_text())
+        # Read by every look at a container: a file object would cost more than all the rest.
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return parse_stat(os.read(fd, _STAT_MAX).decode(errors="replace"))
+        finally:
+            os.close(fd)
     except (FileNotFoundError, ProcessLookupError):
         return None
 

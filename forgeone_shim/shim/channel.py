@@ -11,16 +11,17 @@ from collections.abc import Iterable
 from typing import Final
 
 from forgeone_shim.errors import ForgeError, Kind
-from forgeone_shim.shim.supervision import Broken, Ending, Ready, Started, Word, encode, shortened
+from forgeone_shim.shim.supervision import REASON_MAX, Broken, Ending, Ready, Started, Word, encode, shortened
 
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
-# What by default ends a process and may be sent by somebody, in contrast to what its own instructions raise.
+# What by default ends a process and is sent by somebody, in contrast to what its own instructions raise. Real-time
+# signals are not among them: to the first process of a PID namespace they mean nothing.
 CAUGHT: Final = tuple(
     number
     for name in ("HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "STKFLT", "XCPU", "VTALRM", "PROF", "IO", "PWR")
     if (number := getattr(signal, f"SIG{name}", None)) is not None
-) + tuple(range(signal.SIGRTMIN, signal.SIGRTMAX + 1))
+)
 
 
 class Channel:
@@ -76,7 +77,7 @@ class Channel:
 
     def ending(self, reason: str, message: str) -> None:
         """Why this process is about to exit, for the container's status; the last word counts."""
-        self._say(Ending(reason=shortened(reason, 256), message=shortened(message)))
+        self._say(Ending(reason=shortened(reason, REASON_MAX), message=shortened(message)))
 
     def _say(self, word: Word) -> None:
         with contextlib.suppress(OSError):

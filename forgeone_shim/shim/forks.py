@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from forgeone_shim.kernel.descriptors import close_all_but
-from forgeone_shim.shim import wire
+from forgeone_shim.shim import titles, wire
 from forgeone_shim.shim.wire import Ended, Message, ProtocolError
 
 LISTENER: Final = 3
@@ -75,6 +75,8 @@ def serve(handler: Handler) -> None:
     os.chdir("/")
     # Every descriptor of the daemon's is close-on-exec, this one was passed on purpose.
     os.set_inheritable(LISTENER, False)
+    # So that no child looks.
+    titles.area()
     Server(socket.socket(fileno=LISTENER), handler).run(IDLE_SECONDS)
 
 

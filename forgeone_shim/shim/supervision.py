@@ -21,8 +21,9 @@ OOM_MARKER: Final = "oom"
 # A container that was created reads it, and runs once a byte comes.
 START: Final = "start"
 VERDICT: Final = "verdict"
-EXIT_DRAFT: Final = "exit.new"
-FILES: Final = (PIDFILE, SUPERVISOR_PIDFILE, CONTROL, ATTACH, OOM_MARKER, START, VERDICT, EXIT_DRAFT)
+# What becomes one of the others, whole.
+DRAFT: Final = "draft"
+FILES: Final = (PIDFILE, SUPERVISOR_PIDFILE, CONTROL, ATTACH, OOM_MARKER, START, VERDICT, DRAFT)
 
 # Lines for the control fifo (conmon's): a number that says what for, and two arguments.
 RESIZE: Final = 1
@@ -35,6 +36,7 @@ ATTACH_STDERR: Final = 3
 ATTACH_DATA_MAX: Final = 8192
 # The kubelet's limit of a termination message.
 MESSAGE_MAX: Final = 4096
+REASON_MAX: Final = 256
 
 
 class Supervision(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -11,43 +11,49 @@ Until the client has read the answer it can take everything back: where it hangs
 from __future__ import annotations
 
 import contextlib
-import errno
+import ctypes
 import fcntl
-import functools
 import gc
 import os
 import select
 import signal
 import socket
-import struct
 import termios
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Final, NoReturn
 
 from forgeone_shim.errors import Kind
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.descriptors import close_all_but
 from forgeone_shim.shim import supervision, titles, wire
+from forgeone_shim.shim.bundle import Bundle
 from forgeone_shim.shim.channel import Channel, failure
-from forgeone_shim.shim.journal import CHUNK, Journal
-from forgeone_shim.shim.loop import READ, Loop
+from forgeone_shim.shim.journal import Journal
+from forgeone_shim.shim.loop import Loop
+from forgeone_shim.shim.outputs import Outputs
 from forgeone_shim.shim.streams import Attachments
-from forgeone_shim.shim.supervision import Broken, Ending, Failed, Launched, Ready, Started, Supervision
+from forgeone_shim.shim.supervision import (
+    REASON_MAX,
+    Broken,
+    Ending,
+    Failed,
+    Launched,
+    Ready,
+    Started,
+    Supervision,
+    shortened,
+)
 from forgeone_shim.shim.wire import ProtocolError
 
-# Pages of it are only taken when they are needed.
-_PIPE_SIZE: Final = 256 * 1024
 _WORD_MAX: Final = 32 * 1024
 _ORDERS_MAX: Final = 4096
-_BACKLOG: Final = 16
+_SMALL: Final = 65536
 _DIES_MS: Final = 10_000
-_SAFE_FROM_OOM: Final = "-1000"
+_SAFE_FROM_OOM: Final = b"-1000"
 _OOM_SCORE: Final = "/proc/self/oom_score_adj"
-_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_IGNORED: Final = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)))
+_libc = ctypes.CDLL(None, use_errno=True)
 _LOST_CODE: Final = 255
-# A pipe, and a terminal of which a read gives a page or less.
-_DRAIN_READS: Final = 64
 _LAST_WORDS: Final = 8
 
 Launch = Callable[[Channel], int]
@@ -68,14 +74,16 @@ def supervise(
     by :meth:`Channel.await_start`, and returns the exit code. What either raises is answered as the error that it is.
     """
     try:
-        _Supervisor(plan, connection).run(enter, launch, keep)
+        _Supervisor(plan, Bundle(plan.bundle), connection).run(enter, launch, keep)
+    except OSError as error:
+        _say(connection, _failed("open the bundle", error))
     finally:
         os._exit(0)
 
 
 class _Supervisor:
-    def __init__(self, plan: Supervision, connection: socket.socket) -> None:
-        self._plan, self._connection = plan, connection
+    def __init__(self, plan: Supervision, bundle: Bundle, connection: socket.socket) -> None:
+        self._plan, self._bundle, self._connection = plan, bundle, connection
         self._loop = Loop()
         self._step = "begin"
         self._pid = self._pidfd = -1
@@ -86,8 +94,6 @@ class _Supervisor:
         self._told = False
         self._signal = 0
         self._orders = b""
-        self._terminal = -1
-        self._outputs: dict[int, int] = {}
 
     def run(self, enter: Callable[[], None], launch: Launch, keep: Collection[int]) -> None:
         """Until the container has ended and everything is told."""
@@ -115,17 +121,16 @@ class _Supervisor:
 
     def _begin(self) -> None:
         os.setsid()
-        for number in _IGNORED:
-            signal.signal(number, signal.SIG_IGN)
+        _dispose(signal.SIG_IGN)
         # Pages with objects of the fork server's stay shared.
         gc.freeze()
         self._area = titles.area()
         titles.rename(self._area, (supervision.SUPERVISOR_TITLE, self._plan.container_id, self._plan.bundle))
-        self._score = Path(_OOM_SCORE).read_text()
+        self._score = _read(_OOM_SCORE)
         with contextlib.suppress(OSError):
-            Path(_OOM_SCORE).write_text(_SAFE_FROM_OOM)
+            _write(_OOM_SCORE, _SAFE_FROM_OOM)
         # From here on whoever wants this to end finds it; one that hung up before will not look, but is seen below.
-        self._put(supervision.SUPERVISOR_PIDFILE, f"{os.getpid()}\n".encode())
+        self._bundle.put(supervision.SUPERVISOR_PIDFILE, f"{os.getpid()}\n".encode())
 
     def _hung_up(self) -> bool:
         """Nothing but an end comes from a client that waits for its answer."""
@@ -137,29 +142,18 @@ class _Supervisor:
         plan = self._plan
         self._step = "open the log"
         self._journal = Journal(plan.log_path, plan.log_size_max, plan.log_rate)
+        self._outputs = Outputs(self._loop, self._journal)
         self._step = "open the bundle"
-        bundle = os.open(plan.bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        for name in (supervision.CONTROL, supervision.START, supervision.ATTACH):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=bundle)
-        os.mkfifo(supervision.CONTROL, 0o600, dir_fd=bundle)
-        os.mkfifo(supervision.START, 0o600, dir_fd=bundle)
-        # A writer of its own, so that it does not end when those who come to it go.
-        self._control = os.open(supervision.CONTROL, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=bundle)
+        self._control = self._bundle.fifo(supervision.CONTROL, os.O_NONBLOCK)
         self._loop.watch(self._control, lambda _: self._order())
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # A socket's address takes 107 bytes, which a bundle's path may exceed.
-        listener.bind(f"/proc/self/fd/{bundle}/{supervision.ATTACH}")
-        os.chmod(supervision.ATTACH, 0o600, dir_fd=bundle)
-        listener.listen(_BACKLOG)
-        self._attached = Attachments(self._loop, listener, self._flow)
-        self._hold = os.open(supervision.START, os.O_RDWR | os.O_CLOEXEC, dir_fd=bundle)
-        os.close(bundle)
+        self._attached = Attachments(self._loop, self._bundle.listen(supervision.ATTACH), self._outputs.flow)
+        self._hold = self._bundle.fifo(supervision.START)
 
     def _fork(self, launch: Launch, keep: Collection[int]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         alarm, wakeup = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        streams = self._terminal_streams() if self._plan.tty else self._pipes()
+        make = self._outputs.terminal if self._plan.tty else self._outputs.pipes
+        streams = make(self._attached, stdin=self._plan.stdin, once=self._plan.stdin_once)
         pid = os.fork()
         if pid == 0:
             channel = Channel(theirs, wakeup, self._hold)
@@ -174,37 +168,6 @@ class _Supervisor:
         self._loop.watch(alarm, lambda _: self._forward(alarm))
         self._loop.watch(self._pidfd, lambda _: self._ended())
         self._loop.watch(self._connection.fileno(), lambda _: self._client())
-        for fd in self._outputs:
-            self._loop.watch(fd, functools.partial(self._readable, fd))
-
-    def _pipes(self) -> tuple[int, int, int]:
-        """The container's ends."""
-        plan, theirs = self._plan, []
-        if plan.stdin:
-            read, write = os.pipe2(os.O_CLOEXEC)
-            self._attached.take_input(write, terminal=False, once=plan.stdin_once)
-            theirs.append(read)
-        else:
-            theirs.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        for number in (1, 2):
-            read, write = os.pipe2(os.O_CLOEXEC)
-            # Beyond a user's limit (pipe(7)) it stays as it is.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            os.set_blocking(read, False)
-            self._outputs[read] = number
-            theirs.append(write)
-        return theirs[0], theirs[1], theirs[2]
-
-    def _terminal_streams(self) -> tuple[int, int, int]:
-        master, slave = os.openpty()
-        self._terminal = master
-        os.set_blocking(master, False)
-        self._outputs[master] = 1
-        if self._plan.stdin:
-            copy = fcntl.fcntl(master, fcntl.F_DUPFD_CLOEXEC, 0)
-            self._attached.take_input(copy, terminal=True, once=self._plan.stdin_once)
-        return slave, slave, slave
 
     def _be_container(
         self, launch: Launch, channel: Channel, streams: tuple[int, int, int], keep: Collection[int]
@@ -212,8 +175,7 @@ class _Supervisor:
         """In the container's first process."""
         code = _LOST_CODE
         try:
-            for number in _IGNORED:
-                signal.signal(number, signal.SIG_DFL)
+            _dispose(signal.SIG_DFL)
             os.setsid()
             for target, fd in enumerate(streams):
                 os.dup2(fd, target)
@@ -221,7 +183,7 @@ class _Supervisor:
             if self._plan.tty:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             with contextlib.suppress(OSError):
-                Path(_OOM_SCORE).write_text(self._score)
+                _write(_OOM_SCORE, self._score)
             titles.rename(self._area, (self._plan.title, self._plan.container_id))
             channel.tether()
             code = launch(channel)
@@ -232,7 +194,8 @@ class _Supervisor:
             else:
                 channel.failed(kind, message)
         finally:
-            os._exit(code & 0xFF)
+            # Not to come back from here, whatever it is.
+            os._exit(code & 0xFF if isinstance(code, int) else _LOST_CODE)
 
     # What happens while it is there
 
@@ -240,41 +203,7 @@ class _Supervisor:
         waits = [one for one in (self._journal.wait(), self._attached.wait()) if one is not None]
         self._loop.turn(min(waits) if waits else None)
         self._attached.drop_stalled()
-        self._flow()
-
-    def _flow(self) -> None:
-        """Output waits while the log's rate or somebody attached does not take it."""
-        events = READ if self._journal.may_read() and not self._attached.full else 0
-        for fd in self._outputs:
-            self._loop.change(fd, events)
-
-    def _readable(self, fd: int, _: int) -> None:
-        # What was read of the other stream may have been all that the rate allows.
-        size = self._journal.may_read()
-        if size:
-            self._read(fd, size)
-
-    def _read(self, fd: int, size: int) -> bool:
-        """Whether there may be more."""
-        try:
-            data = os.read(fd, size)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            # What a terminal says once no process has it open.
-            if error.errno != errno.EIO:
-                raise
-            data = b""
-        stream = self._outputs[fd]
-        if not data:
-            self._loop.leave(fd)
-            if fd != self._terminal:
-                os.close(fd)
-            del self._outputs[fd]
-            return False
-        self._journal.write(stream, data)
-        self._attached.send(stream, data)
-        return True
+        self._outputs.flow()
 
     def _listen(self) -> None:
         """To the container's process, which may be anything by now."""
@@ -289,19 +218,19 @@ class _Supervisor:
         if isinstance(word, Ready) and not self._answered and self._failure is None:
             self._answer()
         elif isinstance(word, Broken) and not self._answered:
-            self._failure = Failed(step=self._step, error=word.error, message=word.message)
+            self._failure = Failed(step=self._step, error=word.error, message=shortened(word.message))
             self._kill()
         elif isinstance(word, Started):
             with contextlib.suppress(OSError):
-                Path(self._plan.bundle, supervision.START).unlink()
+                self._bundle.remove(supervision.START)
         elif isinstance(word, Ending):
-            self._ending = word
+            self._ending = Ending(reason=shortened(word.reason, REASON_MAX), message=shortened(word.message))
 
     def _answer(self) -> None:
         seen = procs.stat(self._pid)
         if seen is None or seen.dead:
             return
-        self._put(supervision.PIDFILE, f"{self._pid} {seen.started}\n".encode())
+        self._bundle.put(supervision.PIDFILE, f"{self._pid} {seen.started}\n".encode())
         try:
             wire.send(self._connection, supervision.encode(Launched(pid=self._pid)))
             self._answered = True
@@ -329,7 +258,7 @@ class _Supervisor:
         found = os.read(alarm, 64)
         if not found:
             self._loop.leave(alarm)
-        elif not self._signal:
+        elif not self._signal and 0 < found[0] <= signal.SIGRTMAX:
             self._signal = found[0]
             self._kill()
 
@@ -349,9 +278,8 @@ class _Supervisor:
                 continue
             if what == supervision.REOPEN:
                 self._journal.reopen()
-            elif what == supervision.RESIZE and self._terminal >= 0:
-                with contextlib.suppress(OSError, struct.error):
-                    fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", first, second, 0, 0))
+            elif what == supervision.RESIZE:
+                self._outputs.resize(first, second)
 
     # The end
 
@@ -368,10 +296,8 @@ class _Supervisor:
             return
         self._forget()
         if not self._abandoned:
-            what = self._failure or Failed(
-                step=self._step, error=Kind.INTERNAL, message=f"its process ended with code {code} before it was ready"
-            )
-            self._say(what)
+            message = f"its process ended with code {code} before it was ready"
+            _say(self._connection, self._failure or Failed(step=self._step, error=Kind.INTERNAL, message=message))
 
     def _reap(self) -> int:
         self._loop.leave(self._pidfd)
@@ -385,17 +311,11 @@ class _Supervisor:
 
     def _finish(self, code: int) -> None:
         """Everything that was written is in the log before the exit file says that nothing more comes."""
-        self._journal.lift()
-        for fd in tuple(self._outputs):
-            # No more than it holds: it has no descendants that go on writing.
-            for _ in range(_DRAIN_READS):
-                if not self._read(fd, CHUNK):
-                    break
-        self._journal.end()
+        self._outputs.drain()
         if self._ending is not None:
-            self._put(supervision.VERDICT, supervision.encode(self._ending))
+            self._bundle.put(supervision.VERDICT, supervision.encode(self._ending))
         if _oom_kills(self._plan.oom_counter):
-            self._put(supervision.OOM_MARKER, b"")
+            self._bundle.put(supervision.OOM_MARKER, b"")
         self._tell(code)
         self._attached.close()
         while self._attached:
@@ -403,38 +323,29 @@ class _Supervisor:
             self._attached.drop_stalled()
 
     def _tell(self, code: int) -> None:
-        draft = Path(self._plan.bundle, supervision.EXIT_DRAFT)
-        draft.write_text(str(code))
-        draft.rename(Path(self._plan.exits, self._plan.container_id))
+        self._bundle.put_outside(f"{self._plan.exits}/{self._plan.container_id}", str(code).encode())
         self._told = True
 
     def _undo(self, error: Exception) -> None:
         """There is no container yet."""
         self._end_container()
-        kind, message = failure(error)
         with contextlib.suppress(OSError):
             self._forget()
-        self._say(Failed(step=self._step, error=kind, message=message))
-
-    def _say(self, failed: Failed) -> None:
-        with contextlib.suppress(OSError, ProtocolError):
-            wire.send(self._connection, supervision.encode(failed))
+        _say(self._connection, _failed(self._step, error))
 
     def _forget(self) -> None:
-        for name in supervision.FILES:
-            with contextlib.suppress(FileNotFoundError):
-                Path(self._plan.bundle, name).unlink()
+        self._bundle.remove(*supervision.FILES)
 
     def _crash(self, error: Exception) -> None:
         """Something that was not thought of: without a supervisor the container is not to go on."""
-        text = f"{type(error).__name__}: {error}"
         self._end_container()
         with contextlib.suppress(OSError):
             if not self._answered or self._abandoned:
                 self._forget()
-                self._say(Failed(step=self._step, error=Kind.INTERNAL, message=text))
+                _say(self._connection, _failed(self._step, error))
             elif not self._told:
-                self._put(supervision.VERDICT, supervision.encode(Ending(reason="SupervisorFailed", message=text)))
+                ending = Ending(reason="SupervisorFailed", message=shortened(f"{type(error).__name__}: {error}"))
+                self._bundle.put(supervision.VERDICT, supervision.encode(ending))
                 self._tell(_LOST_CODE)
 
     def _end_container(self) -> None:
@@ -447,17 +358,43 @@ class _Supervisor:
             poll.poll(_DIES_MS)
         os.waitpid(self._pid, os.WNOHANG)
 
-    def _put(self, name: str, content: bytes) -> None:
-        """A file that is there whole or not at all."""
-        draft = Path(self._plan.bundle, supervision.EXIT_DRAFT)
-        draft.write_bytes(content)
-        draft.rename(Path(self._plan.bundle, name))
+
+def _failed(step: str, error: Exception) -> Failed:
+    kind, message = failure(error)
+    return Failed(step=step, error=kind, message=shortened(message))
+
+
+def _say(connection: socket.socket, failed: Failed) -> None:
+    with contextlib.suppress(OSError, ProtocolError):
+        wire.send(connection, supervision.encode(failed))
+
+
+def _dispose(action: int) -> None:
+    # Not by Python's function, whose enumerations cost a child a hundred pages that it shared until then.
+    for number in _IGNORED:
+        _libc.signal(number, ctypes.c_void_p(action))
 
 
 def _oom_kills(path: str) -> bool:
     """As :func:`forgeone_shim.kernel.cgroups.oom_kills` counts."""
     try:
-        lines = Path(path).read_text().splitlines() if path else []
+        lines = _read(path).splitlines() if path else []
     except OSError:
         return False
-    return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in lines)
+    return any(line.startswith(b"oom_kill ") and line.split()[1] != b"0" for line in lines)
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _SMALL)
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)

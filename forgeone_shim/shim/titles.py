@@ -7,6 +7,7 @@ checkpoint name another place (prctl(2), PR_SET_MM), so a title is as long as th
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ class Area:
     size: int
 
 
+@functools.cache
 def area() -> Area:
-    """Where the arguments are, in this process and those it forks. Raises OSError."""
+    """Where the arguments are, in this process and those it forks; looked at once for all. Raises OSError."""
     text = Path("/proc/self/stat").read_text()
     fields = text[text.rindex(")") + 2 :].split()
     start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
