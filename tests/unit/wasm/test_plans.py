@@ -25,7 +25,7 @@ def test_a_guest_has_its_arguments_and_all_files_and_begins_in_its_working_direc
     found = _guest("/app.wasm", "a", "b", env=("A=1", "B=2"), cwd="/srv/")
     assert found.argv == ("/app.wasm", "a", "b")
     assert found.env == ("HOSTNAME=pod", "A=1", "B=2", "HOME=/")
-    assert found.preopens == (Preopen(path="/", name="/"), Preopen(path="/srv", name="."))
+    assert found.preopens == (Preopen(path="/srv", name="."), Preopen(path="/", name="/"))
     assert (found.function, found.memory_max, found.cpu_budget) == ("", 0, 0)
 
 
