@@ -66,7 +66,7 @@ def _argv(plan: ContainerPlan) -> tuple[str, ...]:
 def preopens(cwd: str) -> tuple[Preopen, ...]:
     """All that is mounted in the container; what is read-only there the kernel keeps so. Relative paths begin at the
     working directory for guests that tell them from absolute ones."""
-    # A C library takes the leading slash off, so that "/a" and "a" are one to it, and the last of the two is asked: that
+    # A C library takes the leading slash off: "/a" and "a" are one to it, and the last of the two is asked. That
     # every mount is where it is said to be is worth more than a working directory.
     return Preopen(path=posixpath.normpath(cwd), name="."), Preopen(path="/", name="/")
 
