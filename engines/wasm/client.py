@@ -12,6 +12,7 @@ import msgspec
 
 from engines.wasm import messages
 from engines.wasm.aot.target import wasmtime_version
+from engines.wasm.jail.plan import JailPlan
 from engines.wasm.messages import (
     Answer,
     Code,
@@ -22,6 +23,7 @@ from engines.wasm.messages import (
     Executing,
     Execution,
     Forget,
+    Init,
     Preload,
     Request,
 )
@@ -77,6 +79,11 @@ class Zygote:
             _expect(_answer(data), Executing, execution.container_id)
             undo.pop_all()
         return connection
+
+    def init(self, sandbox_id: str, cell: JailPlan, deadline: Deadline) -> int:
+        """The first process of a new PID namespace, in a jail of its own; its pid on the host."""
+        request = Init(sandbox_id=sandbox_id, plan=msgspec.Raw(messages.encode(cell)))
+        return _expect(self._ask(request, (), deadline), Launched, sandbox_id).pid
 
     def preload(self, code: tuple[Code, int], deadline: Deadline) -> None:
         """Have code ready for containers to come."""

@@ -6,7 +6,7 @@ import functools
 import gc
 import socket
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -15,10 +15,15 @@ from engines.wasm.guest.commands import Ready
 from engines.wasm.guest.loading import Loaded
 from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.guest.running import prepare, run
-from engines.wasm.messages import Container
+from engines.wasm.jail import JailPlan, reaper
+from engines.wasm.messages import Container, Init
 from forgeone_shim.errors import InvalidInput
-from forgeone_shim.shim.channel import Channel
+from forgeone_shim.shim import titles, wire
+from forgeone_shim.shim.channel import Channel, failure
+from forgeone_shim.shim.supervision import Failed, Launched, shortened
 from forgeone_shim.shim.supervisor import supervise
+
+_INIT_TITLE: Final = "forgeone-init"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,20 @@ def container(plan: msgspec.Raw, held: Held, connection: socket.socket) -> NoRet
         connection,
         held.fds,
     )
+
+
+def init(asked: Init, connection: socket.socket) -> None:
+    """Start the first process of a pod, and tell."""
+    # It is called as this one is.
+    titles.rename(titles.area(), (_INIT_TITLE, asked.sandbox_id))
+    try:
+        pid = reaper.start(messages.decode_plan(asked.plan, JailPlan))
+    except Exception as error:
+        kind, message = failure(error)
+        answer = messages.encode(Failed(step="start", error=kind, message=shortened(message)))
+    else:
+        answer = messages.encode(Launched(pid=pid))
+    wire.send(connection, answer)
 
 
 def _guest(asked: Container, loaded: Loaded, channel: Channel) -> int:

@@ -56,6 +56,13 @@ class Forget(msgspec.Struct, tag_field="kind", tag="forget", forbid_unknown_fiel
     keep: frozenset[str]
 
 
+class Init(msgspec.Struct, tag_field="kind", tag="init", forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The first process of a pod's PID namespace, in the jail that is in ``plan``."""
+
+    sandbox_id: str
+    plan: msgspec.Raw
+
+
 class Container(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """All that a container is made of, besides its code."""
 
@@ -89,15 +96,15 @@ class Ended(msgspec.Struct, tag_field="kind", tag="ended", forbid_unknown_fields
     code: int
 
 
-Request = Create | Execute | Preload | Forget
+Request = Create | Execute | Preload | Forget | Init
 Answer = Done | Executing | Ended | Launched | Failed
-Plan = TypeVar("Plan", Container, Execution)
+Plan = TypeVar("Plan", Container, Execution, JailPlan)
 
 _REQUESTS: Final[msgspec.json.Decoder[Request]] = msgspec.json.Decoder(Request)
 _ANSWERS: Final[msgspec.json.Decoder[Answer]] = msgspec.json.Decoder(Answer)
 
 
-def encode(message: Request | Answer | Container | Execution) -> bytes:
+def encode(message: Request | Answer | Container | Execution | JailPlan) -> bytes:
     """The message as it travels."""
     return msgspec.json.encode(message)
 

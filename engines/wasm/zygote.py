@@ -15,7 +15,7 @@ from engines.wasm import execution, launch, messages
 from engines.wasm.aot.target import Variant
 from engines.wasm.guest.loading import EngineSet, load
 from engines.wasm.launch import Held
-from engines.wasm.messages import Code, Create, Done, Forget, Preload
+from engines.wasm.messages import Code, Create, Done, Forget, Init, Preload
 from forgeone_shim.errors import ForgeError, Kind
 from forgeone_shim.kernel.descriptors import open_descriptors
 from forgeone_shim.shim import forks
@@ -54,6 +54,8 @@ class Zygote:
         if isinstance(request, Forget):
             self._forget(request)
             return _said(Done())
+        if isinstance(request, Init):
+            return Fork(child=functools.partial(launch.init, request), failed=_no_child)
         try:
             held = self._load(request.code, fds[0])
         except ForgeError as error:

@@ -43,7 +43,7 @@ _SOCKETS = """
 accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg recvmsg sendmmsg sendmsg sendto
 setsockopt shutdown
 """
-_TIME = "clock_getres clock_gettime clock_nanosleep gettimeofday nanosleep time times"
+_TIME = "clock_getres clock_gettime clock_nanosleep gettimeofday nanosleep setitimer time times"
 _PROCESS = """
 exit exit_group futex futex_waitv get_robust_list getcpu getegid geteuid getgid getgroups getpgid getpgrp getpid getppid
 getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid restart_syscall rseq rt_sigaction rt_sigpending
