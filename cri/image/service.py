@@ -23,7 +23,7 @@ class ImageService:
         self._runtime, self._images = runtime, runtime.images
 
     def ListImages(self, request: pb.ListImagesRequest, _call: Call) -> pb.ListImagesResponse:
-        """All images, or the one the filter names."""
+        """All images, or those that the filter names."""
         return pb.ListImagesResponse(images=self._list(request.filter))
 
     def StreamImages(self, request: pb.StreamImagesRequest, _call: Call) -> Iterator[pb.StreamImagesResponse]:
@@ -70,8 +70,7 @@ class ImageService:
     def _list(self, wanted: pb.ImageFilter) -> list[pb.Image]:
         if not wanted.image.image:
             return [image.message(one) for one in self._images.list()]
-        found = self._find(wanted.image.image, wanted.image.runtime_handler)
-        return [] if found is None else [image.message(found)]
+        return [image.message(one) for one in self._images.named(wanted.image.image)]
 
     def _find(self, reference: str, handler: str) -> Image | None:
         try:

@@ -85,6 +85,7 @@ def _info(view: ContainerView) -> str:
     return msgspec.json.encode(
         {
             "sandboxID": view.sandbox_id,
+            "engine": view.engine,
             "pid": view.pid,
             "state": view.state,
             "bundle": view.bundle,

@@ -36,6 +36,9 @@ class ImagesPort(Protocol):
     def resolve(self, ref: str, *, wasm: bool = False) -> Image:
         """The image of that name; NotFound where there is none."""
 
+    def named(self, ref: str) -> list[Image]:
+        """Every image of that name."""
+
     def list(self) -> list[Image]:
         """All images."""
 

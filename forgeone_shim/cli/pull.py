@@ -36,8 +36,9 @@ def remove(client: Client, args: argparse.Namespace) -> int:
     """Remove images by name or id; one that is not there is an error, as for every other verb."""
     for name in args.images:
         spec = cri.ImageSpec(image=name)
-        status = client.call(client.images.ImageStatus, cri.ImageStatusRequest(image=spec))
-        if not status.image.id:
+        # Of a name that stands for two images an ImageStatus tells of the one that the default handler runs.
+        here = client.call(client.images.ListImages, cri.ListImagesRequest(filter=cri.ImageFilter(image=spec)))
+        if not here.images:
             raise NotFound("image", name)
         client.call(client.images.RemoveImage, cri.RemoveImageRequest(image=spec))
         sys.stdout.write(f"{name}\n")

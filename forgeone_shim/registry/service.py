@@ -215,6 +215,13 @@ class ImageService:
                     return other
         return found
 
+    def named(self, ref: str) -> list[Image]:
+        """Like :meth:`resolve`, with both images of a name that stands for two; none where there is no such image."""
+        try:
+            return self._records.named(ref)
+        except NotFound:
+            return []
+
     def list(self) -> list[Image]:
         """Every image, by id."""
         return self._records.all()
@@ -222,9 +229,8 @@ class ImageService:
     def remove(self, ref: str) -> None:
         """Remove an image under all its names, and the layers nobody else needs; one that is not here is no error."""
         with self._gated():
-            try:
-                images = self._records.named(ref)
-            except NotFound:
+            images = self.named(ref)
+            if not images:
                 return
             for image in images:
                 self._records.delete(image.id)

@@ -35,7 +35,7 @@ class SandboxView:
 class ContainerView:
     """A container as it is now; times in nanoseconds since the epoch, 0 where it has not happened yet.
 
-    ``unknown``: nobody here can tell how it is, for the ``reason`` given.
+    ``engine`` is what runs it. ``unknown``: nobody here can tell how it is, for the ``reason`` given.
     """
 
     id: str
@@ -56,6 +56,7 @@ class ContainerView:
     bundle: str
     pid: int
     cgroup: str
+    engine: str = ""
     unknown: bool = False
 
     @property

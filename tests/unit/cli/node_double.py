@@ -208,7 +208,8 @@ class Images(_Partly):
         self.paused: set[str] = set()
 
     def ListImages(self, request: Any, call: Any) -> Any:
-        return cri.ListImagesResponse(images=self.here.values())
+        wanted = request.filter.image.image
+        return cri.ListImagesResponse(images=[one for name, one in self.here.items() if wanted in {"", name, one.id}])
 
     def ImageStatus(self, request: Any, call: Any) -> Any:
         self.asked.append(request.image)

@@ -74,6 +74,9 @@ class FakeImages:
                 return image
         raise NotFound("image", ref)
 
+    def named(self, ref: str) -> list[Image]:
+        return [image for image in self.store.values() if ref == image.id or ref in image.repo_tags]
+
     def list(self) -> list[Image]:
         return list(self.store.values())
 

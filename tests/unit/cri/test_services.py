@@ -486,8 +486,9 @@ def test_a_pull_is_for_the_handler_it_names_or_that_of_its_pod(
     images.PullImage(pb.PullImageRequest(image=plain, sandbox_config=config))
     images.PullImage(pb.PullImageRequest(image=plain))
     images.ImageStatus(pb.ImageStatusRequest(image=named))
-    images.ListImages(pb.ListImagesRequest(filter=pb.ImageFilter(image=plain)))
+    images.ImageStatus(pb.ImageStatusRequest(image=plain))
     assert runtime.images.wasm == [True, True, False, True, False]
+    assert len(images.ListImages(pb.ListImagesRequest(filter=pb.ImageFilter(image=plain))).images) == 3
 
 
 def test_a_container_is_told_of_without_the_handler_so_that_its_image_counts_as_used(

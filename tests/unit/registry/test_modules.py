@@ -255,6 +255,7 @@ def test_a_name_of_two_images_has_both_whoever_pulls_first(
     assert node.images.resolve(name).id == linux.id
     assert node.images.resolve(name, wasm=True).id == module.id
     assert [image.repo_tags for image in node.images.list()] == [(name,), (name,)]
+    assert {image.id for image in node.images.named(name)} == {linux.id, module.id}
     assert node.images.resolve(module.id).id == module.id
     node.images.remove(name)
     assert node.left_over() == []
