@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from forgeone_shim.cli import arguments
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.version import VERSION
 
@@ -71,7 +72,10 @@ def parser() -> argparse.ArgumentParser:
     ps.add_argument("-a", "--all", action="store_true", help="those that do not run too")
     ps.add_argument("--pod", default="", help="of this pod only")
 
-    verb("images", "list images", output)
+    images = verb("images", "list images", output)
+    arguments.images(images.add_subparsers(dest="action", metavar="export|import"), common)
+
+    arguments.packages(verb("pkg", "build, sign, verify and move packages"), common, output, login)
 
     pull = verb("pull", "pull an image", output, login)
     pull.add_argument("--handler", default="", help="for pods of this runtime handler: it may choose between platforms")
@@ -142,6 +146,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import doctor
 
         return doctor.command(args)
+    if args.verb == "pkg":
+        from forgeone_shim.cli import pkg
+
+        return pkg.command(args)
     if args.verb in {"exec", "run"}:
         args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if args.verb == "exec" and not args.command:
@@ -149,12 +157,12 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
-    from forgeone_shim.cli import client, containers, forward, listing, logs, pause, pull, reload, run, stream
+    from forgeone_shim.cli import client, containers, forward, images, listing, logs, pause, pull, reload, run, stream
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
         "pods": listing.pods,
         "ps": listing.containers,
-        "images": listing.images,
+        "images": images.command,
         "version": listing.version,
         "reload": reload.command,
         "pull": pull.command,

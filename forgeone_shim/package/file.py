@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import sha256
@@ -202,8 +202,10 @@ def entry(reference_tag: str, full_name: str, digest: str, size: int) -> dict[st
     }
 
 
-def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
+def write_whole(path: Path, pieces: Iterable[bytes], check: Callable[[Path], object] | None = None) -> None:
     """A file that is there whole, in place of what was there before, or not at all.
+
+    ``check`` looks at it before it gets its name, and may raise to prevent that.
 
     :raises InternalError: naming the path and why.
     """
@@ -214,6 +216,8 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(beside)
         beside.replace(path)
     except OSError as error:
         raise syscall_error("write", path, error) from None

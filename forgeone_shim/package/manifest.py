@@ -127,12 +127,7 @@ def check(package: Package) -> None:
 
     :raises InvalidInput: naming the key.
     """
-    try:
-        found = Reference.parse(f"{REGISTRY}/{package.name}:0")
-    except ForgeError:
-        found = None
-    if found is None or found.repository != package.name or found.tag != "0":
-        raise InvalidInput("name", f"{package.name[:100]!r} is not lower-case words with '/', '-', '_' or '.' between")
+    check_name(package.name)
     if not _VERSION.fullmatch(package.version) or len(package.version) > 128:
         raise InvalidInput("version", f"{package.version[:100]!r} is not MAJOR.MINOR.PATCH[-PRE.RELEASE]")
     if package.host_abi:
@@ -159,6 +154,16 @@ def check(package: Package) -> None:
     for key, word in (*words, *(("trusted_issuers", issuer) for issuer in contract.trusted_issuers)):
         if word and not _WORD.fullmatch(word):
             raise InvalidInput(f"contract.{key}", f"{word[:100]!r} is not one word of letters, digits and . _ : / @ -")
+
+
+def check_name(name: str) -> None:
+    """What a package may be called: a repository's name. :raises InvalidInput: it may not."""
+    try:
+        found = Reference.parse(f"{REGISTRY}/{name}:0")
+    except ForgeError:
+        found = None
+    if found is None or found.repository != name or found.tag != "0":
+        raise InvalidInput("name", f"{name[:100]!r} is not lower-case words with '/', '-', '_' or '.' between")
 
 
 def abi_version(key: str, text: str) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, SandboxSpec, Stdio
+from forgeone_shim import abi
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
@@ -148,6 +149,7 @@ class Runtime:
             pinned=config.pinned_images,
             layers_in_use=layers_in_use,
             packages=config.packages,
+            abi=abi.VERSION,
             audience=readiness,
         )
         runtime = cls(parts, images, locks)
@@ -318,7 +320,6 @@ class Runtime:
             bundle=str(self._p.paths.bundle(record.id)),
             pid=pid,
             cgroup=record.cgroup,
-            engine=record.engine,
             unknown=unknown,
         )
 

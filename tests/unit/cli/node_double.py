@@ -206,6 +206,19 @@ class Images(_Partly):
         self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
         self.paused: set[str] = set()
+        self.archive: Any = ()
+        self.imported: list[Any] = []
+        self.received = ("", b"")
+
+    def ExportImages(self, request: Any, call: Any) -> Any:
+        self.requests.append(request)
+        for data in self.archive:
+            yield node_pb2.ExportImagesResponse(data=data)
+
+    def ImportImages(self, requests: Any, call: Any) -> Any:
+        messages = list(requests)
+        self.received = (messages[0].name, b"".join(message.data for message in messages))
+        return node_pb2.ImportImagesResponse(images=self.imported)
 
     def ListImages(self, request: Any, call: Any) -> Any:
         wanted = request.filter.image.image
