@@ -6,7 +6,6 @@ The order is the kernel's: each step needs what a later one takes away.
 from __future__ import annotations
 
 import os
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -46,10 +45,6 @@ def become(plan: JailPlan) -> None:
 
     :raises InvalidInput: the user may not enter the working directory.
     """
-    with _step("limit resources"):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for kind, soft, hard in plan.rlimits:
-            resource.setrlimit(kind, (soft, hard))
     with _step("give up capabilities"):
         privileges.give_up_bounding()
     with _step(f"become user {plan.uid}, group {plan.gid}"):
@@ -88,6 +83,5 @@ def restrict(plan: JailPlan) -> None:
 def _step(what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError) as error:
-        number = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise syscall_error(what, "in the jail", number) from error
+    except OSError as error:
+        raise syscall_error(what, "in the jail", error) from error

@@ -46,7 +46,7 @@ class JailPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     ``rootfs`` empty is an empty directory. Namespaces: ``None`` is the host's own, ``""`` a new one; a user namespace
     is never new. ``cgroups`` are directories of the cgroup in each hierarchy. ``root`` is who, on the host, the jail's
     root is: the owner of what is made in its files. ``uid``, ``gid`` and ``groups`` are ids of its user namespace.
-    ``rlimits`` are kind (``resource.RLIMIT_*``), soft and hard limit. ``landlock`` is the version of the kernel's
+    ``landlock`` is the version of the kernel's
     interface, 0 where it has none. Of ``filters`` the first is ours.
     """
 
@@ -69,7 +69,6 @@ class JailPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     gid: int
     groups: tuple[int, ...] = ()
     cwd: str = "/"
-    rlimits: tuple[tuple[int, int, int], ...] = ()
     landlock: int = 0
     filters: tuple[Filter, ...]
     selinux: str = ""

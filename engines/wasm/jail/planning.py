@@ -18,7 +18,6 @@ from forgeone_shim.kernel import landlock, profiles, selinux, trees
 from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.host import Host
 from forgeone_shim.limits.resources import oom_score_adj
-from forgeone_shim.texts import Ulimit
 
 _SECURITY: Final = "linux.security_context"
 # seccomp(2). All threads of the process come after the filter, so that TSYNC asks for nothing.
@@ -88,7 +87,7 @@ def compiled(profile: Mapping[str, object], compiler: Compiler) -> Filter:
     return Filter(base64.b64decode(program))
 
 
-def plan_jail(plan: ContainerPlan, host: Host, found: Gathered, ulimits: Sequence[Ulimit] = ()) -> JailPlan:
+def plan_jail(plan: ContainerPlan, host: Host, found: Gathered) -> JailPlan:
     """The jail of a container.
 
     :raises InvalidInput: a path, a user or a limit that can never be.
@@ -122,7 +121,6 @@ def plan_jail(plan: ContainerPlan, host: Host, found: Gathered, ulimits: Sequenc
         gid=user.gid,
         groups=user.additional_gids,
         cwd=_cwd(plan.process.cwd),
-        rlimits=tuple((one.number, one.soft, one.hard) for one in ulimits),
         landlock=found.landlock,
         filters=found.filters,
         selinux=plan.selinux.process,

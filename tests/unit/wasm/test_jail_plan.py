@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +32,6 @@ from forgeone_shim.kernel import trees
 from forgeone_shim.kernel.capabilities import KNOWN
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 from forgeone_shim.kernel.host import Host
-from forgeone_shim.texts import Ulimit, ulimit
 from tests.unit.wasm.planning import plan
 
 V1 = CgroupHost(
@@ -46,10 +44,10 @@ IN_USERNS = NamespaceOptions(user=NamespaceMode.POD, uid_mappings=MAPS, gid_mapp
 USERNS = Namespaces(network="/n", ipc="/i", uts="/u", pid="", user="/user")
 
 
-def made(container: ContainerPlan, host: CgroupHost = V1, ulimits: tuple[Ulimit, ...] = (), **facts: Any) -> JailPlan:
+def made(container: ContainerPlan, host: CgroupHost = V1, **facts: Any) -> JailPlan:
     mounts = facts.pop("mounts", ())
     found = Gathered(mounts=mounts, points=facts.pop("points", {}), filters=FILTERS, landlock=7)
-    return plan_jail(container, Host(cgroups=host, capabilities=frozenset(KNOWN), **facts), found, ulimits)
+    return plan_jail(container, Host(cgroups=host, capabilities=frozenset(KNOWN), **facts), found)
 
 
 def secured(**security: Any) -> ContainerPlan:
@@ -70,10 +68,9 @@ def test_a_process_writes_itself_into_each_hierarchy_once() -> None:
     assert made(plan("x", cgroup="pod.slice:forgeone:c"), V2).cgroups == ("/cg/pod.slice/forgeone-c.scope/container",)
 
 
-def test_the_user_and_its_limits_are_taken_over() -> None:
-    jail = made(who(User(7, 8, (9, 10))), ulimits=(ulimit("f", "nofile=100:200"),))
+def test_the_user_is_taken_over() -> None:
+    jail = made(who(User(7, 8, (9, 10))))
     assert (jail.uid, jail.gid, jail.groups) == (7, 8, (9, 10))
-    assert jail.rlimits == ((resource.RLIMIT_NOFILE, 100, 200),)
     assert jail.filters == FILTERS and jail.landlock == 7
 
 
