@@ -1,0 +1,147 @@
+"""Packages and images from hand to hand: by a registry, by skopeo, by files, and to a node without a registry."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from cri.api import runtime_pb2 as pb
+from forgeone_shim.attestation.keys import SigningKey
+from forgeone_shim.package import file, project
+from hack.lab.daemon import Daemon
+from hack.lab.registry import Registry
+from tests.e2e.pods import Pod
+from tests.e2e.registries import PASSWORD, USER, docker_registry, htpasswd
+
+pytestmark = pytest.mark.root
+
+Factory = Callable[..., Daemon]
+KEY = SigningKey.generate()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o755)
+    (folder / "it.pub").write_bytes(KEY.public.pem())
+    return folder
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    (tmp_path / "it.wasm").write_bytes(
+        wasmtime.wat2wasm('(module (memory (export "memory") 1) (func (export "_start")))')
+    )
+    (tmp_path / "assets/etc").mkdir(parents=True)
+    (tmp_path / "assets/etc/it.conf").write_text("level = 3\n")
+    made = project.Project(name="acme/logger", version="1.2.0", module=tmp_path / "it.wasm", assets=tmp_path / "assets")
+    return file.build(made, tmp_path / "logger.forgepkg", KEY).path
+
+
+def forge(daemon: Daemon, *words: str, code: int = 0, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    argv = [sys.executable, "-m", "forgeone_shim.cli.main", "--socket", daemon.socket, *words]
+    done = subprocess.run(argv, check=False, capture_output=True, timeout=120, input=stdin)
+    assert done.returncode == code, done.stderr.decode()
+    return done
+
+
+def listed(daemon: Daemon) -> list[pb.Image]:
+    return list(daemon.images.ListImages(pb.ListImagesRequest()).images)
+
+
+def test_a_package_comes_back_from_a_registry_byte_for_byte_and_a_node_pulls_it(
+    daemon_factory: Factory, registry: Registry, package: Path, keys: Path, tmp_path: Path
+) -> None:
+    daemon = daemon_factory({"packages.trusted_keys": str(keys)})
+    config = ["--config", str(daemon.config_file)]
+    there = f"{registry.address}/acme/logger"
+    said = forge(daemon, "pkg", "push", *config, str(package), there).stdout.decode().strip()
+    assert said.startswith(f"{there}:1.2.0@sha256:")
+    # Pushing what is there already is no error.
+    forge(daemon, "pkg", "push", *config, str(package), f"{there}:again")
+    back = tmp_path / "back.forgepkg"
+    told = forge(daemon, "pkg", "pull", *config, "-o", str(back), f"{there}:1.2.0").stdout.decode()
+    assert f"signed by {KEY.public.id}  it.pub" in told
+    with file.PackageFile(package) as one, file.PackageFile(back) as two:
+        assert two.manifest_digest == one.manifest_digest
+    forge(daemon, "pull", "-q", f"{there}:1.2.0")
+    (image,) = listed(daemon)
+    assert list(image.repo_digests) == [said.replace(":1.2.0@", "@")]
+    assert image.spec.annotations["forgeone.dev/package"] == "acme/logger:1.2.0"
+    (keys / "it.pub").unlink()
+    refused = forge(daemon, "pull", "-q", f"{there}:again", code=1).stderr
+    assert b"SignatureValidationFailed" in refused
+    absent = tmp_path / "absent.forgepkg"
+    forge(daemon, "pkg", "pull", *config, "-o", str(absent), f"{there}:1.2.0", code=1)
+    assert not absent.exists()
+
+
+def test_a_package_is_pushed_with_a_login_and_not_without(
+    daemon_factory: Factory, package: Path, tmp_path: Path
+) -> None:
+    daemon = daemon_factory()
+    with docker_registry(tmp_path / "closed", tmp_path / "data", auth=htpasswd(tmp_path)) as address:
+        folder = Path(daemon.config.registry.config_path) / address
+        folder.mkdir(parents=True)
+        (folder / "hosts.toml").write_text(f'server = "http://{address}"\n')
+        words = ["pkg", "push", "--config", str(daemon.config_file)]
+        assert b"unauthorized" in forge(daemon, *words, str(package), f"{address}/a/b", code=1).stderr
+        login = ["--username", USER, "--password-stdin"]
+        done = forge(daemon, *words, *login, str(package), f"{address}/a/b", stdin=PASSWORD.encode())
+        assert PASSWORD.encode() not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="no skopeo here")
+def test_skopeo_moves_a_package_between_files_and_registries(
+    daemon_factory: Factory, registry: Registry, package: Path, keys: Path, tmp_path: Path
+) -> None:
+    daemon, there = daemon_factory({"packages.trusted_keys": str(keys)}), f"{registry.address}/skopeo/logger:2"
+
+    def skopeo(*words: str) -> None:
+        subprocess.run(["skopeo", "copy", "-q", "--insecure-policy", *words], check=True, capture_output=True)
+
+    skopeo("--dest-tls-verify=false", f"oci-archive:{package}", f"docker://{there}")
+    skopeo("--src-tls-verify=false", f"docker://{there}", f"oci-archive:{tmp_path / 'back.forgepkg'}")
+    with file.PackageFile(package) as one, file.PackageFile(tmp_path / "back.forgepkg") as two:
+        assert two.manifest_digest == one.manifest_digest
+    forge(daemon, "pull", "-q", there)
+    # Without a name in its index, a package is called what it calls itself.
+    said = forge(daemon, "images", "import", str(tmp_path / "back.forgepkg")).stdout.decode().split()
+    assert sorted(said) == sorted([there, "localhost/acme/logger:1.2.0"])
+    forge(daemon, "images", "export", "-o", str(tmp_path / "node.tar"), there)
+    skopeo(
+        "--dest-tls-verify=false", f"oci-archive:{tmp_path / 'node.tar'}", f"docker://{registry.address}/skopeo/again:1"
+    )
+    again = forge(daemon, "pull", "-q", f"{registry.address}/skopeo/again:1").stdout
+    assert again == forge(daemon, "pull", "-q", there).stdout
+
+
+def test_a_node_without_a_registry_runs_what_another_exported(
+    daemon_factory: Factory, busybox: str, tmp_path: Path
+) -> None:
+    one, two = daemon_factory({"registry.keep_blobs": True}), daemon_factory()
+    shutil.rmtree(two.config.registry.config_path)
+    forge(one, "pull", "-q", busybox)
+    archive = forge(one, "images", "export", busybox).stdout
+    assert forge(two, "images", "import", stdin=archive).stdout.decode() == f"{busybox}\n"
+    before, after = listed(one)[0], listed(two)[0]
+    assert (after.id, after.repo_digests, after.size) == (before.id, before.repo_digests, before.size)
+    assert Pod.plan(two).run().output(busybox, "echo", "here") == "here\n"
+
+
+def test_an_import_cut_short_leaves_nothing(daemon_factory: Factory, busybox: str, tmp_path: Path) -> None:
+    daemon = daemon_factory({"registry.keep_blobs": True})
+    forge(daemon, "pull", "-q", busybox)
+    archive = forge(daemon, "images", "export", busybox).stdout
+    forge(daemon, "rmi", busybox)
+    before = sorted(str(path) for path in Path(daemon.config.root).rglob("*") if "db" not in path.name)
+    refused = forge(daemon, "images", "import", stdin=archive[: len(archive) // 2], code=1).stderr
+    assert b"ends inside a member" in refused
+    assert sorted(str(path) for path in Path(daemon.config.root).rglob("*") if "db" not in path.name) == before
+    assert listed(daemon) == []
