@@ -19,6 +19,7 @@ from engines.native.execute import command
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel import cgroups, mounts
+from forgeone_shim.kernel.cgroups import Driver
 from forgeone_shim.kernel.host import Host
 
 _NOBODY = 65535
@@ -157,6 +158,12 @@ class Sandboxes:
         note = Path(plan.directory, _PARENT_NOTE)
         if note.exists():
             cgroups.remove_empty(self._host.cgroups, plan.cgroup)
+            if plan.spec.cgroup_parent and self._host.cgroups.driver is Driver.SYSTEMD:
+                # D-Bus is not for a node without systemd.
+                from forgeone_shim.limits import scopes
+
+                # The node's own is every pod's that names none, and one of those may be about to start.
+                scopes.forget_slice(self._host.cgroups, plan.cgroup, Deadline.after(_GONE_SECONDS))
             note.unlink(missing_ok=True)
 
     def _remove_init(self, plan: SandboxPlan) -> None:

@@ -57,6 +57,26 @@ def started(host: CgroupHost, cgroup: str, deadline: Deadline) -> Iterator[None]
         yield
 
 
+def forget_slice(host: CgroupHost, cgroup: str, deadline: Deadline) -> None:
+    """Have systemd let go of a slice that nothing is in any more; one that is in use stays.
+
+    systemd makes a slice for the first scope in it, keeps it for good, and makes its control group again when that is
+    removed without a word.
+
+    :raises Unavailable: systemd does not answer.
+    """
+    if cgroups.exists(host, cgroup):
+        return
+    unit = cgroups.slice_name(cgroup)
+    message = new_method_call(_MANAGER, "StopUnit", "ss", (unit, "fail"))
+    try:
+        with deadline.within(_SECONDS) as soon, _Bus(soon) as bus, contextlib.suppress(FailedPrecondition):
+            # A refusal says that there is no such unit, or that something is about to start in it.
+            _call(bus, message)
+    except (OSError, KeyError, ValueError, TimeoutError) as error:
+        raise Unavailable(f"systemd does not stop {unit}: {error or 'no answer'}", fix="systemctl status") from error
+
+
 def _placeholder(stack: ExitStack) -> int:
     """A process that ends with the block, or with this process, whichever is first."""
     program = find_program(_NOTHING)

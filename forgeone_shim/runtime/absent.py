@@ -14,6 +14,7 @@ from engines.base import (
     Features,
     Handle,
     HandlerSettings,
+    HostCalls,
     ImagePlan,
     Live,
     LiveState,
@@ -21,12 +22,14 @@ from engines.base import (
     Resources,
     SandboxPlan,
     Stdio,
+    Step,
     Verdict,
 )
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InternalError
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost
+from forgeone_shim.limits import scope
 
 REASON = "EngineMissing"
 _GONE_SECONDS = 10.0
@@ -106,6 +109,7 @@ class AbsentEngine:
             return
         if not cgroups.kill_all(self._host, handle.cgroup, signals.SIGKILL, timeout=_GONE_SECONDS):
             raise InternalError(f"container {handle.container_id}: processes in {handle.cgroup} do not die")
+        scope.release(self._host, handle.cgroup)
         cgroups.remove(self._host, handle.cgroup)
 
     def update(self, handle: Handle, resources: Resources) -> None:
@@ -151,6 +155,13 @@ class AbsentEngine:
     def was_oom_killed(self, handle: Handle) -> bool:
         """As far as the kernel still tells."""
         return bool(handle.cgroup) and cgroups.oom_kills(self._host, handle.cgroup) > 0
+
+    def told(self, _handle: Handle, _step: Step) -> None:
+        """Nobody is there."""
+
+    def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
+        """Refused."""
+        self._refuse(handle, after, ended)
 
     def verdict(self, _handle: Handle) -> Verdict | None:
         """None: its engine would know."""

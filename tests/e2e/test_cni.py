@@ -22,8 +22,10 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from forgeone_shim.cli import main as cli
+from forgeone_shim.kernel.cgroups import Driver
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
+from hack.lab.settings import cgroup_host, patient
 from tests.e2e.pods import Pod
 from tests.e2e.test_crash import Load
 from tests.e2e.test_crash import _check_promises as check_promises
@@ -318,7 +320,7 @@ def test_a_kill_at_any_moment_leaks_nothing(node: Node, moment: str) -> None:
 
 
 def wait_for(reached: Callable[[], bool], seconds: float = 20) -> None:
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patient(seconds)
     while not reached():
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -337,7 +339,10 @@ def test_what_a_pod_asks_for_reaches_the_plugins_that_can_do_it(node: Node) -> N
     node.write(node.bridged(), {"type": "recorder", "capabilities": capabilities})
     config = pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr="10.11.0.0/24"))
     node.daemon.runtime.UpdateRuntimeConfig(pb.UpdateRuntimeConfigRequest(runtime_config=config), timeout=30)
-    pod = Pod.plan(node.daemon, cgroup_parent=f"{node.daemon.config.cgroup_root}/parent")
+    parent = f"{node.daemon.config.cgroup_root}/parent"
+    if cgroup_host().driver is Driver.SYSTEMD:
+        parent = f"{parent[1:].replace('/', '-')}.slice"
+    pod = Pod.plan(node.daemon, cgroup_parent=parent)
     pod.config.annotations["kubernetes.io/ingress-bandwidth"] = "10M"
     pod.config.dns_config.servers.append("10.0.0.10")
     pod.config.port_mappings.add(container_port=36412, host_port=36412, protocol=pb.SCTP, host_ip="127.0.0.1")
@@ -350,7 +355,7 @@ def test_what_a_pod_asks_for_reaches_the_plugins_that_can_do_it(node: Node) -> N
         "dns": {"servers": ["10.0.0.10"]},
         "ipRanges": [[{"subnet": "10.11.0.0/24"}]],
         "aliases": [pod.config.metadata.name, "tester"],
-        "cgroupPath": f"{node.daemon.config.cgroup_root}/parent",
+        "cgroupPath": parent,
         "portMappings": [{"hostPort": 36412, "containerPort": 36412, "protocol": "sctp", "hostIP": "127.0.0.1"}],
     }
     pod.remove()

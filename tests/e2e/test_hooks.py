@@ -14,6 +14,7 @@ import pytest
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
+from hack.lab.settings import patient
 from tests.e2e.conftest import running_daemon
 from tests.e2e.pods import Pod
 
@@ -240,6 +241,8 @@ def test_a_hook_that_fails_before_the_start_leaves_no_container(
 def test_hooks_that_take_longer_than_the_caller_waits_leave_nothing(
     node: Daemon, pod: Pod, bench: Bench, busybox: str, seconds: str, hooks: int
 ) -> None:
+    # The caller has as much patience.
+    seconds = f"{patient(float(seconds)):.7f}"
     names = [f"h{number}" for number in range(hooks)]
     for name in names:
         bench.define("createRuntime", name)
