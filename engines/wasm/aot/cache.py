@@ -122,16 +122,19 @@ class Cache:
         with self._lock:
             self._referred = {(image, key) for image, key in self._referred if image in keep}
             needed: set[str] = set()
-            for directory in _entries(self._images):
-                if directory.name not in keep:
-                    shutil.rmtree(directory, ignore_errors=True)
-                else:
-                    needed.update(one.name for one in _entries(directory))
-            loose = [one for one in _entries(self._code) if one.name not in needed and not one.name.startswith(_NEW)]
-            loose.sort(key=_last_used, reverse=True)
-            for directory in loose[_LOOSE_MAX:]:
+            unneeded: set[str] = set()
+            images = list(_entries(self._images))
+            for directory in images:
+                (needed if directory.name in keep else unneeded).update(one.name for one in _entries(directory))
+            others = [one for one in _entries(self._code) if one.name not in needed and not one.name.startswith(_NEW)]
+            loose = sorted((one for one in others if one.name not in unneeded), key=_last_used, reverse=True)
+            for directory in (*(one for one in others if one.name in unneeded), *loose[_LOOSE_MAX:]):
                 self._verified.pop(directory.name, None)
                 shutil.rmtree(directory, ignore_errors=True)
+            # Last: until then it says whose the code was.
+            for directory in images:
+                if directory.name not in keep:
+                    shutil.rmtree(directory, ignore_errors=True)
         return frozenset(one.name for one in _entries(self._code) if not one.name.startswith(_NEW))
 
     # What is known

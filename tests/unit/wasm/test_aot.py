@@ -323,10 +323,7 @@ def test_a_key_that_others_may_know_is_refused(
 # As long as the image
 
 
-def test_code_goes_with_the_last_image_that_needs_it(
-    cache: Cache, compiled: Compiler, module: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(caches, "_LOOSE_MAX", 0)
+def test_code_goes_with_the_last_image_that_needs_it(cache: Cache, compiled: Compiler, module: int) -> None:
     entry = cache.entry(module, NEVER, image_id="sha256:a")
     cache.entry(module, NEVER, image_id="sha256:b")
     assert cache.retain(["sha256:a", "sha256:b"]) == {entry.key}
