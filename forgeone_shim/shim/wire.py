@@ -10,6 +10,7 @@ import array
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -128,9 +129,10 @@ def _read_file(message: Message) -> bytes:
         raise ProtocolError("a message lacks its file")
     memory = message.fds.pop(0)
     try:
-        size = os.fstat(memory).st_size
-        if size > DATA_MAX:
-            raise ProtocolError(f"a message of {size} bytes is longer than {DATA_MAX}")
+        seen = os.fstat(memory)
+        size = seen.st_size
+        if not stat.S_ISREG(seen.st_mode) or size > DATA_MAX:
+            raise ProtocolError(f"a message's file is none, or its {size} bytes are more than {DATA_MAX}")
         data = os.pread(memory, size, 0)
     except OSError as error:
         raise ProtocolError(f"a message's file cannot be read: {error.strerror}") from error

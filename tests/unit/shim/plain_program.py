@@ -13,11 +13,14 @@ from collections.abc import Callable
 import msgspec
 
 from forgeone_shim.errors import InvalidInput, Kind
+from forgeone_shim.kernel.syscalls import number, syscall
 from forgeone_shim.shim import forks
 from forgeone_shim.shim.channel import Channel
 from forgeone_shim.shim.forks import Answer, Fork
 from forgeone_shim.shim.supervision import Failed, Supervision, encode
 from forgeone_shim.shim.supervisor import supervise
+
+_CLONE_NEWPID = 0x20000000
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +29,8 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     supervision: Supervision
     function: str
     words: tuple[str, ...] = ()
+    namespace: bool = False
+    cgroup: str = ""
 
 
 def main() -> None:
@@ -49,9 +54,17 @@ def _supervise(run: Run, connection: socket.socket) -> None:
     def enter() -> None:
         if run.function == "no_entry":
             raise FileNotFoundError(2, "No such file or directory", "/proc/0/ns/pid")
+        if run.namespace:
+            syscall(number("unshare"), _CLONE_NEWPID)
 
-    function: Callable[..., int] = globals()[run.function]
-    supervise(run.supervision, enter, lambda channel: function(channel, *run.words), connection)
+    def launch(channel: Channel) -> int:
+        if run.cgroup:
+            with open(f"{run.cgroup}/cgroup.procs", "w") as file:
+                file.write("0")
+        function: Callable[..., int] = globals()[run.function]
+        return function(channel, *run.words)
+
+    supervise(run.supervision, enter, launch, connection)
 
 
 def no_entry(channel: Channel) -> int:
@@ -80,13 +93,8 @@ def exit_with(channel: Channel, code: str, reason: str, message: str) -> int:
 def spin(channel: Channel) -> int:
     """As wasm does: no Python code runs, so none that handles a signal either."""
     _held(channel)
-    return len(bytes(1) * (1 << 60)) if False else _never()
-
-
-def _never() -> int:
     # One call into C that takes for ever and never looks for signals.
-    sum(iter(int, 1))
-    return 1
+    return sum(iter(int, 1))
 
 
 def sleep(channel: Channel) -> int:
@@ -192,3 +200,16 @@ def descriptors(channel: Channel) -> int:
     ]
     os.write(1, repr(left).encode())
     return 0
+
+
+def who(channel: Channel) -> int:
+    _held(channel)
+    os.write(1, f"{os.getpid()} {os.getppid()}".encode())
+    return 0
+
+
+def hog(channel: Channel) -> int:
+    _held(channel)
+    held = []
+    while True:
+        held.append(b"x" * (1 << 20))

@@ -16,22 +16,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engines.base import LiveState, Output, Stdio, Verdict
+from engines.base import LiveState, Output, Verdict
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError, InvalidInput
 from forgeone_shim.kernel import procs
-from forgeone_shim.kernel.inotify import DirectoryEvents
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import contract, exits, supervision
-from forgeone_shim.shim.attach import AttachConsole
 from forgeone_shim.shim.client import ForkServer
-from forgeone_shim.shim.programs import Program
-from forgeone_shim.shim.supervision import Supervision
+from tests.unit.shim.containers import ID, PROGRAM, Lab, read, watched
 from tests.unit.shim.plain_program import Run
-
-PROGRAM = Program("tests.unit.shim.plain_program", ("forgeone_shim", "msgspec", "tests"), "test")
-LINE = re.compile(rb"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) ([FP]) (.*)$")
-ID = "c" * 64
 
 
 @pytest.fixture(scope="module")
@@ -41,111 +34,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     made.close()
 
 
-class Lab:
-    """One container."""
-
-    def __init__(self, server: ForkServer, home: Path) -> None:
-        self.server, self.home = server, home
-        self.bundle, self.exits, self.log = home / "bundle", home / "exits", home / "0.log"
-        for directory in (self.bundle, self.exits):
-            directory.mkdir()
-        self.pid = 0
-
-    def plan(self, **more: object) -> Supervision:
-        plan = Supervision(
-            container_id=ID,
-            bundle=str(self.bundle),
-            exits=str(self.exits),
-            log_path=str(self.log),
-            title="forgeone-test",
-        )
-        return msgspec.structs.replace(plan, **more)
-
-    def create(self, function: str, *words: str, deadline: float = 20, **more: object) -> int:
-        run = msgspec.json.encode(Run(self.plan(**more), function, words))
-        answer, fds = self.server.ask(run, (), Deadline.after(deadline))
-        assert fds == []
-        self.pid = contract.launched(answer, ID)
-        return self.pid
-
-    def start(self) -> None:
-        assert contract.start(str(self.bundle))
-
-    def run(self, function: str, *words: str, **more: object) -> int:
-        self.create(function, *words, **more)
-        self.start()
-        return self.ended()
-
-    def ended(self, seconds: float = 30) -> int:
-        """The exit code; its supervisor has gone too."""
-        with _watched(self.exits) as wait:
-            wait((self.exits / ID).exists, seconds)
-        found = exits.read_exit(self.exits, ID)
-        assert found is not None
-        assert not found.lost
-        self.gone()
-        return found.code
-
-    def gone(self, seconds: float = 20) -> None:
-        held = contract.supervisor(str(self.bundle), ID)
-        if held is not None:
-            with held:
-                assert held.wait(seconds), "the supervisor goes on"
-
-    def lines(self) -> list[tuple[str, str, bytes]]:
-        content = self.log.read_bytes()
-        assert not content or content.endswith(b"\n")
-        found = [LINE.match(line) for line in content.split(b"\n")[:-1]]
-        return [(one[1].decode(), one[2].decode(), one[3]) for one in found if one is not None or pytest.fail("a line")]
-
-    def attach(self, *, stdin: bool = False, tty: bool = False) -> AttachConsole:
-        return AttachConsole(ID, str(self.bundle), Stdio(stdin=stdin, stdout=True, stderr=not tty, tty=tty))
-
-    def left(self) -> list[str]:
-        return [path.name for path in self.bundle.iterdir()]
-
-
-@contextlib.contextmanager
-def _watched(directory: Path) -> Iterator[object]:
-    events = DirectoryEvents(directory)
-    poll = select.poll()
-    poll.register(events.fileno(), select.POLLIN)
-
-    def wait(done: object, seconds: float) -> None:
-        deadline = Deadline.after(seconds)
-        while not done():  # type: ignore[operator]
-            assert poll.poll(int((deadline.remaining() or 0) * 1000)), "nothing happened"
-            events.read()
-
-    try:
-        yield wait
-    finally:
-        events.close()
-
-
 @pytest.fixture
 def lab(server: ForkServer, tmp_path: Path) -> Iterator[Lab]:
     made = Lab(server, tmp_path)
     yield made
-    held = contract.process(str(made.bundle))
-    if held is not None:
-        with held:
-            held.send(signal.SIGKILL)
-    contract.stop(str(made.bundle), ID, 5)
-
-
-def _read(console: AttachConsole, until: bytes = b"", seconds: float = 10) -> dict[Output, bytes]:
-    """What comes until ``until`` is there, or, where that is empty, until the end."""
-    got = {Output.STDOUT: b"", Output.STDERR: b""}
-    deadline = Deadline.after(seconds)
-    while console.readers and not (until and any(until in text for text in got.values())):
-        poll = select.poll()
-        poll.register(console.readers[0], select.POLLIN)
-        assert poll.poll(int((deadline.remaining() or 0) * 1000)), got
-        found = console.read(console.readers[0])
-        if found is not None:
-            got[found[0]] += found[1]
-    return got
+    made.close()
 
 
 def test_a_container_is_held_until_it_is_started_and_its_end_is_told(lab: Lab) -> None:
@@ -170,6 +63,17 @@ def test_a_container_is_started_once_and_not_when_it_has_ended(lab: Lab) -> None
     lab.start()
     assert not contract.start(str(lab.bundle))
     assert contract.look(str(lab.bundle)).state is LiveState.RUNNING
+
+
+def test_one_whose_cgroup_is_frozen_is_paused(lab: Lab) -> None:
+    lab.create("sleep")
+    freezer = lab.home / "freezer"
+    freezer.write_text("FROZEN\n")
+    assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.CREATED
+    lab.start()
+    assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.PAUSED
+    freezer.write_text("THAWED\n")
+    assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.RUNNING
 
 
 def test_one_that_died_before_its_start_says_so(lab: Lab) -> None:
@@ -208,7 +112,7 @@ def test_a_container_may_end_by_itself_on_a_signal(lab: Lab) -> None:
     pid = lab.create("graceful")
     with contextlib.closing(lab.attach()) as console:
         lab.start()
-        _read(console, b"here")
+        read(console, b"here")
         os.kill(pid, signal.SIGTERM)
         assert lab.ended() == 0
     assert lab.lines()[-1] == ("stdout", "F", b"done")
@@ -271,10 +175,10 @@ def test_input_goes_to_the_container_and_its_output_to_whoever_is_attached(lab: 
     with contextlib.closing(lab.attach(stdin=True)) as one, contextlib.closing(lab.attach()) as other:
         lab.start()
         assert one.write(b"hello\n") == 6
-        assert _read(one, b"hello")[Output.STDOUT] == b"hello\n"
+        assert read(one, b"hello")[Output.STDOUT] == b"hello\n"
         one.end_input()
-        assert _read(one)[Output.STDERR] == b"end of input\n"
-        assert _read(other) == {Output.STDOUT: b"hello\n", Output.STDERR: b"end of input\n"}
+        assert read(one)[Output.STDERR] == b"end of input\n"
+        assert read(other) == {Output.STDOUT: b"hello\n", Output.STDERR: b"end of input\n"}
     assert lab.ended() == 0
     assert sorted(lab.lines()) == [("stderr", "F", b"end of input"), ("stdout", "F", b"hello")]
 
@@ -285,7 +189,7 @@ def test_input_stays_open_for_the_next_client_unless_it_is_for_one(lab: Lab) -> 
     for word in (b"one\n", b"two\n"):
         with contextlib.closing(lab.attach(stdin=True)) as console:
             console.write(word)
-            assert word in _read(console, word)[Output.STDOUT]
+            assert word in read(console, word)[Output.STDOUT]
     assert contract.look(str(lab.bundle)).state is LiveState.RUNNING
 
 
@@ -326,13 +230,13 @@ def test_a_terminal_is_one_with_a_size_and_an_end(lab: Lab) -> None:
     with contextlib.closing(lab.attach(stdin=True, tty=True)) as console:
         console.resize(123, 45)
         lab.start()
-        assert _read(console, b"True")[Output.STDOUT].endswith(b"True True True\r\n")
+        assert read(console, b"True")[Output.STDOUT].endswith(b"True True True\r\n")
         console.write(b"size\n")
-        _read(console, b"123x45")
+        read(console, b"123x45")
         console.write(b"hello\n")
-        _read(console, b"<hello>")
+        read(console, b"<hello>")
         console.end_input()
-        _read(console)
+        read(console)
     assert lab.ended() == 3
     assert ("stdout", "F", b"123x45\r") in lab.lines()
 
@@ -342,7 +246,7 @@ def test_a_slow_client_gets_everything(lab: Lab) -> None:
     with contextlib.closing(lab.attach()) as console:
         lab.start()
         time.sleep(0.3)
-        got = _read(console)[Output.STDOUT]
+        got = read(console)[Output.STDOUT]
     assert len(got) == 3 << 20
     assert lab.ended() == 0
     assert len(lab.lines()) == (3 << 20) // 64
@@ -367,11 +271,11 @@ def test_a_log_is_opened_anew_when_it_is_asked_for(lab: Lab) -> None:
     lab.start()
     with contextlib.closing(lab.attach(stdin=True)) as console:
         console.write(b"one\n")
-        _read(console, b"one")
+        read(console, b"one")
         lab.log.rename(lab.home / "1.log")
         contract.reopen_log(str(lab.bundle), ID, str(lab.log))
         console.write(b"two\n")
-        _read(console, b"two")
+        read(console, b"two")
     assert [text for _, _, text in lab.lines()] == [b"two"]
 
 
@@ -395,7 +299,7 @@ def test_a_flood_does_not_stall_and_the_exit_file_comes_after_its_last_line(lab:
     lab.create("flood", "x" * 99, "100")
     lab.start()
     began = time.monotonic()
-    with _watched(lab.exits) as wait:
+    with watched(lab.exits) as wait:
         wait((lab.exits / ID).exists, 30)
     content = lab.log.read_bytes()
     spent = time.monotonic() - began
@@ -432,7 +336,7 @@ def test_the_end_of_the_fork_server_is_nothing_to_a_container(tmp_path: Path) ->
     with contextlib.closing(lab.attach(stdin=True)) as console:
         lab.start()
         console.write(b"one\n")
-        _read(console, b"one")
+        read(console, b"one")
         console.end_input()
     assert lab.ended() == 0
     (tmp_path / "again").mkdir()
@@ -473,7 +377,7 @@ def _gone_of(where: Path) -> None:
 def test_a_client_that_goes_away_is_noticed_at_once(lab: Lab) -> None:
     deadline = Deadline.after(20)
     where = lab.home / "where"
-    with _watched(lab.home) as wait:
+    with watched(lab.home) as wait:
         failed: list[BaseException] = []
 
         def ask() -> None:
@@ -512,7 +416,7 @@ def test_a_client_that_dies_with_the_answer_unread_leaves_nothing(lab: Lab) -> N
 
 def test_where_the_supervisor_is_killed_during_creation_the_client_is_told(lab: Lab) -> None:
     where = lab.home / "where"
-    with _watched(lab.home) as wait:
+    with watched(lab.home) as wait:
         failed: list[BaseException] = []
 
         def ask() -> None:
