@@ -46,8 +46,7 @@ class JailPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     ``rootfs`` empty is an empty directory. Namespaces: ``None`` is the host's own, ``""`` a new one; a user namespace
     is never new. ``cgroups`` are directories of the cgroup in each hierarchy. ``root`` is who, on the host, the jail's
     root is: the owner of what is made in its files. ``uid``, ``gid`` and ``groups`` are ids of its user namespace.
-    ``landlock`` is the version of the kernel's
-    interface, 0 where it has none. Of ``filters`` the first is ours.
+    ``landlock`` is the version of the kernel's interface, 0 where it has none. Of ``filters`` the first is ours.
     """
 
     rootfs: str
