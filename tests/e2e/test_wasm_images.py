@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.e2e.wasm_pods import HANDLER, WasmPod, pull
 
 pytestmark = pytest.mark.root
 
+FIRST = 65536 * 9
 ARGUMENTS = guest(arguments())
 FORMS: Mapping[str, tuple[images.BuiltImage, str]] = {
     "compat": (modules.compat(ARGUMENTS, Cmd=["a"]), "/app.wasm\na\n"),
@@ -101,6 +103,39 @@ def test_a_pod_has_a_program_beside_its_module(forgeoned: Daemon, push: Push, bu
         pod.remove()
 
 
+def test_in_a_pod_with_a_user_namespace_module_and_program_have_its_ids(
+    forgeoned: Daemon, push: Push, busybox: str, nothing_left: None
+) -> None:
+    name = pull(forgeoned, push("mixed/ids:1", modules.layers(ARGUMENTS, images.Entry("data", b"seen\n", 0o600))))
+    pull(forgeoned, busybox)
+    pod = WasmPod.plan(forgeoned)
+    namespaces = pod.config.linux.security_context.namespace_options
+    namespaces.userns_options.mode = pb.POD
+    for ids in (namespaces.userns_options.uids, namespaces.userns_options.gids):
+        ids.add(host_id=FIRST, container_id=0, length=65536)
+    pod.run()
+    try:
+        module = pod.container(name, name="module")
+        program = pod.container(busybox, "cat", "/proc/self/uid_map", "/image/data", name="program")
+        mount = program.mounts.add(container_path="/image", readonly=True, image=pb.ImageSpec(image=name))
+        for ids in (mount.uidMappings, mount.gidMappings):
+            ids.add(host_id=FIRST, container_id=0, length=65536)
+        for config in (module, program):
+            config.linux.security_context.namespace_options.CopyFrom(namespaces)
+        assert ended(pod, module) == "module.wasm\n"
+        assert ended(pod, program).split() == ["0", str(FIRST), "65536", "seen"]
+    finally:
+        pod.remove()
+
+
+def test_a_module_reads_an_image_that_is_its_volume(forgeoned: Daemon, push: Push, pod: WasmPod) -> None:
+    volume = pull(forgeoned, push("forms/volume:1", modules.layers(ARGUMENTS, images.Entry("data", b"from a volume"))))
+    name = pull(forgeoned, push("forms/reader:1", modules.artifact(guest(cat("/image/data")))))
+    config = pod.container(name)
+    config.mounts.add(container_path="/image", readonly=True).image.image = volume
+    assert ended(pod, config).rstrip("\n") == "from a volume"
+
+
 def test_of_a_name_for_both_each_pod_has_its_own(forgeoned: Daemon, registry: Registry, pod: WasmPod) -> None:
     linux = images.busybox(cmd=["echo", "program"])
     architecture = json.loads(linux.config)["architecture"]
@@ -142,6 +177,20 @@ def test_what_is_made_ready_at_the_pull_goes_with_the_image(forgeoned: Daemon, p
     forgeoned.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=patient(30))
     pod.wait(id_)
     assert pod.log(id_) == "only here\n"
+
+
+def test_what_is_missing_is_made_ready_at_the_start(fresh_forgeoned: Daemon, push: Push) -> None:
+    """As after a version of the engine that cannot use what another made."""
+    daemon = fresh_forgeoned
+    pull(daemon, push("forms/again:1", modules.artifact(guest(say("again\n")))))
+    [ready] = compiled(daemon)
+    daemon.kill()
+    shutil.rmtree(Path(daemon.config.root, "wasm"))
+    daemon.start()
+    until = time.monotonic() + patient(30)
+    while compiled(daemon) != [ready]:
+        assert time.monotonic() < until, daemon.log.read_text()
+        time.sleep(0.05)
 
 
 def test_what_cannot_be_run_is_pulled_and_told_by_the_container(forgeoned: Daemon, push: Push, pod: WasmPod) -> None:
