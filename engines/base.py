@@ -505,6 +505,42 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a container's life, in the words of the lifecycle; ``at`` in nanoseconds since the epoch."""
+
+    at: int
+    before: str
+    event: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """One call that a guest made to its host, in words; ``number`` counts from 1.
+
+    ``at`` in nanoseconds since the epoch. ``duration`` in nanoseconds, ``None`` where it was not measured. ``result``
+    is ``None`` where the call has not returned: the guest ended in it.
+    """
+
+    number: int
+    at: int
+    duration: int | None
+    interface: str
+    function: str
+    arguments: tuple[str, ...]
+    result: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Calls in their order. ``lost`` before or among them were not kept; ``next`` is where to go on."""
+
+    calls: tuple[HostCall, ...]
+    lost: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExecResult:
     """Outcome of a synchronous exec; each stream is capped, ``truncated`` says that some was dropped."""
 
@@ -679,6 +715,18 @@ class Engine(Protocol):
 
     def was_oom_killed(self, handle: Handle) -> bool:
         """Whether the kernel killed a process of this container for memory."""
+
+    def told(self, handle: Handle, step: Step) -> None:
+        """A step of the container's life, for an engine that lets its containers know; quick, and in order.
+
+        After a restart of the daemon there is one more, without an event, that leads to where the container is.
+        """
+
+    def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
+        """The calls that its guest made to its host after number ``after``; of an ``ended`` one all there will be.
+
+        FailedPrecondition where none are recorded, and why.
+        """
 
     def verdict(self, handle: Handle) -> Verdict | None:
         """Why an ended container ended, beyond its exit code; ``None`` where that is all. Ask before :meth:`delete`."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from cri.streaming.server import Grant
-from engines.base import ContainerSpec, ExecResult, Resources, SandboxSpec
+from engines.base import ContainerSpec, ExecResult, HostCalls, Resources, SandboxSpec
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
@@ -118,6 +118,9 @@ class RuntimePort(Protocol):
 
     def resume_container(self, id_: str, deadline: Deadline) -> None:
         """Let a paused one go on; one that runs is no error."""
+
+    def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
+        """What a traced container's guest asked of its host; with ``follow`` until it ends."""
 
     def paused_containers(self) -> list[str]:
         """Their ids."""

@@ -22,6 +22,7 @@ from engines.base import (
     Features,
     Handle,
     HandlerSettings,
+    HostCalls,
     ImagePlan,
     Live,
     LiveState,
@@ -30,6 +31,7 @@ from engines.base import (
     Resources,
     SandboxPlan,
     Stdio,
+    Step,
     Verdict,
 )
 from engines.native import (
@@ -483,6 +485,16 @@ class NativeEngine:
             if cgroups.exists(self._host.cgroups, handle.cgroup):
                 return False
         return Path(handle.bundle, supervision.OOM_MARKER).exists()
+
+    def told(self, _handle: Handle, _step: Step) -> None:
+        """Nothing: a process of the host's kernel has nobody to ask."""
+
+    def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:  # noqa: ARG002
+        """Refused: its calls are system calls."""
+        raise FailedPrecondition(
+            f"container {handle.container_id[:13]} runs on the native engine, which records no calls",
+            fix="strace -p its pid, which crictl inspect tells",
+        )
 
     def verdict(self, _handle: Handle) -> Verdict | None:
         """None: a process ends with its exit code, and says the rest in its log."""

@@ -14,11 +14,15 @@ import contextlib
 import fcntl
 import mmap
 import os
+import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
+
+from engines.base import Step
 from forgeone_shim import abi
 from forgeone_shim.errors import InternalError, syscall_error
 
@@ -35,8 +39,15 @@ _HEAD: Final = struct.Struct("<BxxxI")
 _ATTEMPTS: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who a container is, for good: no part of the file."""
+
+    id: str
+    name: str
+    pod_id: str
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """As ``struct forgeone_limits`` of the interface has them; 0: none."""
 
     memory: int = 0
@@ -48,21 +59,11 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One transition; ``at`` in nanoseconds since the epoch, the rest in the words of :mod:`forgeone_shim.abi`."""
-
-    at: int
-    before: str
-    event: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
 class Card:
     """``steps`` are the latest ones, oldest first."""
 
     state: str = abi.STATES[0]
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     steps: tuple[Step, ...] = ()
 
 
@@ -87,38 +88,46 @@ class View:
 def create(path: str, card: Card) -> View:
     """Make the file, and see it.
 
+    :raises FileExistsError: somebody else has made it.
     :raises ForgeError: it cannot be made; nothing is left of it then.
     """
-    with contextlib.ExitStack() as undo:
+    # Whole from the moment it has its name.
+    draft = f"{path}.{secrets.token_hex(8)}"
+    try:
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            undo.callback(os.unlink, path)
-            try:
-                os.posix_fallocate(fd, 0, _SIZE)
-                os.pwrite(fd, _MAGIC, 0)
-                os.pwrite(fd, _encode(card), _SLOTS[0])
-                view = View(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise syscall_error("write", path, error) from error
-        undo.pop_all()
+            os.posix_fallocate(fd, 0, _SIZE)
+            os.pwrite(fd, _MAGIC, 0)
+            os.pwrite(fd, _encode(card), _SLOTS[0])
+            view = View(fd)
+            os.link(draft, path)
+        finally:
+            os.close(fd)
+            os.unlink(draft)  # noqa: PTH108
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise syscall_error("write", path, error) from error
     return view
 
 
-def see(path: str) -> View:
-    """One that another process of the container has made.
+def see(path: str) -> View | None:
+    """One that another process of the container has made; ``None`` where none has.
 
     :raises ForgeError: it cannot be opened.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            return View(fd)
-        finally:
-            os.close(fd)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise syscall_error("open", path, error) from error
+    try:
+        return View(fd)
     except (OSError, ValueError) as error:
-        raise InternalError(f"read {path}: {error}") from error
+        raise InternalError(f"{path} cannot be mapped: {error}") from error
+    finally:
+        os.close(fd)
 
 
 def take(path: str, step: Step) -> None:

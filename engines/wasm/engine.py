@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal as signals
 from collections.abc import Callable, Collection, Mapping
@@ -17,6 +18,7 @@ from engines.base import (
     Features,
     Handle,
     HandlerSettings,
+    HostCalls,
     ImagePlan,
     Live,
     LiveState,
@@ -24,9 +26,12 @@ from engines.base import (
     Resources,
     SandboxPlan,
     Stdio,
+    Step,
     Verdict,
 )
+from engines.wasm import card as cards
 from engines.wasm import checks, commands, jail, modules, notes, plans, settings
+from engines.wasm.annotations import TRACE
 from engines.wasm.annotations import read as read_annotations
 from engines.wasm.aot.cache import Cache
 from engines.wasm.aot.target import Variant
@@ -36,6 +41,7 @@ from engines.wasm.jail import JailPlan
 from engines.wasm.messages import Code, Container, Execution
 from engines.wasm.notes import Note
 from engines.wasm.sandboxes import Sandboxes
+from engines.wasm.tracing import ring
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     FailedPrecondition,
@@ -43,6 +49,7 @@ from forgeone_shim.errors import (
     InternalError,
     InvalidInput,
     NotFound,
+    syscall_error,
 )
 from forgeone_shim.kernel import cgroups, freezer
 from forgeone_shim.kernel import host as hosts
@@ -182,19 +189,23 @@ class WasmEngine:
             image_id = "" if opened.mounted else plan.image_id
             code, fd = self._compiled(opened.fd, plans.variant(asked), deadline, image_id=image_id)
             held.callback(os.close, fd)
+            guest = plans.guest(plan, asked, choice)
             note = Note(
                 log_path=plan.log_path,
                 code=code,
                 image_id=image_id,
                 module=opened.path,
                 exports=asked.exports,
-                guest=plans.guest(plan, asked, choice),
+                guest=guest,
                 jail=self._jail(plan, deadline),
+                insight=plans.insight(plan, asked, guest),
             )
             with contextlib.ExitStack() as undo:
                 undo.callback(self._undo_create, _handle(plan))
                 notes.write(plan.bundle, note)
-                container = Container(supervision=self._supervision(plan), jail=note.jail, guest=note.guest)
+                container = Container(
+                    supervision=self._supervision(plan), jail=note.jail, guest=guest, insight=note.insight
+                )
                 with groups.made(self._host, plan.cgroup, plan.spec.resources, deadline, plan.blockio):
                     pid = self._zygote.create((code, fd), container, deadline)
                 undo.pop_all()
@@ -226,7 +237,7 @@ class WasmEngine:
     def _undo_create(self, handle: Handle) -> None:
         with contextlib.suppress(ForgeError):
             self.delete(handle)
-        contract.forget(handle.bundle, (*FILES, notes.NAME))
+        contract.forget(handle.bundle, (*FILES, notes.NAME, cards.NAME, ring.NAME))
         Path(handle.exits, handle.container_id).unlink(missing_ok=True)
 
     def start(self, handle: Handle, deadline: Deadline) -> None:
@@ -280,7 +291,7 @@ class WasmEngine:
         if not handle.cgroup or not cgroups.exists(self._host.cgroups, handle.cgroup):
             raise NotFound("container", handle.container_id)
         with updates.applied(updates.plan(resources, self._host, handle.cgroup)):
-            pass
+            cards.limit(f"{handle.bundle}/{cards.NAME}", functools.partial(plans.limits, resources))
 
     def pause(self, handle: Handle, deadline: Deadline) -> None:
         """Freeze every process of the container; returns when none runs any more."""
@@ -348,6 +359,30 @@ class WasmEngine:
                 return False
         return contract.was_oom_killed(handle.bundle)
 
+    def told(self, handle: Handle, step: Step) -> None:
+        """Where the container's guest may want to know, it finds it in the card."""
+        card = f"{handle.bundle}/{cards.NAME}"
+        if step.event:
+            cards.take(card, step)
+        else:
+            cards.correct(card, step.after)
+
+    def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
+        """From the trace that the guest's process keeps in the bundle, which outlives it."""
+        path = f"{handle.bundle}/{ring.NAME}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise FailedPrecondition(
+                f"container {handle.container_id[:13]} is not traced", fix=f'annotate its pod with {TRACE}: "true"'
+            ) from error
+        except OSError as error:
+            raise syscall_error("open", path, error) from error
+        try:
+            return ring.read(fd, after, ended=ended)
+        finally:
+            os.close(fd)
+
     def verdict(self, handle: Handle) -> Verdict | None:
         """Of a guest that trapped, or could not be started: which, and the first line of why."""
         return contract.verdict(handle.bundle)
@@ -378,6 +413,7 @@ class WasmEngine:
                 container_id=handle.container_id,
                 jail=note.jail,
                 guest=command.guest,
+                insight=note.insight,
                 tty=stdio.tty,
             )
             console = ExecConsole(handle.container_id)

@@ -17,6 +17,7 @@ from typing import Final, Never
 import msgspec
 
 from engines.wasm import jail, messages
+from engines.wasm.guest import insight
 from engines.wasm.guest.running import run
 from engines.wasm.launch import Held, prepared
 from engines.wasm.messages import Ended, Executing, Execution
@@ -112,10 +113,11 @@ def _guest(asked: Execution, held: Held, target: int, streams: Sequence[int], wr
         for number, fd in enumerate(streams):
             os.dup2(fd, number)
         try:
+            extensions = insight.of_execution(asked.insight, held.loaded)
             jail.join(asked.jail, target)
             close_all_but((0, 1, 2, write, *held.fds))
             jail.become(asked.jail)
-            ready = prepared(asked.guest, held.loaded, FIELD)
+            ready = prepared(asked.guest, held.loaded, FIELD, extensions)
             jail.restrict(asked.jail)
         except (ForgeError, OSError) as error:
             kind, message = failure(error)

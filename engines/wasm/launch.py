@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import gc
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import msgspec
 
 from engines.wasm import jail, messages, modules
-from engines.wasm.guest.commands import Ready
+from engines.wasm.guest import insight
+from engines.wasm.guest.commands import Extension, Ready
 from engines.wasm.guest.loading import Loaded
 from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.guest.running import prepare, run
@@ -62,10 +64,11 @@ def init(asked: Init, connection: socket.socket) -> None:
 
 def _guest(asked: Container, loaded: Loaded, channel: Channel) -> int:
     """In the guest's process, the first of the container's PID namespace; returns the exit code."""
+    extensions = insight.of_container(asked.insight, loaded)
     jail.enter(asked.jail)
     jail.become(asked.jail)
     # Directories are opened as the user that will read them.
-    ready = prepared(asked.guest, loaded, modules.FIELD)
+    ready = prepared(asked.guest, loaded, modules.FIELD, extensions)
     channel.catch()
     channel.tether()
     jail.restrict(asked.jail)
@@ -78,9 +81,9 @@ def _guest(asked: Container, loaded: Loaded, channel: Channel) -> int:
     return outcome.code
 
 
-def prepared(plan: GuestPlan, loaded: Loaded, field: str) -> Ready:
+def prepared(plan: GuestPlan, loaded: Loaded, field: str, extensions: Sequence[Extension]) -> Ready:
     """The guest, ready to run. A module that cannot be is InvalidInput of ``field``."""
     try:
-        return prepare(plan, loaded)
+        return prepare(plan, loaded, extensions)
     except InvalidInput as error:
         raise InvalidInput(field, f"{error.field}: {error.reason}", fix=error.fix) from error

@@ -10,13 +10,14 @@ from typing import Final, TypeVar
 import msgspec
 
 from engines.wasm.aot.target import Kind, Variant
+from engines.wasm.card import Identity, Limits
 from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.jail.plan import JailPlan
 from forgeone_shim.shim.supervision import Failed, Launched, Supervision
 from forgeone_shim.shim.wire import ProtocolError
 
 # Another one for each change of what is said, here or in what is said in it.
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 class Code(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -63,12 +64,22 @@ class Init(msgspec.Struct, tag_field="kind", tag="init", forbid_unknown_fields=T
     plan: msgspec.Raw
 
 
+class Insight(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What a guest may know of its container, and whether its calls are recorded; the files for both in ``bundle``."""
+
+    bundle: str
+    identity: Identity
+    limits: Limits
+    trace: bool = False
+
+
 class Container(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """All that a container is made of, besides its code."""
 
     supervision: Supervision
     jail: JailPlan
     guest: GuestPlan
+    insight: Insight
 
 
 class Execution(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -77,6 +88,7 @@ class Execution(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only
     container_id: str
     jail: JailPlan
     guest: GuestPlan
+    insight: Insight
     tty: bool = False
 
 

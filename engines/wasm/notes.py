@@ -10,7 +10,7 @@ import msgspec
 
 from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.jail.plan import JailPlan
-from engines.wasm.messages import Code
+from engines.wasm.messages import Code, Insight
 from forgeone_shim.errors import InternalError, NotFound, syscall_error
 
 NAME: Final = "wasm.json"
@@ -26,6 +26,7 @@ class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     exports: tuple[str, ...]
     guest: GuestPlan
     jail: JailPlan
+    insight: Insight
 
 
 def write(bundle: str, note: Note) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import posixpath
 
-from engines.base import ContainerPlan
+from engines.base import ContainerPlan, Resources
 from engines.wasm.annotations import Asked
 from engines.wasm.aot.target import Variant
+from engines.wasm.card import Identity, Limits
 from engines.wasm.guest.plan import GuestPlan, Preopen
+from engines.wasm.messages import Insight
 from engines.wasm.modules import FIELD, Wanted
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 
@@ -55,6 +57,28 @@ def guest(plan: ContainerPlan, asked: Asked, choice: Wanted) -> GuestPlan:
         preopens=preopens(plan.process.cwd),
         memory_max=asked.memory_max or plan.spec.resources.memory_limit,
         cpu_budget=round(asked.cpu_budget * _MICROSECONDS),
+    )
+
+
+def insight(plan: ContainerPlan, asked: Asked, guest: GuestPlan) -> Insight:
+    """What the guest may know of its container."""
+    return Insight(
+        bundle=plan.bundle,
+        identity=Identity(plan.container_id, plan.spec.name, plan.sandbox_id),
+        limits=limits(plan.spec.resources, Limits(linear_memory=guest.memory_max, cpu_budget=guest.cpu_budget * 1000)),
+        trace=asked.trace,
+    )
+
+
+def limits(resources: Resources, before: Limits) -> Limits:
+    """With these of the container; what a guest was created with stays."""
+    return Limits(
+        memory=max(0, resources.memory_limit),
+        linear_memory=before.linear_memory,
+        cpu_quota=max(0, resources.cpu_quota),
+        cpu_period=resources.cpu_period if resources.cpu_quota > 0 else 0,
+        cpu_shares=resources.cpu_shares,
+        cpu_budget=before.cpu_budget,
     )
 
 

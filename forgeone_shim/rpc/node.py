@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Protocol
 
+from engines.base import HostCall, HostCalls
 from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
@@ -63,6 +64,9 @@ class Node(Protocol):
     def paused_containers(self) -> list[str]:
         """Their ids."""
 
+    def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
+        """What a traced container's guest asked of its host."""
+
 
 class Call(Protocol):
     """The call under way, as the server hands it to a method beside the request."""
@@ -99,6 +103,13 @@ class NodeServicer:
     ) -> node_pb2.ListPausedContainersResponse:
         """What CRI has no word for."""
         return node_pb2.ListPausedContainersResponse(container_ids=self._node.paused_containers())
+
+    def TraceContainer(
+        self, request: node_pb2.TraceContainerRequest, call: Call
+    ) -> Iterator[node_pb2.TraceContainerResponse]:
+        """Calls as they are read, some at a time."""
+        for found in self._node.host_calls(request.container_id, call.deadline, follow=request.follow):
+            yield node_pb2.TraceContainerResponse(calls=map(_host_call, found.calls), lost=found.lost)
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""
@@ -188,6 +199,19 @@ def _worth_telling(told: LayerProgress | None, update: LayerProgress) -> bool:
     if told is None or told.state is not update.state:
         return True
     return update.done - told.done >= max(_STEP, update.total // _PARTS) or (update.done == update.total != told.done)
+
+
+def _host_call(made: HostCall) -> node_pb2.HostCall:
+    return node_pb2.HostCall(
+        number=made.number,
+        at=made.at,
+        duration=made.duration,
+        interface=made.interface,
+        function=made.function,
+        arguments=made.arguments,
+        returned=made.result is not None,
+        result=made.result or "",
+    )
 
 
 def _credentials(request: node_pb2.PullImageRequest) -> Credentials | None:

@@ -32,6 +32,7 @@ from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, userns
 from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
+from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import process, signal_number
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, container_key
@@ -50,6 +51,11 @@ class Containers:
         self._flights: Flights[str] = Flights()
         self.endings = Endings(parts)
         self._watch: ExitWatch | None = None
+        self._insight: Insight | None = None
+
+    def report_to(self, insight: Insight) -> None:
+        """Whom to tell of containers that are found at the start."""
+        self._insight = insight
 
     def watch(self, watch: ExitWatch) -> None:
         """Where to report the first processes of new containers."""
@@ -358,6 +364,8 @@ class Containers:
                 self.endings.step(entry, Event.RESUME)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
                 self.endings.step(entry, Event.START, started_at=time.time_ns())
+        if self._insight is not None:
+            self._insight.found(entry)
         if entry.record.unstarted:
             return
         found = read_exit(self._p.paths.exits, record.id)

@@ -8,14 +8,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
-from engines.base import Console, ContainerSpec, Engine, ExecResult, Resources, SandboxSpec, Stdio
+from engines.base import Console, ContainerSpec, Engine, ExecResult, HostCalls, Resources, SandboxSpec, Stdio
 from forgeone_shim import abi
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
@@ -36,6 +36,7 @@ from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.handlers import Handlers
+from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
@@ -84,6 +85,8 @@ class Runtime:
         self._sandboxes = Sandboxes(parts, self._containers)
         self._updates = Updates(parts)
         self._pauses = Pauses(parts, self._containers.endings)
+        self._insight = Insight(parts)
+        self._containers.report_to(self._insight)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
@@ -96,6 +99,7 @@ class Runtime:
         self._events = EventHub(parts.lifecycle, self._happening)
         self.meter = Meter(parts.cgroups, self._layer_usage)
         parts.lifecycle.subscribe(self._forget_usage)
+        parts.lifecycle.subscribe(self._insight.told)
 
     @classmethod
     def open(cls, config: Config, engines: Mapping[str, Engine] | None = None) -> Runtime:
@@ -277,6 +281,10 @@ class Runtime:
     def resume_container(self, id_: str, deadline: Deadline) -> None:
         """Let a paused one go on; one that runs is no error."""
         self._pauses.resume(id_, deadline)
+
+    def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
+        """What a traced container's guest asked of its host; with ``follow`` until it ends."""
+        return self._insight.host_calls(id_, deadline, follow=follow)
 
     def paused_containers(self) -> list[str]:
         """Their ids: CRI calls them running."""

@@ -19,7 +19,7 @@ from wasmtime import Caller, FuncType, Instance, Memory, ValType
 from wasmtime import component as components
 
 from engines.wasm import card as cards
-from engines.wasm.card import Card, View
+from engines.wasm.card import Card, Identity, View
 from engines.wasm.guest.commands import ComponentSetup, ModuleSetup
 from engines.wasm.guest.loading import Loaded, LoadedModule
 from forgeone_shim import abi
@@ -34,14 +34,6 @@ _STDERR: Final = 2
 _TEXT_MAX: Final = 64 * 1024
 _KILO: Final = 1024
 _NANO: Final = 1_000_000_000
-
-
-class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who the container is."""
-
-    id: str
-    name: str
-    pod_id: str
 
 
 def wanted(loaded: Loaded) -> bool:
@@ -248,11 +240,3 @@ def _unknown(name: str) -> InvalidInput:
     return InvalidInput(
         "module", f"imports {name}, which version {major}.{minor} of ForgeOne's interface does not have"
     )
-
-
-def opened(identity: Identity, path: str, card: Card | None) -> Interface:
-    """The interface for a guest's process; ``card`` makes the file at ``path``, ``None`` looks at another's.
-
-    :raises ForgeError: the file cannot be made, or is not there.
-    """
-    return Interface(identity, cards.see(path) if card is None else cards.create(path, card))

@@ -54,7 +54,7 @@ class Tracer:
 
     def link_component(self, setup: ComponentSetup) -> None:  # noqa: ARG002
         """:raises FailedPrecondition: always."""
-        raise _untraceable("it is a component: what those import has resources, which cannot be stood in front of")
+        raise untraceable("it is a component: what those import has resources, which cannot be stood in front of")
 
     def link_module(self, setup: ModuleSetup) -> None:
         """Put the front in the place of every import.
@@ -78,7 +78,7 @@ class Tracer:
             front = Instance(store, made, [memory, clock]).exports(store)
             self._recorder = Module(setup.loaded.engine, shim.recorder(functions, memory=self._has_memory))
         except (WasmtimeError, Trap) as error:
-            raise _untraceable(str(error).partition("\n")[0]) from error
+            raise untraceable(str(error).partition("\n")[0]) from error
         now = cast(Func, front["now"])
         memory.write(store, ring.header(functions, _epoch(store, memory, now)), 0)
         self._imports = [memory, cast(Table, front["t"]), now, *natives]
@@ -119,10 +119,10 @@ def _epoch(store: Store, memory: Memory, now: Func) -> int:
 
 def _function(module: str, name: str, kind: object) -> Function:
     if not isinstance(kind, FuncType):
-        raise _untraceable(f"it imports {module} {name}, which is no function")
+        raise untraceable(f"it imports {module} {name}, which is no function")
     params, results = tuple(map(str, kind.params)), tuple(map(str, kind.results))
     if not _TYPES.issuperset((*params, *results)):
-        raise _untraceable(f"it imports {module} {name}, whose type is not one of WASI's")
+        raise untraceable(f"it imports {module} {name}, whose type is not one of WASI's")
     return Function(module, name, params, results)
 
 
@@ -132,9 +132,10 @@ def _has_memory(module: Module) -> bool:
     if not isinstance(kind, MemoryType):
         return False
     if kind.is_64 or kind.is_shared:
-        raise _untraceable("its memory is shared, or of 64 bits")
+        raise untraceable("its memory is shared, or of 64 bits")
     return True
 
 
-def _untraceable(why: str) -> FailedPrecondition:
+def untraceable(why: str) -> FailedPrecondition:
+    """The answer to whoever asked for a trace."""
     return FailedPrecondition(f"the guest cannot be traced: {why}", fix="leave out wasm.forgeone.dev/trace")

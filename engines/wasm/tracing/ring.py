@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from engines.base import HostCall, HostCalls
 from engines.wasm.tracing.calls import CALLS, ERRNO, P1, TEXTS_MAX, Call, Form
 from forgeone_shim.errors import FailedPrecondition, InternalError
 
@@ -83,32 +83,6 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_li
         return call if call is not None and call.width == len(self.params) else None
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """One call, in words. ``at`` in nanoseconds since the epoch, ``duration`` in nanoseconds.
-
-    ``duration`` is ``None`` where nobody looked, ``result`` where it has not returned: it is under way, or the guest
-    ended in it.
-    """
-
-    number: int
-    at: int
-    duration: int | None
-    interface: str
-    function: str
-    arguments: tuple[str, ...]
-    result: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Calls in their order; ``lost`` were overwritten before anybody read them. ``next`` continues."""
-
-    calls: tuple[Recorded, ...]
-    lost: int
-    next: int
-
-
 def create(path: str) -> None:
     """Make the file, all of its space taken: a page that could not be written would end the guest by SIGBUS."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -132,20 +106,20 @@ def header(functions: Sequence[Function], epoch: int) -> bytes:
     return _HEADER.pack(MAGIC, 0, epoch, 0, len(names)).ljust(_NAMES, b"\0") + names
 
 
-def read(fd: int, after: int = 0, *, ended: bool = False) -> Reading:
+def read(fd: int, after: int = 0, *, ended: bool = False) -> HostCalls:
     """Calls after number ``after``, up to the first that has not returned; that one too where the guest has ``ended``.
 
     :raises InternalError: it is not such a file, or somebody has spoilt it.
     """
     functions, epoch, begun = _parse_header(os.pread(fd, PAGE, 0), os.fstat(fd).st_size)
-    calls: list[Recorded] = []
+    calls: list[HostCall] = []
     number, lost = after, 0
     for at, content in _copied(fd, after, begun):
         values = _RECORD.unpack(content[:TEXTS])
         whole = values[0] == at + 1
         # A guest is in one call at a time: of those before the last nothing more will be heard.
         if at + 1 == begun and not ended and not (whole and values[2]):
-            return Reading(tuple(calls), lost + at - number, at)
+            return HostCalls(tuple(calls), lost + at - number, at)
         lost += at - number
         number = at + 1
         if whole:
@@ -153,7 +127,7 @@ def read(fd: int, after: int = 0, *, ended: bool = False) -> Reading:
         else:
             lost += 1
     end = max(number, begun)
-    return Reading(tuple(calls), lost + end - number, end)
+    return HostCalls(tuple(calls), lost + end - number, end)
 
 
 def _copied(fd: int, after: int, begun: int) -> list[tuple[int, bytes]]:
@@ -195,7 +169,7 @@ def _parse_header(content: bytes, size: int) -> tuple[list[Function], int, int]:
         raise InternalError(f"the names in a trace: {error}") from error
 
 
-def _tell(values: tuple[int, ...], room: bytes, functions: Sequence[Function], epoch: int) -> Recorded:
+def _tell(values: tuple[int, ...], room: bytes, functions: Sequence[Function], epoch: int) -> HostCall:
     number, started, ended, index, first, second, result, *rest = values
     if index >= len(functions):
         raise InternalError(f"call {number} in a trace is of a function that is not there")
@@ -206,7 +180,7 @@ def _tell(values: tuple[int, ...], room: bytes, functions: Sequence[Function], e
         room[place * each : place * each + min(length, each)]
         for place, length in zip(range(TEXTS_MAX), (first, second), strict=True)
     ]
-    return Recorded(
+    return HostCall(
         number=number,
         at=min(max(0, started + epoch), _MAX),
         duration=min(max(0, ended - started), _MAX) if ended > UNTIMED else None,

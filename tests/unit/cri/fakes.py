@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from cri.streaming.server import Grant
-from engines.base import ContainerSpec, ExecResult, Features, Resources, SandboxSpec, User
+from engines.base import ContainerSpec, ExecResult, Features, HostCalls, Resources, SandboxSpec, User
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
@@ -308,6 +308,9 @@ class FakeRuntime:
 
     def resume_container(self, id_: str, deadline: Deadline) -> None:
         self.change(id_, state=State.RUNNING)
+
+    def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
+        yield HostCalls((), 0, 0)
 
     def paused_containers(self) -> list[str]:
         return [view.id for view in self._containers.values() if view.state is State.PAUSED]

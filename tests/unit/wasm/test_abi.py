@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from engines.base import Step
 from engines.wasm import card
-from engines.wasm.card import Card, Limits, Step
+from engines.wasm.card import Card, Identity, Limits
 from engines.wasm.guest import abi as guest
-from engines.wasm.guest.abi import Identity
 from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.tracing.calls import CALLS
 from forgeone_shim import abi

@@ -8,6 +8,7 @@ from engines.base import Device, Edits, NodeEdit, Resources, Security
 from engines.wasm import commands, modules, plans
 from engines.wasm.annotations import Asked
 from engines.wasm.aot.target import Kind, Variant
+from engines.wasm.card import Identity, Limits
 from engines.wasm.guest.plan import GuestPlan, Preopen
 from engines.wasm.jail.plan import JailPlan
 from engines.wasm.messages import Code
@@ -71,6 +72,22 @@ def test_what_a_guest_cannot_have_is_refused_with_the_reason(changes: dict[str, 
         plans.check(plan("/a", **changes))
 
 
+def test_a_guest_may_know_who_it_is_and_what_it_may_use() -> None:
+    resources = Resources(memory_limit=1 << 28, cpu_quota=-1, cpu_period=100_000, cpu_shares=512)
+    asked = Asked(cpu_budget=1.5, memory_max=1 << 20, trace=True)
+    of = plan("/a", resources=resources)
+    found = plans.insight(of, asked, _guest("/a", asked=asked, resources=resources))
+    assert found.identity == Identity(of.container_id, of.spec.name, of.sandbox_id)
+    assert found.limits == Limits(
+        memory=1 << 28, linear_memory=1 << 20, cpu_shares=512, cpu_budget=1_500_000_000
+    ), "a quota below zero is none"
+    assert (found.bundle, found.trace) == (of.bundle, True)
+    updated = plans.limits(Resources(memory_limit=5, cpu_quota=7, cpu_period=9), found.limits)
+    assert updated == Limits(
+        memory=5, linear_memory=1 << 20, cpu_quota=7, cpu_period=9, cpu_budget=1_500_000_000
+    ), "what the guest was created with stays"
+
+
 def _note(*exports: str) -> Note:
     return Note(
         log_path="",
@@ -79,6 +96,7 @@ def _note(*exports: str) -> Note:
         module="/app.wasm",
         exports=exports,
         guest=_guest("/app.wasm", "serve", env=("PATH=/bin",), cwd="/srv"),
+        insight=plans.insight(plan("/app.wasm"), Asked(), _guest("/app.wasm")),
         jail=JailPlan(rootfs="/r", uid=0, gid=0, filters=(), cwd="/srv"),
     )
 

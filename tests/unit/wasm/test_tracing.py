@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engines.base import HostCalls
 from engines.wasm.guest.plan import GuestPlan, Preopen
 from engines.wasm.guest.running import prepare, run
 from engines.wasm.guest.trace import Tracer
 from engines.wasm.tracing import ring
 from engines.wasm.tracing.calls import CALLS, ERRNO
-from engines.wasm.tracing.ring import Function, Reading
+from engines.wasm.tracing.ring import Function
 from forgeone_shim.errors import InternalError
 from tests.unit.wasm.guests import Guests, Ran
 
@@ -58,7 +59,7 @@ def trace(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def _traced(guests: Guests, module: str, plan: GuestPlan, fd: int) -> tuple[Ran, Reading]:
+def _traced(guests: Guests, module: str, plan: GuestPlan, fd: int) -> tuple[Ran, HostCalls]:
     ran = guests.run(module, plan, extensions=[Tracer(fd)])
     return ran, ring.read(fd, ended=True)
 
@@ -100,7 +101,7 @@ def test_of_more_calls_than_fit_the_latest_are_kept(guests: Guests, trace: int) 
     # One more may be under way while they are read: of a guest that has ended, none.
     assert (len(reading.calls), reading.lost, reading.next) == (ring.SLOTS, 1000, calls)
     assert [one.number for one in reading.calls] == list(range(1001, calls + 1))
-    assert ring.read(trace, reading.next) == Reading((), 0, calls)
+    assert ring.read(trace, reading.next) == HostCalls((), 0, calls)
 
 
 def test_what_a_killed_guest_called_can_be_read(guests: Guests, trace: int) -> None:
@@ -145,7 +146,7 @@ def test_a_missing_import_is_told_as_without_a_trace(guests: Guests, trace: int)
     module = '(module (import "env" "nothing" (func)) (memory (export "memory") 1) (func (export "_start")))'
     ran, reading = _traced(guests, module, GuestPlan(argv=("x",)), trace)
     assert "env::nothing" in ran.refused
-    assert reading == Reading((), 0, 0)
+    assert reading == HostCalls((), 0, 0)
 
 
 def test_a_guest_without_a_memory_or_without_imports_does_what_it_does_untraced(guests: Guests, trace: int) -> None:
@@ -165,7 +166,7 @@ def test_a_trap_in_a_call_leaves_it_unfinished(guests: Guests, trace: int) -> No
     ran, reading = _traced(guests, module, GuestPlan(argv=("x",)), trace)
     assert ran.outcome.reason == "WasmTrap"
     assert [(one.function, one.result) for one in reading.calls] == [("random_get", None)]
-    assert ring.read(trace) == Reading((), 0, 0), "of a guest that lives it may return yet"
+    assert ring.read(trace) == HostCalls((), 0, 0), "of a guest that lives it may return yet"
 
 
 def test_a_function_that_only_has_a_known_name_is_told_by_numbers() -> None:

@@ -1,0 +1,60 @@
+"""``forge trace``: the calls of a WebAssembly guest to its host, as strace(1) shows system calls."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from typing import Any
+
+from forgeone_shim.cli.client import Client, Noun
+from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.rpc import node_pb2
+
+_WASI = ("wasi_snapshot_preview1", "wasi_unstable")
+
+
+def command(client: Client, args: argparse.Namespace) -> int:
+    """Print them, a line each."""
+    request = node_pb2.TraceContainerRequest(container_id=_container(client, args.container), follow=args.follow)
+    shown = _json if args.output == "json" else _line
+    with client.errors():
+        for message in client.node.TraceContainer(request, timeout=None):
+            if message.lost:
+                sys.stderr.write(f"forge: {message.lost} calls were not kept\n")
+            sys.stdout.write("".join(shown(call) for call in message.calls))
+            sys.stdout.flush()
+    return 0
+
+
+def _container(client: Client, name: str) -> str:
+    """One that has ended, too: what it called last is why somebody asks."""
+    found = client.find(name)
+    if found.noun is Noun.CONTAINER:
+        return found.id
+    items = client.containers(found.id)
+    if len(items) != 1:
+        raise FailedPrecondition(f"pod {name!r} has {len(items)} containers", fix="name the container")
+    return str(items[0].id)
+
+
+def _line(call: Any) -> str:
+    at = datetime.datetime.fromtimestamp(call.at / 1e9).astimezone()
+    interface = "" if call.interface in _WASI else f"{call.interface} "
+    result = f" = {call.result}" if call.result else "" if call.returned else " = ?"
+    took = f" <{call.duration / 1e9:.6f}>" if call.HasField("duration") else ""
+    return f"{at:%H:%M:%S.%f} {interface}{call.function}({', '.join(call.arguments)}){result}{took}\n"
+
+
+def _json(call: Any) -> str:
+    shown = {
+        "number": call.number,
+        "at": call.at,
+        "duration": call.duration if call.HasField("duration") else None,
+        "interface": call.interface,
+        "function": call.function,
+        "arguments": list(call.arguments),
+        "result": call.result if call.returned else None,
+    }
+    return json.dumps(shown) + "\n"
