@@ -10,13 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from wasmtime import Config, Engine, FuncType, InstancePre, Linker, Module, ValType, WasmtimeError
 from wasmtime import component as components
 
 from engines.wasm.aot.target import OPTIONS, Kind, Variant
 from forgeone_shim.errors import FailedPrecondition
+
+if TYPE_CHECKING:
+    from engines.wasm.guest.http.linking import Linked
 
 P1: Final = "wasi_snapshot_preview1"
 # The name that it had before, with the same signature of what is replaced here.
@@ -104,7 +107,8 @@ class LoadedModule:
 class LoadedComponent:
     """A component, with the names that it imports and exports.
 
-    ``functions`` are its exported functions by ``NAME``, or ``INTERFACE#NAME`` for those of an interface.
+    ``functions`` are its exported functions by ``NAME``, or ``INTERFACE#NAME`` for those of an interface. ``server`` is
+    it as a server of ``wasi:http``, where it is one whose imports can be bound.
     """
 
     variant: Variant
@@ -114,6 +118,7 @@ class LoadedComponent:
     imports: frozenset[str]
     exports: frozenset[str]
     functions: dict[str, components.ExportIndex] = field(repr=False)
+    server: Linked | None = field(default=None, repr=False)
 
     @property
     def serves_http(self) -> bool:
@@ -162,7 +167,18 @@ def _load_component(engines: EngineSet, path: str, variant: Variant) -> LoadedCo
                 if isinstance(one.ty, components.FuncType) and found is not None:
                     functions[f"{name}#{inner}"] = found
     linker = engines.component_linker(variant, imports)
-    return LoadedComponent(variant, engine, linker, component, imports, frozenset(exports), functions)
+    server = _as_server(engine, component) if any(name.startswith(HTTP_SERVER) for name in exports) else None
+    return LoadedComponent(variant, engine, linker, component, imports, frozenset(exports), functions, server)
+
+
+def _as_server(engine: Engine, component: components.Component) -> Linked | None:
+    """Imported with the first server: others do without what it needs (TLS among it)."""
+    from engines.wasm.guest.http.interfaces import SERVER
+    from engines.wasm.guest.http.linking import link
+
+    with contextlib.suppress(FailedPrecondition):
+        return link(engine, component, SERVER)
+    return None
 
 
 def _define_exit(linker: components.Linker, name: str) -> None:

@@ -41,6 +41,8 @@ def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = (
     """
     if plan.cpu_budget > 0 and loaded.variant is not Variant.METERED:
         raise FailedPrecondition("a CPU budget needs metered code")
+    if isinstance(loaded, LoadedComponent) and loaded.serves_http and not plan.function:
+        return _prepare_server(plan, loaded)
     store = Store(loaded.engine)
     store.set_limits(plan.memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
     store.set_wasi(_wasi(plan, component=isinstance(loaded, LoadedComponent)))
@@ -52,6 +54,15 @@ def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = (
 def run(ready: Ready) -> Outcome:
     """Run it to its end, once. The process is to end then; it has threads that a fork would lose."""
     return ready.run()
+
+
+def _prepare_server(plan: GuestPlan, loaded: LoadedComponent) -> Ready:
+    """Its instances are made for each request, on a host of its own."""
+    from engines.wasm.guest.http.interfaces import SERVER
+    from engines.wasm.guest.http.linking import link
+    from engines.wasm.guest.http.serving import ReadyServer
+
+    return ReadyServer(plan, loaded.server or link(loaded.engine, loaded.component, SERVER), loaded.variant)
 
 
 def _prepare_module(setup: ModuleSetup, extensions: Sequence[Extension]) -> ReadyModule:

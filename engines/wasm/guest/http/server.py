@@ -1,0 +1,363 @@
+"""The server: connections, the workers that serve them, and the main thread that watches both.
+
+Workers wait on one epoll for whatever comes next and do all of a request themselves, so that none is handed from thread
+to thread; a connection without a request costs no thread. A guest's waiting blocks its worker alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from wasmtime import WasmtimeError
+
+from engines.wasm.guest.http import wire
+from engines.wasm.guest.http.exchange import Clock, Exchange, Limits, plain
+from engines.wasm.guest.http.instances import Instance
+from engines.wasm.guest.http.session import Exited, Expired, Session
+from engines.wasm.guest.http.transport import Broken, Plain
+from engines.wasm.guest.http.wasi_http import IncomingRequest, ResponseOutparam
+
+_RECEIVE: Final = 64 * 1024
+_TICK: Final = 1.0
+_ONCE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
+# wasm's own stack is at most 512 KiB, and that of the interpreter comes on top at every host call.
+STACK_SIZE: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the server ended by itself: ``reason`` is a word, ``message`` a line."""
+
+    reason: str
+    message: str
+
+
+class Connection:
+    """A client's connection. ``busy`` while a worker has it; ``until`` is when it is given up otherwise."""
+
+    __slots__ = ("buffer", "busy", "lingering", "searched", "transport", "until")
+
+    def __init__(self, accepted: socket.socket, until: float) -> None:
+        self.transport = Plain(accepted)
+        self.buffer = b""
+        self.searched = 0
+        self.busy = False
+        self.lingering = False
+        self.until = until
+
+
+class Server:
+    """Serves ``listener`` (bound, not blocking) with instances that ``make`` gives, until it is stopped.
+
+    ``log`` takes a text for the container's log.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        make: Callable[[], Instance],
+        limits: Limits,
+        log: Callable[[str], None],
+    ) -> None:
+        self._listener = listener
+        self._make = make
+        self._limits = limits
+        self._log = log
+        self._clock = Clock()
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._connections: dict[int, Connection] = {}
+        self._running: dict[Exchange, Connection] = {}
+        self._spares: deque[Instance] = deque()
+        self._workers = 0
+        self._free = 0
+        self._lost = 0
+        self._accepting = False
+        self._stopping = False
+
+    def run(self, stop: int, ended: Callable[[], Ending | None]) -> Ending | None:
+        """Serve until ``stop`` (a descriptor) becomes readable; then finish what has been begun, and return.
+
+        ``ended`` is asked every second while there are connections whether something else ends the server.
+        """
+        threading.stack_size(STACK_SIZE)
+        self._listener.listen(1024)
+        self._accept_more()
+        self._add_worker()
+        watched = select.poll()
+        watched.register(stop, select.POLLIN)
+        watched.register(self._wake, select.POLLIN)
+        while not (self._stopping and not self._connections):
+            came = watched.poll(_TICK * 1000 if self._connections else None)
+            if any(fd == stop for fd, _ in came):
+                watched.unregister(stop)
+                self._stop()
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            ending = self._tick(time.monotonic()) or ended()
+            if ending is not None:
+                return ending
+        return None
+
+    # The main thread.
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            if self._accepting:
+                self._epoll.unregister(self._listener)
+                self._accepting = False
+            self._listener.close()
+            idle = [fd for fd, each in self._connections.items() if not each.busy and not each.buffer]
+            for fd in idle:
+                self._forget(fd)
+
+    def _tick(self, now: float) -> Ending | None:
+        with self._lock:
+            late = [fd for fd, each in self._connections.items() if not each.busy and each.until <= now]
+            for fd in late:
+                connection = self._connections[fd]
+                if connection.buffer and not connection.lingering:
+                    with contextlib.suppress(Broken):
+                        connection.transport.send(plain(408, self._clock))
+                self._forget(fd)
+            stuck = [exchange for exchange in self._running if self._is_stuck(exchange, now)]
+        for exchange in stuck:
+            if exchange.give_up(504):
+                self._lose(exchange)
+        if self._lost > self._limits.lost:
+            return Ending(
+                "HTTPRequestsStuck",
+                f"{self._lost} requests did not come back within {self._limits.answer:g} s and cannot be interrupted",
+            )
+        return None
+
+    def _is_stuck(self, exchange: Exchange, now: float) -> bool:
+        # A guest that waits in a host call notices by itself; this one has not come out for a second longer.
+        return not exchange.answered and now > exchange.since + self._limits.answer + _TICK
+
+    def _lose(self, exchange: Exchange) -> None:
+        request = exchange.request
+        self._log(f"{request.method} {request.path}: the guest took longer than {self._limits.answer:g} s")
+        with self._lock:
+            self._lost += 1
+            connection = self._running.get(exchange)
+            if connection is not None:
+                connection.transport.finish_sending()
+        self._add_worker_if_needed()
+
+    # Connections; the lock is held.
+
+    def _accept_more(self) -> None:
+        if not self._accepting and not self._stopping and len(self._connections) < self._limits.connections:
+            self._epoll.register(self._listener, select.EPOLLIN)
+            self._accepting = True
+
+    def _forget(self, fd: int) -> None:
+        connection = self._connections.pop(fd, None)
+        if connection is not None:
+            connection.transport.close()
+            self._accept_more()
+        if self._stopping and not self._connections:
+            os.eventfd_write(self._wake, 1)
+
+    # Workers.
+
+    def _add_worker(self) -> None:
+        with self._lock:
+            self._workers += 1
+            self._free += 1
+            number = self._workers
+        threading.Thread(target=self._work, name=f"http-{number}", daemon=True).start()
+
+    def _add_worker_if_needed(self) -> None:
+        if self._free < 1 and self._workers < self._limits.workers + self._lost:
+            self._add_worker()
+
+    def _work(self) -> None:
+        poll, listener = self._epoll.poll, self._listener.fileno()
+        while True:
+            if not self._spares:
+                self._prepare()
+            for fd, _ in poll(-1, 1):
+                if fd == listener:
+                    self._accept()
+                    continue
+                with self._lock:
+                    connection = self._connections.get(fd)
+                    if connection is None or connection.busy:
+                        continue
+                    connection.busy = True
+                self._attend(fd, connection)
+
+    def _prepare(self) -> None:
+        """An instance for the next request; why one cannot be made is told to that request."""
+        with contextlib.suppress(WasmtimeError):
+            self._spares.append(self._make())
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError as error:
+            if not isinstance(error, BlockingIOError | ConnectionAbortedError) and not self._stopping:
+                self._hold_back(error)
+            return
+        accepted.setblocking(False)
+        with contextlib.suppress(OSError):
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        fd = accepted.fileno()
+        with self._lock:
+            if self._stopping:
+                accepted.close()
+                return
+            first = not self._connections
+            self._connections[fd] = Connection(accepted, time.monotonic() + self._limits.head)
+            if len(self._connections) >= self._limits.connections and self._accepting:
+                self._epoll.unregister(self._listener)
+                self._accepting = False
+            self._epoll.register(fd, _ONCE)
+        if first:
+            os.eventfd_write(self._wake, 1)
+
+    def _hold_back(self, error: OSError) -> None:
+        """No descriptor, no memory: connections wait in the kernel until one of those here ends."""
+        with self._lock:
+            if self._accepting and self._connections:
+                self._epoll.unregister(self._listener)
+                self._accepting = False
+        self._log(f"no connection is accepted for now: {error}")
+
+    def _attend(self, fd: int, connection: Connection) -> None:
+        """A connection has something to say. It is this thread's until it is armed again, or forgotten."""
+        again = False
+        try:
+            again = self._listen_to(connection)
+        except Broken:
+            pass
+        except Exception as error:
+            self._log(f"a connection ended for an error of the server's: {type(error).__name__}: {error}")
+        with self._lock:
+            if not again or (self._stopping and not connection.buffer and not connection.lingering):
+                self._forget(fd)
+                return
+            connection.busy = False
+            self._epoll.modify(fd, _ONCE)
+
+    def _listen_to(self, connection: Connection) -> bool:
+        """Read what has come and serve what is whole; whether the connection stays."""
+        data = connection.transport.receive(_RECEIVE)
+        if data is None:
+            return True
+        if not data:
+            return False
+        if connection.lingering:
+            return True
+        if not connection.buffer:
+            connection.until = time.monotonic() + self._limits.head
+        connection.buffer += data
+        try:
+            while connection.buffer:
+                if connection.buffer.startswith(b"\r\n"):
+                    connection.buffer = connection.buffer[2:]
+                    continue
+                end = wire.head_end(connection.buffer, connection.searched)
+                if not end:
+                    connection.searched = len(connection.buffer)
+                    return True
+                request = wire.parse_request(connection.buffer[:end])
+                rest, connection.buffer, connection.searched = connection.buffer[end:], b"", 0
+                exchange = Exchange(
+                    connection.transport,
+                    request,
+                    rest,
+                    limits=self._limits,
+                    clock=self._clock,
+                    stays=lambda: not self._stopping,
+                )
+                if not self._serve(connection, exchange):
+                    return self._linger(connection)
+                connection.buffer = exchange.intake.rest()
+        except wire.Malformed as error:
+            connection.transport.send(plain(error.status, self._clock))
+            return self._linger(connection)
+        connection.until = time.monotonic() + self._limits.idle
+        return True
+
+    def _linger(self, connection: Connection) -> bool:
+        """Let the client read the answer before the connection ends: what it still sends would reset it."""
+        connection.transport.finish_sending()
+        connection.buffer, connection.lingering = b"", True
+        connection.until = time.monotonic() + self._limits.linger
+        return True
+
+    def _serve(self, connection: Connection, exchange: Exchange) -> bool:
+        """One request, whole; whether the connection can take another."""
+        with self._lock:
+            self._free -= 1
+            self._running[exchange] = connection
+        try:
+            self._add_worker_if_needed()
+            return self._hand_over(exchange)
+        finally:
+            with self._lock:
+                self._free += 1
+                del self._running[exchange]
+                if exchange.given_up:
+                    self._lost -= 1
+
+    def _hand_over(self, exchange: Exchange) -> bool:
+        try:
+            instance = self._spares.popleft()
+        except IndexError:
+            try:
+                instance = self._make()
+            except WasmtimeError as error:
+                self._tell(exchange, f"no instance of the guest can be made: {error}")
+                exchange.refuse(500)
+                return False
+        session = instance.session
+        session.expires = exchange.since + self._limits.answer
+        try:
+            try:
+                instance.handle(IncomingRequest(exchange.request, exchange.intake), ResponseOutparam(exchange.answer))
+            except WasmtimeError as error:
+                if not self._forgiven(exchange, session, error):
+                    return False
+            if not exchange.answered:
+                self._tell(exchange, "the guest returned without an answer")
+                exchange.refuse(500)
+                return False
+            return exchange.settle(session)
+        except Expired:
+            return False
+        finally:
+            instance.close()
+
+    def _forgiven(self, exchange: Exchange, session: Session, error: WasmtimeError) -> bool:
+        """The guest did not return; whether its answer is whole all the same."""
+        failure, sink = session.failure, exchange.sink
+        whole = sink is not None and sink.finished and not sink.failed
+        if isinstance(failure, Exited) and failure.code == 0 and whole:
+            return True
+        self._tell(exchange, str(failure) if failure is not None else str(error))
+        exchange.refuse(504 if isinstance(failure, Expired) else 500)
+        return False
+
+    def _tell(self, exchange: Exchange, text: str) -> None:
+        self._log(f"{exchange.request.method} {exchange.request.path}: {text}")
+
+
+def log_to_stderr(text: str) -> None:
+    """A text for the container's log, in one write, so that texts of several threads are not mixed."""
+    with contextlib.suppress(OSError):
+        os.write(2, (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace"))
