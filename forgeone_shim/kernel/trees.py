@@ -19,7 +19,7 @@ NODEV: Final = 0x04
 NOEXEC: Final = 0x08
 NOATIME: Final = 0x10
 NODIRATIME: Final = 0x80
-#: The bits that say when times of access are kept, of which only one can be.
+#: The bits that say when times of access are kept: cleared where one of them is set, and relatime without any.
 ATIME: Final = 0x70
 _IDMAP = 0x100000
 
@@ -43,16 +43,22 @@ class _Attributes(ctypes.Structure):
 
 
 def change(
-    tree: int, attributes: int, *, below: bool = False, propagation: str = "", userns: int | None = None
+    tree: int,
+    attributes: int,
+    *,
+    clear: int = 0,
+    below: bool = False,
+    propagation: str = "",
+    userns: int | None = None,
 ) -> None:
-    """Give a mount these attributes and this propagation, with ``below`` all that is mounted below it, too.
+    """Give a mount these attributes, take others, and set its propagation; ``below``: with all that is mounted below.
 
     ``userns`` (a descriptor) has the owners of its files shown as that user namespace maps them. Raises OSError.
     """
     idmap = 0 if userns is None else _IDMAP
     changed = _Attributes(
         attributes | idmap,
-        ATIME if attributes & ATIME else 0,
+        clear,
         PROPAGATION[propagation] if propagation else 0,
         userns or 0,
     )

@@ -210,6 +210,18 @@ def test_a_mount_of_the_host_s_comes_into_a_volume_that_lets_it(root: Path, volu
         mounts.unmount(volume)
 
 
+def test_times_of_access_are_kept_as_asked_for(root: Path, volume: Path) -> None:
+    binds = (
+        Bind(source=str(volume), destination="/not", attributes=trees.NOATIME, clear=trees.ATIME),
+        Bind(source=str(volume), destination="/nor", attributes=trees.NODIRATIME),
+    )
+    with held(plan(str(root), binds=binds), lambda: "") as guest:
+        lines = Path(f"/proc/{guest.pid}/mountinfo").read_text().splitlines()
+        options = {line.split()[4]: line.split()[5].split(",") for line in lines}
+        assert {"nosuid", "nodev", "noexec", "noatime"} <= set(options["/not"])
+        assert {"nosuid", "nodev", "noexec", "nodiratime"} <= set(options["/nor"])
+
+
 def test_a_read_only_root_is_one_though_places_were_made_in_it(root: Path, volume: Path) -> None:
     binds = (Bind(source=str(volume), destination="/not/there/yet"),)
 

@@ -37,7 +37,7 @@ CLONE_NEWPID: Final = 0x20000000
 _SAFE: Final = trees.NOSUID | trees.NODEV | trees.NOEXEC
 # Name, number of memory(4), random(4) and null(4) in major 1; none of them is anybody's to take away.
 _DEVICES: Final = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
-_DEV_SIZE: Final = "64k"
+_TMPFS_SIZE: Final = "64k"
 _ATTRIBUTE: Final = "/proc/self/attr/current"
 # Where several security modules run, each has files of its own (Linux 5.8).
 _ATTRIBUTE_OF_APPARMOR: Final = "/proc/self/attr/apparmor/current"
@@ -187,9 +187,14 @@ def _root(plan: JailPlan, stack: ExitStack) -> int:
             stack.callback(os.close, tree)
             trees.change(tree, _SAFE, propagation="rprivate")
         else:
-            tree = trees.tmpfs({"mode": "755", "size": _DEV_SIZE}, _SAFE)
+            tree = _tmpfs(plan, "755", _SAFE)
             stack.callback(os.close, tree)
     return tree
+
+
+def _tmpfs(plan: JailPlan, mode: str, attributes: int) -> int:
+    label = {"context": plan.mount_label} if plan.mount_label else {}
+    return trees.tmpfs({"mode": mode, "size": _TMPFS_SIZE} | label, attributes)
 
 
 def _tree(bind: Bind, stack: ExitStack) -> _Source:
@@ -201,8 +206,8 @@ def _tree(bind: Bind, stack: ExitStack) -> _Source:
             userns = _open(bind.owners, stack) if bind.owners else owners_namespace(bind, stack)
             trees.change(tree, 0, userns=userns)
         trees.change(tree, _SAFE | bind.below, below=True, propagation=bind.propagation)
-        if bind.attributes:
-            trees.change(tree, bind.attributes)
+        if bind.attributes or bind.clear:
+            trees.change(tree, bind.attributes, clear=bind.clear)
         return _Source(tree, stat.S_ISDIR(os.fstat(tree).st_mode))
 
 
@@ -210,7 +215,7 @@ def _dev(root: int, plan: JailPlan, stack: ExitStack) -> int:
     with _step("mount", "/dev"):
         # The only mount on which a device is one. Nobody but root of the host can make another, and nobody at all
         # changes these: the mount is read-only in the end, which says nothing of writing to a device.
-        dev = trees.tmpfs({"mode": "755", "size": _DEV_SIZE}, trees.NOSUID | trees.NOEXEC)
+        dev = _tmpfs(plan, "755", trees.NOSUID | trees.NOEXEC)
         stack.callback(os.close, dev)
         umask = os.umask(0)
         try:
@@ -241,7 +246,7 @@ def _attach(tree: int, root: int, destination: str, owner: tuple[int, int], *, d
 
 def _restrict_paths(root: int, plan: JailPlan, stack: ExitStack) -> None:
     for path in plan.masked:
-        _over(root, path, lambda found: _nothing(found, stack))
+        _over(root, path, lambda found: _nothing(found, plan, stack))
     for path in plan.read_only_paths:
         _over(root, path, lambda found: _read_only(found, stack))
 
@@ -258,9 +263,9 @@ def _over(root: int, path: str, tree: Callable[[int], int]) -> None:
             os.close(target)
 
 
-def _nothing(target: int, stack: ExitStack) -> int:
+def _nothing(target: int, plan: JailPlan, stack: ExitStack) -> int:
     if stat.S_ISDIR(os.fstat(target).st_mode):
-        tree = trees.tmpfs({"mode": "000", "size": "0"}, _SAFE | trees.RDONLY)
+        tree = _tmpfs(plan, "000", _SAFE | trees.RDONLY)
     else:
         tree = mounts.clone("/dev/null")
         trees.change(tree, _SAFE | trees.RDONLY, propagation="rprivate")

@@ -19,7 +19,7 @@ _AF_INET, _AF_INET6 = 2, 10
 _SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_DGRAM = 0xF, 1, 2
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 # Terminals say whether they are some and how large they are; descriptors may be asked what they hold and not to block.
-_TCGETS, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX = 0x5401, 0x5413, 0x541B, 0x5421, 0x5451
+_TCGETS, _TCGETS2, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX = 0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5451
 # What there are packages of wasmtime for.
 _ARCHITECTURES: Final = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 
@@ -83,7 +83,10 @@ def guest_profile(*, more: bool = False, machine: str | None = None) -> dict[str
         for family in (_AF_INET, _AF_INET6)
         for kind in (_SOCK_STREAM, _SOCK_DGRAM)
     ]
-    rules += [_allow(["ioctl"], _argument(1, order)) for order in (_TCGETS, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX)]
+    rules += [
+        _allow(["ioctl"], _argument(1, order))
+        for order in (_TCGETS, _TCGETS2, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX)
+    ]
     rules += [_allow(["prctl"], _argument(0, option)) for option in (_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA)]
     # Only of itself, and only asked: the second-last argument would be a new limit.
     rules.append(_allow(["prlimit64"], _argument(0, 0), _argument(2, 0)))

@@ -17,8 +17,8 @@ class Extent(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 class Bind(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A host path seen in the jail; never with set-id bits, devices or programs that could be executed.
 
-    ``attributes`` are more of mount_setattr(2)'s bits, and ``below`` those of them that hold for what is mounted below
-    the source, too. ``propagation`` is as in :class:`engines.base.Propagation`. The owners of files are
+    ``attributes`` are more of mount_setattr(2)'s bits, ``clear`` those taken away, and ``below`` those that hold for what
+    is mounted below the source, too. ``propagation`` is as in :class:`engines.base.Propagation`. The owners of files are
     shown as the user namespace at the path ``owners``, or one of these extents, maps them: then nothing that is mounted
     below comes along.
     """
@@ -26,6 +26,7 @@ class Bind(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     source: str
     destination: str
     attributes: int = 0
+    clear: int = 0
     below: int = 0
     propagation: str = "rprivate"
     owners: str = ""
@@ -47,6 +48,7 @@ class JailPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     is never new. ``cgroups`` are directories of the cgroup in each hierarchy. ``root`` is who, on the host, the jail's
     root is: the owner of what is made in its files. ``uid``, ``gid`` and ``groups`` are ids of its user namespace.
     ``landlock`` is the version of the kernel's interface, 0 where it has none. Of ``filters`` the first is ours.
+    ``selinux`` is the process's label, and ``mount_label`` that of the files which are made for it.
     """
 
     rootfs: str
@@ -71,4 +73,5 @@ class JailPlan(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=
     landlock: int = 0
     filters: tuple[Filter, ...]
     selinux: str = ""
+    mount_label: str = ""
     apparmor: str = ""

@@ -22,6 +22,7 @@ from forgeone_shim.limits.resources import oom_score_adj
 _SECURITY: Final = "linux.security_context"
 # seccomp(2). All threads of the process come after the filter, so that TSYNC asks for nothing.
 _FLAGS: Final = {"SECCOMP_FILTER_FLAG_TSYNC": 0, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4}
+_TIMES: Final = frozenset(("noatime", "relatime"))
 _ATTRIBUTES: Final = {"noatime": trees.NOATIME, "nodiratime": trees.NODIRATIME}
 _KERNELS: Final = ("/proc/", "/sys/")
 _INSTALL: Final = "apt-get install libseccomp2"
@@ -124,6 +125,7 @@ def plan_jail(plan: ContainerPlan, host: Host, found: Gathered) -> JailPlan:
         landlock=found.landlock,
         filters=found.filters,
         selinux=plan.selinux.process,
+        mount_label=plan.selinux.mount,
         apparmor=_apparmor(security.apparmor, host),
     )
 
@@ -161,6 +163,7 @@ def _bind(mount: Mount, paths: Namespaces, options: NamespaceOptions) -> Bind:
         source=mount.source,
         destination=binds.clean(mount.destination),
         attributes=attributes,
+        clear=trees.ATIME if _TIMES.intersection(mount.options) else 0,
         below=below,
         propagation=mount.propagation.value,
         owners=owners,

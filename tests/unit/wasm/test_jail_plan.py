@@ -100,18 +100,19 @@ def test_a_caller_s_own_dev_is_the_only_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mount", "attributes", "below"),
+    ("mount", "wanted"),
     [
-        (Mount("/d", "/s"), 0, 0),
-        (Mount("/d", "/s", readonly=True), trees.RDONLY, 0),
-        (Mount("/d", "/s", readonly=True, recursive_read_only=True), 0, trees.RDONLY),
-        (Mount("/d", "/s", options=("noatime", "noexec", "nodev")), trees.NOATIME, 0),
-        (Mount("/d", "/s", readonly=True, options=("nodiratime",)), trees.RDONLY | trees.NODIRATIME, 0),
+        (Mount("/d", "/s"), (0, 0, 0)),
+        (Mount("/d", "/s", readonly=True), (trees.RDONLY, 0, 0)),
+        (Mount("/d", "/s", readonly=True, recursive_read_only=True), (0, 0, trees.RDONLY)),
+        (Mount("/d", "/s", options=("noatime", "noexec", "nodev")), (trees.NOATIME, trees.ATIME, 0)),
+        (Mount("/d", "/s", options=("relatime",)), (0, trees.ATIME, 0)),
+        (Mount("/d", "/s", readonly=True, options=("nodiratime",)), (trees.RDONLY | trees.NODIRATIME, 0, 0)),
     ],
 )
-def test_a_mount_has_the_attributes_asked_for(mount: Mount, attributes: int, below: int) -> None:
+def test_a_mount_has_the_attributes_asked_for(mount: Mount, wanted: tuple[int, int, int]) -> None:
     (bind,) = made(plan("x"), mounts=(mount,)).binds
-    assert (bind.attributes, bind.below) == (attributes, below)
+    assert (bind.attributes, bind.clear, bind.below) == wanted
 
 
 def test_propagation_needs_a_mount_that_passes_something_on() -> None:
@@ -177,7 +178,8 @@ def test_a_relative_working_directory_is_refused() -> None:
 
 
 def test_labels() -> None:
-    assert made(plan("x", selinux=SELinuxLabels(process="u:r:t:s0"))).selinux == "u:r:t:s0"
+    labelled = made(plan("x", selinux=SELinuxLabels(process="u:r:t:s0", mount="u:o:f:s0")))
+    assert (labelled.selinux, labelled.mount_label) == ("u:r:t:s0", "u:o:f:s0")
     asked = secured(apparmor=Profile(ProfileType.LOCALHOST, "localhost/mine"))
     assert made(asked, apparmor=True).apparmor == "mine"
     assert made(secured(apparmor=Profile(ProfileType.RUNTIME_DEFAULT))).apparmor == ""
