@@ -38,12 +38,13 @@ _SIGKILL: Final = 9
 _ENOENT, _ENOSYS = 2, 38
 _CLONE_THREAD: Final = 0x10000
 _INSTRUCTION: Final = 8
+_PROGRAM: Final = struct.Struct("HxxxxxxP")
 # What Python, cranelift and its threads do with the files that are open already. Anything else fails, and what is no
 # process's business here (clone3, whose flags a filter cannot see) is not known to this kernel.
 _CALLS: Final = (
-    "read pread64 write close fstat lseek fcntl mmap munmap mremap mprotect madvise brk futex set_robust_list rseq"
-    " rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack sched_getaffinity sched_yield gettid getpid getppid"
-    " getrandom clock_gettime clock_nanosleep nanosleep prctl prlimit64 getrlimit restart_syscall exit exit_group"
+    "read pread64 write close fstat newfstatat lseek fcntl mmap munmap mremap mprotect madvise brk futex"
+    " set_robust_list rseq rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack sched_getaffinity sched_yield gettid getpid"
+    " getppid getrandom clock_gettime clock_nanosleep nanosleep prctl prlimit64 getrlimit restart_syscall exit exit_group"
 )
 
 
@@ -111,6 +112,8 @@ def _reason(text: str) -> str:
 def confine(order: Order) -> None:
     """Give up all that compiling does not need; as much as can be where it has no privileges to begin with."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
+    # The library that makes it is not to be found any more in an empty directory.
+    calls = _filter()
     os.nice(_NICE)
     limits = {
         resource.RLIMIT_CORE: 0,
@@ -134,11 +137,12 @@ def confine(order: Order) -> None:
     prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     if os.getppid() != order.parent:
         os._exit(1)
-    _filter(prctl)
+    if calls and prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, calls, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "the filter of system calls is refused")
 
 
-def _filter(prctl: Any) -> None:
-    """A filter of system calls, where this host has the library that makes one."""
+def _filter() -> ctypes.Array[ctypes.c_char] | None:
+    """A filter of system calls (``struct sock_fprog``), where this host has the library that makes one."""
     profile = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "syscalls": [
@@ -149,18 +153,18 @@ def _filter(prctl: Any) -> None:
                 "args": [{"index": 0, "value": _CLONE_THREAD, "valueTwo": _CLONE_THREAD, "op": "SCMP_CMP_MASKED_EQ"}],
             },
             {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
-            {"names": ["open", "openat", "stat", "newfstatat"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOENT},
+            {"names": ["open", "openat", "stat"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOENT},
         ],
     }
     text = bpf.Compiler().compile(profile)
     if text is None:
-        return
+        return None
     code = base64.b64decode(text)
-    held = ctypes.create_string_buffer(code)
-    # struct sock_fprog: how many instructions, and where they are.
-    program = struct.pack("HxxxxxxP", len(code) // _INSTRUCTION, ctypes.addressof(held))
-    if prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the filter of system calls is refused")
+    # In one buffer with the instructions, to which it has to point.
+    held = ctypes.create_string_buffer(_PROGRAM.size + len(code))
+    at = ctypes.addressof(held) + _PROGRAM.size
+    held.raw = _PROGRAM.pack(len(code) // _INSTRUCTION, at) + code
+    return held
 
 
 def read_all(fd: int) -> bytes:
