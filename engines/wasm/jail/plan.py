@@ -17,10 +17,10 @@ class Extent(msgspec.Struct, array_like=True, forbid_unknown_fields=True, frozen
 class Bind(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A host path seen in the jail; never with set-id bits, devices or programs that could be executed.
 
-    ``attributes`` are more of mount_setattr(2)'s bits, ``clear`` those taken away, and ``below`` those that hold for what
-    is mounted below the source, too. ``propagation`` is as in :class:`engines.base.Propagation`. The owners of files are
-    shown as the user namespace at the path ``owners``, or one of these extents, maps them: then nothing that is mounted
-    below comes along.
+    ``attributes`` are more of mount_setattr(2)'s bits, ``clear`` those taken away, and ``below`` those that hold for
+    what is mounted below the source, too. ``propagation`` is as in :class:`engines.base.Propagation`. The owners of
+    files are shown as the user namespace at the path ``owners``, or one of these extents, maps them: then nothing that
+    is mounted below comes along.
     """
 
     source: str
