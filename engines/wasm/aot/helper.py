@@ -43,8 +43,9 @@ _PROGRAM: Final = struct.Struct("HxxxxxxP")
 # process's business here (clone3, whose flags a filter cannot see) is not known to this kernel.
 _CALLS: Final = (
     "read pread64 write close fstat newfstatat lseek fcntl mmap munmap mremap mprotect madvise brk futex"
-    " set_robust_list rseq rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack sched_getaffinity sched_yield gettid getpid"
-    " getppid getrandom clock_gettime clock_nanosleep nanosleep prctl prlimit64 getrlimit restart_syscall exit exit_group"
+    " set_robust_list rseq rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack sched_getaffinity sched_yield"
+    " gettid getpid getppid getrandom clock_gettime clock_nanosleep nanosleep prctl prlimit64 getrlimit"
+    " restart_syscall exit exit_group"
 )
 
 

@@ -26,14 +26,14 @@ def allow(config: WasiConfig) -> None:
     :raises FailedPrecondition: the configuration is not laid out as is known here; nothing was allowed.
     """
     address = ctypes.cast(config.ptr(), ctypes.c_void_p).value
-    at = (address or 0) + _offset()
+    at = (address or 0) + offset()
     _bindings.wasi_config_allow_ip_name_lookup(config.ptr(), True)
     ctypes.memmove(at + 1, _TRUE_TRUE, len(_TRUE_TRUE))
     _bindings.wasi_config_inherit_network(config.ptr())
 
 
 @functools.cache
-def _offset() -> int:
+def offset() -> int:
     """Of ``allow_ip_name_lookup``, as a configuration of no use to anybody shows."""
     config = WasiConfig()
     address = ctypes.cast(config.ptr(), ctypes.c_void_p).value
