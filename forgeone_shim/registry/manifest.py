@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform as host
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypeVar
 
@@ -183,19 +183,28 @@ def parse_manifest(data: bytes, content_type: str, name: str) -> Index | Manifes
 
 
 def _image(document: _Document, config: Descriptor, layers: tuple[Descriptor, ...], name: str) -> Manifest:
-    notes, parts = dict(document.annotations or {}), []
-    for layer in layers:
-        if layer.media_type in modules.LAYERS:
+    notes = dict(document.annotations or {})
+    found = [at for at, layer in enumerate(layers) if layer.media_type in modules.LAYERS]
+    if len(found) > 1:
+        raise Unimplemented(f"{name}: it has {len(found)} WebAssembly modules, and nothing says which of them to run")
+    parts = []
+    for at, layer in enumerate(layers):
+        if at in found:
             parts.append(_part(layer, name, module=True))
+        elif found and layer.media_type == modules.SPIN:
+            parts.append(modules.spin(layer.digest))
         else:
             layer_format(layer, name)
             parts.append(Part(""))
-    files = [part.file for part in parts if part.file]
-    if len(files) > 1:
-        raise Unimplemented(f"{name}: it has {len(files)} WebAssembly modules, and nothing says which of them to run")
-    if not files:
+    if not found:
         return Manifest(config, layers, notes)
-    return Manifest(config, layers, notes, parts=tuple(parts), module=f"/{files[0]}")
+    _check_clash(parts, name)
+    return Manifest(config, layers, notes, parts=tuple(parts), module=f"/{parts[found[0]].file}")
+
+
+def _check_clash(parts: Sequence[Part], name: str) -> None:
+    if clash := artifacts.clash(parts):
+        raise _malformed(name, f"two of its layers take the place of {clash[:100]!r}")
 
 
 def _part(layer: Descriptor, name: str, *, module: bool) -> Part:
@@ -216,8 +225,7 @@ def _artifact(document: _Document, config: Descriptor, layers: tuple[Descriptor,
         parts.append(_part(layer, name, module=number == at))
         if not parts[-1].file:
             layer_format(layer, name)
-    if clash := artifacts.clash(parts):
-        raise _malformed(name, f"two of its layers take the place of {clash[:100]!r}")
+    _check_clash(parts, name)
     module = "" if at is None else f"/{parts[at].file}"
     return Manifest(config, layers, dict(document.annotations or {}), kind, tuple(parts), module)
 
@@ -230,7 +238,7 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
     """
     file = _decode(data, _ConfigFile, name, MAX_CONFIG)
     diff_ids = tuple(file.rootfs.diff_ids or ()) if file.rootfs else ()
-    if not diff_ids and manifest.module:
+    if not diff_ids and manifest.module and all(part.file for part in manifest.parts):
         diff_ids = tuple(layer.digest for layer in manifest.layers)
     if not diff_ids:
         raise Unimplemented(f"{name}: its config names no root filesystem layers, so there is nothing to run")
@@ -263,13 +271,13 @@ def parse_config(data: bytes, manifest: Manifest, name: str) -> ConfigFile:
 
 
 def _layer_ids(diff_ids: tuple[str, ...], manifest: Manifest, name: str) -> tuple[str, ...]:
-    """What the layers are called in the store: a module is no archive, and its diff id is the file's own."""
+    """What the layers are called in the store: one that is a file is no archive, and its diff id is the file's own."""
     if not manifest.module:
         return diff_ids
     found = []
     for diff_id, layer, part in zip(diff_ids, manifest.layers, manifest.parts, strict=True):
         if part.file and diff_id != layer.digest:
-            raise _malformed(name, f"the WebAssembly module {layer.digest} has the diff id {diff_id} in its config")
+            raise _malformed(name, f"{part.file}, layer {layer.digest}, has the diff id {diff_id} in its config")
         found.append(part.layer_id or diff_id)
     return tuple(found)
 

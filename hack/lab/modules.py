@@ -48,15 +48,26 @@ def layers(module: bytes, *files: Entry, **config: object) -> BuiltImage:
     return _assembled((_OCI_CONFIG, document), (_RUNWASI, module), below=below)
 
 
+def spin(module: bytes) -> BuiltImage:
+    """As ``spin registry push`` does, of an application without files: nothing in its config but the platform."""
+    config = {"architecture": "wasm", "os": "wasip1", "rootfs": {"type": "layers", "diff_ids": []}}
+    locked = json.dumps({"spin_lock_version": 1, "components": [{"id": "one"}]}).encode()
+    return _assembled((_OCI_CONFIG, config), (_CONTENT, module), above=((SPIN, locked),))
+
+
 def old_artifact(module: bytes, title: str = "", kind: str = OLD_ARTIFACT) -> BuiltImage:
-    """As wasm-to-oci, or Spin, does."""
+    """As wasm-to-oci, or an older Spin, does."""
     return _assembled((kind, {}), (_CONTENT, module), title)
 
 
 def _assembled(
-    config: tuple[str, Mapping[str, object]], module: tuple[str, bytes], title: str = "", below: tuple[Layer, ...] = ()
+    config: tuple[str, Mapping[str, object]],
+    module: tuple[str, bytes],
+    title: str = "",
+    below: tuple[Layer, ...] = (),
+    above: tuple[tuple[str, bytes], ...] = (),
 ) -> BuiltImage:
-    """Config and module each with their media types."""
+    """Config, module and the files ``above`` it each with their media types."""
     (config_type, document), (media_type, data) = config, module
     blob = json.dumps(document).encode()
     notes = {"annotations": {_TITLE: title}} if title else {}
@@ -68,7 +79,8 @@ def _assembled(
         "layers": [
             *({"mediaType": tar, "digest": one.digest, "size": len(one.blob)} for one in below),
             {"mediaType": media_type, "digest": digest(data), "size": len(data), **notes},
+            *({"mediaType": kind, "digest": digest(raw), "size": len(raw)} for kind, raw in above),
         ],
     }
-    whole = (*below, Layer(data, digest(data), "none"))
+    whole = (*below, *(Layer(raw, digest(raw), "none") for _, raw in (module, *above)))
     return BuiltImage(json.dumps(manifest).encode(), OCI_MANIFEST, blob, whole)

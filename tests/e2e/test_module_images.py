@@ -26,7 +26,8 @@ FORMS: Mapping[str, tuple[images.BuiltImage, str, str]] = {
     "titled": (modules.artifact(MODULE, "bin/hello.wasm"), "wasip1/wasm", "/bin/hello.wasm"),
     "layers": (modules.layers(MODULE, images.Entry("data", b"x")), "wasip1/wasm", "/module.wasm"),
     "old": (modules.old_artifact(MODULE, "old.wasm"), "wasi/wasm", "/old.wasm"),
-    "spin": (modules.old_artifact(MODULE, kind=modules.SPIN), "wasi/wasm", "/module.wasm"),
+    "old-spin": (modules.old_artifact(MODULE, kind=modules.SPIN), "wasi/wasm", "/module.wasm"),
+    "spin": (modules.spin(MODULE), "wasip1/wasm", "/module.wasm"),
 }
 
 

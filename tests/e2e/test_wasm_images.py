@@ -33,7 +33,8 @@ FORMS: Mapping[str, tuple[images.BuiltImage, str]] = {
     "titled": (modules.artifact(ARGUMENTS, "bin/hello.wasm"), "hello.wasm\n"),
     "layers": (modules.layers(ARGUMENTS, images.Entry("data", b"x"), Entrypoint=["me"], Cmd=["b"]), "me\nb\n"),
     "old": (modules.old_artifact(ARGUMENTS), "module.wasm\n"),
-    "spin": (modules.old_artifact(ARGUMENTS, kind=modules.SPIN), "module.wasm\n"),
+    "old-spin": (modules.old_artifact(ARGUMENTS, kind=modules.SPIN), "module.wasm\n"),
+    "spin": (modules.spin(ARGUMENTS), "module.wasm\n"),
 }
 
 

@@ -16,7 +16,7 @@ from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, NotFound,
 from forgeone_shim.registry import artifacts
 from forgeone_shim.registry.manifest import OCI_MANIFEST, Index, Manifest, Platform, choose, is_shared, parse_manifest
 from forgeone_shim.registry.model import Image
-from forgeone_shim.registry.modules import SPIN_CONFIG
+from forgeone_shim.registry.modules import SPIN
 from forgeone_shim.registry.records import ImageRecords
 
 from .conftest import Node
@@ -72,7 +72,7 @@ def test_an_artifact_of_one_module_is_an_image_of_a_file(
     assert node.left_over() == []
 
 
-@pytest.mark.parametrize("kind", [OLD, SPIN_CONFIG, RAW])
+@pytest.mark.parametrize("kind", [OLD, SPIN, RAW])
 def test_older_artifacts_are_images_too(node: Node, registry: FakeRegistry, contents: Contents, kind: str) -> None:
     document(contents, "v1", None, kind, layer(contents, CONTENT, **{artifacts.TITLE: "bin/hello.wasm"}))
     image = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
@@ -100,6 +100,22 @@ def test_an_image_whose_layer_is_a_module_keeps_how_to_run_it(
     assert read(node, image) == WASM
 
 
+def test_an_application_of_spins_is_an_image_of_its_module(
+    node: Node, registry: FakeRegistry, contents: Contents
+) -> None:
+    locked = layer(contents, SPIN, b"{}")
+    document(contents, "v1", runwasi_config(), OCI_CONFIG, layer(contents, CONTENT), locked)
+    image = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
+    assert (image.module, image.artifact, read(node, image)) == ("/module.wasm", "", WASM)
+    assert (node.layers.path(image.layers[1]) / "spin.json").read_bytes() == b"{}"
+    node.images.remove(image.id)
+    data = layer(contents, "application/vnd.wasm.content.layer.v1+data", b"x")
+    document(contents, "v2", runwasi_config(), OCI_CONFIG, layer(contents, CONTENT), data, locked)
+    pull_fails(node, f"{registry.host}/app:v2", Unimplemented, "not a filesystem layer")
+    document(contents, "v3", runwasi_config(), OCI_CONFIG, locked)
+    pull_fails(node, f"{registry.host}/app:v3", Unimplemented, "not a filesystem layer")
+
+
 def test_an_image_may_have_files_beside_its_module(node: Node, registry: FakeRegistry, contents: Contents) -> None:
     tar = tar_of({"data.txt": b"x"})
     config = runwasi_config(sha256(tar), sha256(WASM))
@@ -114,7 +130,12 @@ def test_a_config_without_diff_ids_is_enough_where_every_layer_is_the_module(
     node: Node, registry: FakeRegistry, contents: Contents
 ) -> None:
     document(contents, "v1", {"architecture": "wasm", "os": "wasi"}, OCI_CONFIG, layer(contents))
-    assert read(node, node.images.pull(f"{registry.host}/app:v1", None, NEVER)) == WASM
+    image = node.images.pull(f"{registry.host}/app:v1", None, NEVER)
+    assert read(node, image) == WASM
+    node.images.remove(image.id)
+    tar = layer(contents, OCI_LAYER, tar_of({"data": b""}))
+    document(contents, "v2", {"architecture": "wasm", "os": "wasi"}, OCI_CONFIG, tar, layer(contents))
+    pull_fails(node, f"{registry.host}/app:v2", Unimplemented, "no root filesystem layers")
 
 
 @pytest.mark.parametrize("platform", [("wasi", "wasm"), ("wasip1", "wasm"), ("wasi", "wasm32")])
@@ -165,7 +186,7 @@ def test_an_application_with_files_that_nobody_would_mount_can_only_be_mounted()
         {"mediaType": CONTENT, "digest": sha256(b"a"), "size": 1},
         {"mediaType": "application/vnd.wasm.content.layer.v1+data", "digest": sha256(b"b"), "size": 1},
     ]
-    assert parsed(SPIN_CONFIG, files).module == ""
+    assert parsed(SPIN, files).module == ""
     assert parsed(OLD, files).module == "/module.wasm"
 
 

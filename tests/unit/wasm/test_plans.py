@@ -78,14 +78,14 @@ def test_a_guest_may_know_who_it_is_and_what_it_may_use() -> None:
     of = plan("/a", resources=resources)
     found = plans.insight(of, asked, _guest("/a", asked=asked, resources=resources))
     assert found.identity == Identity(of.container_id, of.spec.name, of.sandbox_id)
-    assert found.limits == Limits(
-        memory=1 << 28, linear_memory=1 << 20, cpu_shares=512, cpu_budget=1_500_000_000
-    ), "a quota below zero is none"
+    assert found.limits == Limits(memory=1 << 28, linear_memory=1 << 20, cpu_shares=512, cpu_budget=1_500_000_000), (
+        "a quota below zero is none"
+    )
     assert (found.bundle, found.trace) == (of.bundle, True)
     updated = plans.limits(Resources(memory_limit=5, cpu_quota=7, cpu_period=9), found.limits)
-    assert updated == Limits(
-        memory=5, linear_memory=1 << 20, cpu_quota=7, cpu_period=9, cpu_budget=1_500_000_000
-    ), "what the guest was created with stays"
+    assert updated == Limits(memory=5, linear_memory=1 << 20, cpu_quota=7, cpu_period=9, cpu_budget=1_500_000_000), (
+        "what the guest was created with stays"
+    )
 
 
 def _note(*exports: str) -> Note:
