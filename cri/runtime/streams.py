@@ -9,7 +9,7 @@ from cri.streaming.server import AttachGrant, ExecGrant, ForwardGrant, check_por
 from cri.translate.fields import each, given, no_nul
 from engines.base import Stdio
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
-from forgeone_shim.lifecycle.machine import LIVE
+from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.views import ContainerView
 
 
@@ -25,8 +25,8 @@ class StreamVerbs(Verbs):
         return pb.ExecResponse(url=self._streaming.url(grant))
 
     def Attach(self, request: pb.AttachRequest, _call: Call) -> pb.AttachResponse:
-        """Where the container's streams may be had, once."""
-        view = self._live(request.container_id)
+        """Where the container's streams may be had, once; before it is started, so that nothing of them is missed."""
+        view = self._live(request.container_id, State.BOOTED)
         stdio = _stdio(request)
         if stdio.stdin and not view.spec.stdin:
             raise FailedPrecondition(
@@ -41,9 +41,9 @@ class StreamVerbs(Verbs):
             raise FailedPrecondition(f"sandbox {view.id[:13]} is not ready ({view.state})")
         return pb.PortForwardResponse(url=self._streaming.url(ForwardGrant(view.id, check_ports(request.port))))
 
-    def _live(self, container_id: str) -> ContainerView:
+    def _live(self, container_id: str, *others: State) -> ContainerView:
         view = self._runtime.container(given("container_id", container_id))
-        if view.state not in LIVE:
+        if view.state not in LIVE.union(others):
             raise FailedPrecondition(f"container {view.id[:13]} is not running ({view.state})")
         return view
 

@@ -104,6 +104,8 @@ class Connection:
         self._first = False
         self._closed = False
         self._deaf = False
+        self.pongs = 0
+        """Answers to :meth:`ping` so far."""
 
     def take(self) -> bytes:
         """What is to be sent now."""
@@ -223,6 +225,8 @@ class Connection:
         if opcode is Opcode.PING:
             if not self._closed:
                 self._emit(Opcode.PONG, payload)
+        elif opcode is Opcode.PONG:
+            self.pongs += 1
         elif opcode is Opcode.CLOSE:
             if len(payload) == 1:
                 raise ProtocolError("half a close code")

@@ -114,13 +114,13 @@ class Client:
     def _explain(self, error: grpc.RpcError) -> ForgeError:
         code = error.code()
         # A registry that does not answer is UNAVAILABLE too; only the socket itself tells whether forgeoned is there.
-        why = _unreachable(self.socket) if code is grpc.StatusCode.UNAVAILABLE else ""
+        why = unreachable(self.socket) if code is grpc.StatusCode.UNAVAILABLE else ""
         if why:
             return Unavailable(f"no answer from {self.socket}: {why}", fix=_HINT)
         return RemoteError(code.name, error.details() or "")
 
 
-def _unreachable(path: str) -> str:
+def unreachable(path: str) -> str:
     """Why nobody can be reached at a unix socket; empty when somebody can."""
     with socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC) as probe:
         try:

@@ -105,9 +105,17 @@ def parser() -> argparse.ArgumentParser:
     forward.add_argument("pod")
     forward.add_argument("ports", nargs="+", metavar="[LOCAL]:PORT", help="one number: the same port on both sides")
 
-    run = verb("run", "run an image as a pod, show its output and pass on its exit code", login)
+    run = verb("run", "run an image or a .forgepkg as a pod, show its output and pass on its exit code", login)
     run.add_argument("--name", default="", help="the pod's name (default: the image's and six random letters)")
-    run.add_argument("--handler", default="", help="runtime handler: forgeone-native (default), ...")
+    run.add_argument(
+        "--engine", default="", choices=("native", "wasm", "microvm"), help="default: what the image is for"
+    )
+    run.add_argument("--handler", default="", help="a runtime handler, by its name")
+    run.add_argument("-i", "--stdin", action="store_true", help="pass standard input on")
+    run.add_argument("-t", "--tty", action="store_true", help="in a terminal of its own")
+    run.add_argument("-v", "--volume", action="append", default=[], metavar="PATH:CONTAINERPATH[:ro]")
+    run.add_argument("-m", "--memory", default="", metavar="BYTES", help="such as 64Mi")
+    run.add_argument("--cpus", default="", metavar="N", help="such as 0.5")
     run.add_argument("--rm", action="store_true", help="remove the pod when the container has ended")
     run.add_argument("-d", "--detach", action="store_true", help="print the pod's id and leave it running")
     run.add_argument("-e", "--env", action="append", default=[], metavar="KEY=VALUE")
@@ -117,7 +125,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--pull", choices=("missing", "always", "never"), default="missing")
     run.add_argument("--log-dir", default="/var/log/forgeone", metavar="DIRECTORY", help="where its logs are kept")
     run.add_argument("--stop-timeout", type=_count, default=10, metavar="SECONDS", help="grace when interrupted")
-    run.add_argument("image")
+    run.add_argument("--config", default="", metavar="FILE", help="of a forgeoned that is started for this call")
+    run.add_argument("image", help="a name, an id, or a package's file")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- arguments")
 
     stop = verb("stop", "stop containers or pods")
@@ -175,8 +184,9 @@ def _dispatch(args: argparse.Namespace) -> int:
         "pause": pause.pause,
         "resume": pause.resume,
         "rm": containers.remove,
-        "run": run.command,
     }
+    if args.verb == "run":
+        return run.anywhere(args)
     with client.Client(args.socket or client.DEFAULT_SOCKET) as connection:
         return commands[args.verb](connection, args)
 

@@ -63,6 +63,15 @@ class Remote:
             self._status += data
         return []
 
+    def ask(self) -> None:
+        """Ask for a sign of life; :attr:`answered` says whether one has come."""
+        self._conn.ping()
+
+    @property
+    def answered(self) -> bool:
+        """Whether there was an answer to :meth:`ask`."""
+        return self._conn.pongs > 0
+
     def input(self, data: bytes) -> None:
         """Bytes for the process."""
         self._conn.send(bytes([_STDIN]) + data)

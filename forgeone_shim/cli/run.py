@@ -1,25 +1,37 @@
-"""``forge run``: an image as a pod of one container, its output shown, its exit code passed on."""
+"""``forge run``: an image or a package as a pod of one container, its output shown, its exit code passed on."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import secrets
 import shutil
 import sys
 import uuid
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cri.api import runtime_pb2 as cri
-from forgeone_shim.cli import containers, logs
+from forgeone_shim.cli import client as clients
+from forgeone_shim.cli import containers, images, local, logs
 from forgeone_shim.cli.client import Client
 from forgeone_shim.cli.pull import credentials, pull
+from forgeone_shim.cli.remote import Detach
+from forgeone_shim.cli.stream import Session
 from forgeone_shim.errors import InvalidInput, syscall_error
+from forgeone_shim.package import image as packages
+from forgeone_shim.package import project
+from forgeone_shim.package.file import SUFFIX
+from forgeone_shim.registry.modules import is_platform
 
 NAMESPACE = "forge"
+_HANDLER = "forgeone-"
+# What the kernel's scheduler and every other runtime take, in microseconds.
+_PERIOD = 100_000
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _PORT = re.compile(r"(?:(?P<ip>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>\d+):(?P<pod>\d+)(?:/(?P<protocol>\w+))?")
@@ -36,21 +48,44 @@ class Plan:
     logs: Path
 
 
+def anywhere(args: argparse.Namespace) -> int:
+    """Run on the node whose socket was named; else on this host's, or one that is started for this call.
+
+    What such a one ran is removed with it: nobody would be there to be asked for it.
+    """
+    if args.socket:
+        with Client(args.socket) as client:
+            return command(client, args)
+    with local.forgeoned(args.config, clients.DEFAULT_SOCKET) as (path, temporary), Client(path) as client:
+        if temporary and args.detach:
+            raise InvalidInput("--detach", "no forgeoned runs that would look after it", fix="start forgeoned")
+        args.rm = args.rm or temporary
+        return command(client, args)
+
+
 def command(client: Client, args: argparse.Namespace) -> int:
-    """Pull if need be, run, show. Interrupted, or failed before the start, it takes the pod away again."""
+    """Pull or import if need be, run, show. Interrupted, or failed before the start, it takes the pod away again."""
+    if args.engine:
+        if args.handler:
+            raise InvalidInput("--engine", "has no meaning with --handler")
+        args.handler = f"{_HANDLER}{args.engine}"
     plan = make_plan(args, uid=str(uuid.uuid4()), suffix=secrets.token_hex(3))
-    plan.container.image.image = _image(client, args)
+    plan = _fitted(client, plan, _image(client, args), args)
     with ExitStack() as undo:
-        pod_id, container_id = _start(client, plan, undo, args.stop_timeout)
-        if args.detach:
-            undo.pop_all()
-            sys.stdout.write(f"{pod_id}\n")
-            return 0
-        path = plan.logs / plan.container.log_path
-        status = logs.follow(client, container_id, path, logs.Printer())
+        pod_id, container_id = _create(client, plan, undo, args.stop_timeout)
+        if plan.container.tty or plan.container.stdin:
+            code = _converse(client, container_id, plan, undo)
+        else:
+            client.call(client.runtime.StartContainer, cri.StartContainerRequest(container_id=container_id))
+            if args.detach:
+                undo.pop_all()
+                sys.stdout.write(f"{pod_id}\n")
+                return 0
+            path = plan.logs / plan.container.log_path
+            code = int(logs.follow(client, container_id, path, logs.Printer()).exit_code)
         if not args.rm:
             undo.pop_all()
-    return int(status.exit_code)
+    return code
 
 
 def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
@@ -85,10 +120,60 @@ def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
             security_context=cri.LinuxContainerSecurityContext(namespace_options=namespaces, seccomp=seccomp)
         ),
     )
+    if args.detach and (args.stdin or args.tty):
+        raise InvalidInput("--detach", "has no meaning with -i or -t")
+    if args.tty and args.stdin and not os.isatty(0):
+        raise InvalidInput("--tty", "standard input is not a terminal", fix="leave out -t, or -i")
+    container.stdin, container.stdin_once, container.tty = args.stdin, args.stdin, args.tty
+    container.mounts.extend(_mount(text) for text in args.volume)
     return Plan(pod, container, args.handler, directory)
 
 
-def _start(client: Client, plan: Plan, undo: ExitStack, grace: int) -> tuple[str, str]:
+def _fitted(client: Client, plan: Plan, image_id: str, args: argparse.Namespace) -> Plan:
+    """The plan for what the image turned out to be: its handler, where none was asked for, and a package's limits."""
+    plan.container.image.image = image_id
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
+    answer = client.call(client.images.ImageStatus, request)
+    notes = answer.image.spec.annotations
+    resources = plan.container.linux.resources
+    if memory := project.amount(args.memory or notes.get(packages.MEMORY) or 0):
+        resources.memory_limit_in_bytes = memory
+    if cpu := project.millicores(args.cpus or f"{notes.get(packages.CPU) or 0}m"):
+        resources.cpu_period, resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
+    if plan.handler or not _is_wasm(answer.info):
+        return plan
+    return replace(plan, handler=f"{_HANDLER}wasm")
+
+
+def _is_wasm(info: Any) -> bool:
+    try:
+        platform = json.loads(info["info"])["platform"]
+    except (KeyError, ValueError, TypeError):
+        return False
+    return is_platform(*(*str(platform).split("/"), "")[:2])
+
+
+def _converse(client: Client, container_id: str, plan: Plan, undo: ExitStack) -> int:
+    """Be its streams from before its first instruction to its end; let go of it, its pod stays."""
+    stdin, tty = plan.container.stdin, plan.container.tty
+    request = cri.AttachRequest(container_id=container_id, stdin=stdin, tty=tty, stdout=True, stderr=not tty)
+    with ExitStack() as stack:
+        session = Session(client, client.call(client.runtime.Attach, request).url, stack, stdin=stdin, tty=tty)
+        if session.terminal is not None:
+            session.detach = Detach()
+        session.settle()
+        client.call(client.runtime.StartContainer, cri.StartContainerRequest(container_id=container_id))
+        detached = session.run()
+        if not detached:
+            session.remote.outcome()
+    if detached:
+        undo.pop_all()
+        sys.stderr.write("\ndetached; it goes on\n")
+        return 0
+    return int(logs.ended(client, container_id).exit_code)
+
+
+def _create(client: Client, plan: Plan, undo: ExitStack, grace: int) -> tuple[str, str]:
     try:
         (plan.logs / plan.container.log_path).parent.mkdir(parents=True, mode=0o750)
     except OSError as error:
@@ -98,9 +183,7 @@ def _start(client: Client, plan: Plan, undo: ExitStack, grace: int) -> tuple[str
     pod_id = client.call(client.runtime.RunPodSandbox, request).pod_sandbox_id
     undo.callback(_remove, client, pod_id, grace)
     create = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=plan.container, sandbox_config=plan.pod)
-    container_id = client.call(client.runtime.CreateContainer, create).container_id
-    client.call(client.runtime.StartContainer, cri.StartContainerRequest(container_id=container_id))
-    return pod_id, container_id
+    return pod_id, client.call(client.runtime.CreateContainer, create).container_id
 
 
 def _remove(client: Client, pod_id: str, grace: int) -> None:
@@ -112,7 +195,14 @@ def _remove(client: Client, pod_id: str, grace: int) -> None:
 
 
 def _image(client: Client, args: argparse.Namespace) -> str:
-    """The id of the image, pulled when it is not here or when ``--pull always`` asks."""
+    """The id of the image: of a package's file, or pulled when it is not here or when ``--pull always`` asks."""
+    if is_file(args.image):
+        found = images.send(client, args.image)
+        if len(found) != 1:
+            raise InvalidInput(
+                "image", f"{args.image} holds {len(found)} images", fix="forge images import, then name one"
+            )
+        return str(found[0].id)
     if args.pull != "always":
         wanted = cri.ImageSpec(image=args.image, runtime_handler=args.handler)
         request = cri.ImageStatusRequest(image=wanted)
@@ -124,8 +214,13 @@ def _image(client: Client, args: argparse.Namespace) -> str:
     return str(pull(client, args.image, credentials(args), args.handler, quiet=args.quiet).id)
 
 
+def is_file(image: str) -> bool:
+    """Whether a path is meant, and no name: it looks like one, or is a package's."""
+    return image.startswith(("/", "./", "../")) or (image.endswith(SUFFIX) and Path(image).is_file())
+
+
 def _base_name(image: str) -> str:
-    last = image.partition("@")[0].rpartition("/")[2].partition(":")[0]
+    last = image.removesuffix(SUFFIX).partition("@")[0].rpartition("/")[2].partition(":")[0]
     return _NOT_IN_A_NAME.sub("-", last.lower()).strip("-")[:40] or "image"
 
 
@@ -134,6 +229,16 @@ def _environment(text: str) -> Any:
     if not key or not equals:
         raise InvalidInput("--env", f"{text!r} is not KEY=VALUE")
     return cri.KeyValue(key=key, value=value.encode())
+
+
+def _mount(text: str) -> Any:
+    host, _, rest = text.partition(":")
+    inside, _, mode = rest.partition(":")
+    if not host or not inside.startswith("/") or mode not in {"", "ro", "rw"}:
+        raise InvalidInput("--volume", f"{text!r} is not PATH:CONTAINERPATH[:ro]")
+    if not Path(host).exists():
+        raise InvalidInput("--volume", f"{host!r} does not exist")
+    return cri.Mount(host_path=str(Path(host).absolute()), container_path=inside, readonly=mode == "ro")
 
 
 def _port(text: str) -> Any:

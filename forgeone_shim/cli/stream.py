@@ -102,13 +102,22 @@ class Session:
         if size is not None:
             self.remote.resize(size[0] + more, size[1] + more)
 
+    def settle(self) -> None:
+        """Wait until forgeoned has the process's streams in hand, or is over with it: it answers after that."""
+        self.tell_size()
+        self.remote.ask()
+        while not (self.remote.answered or self.remote.over):
+            self._send()
+            self._listen()
+
     def run(self) -> bool:
         """Until the process has ended, or (True) the user lets go of it.
 
         :raises DeadlineExceeded: it lasts too long.
         """
         self.tell_size()
-        self._hear(self._early)
+        early, self._early = self._early, b""
+        self._hear(early)
         while not self.remote.over:
             self._send()
             ready = self._poll()
@@ -120,12 +129,31 @@ class Session:
             if seen & select.POLLOUT:
                 self._wire.flush()
             if seen & ~select.POLLOUT:
-                try:
-                    data = self._wire.receive()
-                except OSError as error:
-                    raise Unavailable(_LOST) from error
-                self._hear(data or b"")
+                self._receive()
         return False
+
+    def _listen(self) -> None:
+        """Wait for the connection alone."""
+        early, self._early = self._early, b""
+        if early:
+            self._hear(early)
+            return
+        poll = select.poll()
+        poll.register(self._wire.fileno(), self._wire.interest(reading=True))
+        for _, seen in poll.poll(dial.SECONDS * 1000) or [(0, 0)]:
+            if not seen:
+                raise Unavailable("forgeoned's streaming port does not answer")
+            if seen & select.POLLOUT:
+                self._wire.flush()
+            if seen & ~select.POLLOUT:
+                self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self._wire.receive()
+        except OSError as error:
+            raise Unavailable(_LOST) from error
+        self._hear(data or b"")
 
     def _poll(self) -> dict[int, int]:
         poll = select.poll()

@@ -15,7 +15,7 @@ EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
 
 
 class Running:
-    """Every verb is FailedPrecondition on a container that does not run."""
+    """Every verb is FailedPrecondition on a container that does not run; one that waits to be started has streams."""
 
     def __init__(self, parts: Parts) -> None:
         self._p = parts
@@ -37,7 +37,7 @@ class Running:
 
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of the first process; a terminal is there only if the container has one."""
-        entry = self._running(id_)
+        entry = self._running(id_, State.BOOTED)
         spec = entry.record.spec
         stdio = replace(stdio, stdin=stdio.stdin and spec.stdin, tty=stdio.tty and spec.tty)
         return self._p.engines[entry.record.engine].attach_console(self._p.handle(entry.record), stdio)
@@ -55,8 +55,8 @@ class Running:
             raise FailedPrecondition(f"container {entry.record.id[:13]} is paused", fix="forge resume")
         return entry
 
-    def _running(self, id_: str) -> Entry[ContainerRecord]:
+    def _running(self, id_: str, *others: State) -> Entry[ContainerRecord]:
         entry = self._p.containers.find(id_)
-        if entry.record.state not in LIVE:
+        if entry.record.state not in LIVE.union(others):
             raise FailedPrecondition(f"container {entry.record.id[:13]} is not running ({entry.record.state})")
         return entry

@@ -1,0 +1,106 @@
+"""What ``forge run`` asks a node for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.api import runtime_pb2 as cri
+from forgeone_shim.cli import run
+from forgeone_shim.rpc import node_pb2
+from tests.unit.cli.conftest import Forge
+from tests.unit.cli.node_double import NodeDouble
+
+IMAGE = "sha256:" + "ee" * 32
+
+
+@pytest.fixture
+def here(node: NodeDouble) -> Any:
+    """An image of the node's, whose annotations a test may write."""
+    image = cri.Image(id=IMAGE)
+    node.images.here["app"] = image
+    return image
+
+
+def asked(node: NodeDouble) -> Any:
+    ((_, config),) = node.pods._of.values()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("image", "file"),
+    [("./x", True), ("/x", True), ("../x", True), ("x.forgepkg", False), ("reg/x:1", False), ("x", False)],
+)
+def test_a_path_is_told_from_a_name(image: str, file: bool) -> None:
+    assert run.is_file(image) is file
+
+
+def test_a_package_s_file_needs_no_path_in_front(
+    node: NodeDouble, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "it-1.0.forgepkg").write_bytes(b"package")
+    node.images.imported = [node_pb2.PulledImage(id=IMAGE)]
+    assert forge("run", "-d", "it-1.0.forgepkg") == 0
+    assert node.images.received == ("", b"package")
+    assert asked(node).image.image == IMAGE
+    assert next(iter(node.pods.pods.values())).metadata.name.startswith("it-1-0-")
+
+
+def test_a_file_of_several_images_is_refused_before_anything_runs(
+    node: NodeDouble, forge: Forge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "it.tar").write_bytes(b"x")
+    node.images.imported = [node_pb2.PulledImage(id=IMAGE), node_pb2.PulledImage(id=IMAGE)]
+    assert forge("run", str(tmp_path / "it.tar")) == 125
+    assert "holds 2 images" in capsys.readouterr().err
+    assert node.pods.calls == []
+
+
+def test_an_image_for_webassembly_gets_its_handler_unless_another_is_named(
+    node: NodeDouble, forge: Forge, here: Any
+) -> None:
+    for words, handler in (
+        ([], "forgeone-wasm"),
+        (["--engine", "native"], "forgeone-native"),
+        (["--handler", "mine"], "mine"),
+    ):
+        assert forge("run", "-d", *words, "app") == 0
+        assert [pod.runtime_handler for pod in node.pods.pods.values()][-1] == handler
+
+
+def test_a_package_s_limits_count_where_none_are_given(node: NodeDouble, forge: Forge, here: Any) -> None:
+    here.spec.annotations.update({"forgeone.dev/package-memory": "33554432", "forgeone.dev/package-cpu": "500"})
+    assert forge("run", "-d", "app") == 0
+    resources = asked(node).linux.resources
+    assert (resources.memory_limit_in_bytes, resources.cpu_quota, resources.cpu_period) == (32 << 20, 50_000, 100_000)
+
+
+def test_limits_that_are_given_go_before_a_package_s(node: NodeDouble, forge: Forge, here: Any) -> None:
+    here.spec.annotations.update({"forgeone.dev/package-memory": "33554432"})
+    assert forge("run", "-d", "-m", "1Gi", "--cpus", "2", "app") == 0
+    resources = asked(node).linux.resources
+    assert (resources.memory_limit_in_bytes, resources.cpu_quota) == (1 << 30, 200_000)
+
+
+def test_an_image_without_limits_has_none(node: NodeDouble, forge: Forge, here: Any) -> None:
+    assert forge("run", "-d", "app") == 0
+    assert not asked(node).linux.HasField("resources")
+
+
+def test_volumes_are_absolute_and_as_they_are_said(
+    node: NodeDouble, forge: Forge, here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert forge("run", "-d", "-v", "data:/a", "-v", f"{tmp_path}/data:/b:ro", "app") == 0
+    mounts = [(each.host_path, each.container_path, each.readonly) for each in asked(node).mounts]
+    assert mounts == [(f"{tmp_path}/data", "/a", False), (f"{tmp_path}/data", "/b", True)]
+
+
+@pytest.mark.parametrize("text", ["/tmp", ":/x", "/tmp:x", "/tmp:/x:rx", "/tmp:"])
+def test_what_is_no_volume_is_refused(node: NodeDouble, forge: Forge, here: Any, text: str) -> None:
+    assert forge("run", "-d", "-v", text, "app") == 125
+    assert node.pods.calls == []
