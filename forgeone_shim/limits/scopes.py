@@ -20,7 +20,7 @@ from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection, prep_socket
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InternalError, Unavailable
+from forgeone_shim.errors import FailedPrecondition, InternalError, Unavailable, syscall_error
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.kernel.spawn import find_program, spawn
@@ -52,8 +52,11 @@ def started(host: CgroupHost, cgroup: str, deadline: Deadline) -> Iterator[None]
         if host.mode is Mode.V2:
             # Limits are one level below, and there are no processes above them (cgroup-v2.rst, No Internal Process).
             inner = host.unified + host.occupied(cgroup)
-            Path(inner).mkdir(exist_ok=True)
-            cgroups.write(f"{inner}/cgroup.procs", str(pid))
+            try:
+                Path(inner).mkdir(exist_ok=True)
+                cgroups.write(f"{inner}/cgroup.procs", str(pid))
+            except OSError as error:
+                raise syscall_error("make cgroup", inner, error) from error
         yield
 
 
@@ -99,7 +102,12 @@ class _Bus(DBusConnection):  # type: ignore[misc] # jeepney says nothing of its 
 
     def __init__(self, deadline: Deadline) -> None:
         self._deadline = deadline
-        super().__init__(prep_socket(get_bus("SYSTEM"), timeout=deadline.remaining()))
+        connected = prep_socket(get_bus("SYSTEM"), timeout=deadline.remaining())
+        try:
+            super().__init__(connected)
+        except BaseException:
+            connected.close()
+            raise
 
     def receive(self, *, timeout: float | None = None) -> Message:
         return super().receive(timeout=self._deadline.remaining(timeout))
