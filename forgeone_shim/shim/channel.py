@@ -45,9 +45,12 @@ class Channel:
         """
         if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "prctl PR_SET_PDEATHSIG")
-        with contextlib.suppress(BlockingIOError):
-            if self._words.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"":
-                os._exit(128 + signal.SIGKILL)
+        try:
+            gone = self._words.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            gone = False
+        if gone:
+            os._exit(128 + signal.SIGKILL)
 
     def catch(self, signals: Iterable[int] = CAUGHT) -> None:
         """Have each of these signals end the container as by default, even where Python code does not get to run.

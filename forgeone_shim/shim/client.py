@@ -113,13 +113,6 @@ class ForkServer:
                     (self._directory / self._socket).unlink(missing_ok=True)
             self._let_go()
 
-    def leave(self) -> None:
-        """Stay away from now on; the server goes on, and ends by itself once nobody has come back for a while."""
-        with self._lock:
-            if self._lease is not None:
-                self._lease.close()
-                self._lease = None
-
     def _converse(self, data: bytes, fds: Sequence[int], deadline: Deadline) -> tuple[bytes, list[int], socket.socket]:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connected())

@@ -98,6 +98,9 @@ class _Supervisor:
     def run(self, enter: Callable[[], None], launch: Launch, keep: Collection[int]) -> None:
         """Until the container has ended and everything is told."""
         try:
+            # One whose request waited longer than its client did: what is in the bundle now may be another's.
+            if self._hung_up():
+                return
             self._begin()
             if self._hung_up():
                 self._forget()

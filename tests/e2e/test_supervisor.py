@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engines.base import LiveState
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Mode
 from forgeone_shim.kernel.procs import Pidfd
-from forgeone_shim.shim import contract
+from forgeone_shim.shim import contract, wire
 from forgeone_shim.shim.client import ForkServer
 from hack.lab.settings import cgroup_host
 from tests.unit.shim.containers import ID, PROGRAM, Lab, read
+from tests.unit.shim.plain_program import Run
 
 pytestmark = pytest.mark.root
 
@@ -132,6 +137,57 @@ def test_whenever_it_is_killed_nothing_goes_on_and_an_exit_file_means_a_whole_lo
             assert (one.exits / ID).read_text() == "0"
             assert len(one.lines()) == (1 << 20) // 64
         assert [path.name for path in one.exits.iterdir()] in ([], [ID])
+
+
+def _known(bundle: Path) -> list[str]:
+    """Processes that name the bundle, or are the container's of this test."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+            if os.fsencode(bundle) in words or words.startswith(b"forgeone-test\0"):
+                found.append(f"{entry.name} {words!r}")
+    return found
+
+
+def test_whenever_a_client_hangs_up_during_creation_nothing_is_left(server: ForkServer, tmp_path: Path) -> None:
+    server.ensure()
+    made = 0
+    for number in range(40):
+        (tmp_path / str(number)).mkdir()
+        one = Lab(server, tmp_path / str(number))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.connect(str(server._directory / server._socket))
+            wire.send(client, msgspec.json.encode(Run(one.plan(), "sleep", (), namespace=True)))
+            time.sleep(number * 0.0004)
+        # As an engine that undoes: the supervisor is found, or will find nobody.
+        contract.stop(str(one.bundle), ID, 5)
+        made += contract.process(str(one.bundle)) is not None
+        server.ask(b"pid", (), Deadline.after(10))
+        deadline = Deadline.after(5)
+        while _known(one.bundle):
+            assert not deadline.passed, _known(one.bundle)
+            time.sleep(0.001)
+        assert one.left() == []
+        assert list(one.exits.iterdir()) == []
+    assert not made
+
+
+def test_a_request_that_waited_longer_than_its_client_disturbs_nobody(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "server", PROGRAM)
+    pid = int(server.ask(b"pid", (), Deadline.after(10))[0])
+    lab = Lab(server, tmp_path)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(DeadlineExceeded):
+            lab.create("sleep", deadline=0.1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    lab.create("sleep")
+    assert contract.look(str(lab.bundle)).state is LiveState.CREATED
+    assert contract.supervisor(str(lab.bundle), ID) is not None
+    lab.close()
+    server.close()
 
 
 def test_whenever_a_container_is_killed_its_code_is_told_once_and_its_log_is_whole_lines(
