@@ -161,6 +161,7 @@ class WasmEngine:
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""
+        groups.warm(self._host)
         return self._sandboxes.prepare(plan, deadline)
 
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
@@ -180,6 +181,7 @@ class WasmEngine:
         the bundle's directory.
         """
         deadline.check("before the container was created")
+        groups.warm(self._host)
         asked = read_annotations(plan.pod_annotations, plan.spec.name)
         plans.check(plan)
         choice = modules.wanted(plan.process.args, plan.process.env, plan.process.cwd, plan.module)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,12 @@ _GONE_SECONDS = 10.0
 _CPUSET = ("cpuset.cpus", "cpuset.mems")
 # Threaded controllers and those of whole domains that limit anything a caller can ask for.
 _DELEGATED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids")
+
+
+def warm(host: Host) -> None:
+    """Beside what comes next, so that the process which is soon put into a cgroup need not wait for the kernel."""
+    if not host.quick_moves:
+        threading.Thread(target=cgroups.warm, args=(host.cgroups,), daemon=True).start()
 
 
 @contextlib.contextmanager
