@@ -18,8 +18,9 @@ PREFIX: Final = "wasm.forgeone.dev/"
 EXEC: Final = "wasm.forgeone.dev/exec"
 MEMORY_MAX: Final = "wasm.forgeone.dev/memory-max"
 CPU_BUDGET: Final = "wasm.forgeone.dev/cpu-budget"
+CPU_SLICE: Final = "wasm.forgeone.dev/cpu-slice"
 TRACE: Final = "wasm.forgeone.dev/trace"
-_KEYS: Final = (EXEC, MEMORY_MAX, CPU_BUDGET, TRACE)
+_KEYS: Final = (EXEC, MEMORY_MAX, CPU_BUDGET, CPU_SLICE, TRACE)
 
 _BYTES: Final = re.compile(r"([1-9][0-9]{0,18})(Ki|Mi|Gi)?")
 _UNITS: Final = {None: 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
@@ -33,11 +34,13 @@ _EXPORT_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """``exports`` may be executed; ``memory_max`` in bytes and ``cpu_budget`` in seconds of CPU time, 0: none."""
+    """``exports`` may be executed; ``memory_max`` in bytes, ``cpu_budget`` and ``cpu_slice`` in seconds of CPU time; 0:
+    none."""
 
     exports: tuple[str, ...] = ()
     memory_max: int = 0
     cpu_budget: float = 0.0
+    cpu_slice: float = 0.0
     trace: bool = False
 
 
@@ -65,12 +68,13 @@ def read(annotations: Mapping[str, str], container: str) -> Asked:
         exports=_exports(EXEC, found.get(EXEC, "")),
         memory_max=_bytes(MEMORY_MAX, found[MEMORY_MAX]) if MEMORY_MAX in found else 0,
         cpu_budget=_duration(CPU_BUDGET, found[CPU_BUDGET]) if CPU_BUDGET in found else 0.0,
+        cpu_slice=_duration(CPU_SLICE, found[CPU_SLICE]) if CPU_SLICE in found else 0.0,
         trace=_truth(TRACE, found.get(TRACE, "false")),
     )
 
 
 def _check(name: str, field: str, value: str) -> None:
-    {EXEC: _exports, MEMORY_MAX: _bytes, CPU_BUDGET: _duration, TRACE: _truth}[name](field, value)
+    {EXEC: _exports, MEMORY_MAX: _bytes, CPU_BUDGET: _duration, CPU_SLICE: _duration, TRACE: _truth}[name](field, value)
 
 
 def _exports(field: str, value: str) -> tuple[str, ...]:

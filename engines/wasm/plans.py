@@ -45,7 +45,7 @@ def check(plan: ContainerPlan) -> None:
 
 def variant(asked: Asked) -> Variant:
     """How the code of the container is to be compiled."""
-    return Variant.METERED if asked.cpu_budget else Variant.PLAIN
+    return Variant.METERED if asked.cpu_budget or asked.cpu_slice else Variant.PLAIN
 
 
 def guest(plan: ContainerPlan, asked: Asked, choice: Wanted) -> GuestPlan:
@@ -57,6 +57,7 @@ def guest(plan: ContainerPlan, asked: Asked, choice: Wanted) -> GuestPlan:
         preopens=preopens(plan.process.cwd),
         memory_max=asked.memory_max or plan.spec.resources.memory_limit,
         cpu_budget=round(asked.cpu_budget * _MICROSECONDS),
+        cpu_slice=round(asked.cpu_slice * _MICROSECONDS),
     )
 
 

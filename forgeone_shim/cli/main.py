@@ -136,6 +136,10 @@ def parser() -> argparse.ArgumentParser:
     pause = verb("pause", "stop the processes of containers where they are")
     pause.add_argument("names", nargs="+", metavar="name", help="a container, or a pod (all that run in it)")
 
+    trace = verb("trace", "show the calls of a WebAssembly guest to its host", output)
+    trace.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
+    trace.add_argument("container", help="a container that is traced, running or ended, or a pod with one container")
+
     resume = verb("resume", "let paused containers go on")
     resume.add_argument("names", nargs="+", metavar="name", help="a container, or a pod (all that run in it)")
 
@@ -166,7 +170,20 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
-    from forgeone_shim.cli import client, containers, forward, images, listing, logs, pause, pull, reload, run, stream
+    from forgeone_shim.cli import (
+        client,
+        containers,
+        forward,
+        images,
+        listing,
+        logs,
+        pause,
+        pull,
+        reload,
+        run,
+        stream,
+        trace,
+    )
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
         "pods": listing.pods,
@@ -183,6 +200,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         "stop": containers.stop,
         "pause": pause.pause,
         "resume": pause.resume,
+        "trace": trace.command,
         "rm": containers.remove,
     }
     if args.verb == "run":

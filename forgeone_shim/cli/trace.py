@@ -40,11 +40,12 @@ def _container(client: Client, name: str) -> str:
 
 
 def _line(call: Any) -> str:
-    at = datetime.datetime.fromtimestamp(call.at / 1e9).astimezone()
+    seconds, rest = divmod(call.at, 1_000_000_000)
+    at = datetime.datetime.fromtimestamp(seconds).astimezone()
     interface = "" if call.interface in _WASI else f"{call.interface} "
     result = f" = {call.result}" if call.result else "" if call.returned else " = ?"
     took = f" <{call.duration / 1e9:.6f}>" if call.HasField("duration") else ""
-    return f"{at:%H:%M:%S.%f} {interface}{call.function}({', '.join(call.arguments)}){result}{took}\n"
+    return f"{at:%H:%M:%S}.{rest // 1000:06d} {interface}{call.function}({', '.join(call.arguments)}){result}{took}\n"
 
 
 def _json(call: Any) -> str:

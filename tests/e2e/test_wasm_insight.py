@@ -81,7 +81,8 @@ COMPONENT = """(component
   (instance $r (export "run" (func $run)))
   (export "wasi:cli/run@0.2.0" (instance $r)))"""
 
-MODULES = {"know": KNOW, "opens": OPENS, "yields": YIELDS, "component": COMPONENT}
+SPINS = '(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))'
+MODULES = {"know": KNOW, "opens": OPENS, "yields": YIELDS, "spins": SPINS, "component": COMPONENT}
 
 Node = node_pb2_grpc.NodeStub
 
@@ -183,9 +184,14 @@ def test_a_container_knows_itself_through_pauses_updates_and_a_killed_forgeoned(
     assert known[5:] == ("running", ["boot", "start", "pause", "resume"])
 
 
-def test_a_paused_guest_can_be_stopped(make_pod: MakePod, guests: str) -> None:
-    pod = make_pod()
-    id_ = pod.start(pod.container(guests, "/yields.wasm"))
+@pytest.mark.parametrize(("guest", "annotations"), [("yields", {}), ("spins", {"cpu-slice": "10ms"})])
+def test_a_guest_that_yields_can_be_paused_resumed_and_stopped(
+    make_pod: MakePod, guests: str, guest: str, annotations: dict[str, str]
+) -> None:
+    pod = make_pod(**annotations)
+    id_ = pod.start(pod.container(guests, f"/{guest}.wasm"))
+    _pause(pod, id_)
+    _resume(pod, id_)
     _pause(pod, id_)
     pod.stop_container(id_, grace=20)
     assert pod.status(id_).exit_code == 128 + signal.SIGTERM

@@ -160,7 +160,7 @@ def _ended(plan: GuestPlan, engine: Any, store: Store, call: Callable[[Callable[
         started = True
 
     seconds = plan.cpu_budget / _MICROSECONDS
-    budget = Budget(engine, store, seconds)
+    budget = Budget(engine, store, seconds, plan.cpu_slice / _MICROSECONDS)
     try:
         with budget:
             return call(enter)

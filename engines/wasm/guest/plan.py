@@ -30,7 +30,8 @@ class GuestPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     ``argv[1:]`` and its results are printed. Empty means the command itself (``_start``, ``wasi:cli/run``) or, of a
     component that exports ``wasi:http/incoming-handler``, the server.
     ``memory_max`` bounds each linear memory (bytes; 0: only by the cgroup), ``cpu_budget`` the processor time that it
-    may take (microseconds; 0: none; needs ``METERED`` code). ``network`` says whether a component gets sockets.
+    may take (microseconds; 0: none), and ``cpu_slice`` after how much of it the guest lets others have a turn (the
+    same); both need ``METERED`` code. ``network`` says whether a component gets sockets.
     """
 
     argv: tuple[str, ...]
@@ -39,6 +40,7 @@ class GuestPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     preopens: tuple[Preopen, ...] = ()
     memory_max: int = 0
     cpu_budget: int = 0
+    cpu_slice: int = 0
     network: bool = True
 
 

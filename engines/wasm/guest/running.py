@@ -39,9 +39,13 @@ def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = (
     :raises InvalidInput: the guest imports what nobody provides, or has not got what it is to run.
     :raises FailedPrecondition: a directory cannot be opened, or code is not of the variant that the plan needs.
     """
-    if plan.cpu_budget > 0 and loaded.variant is not Variant.METERED:
-        raise FailedPrecondition("a CPU budget needs metered code")
+    if (plan.cpu_budget > 0 or plan.cpu_slice > 0) and loaded.variant is not Variant.METERED:
+        raise FailedPrecondition("a CPU budget or slice needs metered code")
     if isinstance(loaded, LoadedComponent) and loaded.serves_http and not plan.function:
+        if plan.cpu_slice > 0:
+            raise FailedPrecondition(
+                "a server has no CPU slice: each of its requests has a thread, which the kernel gives turns"
+            )
         return _prepare_server(plan, loaded)
     store = Store(loaded.engine)
     store.set_limits(plan.memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)

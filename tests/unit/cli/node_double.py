@@ -258,6 +258,25 @@ class Images(_Partly):
         self.paused.discard(request.container_id)
         return node_pb2.ResumeContainerResponse()
 
+    def TraceContainer(self, request: Any, call: Any) -> Any:
+        calls = [
+            node_pb2.HostCall(
+                number=1,
+                at=1_700_000_000_000_001_000,
+                duration=18_000,
+                interface="wasi_snapshot_preview1",
+                function="path_open",
+                arguments=["fd=4", 'path="a"'],
+                returned=True,
+                result="noent",
+            ),
+            node_pb2.HostCall(number=2, at=5, interface="forgeone:log@1", function="write", returned=True, result="0"),
+            node_pb2.HostCall(number=3, at=5, interface="wasi_unstable", function="proc_exit", arguments=["code=3"]),
+        ]
+        yield node_pb2.TraceContainerResponse(calls=calls[:2], lost=7)
+        if request.follow:
+            yield node_pb2.TraceContainerResponse(calls=calls[2:])
+
     def ListPausedContainers(self, request: Any, call: Any) -> Any:
         return node_pb2.ListPausedContainersResponse(container_ids=self.paused)
 

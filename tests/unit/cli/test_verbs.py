@@ -137,6 +137,21 @@ def test_a_paused_container_is_listed_as_such_until_it_is_resumed(
     assert "no running containers" in capsys.readouterr().err
 
 
+def test_a_trace_reads_like_that_of_system_calls(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    capsys.readouterr()
+    assert forge("trace", "-f", "web") == 0
+    said = capsys.readouterr()
+    assert said.err == "forge: 7 calls were not kept\n"
+    lines = said.out.splitlines()
+    assert lines[0].endswith('.000001 path_open(fd=4, path="a") = noent <0.000018>')
+    assert [line.split(" ", 1)[1] for line in lines[1:]] == ["forgeone:log@1 write() = 0", "proc_exit(code=3) = ?"]
+    assert forge("trace", "web", "-o", "json") == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [one["number"] for one in shown] == [1, 2]
+    assert (shown[0]["duration"], shown[1]["duration"], shown[1]["result"]) == (18_000, None, "0")
+
+
 def test_ps_hides_what_has_ended_unless_asked(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
     node.pods.ends_at_once = 0
     assert forge("run", "-q", "--name", "job", "reg/app:1") == 0

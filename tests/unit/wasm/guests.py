@@ -86,7 +86,7 @@ class Guests:
         self, module: bytes | str | Path, plan: GuestPlan, stdin: bytes = b"", extensions: Sequence[Extension] = ()
     ) -> Ran:
         """In a process of its own, with files as its streams."""
-        loaded = self.load(module, Variant.METERED if plan.cpu_budget else Variant.PLAIN)
+        loaded = self.load(module, Variant.METERED if plan.cpu_budget or plan.cpu_slice else Variant.PLAIN)
         streams = [tempfile.TemporaryFile() for _ in range(4)]  # noqa: SIM115
         streams[0].write(stdin)
         streams[0].seek(0)

@@ -16,10 +16,9 @@ def test_nothing_is_asked_unless_it_is_said() -> None:
 
 
 def test_every_key_is_read() -> None:
-    found = annotations.read(
-        {P + "exec": "check, dump", P + "memory-max": "64Mi", P + "cpu-budget": "1.5s", P + "trace": "true"}, "main"
-    )
-    assert found == Asked(exports=("check", "dump"), memory_max=64 << 20, cpu_budget=1.5, trace=True)
+    said = {"exec": "check, dump", "memory-max": "64Mi", "cpu-budget": "1.5s", "cpu-slice": "20ms", "trace": "true"}
+    found = annotations.read({P + key: value for key, value in said.items()}, "main")
+    assert found == Asked(exports=("check", "dump"), memory_max=64 << 20, cpu_budget=1.5, cpu_slice=0.02, trace=True)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -46,6 +45,7 @@ def test_what_is_said_of_one_container_goes_before_what_is_said_of_all(order: in
         ("cpu-budget", "5"),
         ("cpu-budget", "0s"),
         ("cpu-budget", "1e3s"),
+        ("cpu-slice", "10"),
         ("trace", "yes"),
         ("trace.other", "yes"),
     ],

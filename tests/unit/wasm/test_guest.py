@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
-from wasmtime import FuncType
+from wasmtime import Func, FuncType, Store, Trap, WasmtimeError
 
 from engines.wasm.aot.target import Kind, Variant
+from engines.wasm.guest.budget import Budget
 from engines.wasm.guest.commands import ComponentSetup, ModuleSetup
-from engines.wasm.guest.loading import EngineSet, load
+from engines.wasm.guest.loading import EngineSet, LoadedModule, load
 from engines.wasm.guest.plan import CANNOT_START, CPU_BUDGET_EXCEEDED, TRAP, GuestPlan, Outcome, Preopen
 from engines.wasm.guest.running import prepare
 from forgeone_shim.errors import FailedPrecondition
@@ -232,6 +236,40 @@ def test_a_guest_that_sleeps_uses_no_budget(guests: Guests) -> None:
           (i64.store (i32.const 24) (i64.const 150000000))
           (drop (call $poll (i32.const 0) (i32.const 128) (i32.const 1) (i32.const 200)))))"""
     assert guests.run(text, GuestPlan(argv=("x",), cpu_budget=100_000)).outcome == Outcome(0)
+
+
+def test_a_guest_with_a_slice_gives_up_the_processor_and_goes_on(guests: Guests) -> None:
+    counts = """(module (func (export "f") (param $n i32) (result i32) (local $i i32)
+        (loop (local.set $i (i32.add (local.get $i) (i32.const 1)))
+          (br_if 0 (i32.lt_u (local.get $i) (local.get $n)))) (local.get $i)))"""
+    ran = guests.run(counts, GuestPlan(argv=("x", "200000000"), function="f", cpu_slice=1000))
+    assert (ran.outcome, ran.stdout) == (Outcome(0), b"200000000\n")
+
+
+def test_a_guest_with_slices_is_ended_by_its_budget_nonetheless(guests: Guests) -> None:
+    ran = guests.run(SPIN, GuestPlan(argv=("x",), cpu_budget=100_000, cpu_slice=5_000))
+    assert ran.outcome == Outcome(134, CPU_BUDGET_EXCEEDED, "used its CPU budget of 0.1 s")
+
+
+def test_every_slice_of_processor_time_ends_in_a_turn_of_others(guests: Guests) -> None:
+    loaded = guests.load(SPIN, Variant.METERED)
+    assert isinstance(loaded, LoadedModule)
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        store = Store(loaded.engine)
+        budget = Budget(loaded.engine, store, 0.2, 0.01)
+        with contextlib.suppress(WasmtimeError, Trap), budget:
+            instance = loaded.linker.instantiate(store, loaded.module)
+            cast(Func, instance.exports(store)["_start"])(store)
+        os.write(write, b"%d" % budget.turns)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    # The kernel counts in ticks, which may be as long as a slice.
+    assert 5 <= int(os.read(read, 16)) <= 20
+    os.close(read)
+    os.close(write)
 
 
 def test_a_budget_needs_metered_code(guests: Guests) -> None:
