@@ -24,6 +24,8 @@ from tests.e2e.streams import SocketClient, eventually
 
 pytestmark = pytest.mark.root
 
+BUILT_IN = ["", "forgeone-native", "forgeone-wasm"]
+
 
 def configured(daemon: Daemon) -> dict[str, object]:
     info = daemon.runtime.Status(pb.StatusRequest(verbose=True), timeout=30).info
@@ -96,19 +98,19 @@ def handlers(daemon: Daemon) -> list[str]:
 def test_a_handler_is_a_file_and_its_pods_outlive_it(fresh_forgeoned: Daemon, busybox: str) -> None:
     daemon = fresh_forgeoned
     daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
-    assert handlers(daemon) == ["", "forgeone-native"]
+    assert handlers(daemon) == BUILT_IN
     directory = Path(daemon.config.handlers_dir)
     directory.mkdir()
     (directory / "plain.toml").write_text("")
     hung_up(daemon, "configuration reloaded")
-    assert handlers(daemon) == ["", "forgeone-native", "plain"]
+    assert handlers(daemon) == [*BUILT_IN, "plain"]
     pod = Pod.plan(daemon)
     request = pb.RunPodSandboxRequest(config=pod.config, runtime_handler="plain")
     pod.id = daemon.runtime.RunPodSandbox(request, timeout=60).pod_sandbox_id
 
     (directory / "plain.toml").unlink()
     hung_up(daemon, "configuration reloaded")
-    assert handlers(daemon) == ["", "forgeone-native"]
+    assert handlers(daemon) == BUILT_IN
     again = pb.RunPodSandboxRequest(config=Pod.plan(daemon).config, runtime_handler="plain")
     with pytest.raises(grpc.RpcError, match="there is no handler 'plain'"):
         daemon.runtime.RunPodSandbox(again, timeout=60)
@@ -137,7 +139,7 @@ def test_a_bad_handler_file_refuses_the_whole_reload(
     assert "no engine 'nativ' is installed" in refused.message
     assert cli.main(["--socket", daemon.socket, "reload"]) == 1
     assert f"{directory}/bad.toml: engin: is not a key of a handler (did you mean 'engine'?)" in capsys.readouterr().err
-    assert handlers(daemon) == ["", "forgeone-native"]
+    assert handlers(daemon) == BUILT_IN
     assert configured(daemon)["pinned_images"] == []
     (directory / "bad.toml").unlink()
     assert cli.main(["--socket", daemon.socket, "reload"]) == 0
