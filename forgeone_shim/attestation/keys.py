@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +14,13 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from forgeone_shim.dropins.files import replaceable, untrusted
 from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, syscall_error
 
 MAX_FILE: Final = 64 * 1024
 MAX_KEYS: Final = 256
 SUFFIXES: Final = (".pem", ".pub")
 _ECDSA = ec.ECDSA(hashes.SHA256())
-_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -111,7 +111,7 @@ def read_signing_key(path: Path) -> SigningKey:
 
     :raises FailedPrecondition: others than its owner can read it, or it is no such key.
     """
-    data = _read(path, _OTHERS, fix=f"chmod 600 {path}")
+    data = _read(path, _exposed, fix=f"chmod 600 {path}")
     try:
         key = serialization.load_pem_private_key(data, None)
     except TypeError:
@@ -128,9 +128,9 @@ def read_signing_key(path: Path) -> SigningKey:
 def read_public_key(path: Path) -> PublicKey:
     """The public key of a PEM file.
 
-    :raises FailedPrecondition: others than its owner can write it, or it is no such key.
+    :raises FailedPrecondition: others than root and this process's user can write it, or it is no such key.
     """
-    data = _read(path, _OTHERS_WRITE, fix=f"chmod go-w {path}")
+    data = _read(path, untrusted, fix=f"chown root {path}; chmod go-w {path}")
     if b"PRIVATE KEY" in data:
         raise FailedPrecondition(f"{path}: holds a private key", fix="put the public one there")
     try:
@@ -147,14 +147,18 @@ def read_public_key(path: Path) -> PublicKey:
 def read_trusted(directory: Path) -> tuple[PublicKey, ...]:
     """Every key of a directory (``*.pem``, ``*.pub``), by name of the file; none where there is no directory.
 
-    One file that cannot be used makes the whole directory unusable: whoever put it there meant something by it.
+    One file that cannot be used makes the whole directory unusable: whoever put it there meant something by it. So does
+    a way to it that others than root could turn elsewhere.
 
     :raises FailedPrecondition: naming the file and what is wrong with it.
     """
     try:
         files = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
-        if files and directory.stat().st_mode & _OTHERS_WRITE:
-            raise FailedPrecondition(f"{directory}: others can write to it", fix=f"chmod go-w {directory}")
+        fault = f"it {why}" if (why := untrusted(directory.stat())) else replaceable(str(directory))
+        if files and fault:
+            raise FailedPrecondition(
+                f"{directory}: its keys are not trusted: {fault}", fix="let none but root write there"
+            )
     except FileNotFoundError:
         return ()
     except OSError as error:
@@ -174,15 +178,18 @@ def _public(key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey, name: str
     return PublicKey(f"sha256:{sha256(der).hexdigest()}", name, key)
 
 
-def _read(path: Path, forbidden: int, *, fix: str) -> bytes:
+def _exposed(status: os.stat_result) -> str:
+    return "others than its owner can read it" if status.st_mode & _OTHERS else ""
+
+
+def _read(path: Path, faults: Callable[[os.stat_result], str], *, fix: str) -> bytes:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FailedPrecondition(f"{path}: is no file")
-            if status.st_mode & forbidden:
-                verb = "read" if forbidden == _OTHERS else "write"
-                raise FailedPrecondition(f"{path}: others than its owner can {verb} it", fix=fix)
+            if fault := faults(status):
+                raise FailedPrecondition(f"{path}: {fault}", fix=fix)
             data = file.read(MAX_FILE + 1)
     except FileNotFoundError:
         raise NotFound("key", str(path)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,7 +152,18 @@ def test_keys_that_others_could_have_put_there_are_refused(tmp_path: Path) -> No
         keys.read_trusted(tmp_path)
     file.chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(FailedPrecondition, match="others can write to it"):
+    with pytest.raises(FailedPrecondition, match="can be written by everybody"):
+        keys.read_trusted(tmp_path)
+
+
+def test_keys_of_another_user_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "it.pem"
+    file.write_bytes(KEY.public.pem())
+    if file.stat().st_uid == 0:
+        os.chown(file, 1234, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    with pytest.raises(FailedPrecondition, match="belongs to user"):
         keys.read_trusted(tmp_path)
 
 
