@@ -22,12 +22,14 @@ from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.model import Image
 from tests.unit.package.conftest import KEY, Make, make
 
+from . import test_modules as modules
 from .conftest import Node
-from .registry_double import Contents, FakeRegistry, tar_of
+from .registry_double import OCI_CONFIG, Contents, FakeRegistry, sha256, tar_of
 from .test_artifacts import artifact, descriptor
+from .test_modules import CNCF, both
 from .test_packages import serve
 
-__all__ = ["make"]
+__all__ = ["both", "make"]
 
 Nodes = Callable[..., Node]
 
@@ -170,6 +172,33 @@ def test_files_of_artifacts_need_no_kept_blobs(
     pulled = node.images.pull(name, None, NEVER)
     (imported,) = load(make_node(), export(node, tmp_path / "it.tar", name))
     assert imported == pulled
+
+
+@pytest.mark.parametrize("form", ["artifact", "older", "layer"])
+def test_a_module_needs_no_kept_blobs(
+    node: Node, registry: FakeRegistry, contents: Contents, make_node: Nodes, tmp_path: Path, form: str
+) -> None:
+    if form == "artifact":
+        modules.document(contents, "v1", {"os": "wasip2", "architecture": "wasm"}, CNCF, modules.layer(contents))
+    elif form == "older":
+        modules.document(contents, "v1", None, modules.OLD, modules.layer(contents, modules.CONTENT))
+    else:
+        config = modules.runwasi_config(sha256(modules.WASM), Entrypoint=["hello.wasm"])
+        modules.document(contents, "v1", config, OCI_CONFIG, modules.layer(contents, modules.RUNWASI))
+    name = f"{registry.host}/app:v1"
+    pulled = node.images.pull(name, None, NEVER)
+    assert load(make_node(), export(node, tmp_path / "it.tar", name)) == (pulled,)
+
+
+def test_both_images_of_a_name_are_exported_and_come_back(
+    registry: FakeRegistry, both: Callable[[bytes], Any], make_node: Nodes, tmp_path: Path
+) -> None:
+    both(b"")
+    one, two = keeping(make_node, registry), make_node(keep_blobs=True)
+    name = f"{registry.host}/app:both"
+    pulled = {one.images.pull(name, None, NEVER, wasm=wasm).id for wasm in (False, True)}
+    assert {image.id for image in load(two, export(one, tmp_path / "it.tar", name))} == pulled
+    assert two.images.list() == one.images.list()
 
 
 def test_a_package_can_always_be_exported_and_is_verified_when_it_comes_back(
