@@ -13,6 +13,9 @@ from typing import Final
 
 from engines.wasm import execution, launch, messages
 from engines.wasm.aot.target import Variant
+
+# Behind the walls of a jail there are no files of the host's to import from.
+from engines.wasm.guest.http import serving as _serving  # noqa: F401
 from engines.wasm.guest.loading import EngineSet, load
 from engines.wasm.launch import Held
 from engines.wasm.messages import Code, Create, Done, Forget, Init, Preload
@@ -45,7 +48,7 @@ class Zygote:
         self._engines.component_linker(Variant.PLAIN)
         self._loaded: OrderedDict[str, Held] = OrderedDict()
 
-    def __call__(self, data: bytes, fds: list[int]) -> Answer | Fork:
+    def __call__(self, data: bytearray, fds: list[int]) -> Answer | Fork:
         """What becomes of a request.
 
         :raises ProtocolError: it is none.
