@@ -30,7 +30,8 @@ from hack.lab.guests import (
     trap,
 )
 from tests.e2e.conftest import Push
-from tests.e2e.wasm_pods import WasmPod, image, pull
+from tests.e2e.streams import eventually
+from tests.e2e.wasm_pods import WasmPod, image, processes, pull
 
 pytestmark = pytest.mark.root
 
@@ -119,7 +120,7 @@ def test_a_guest_runs_as_its_user_in_files_that_have_no_proc(pod: WasmPod, guest
 @pytest.mark.parametrize("module", ["spin", "sleep"])
 def test_a_signal_ends_a_guest_at_once_whatever_it_does(pod: WasmPod, guests: str, module: str) -> None:
     id_ = pod.start(pod.container(guests, f"/{module}.wasm"))
-    _until(lambda: pod.log(id_) != "")
+    eventually(lambda: pod.log(id_) != "")
     began = time.monotonic()
     pod.stop_container(id_, grace=60)
     assert time.monotonic() - began < 10
@@ -186,7 +187,7 @@ def test_an_exec_runs_an_export_or_a_module_and_nothing_else(forgeoned: Daemon, 
         with pytest.raises(grpc.RpcError) as caught:
             pod.exec(id_, "forever", timeout=1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert len(_processes(id_)) == 2
+        assert len(processes(id_)) == 2
     finally:
         pod.remove()
 
@@ -271,29 +272,8 @@ def test_containers_that_share_their_processes_have_an_init(forgeoned: Daemon, g
         pod.stop_container(module, grace=30)
         assert pod.status(module).exit_code == 128 + signal.SIGTERM
         assert pod.ready()
-        killed = [pid for pid in _processes(pod.id) if b"forgeone-init" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(killed[0], signal.SIGKILL)
-        _until(lambda: not pod.ready())
+        os.kill(processes(pod.id, "forgeone-init")[0], signal.SIGKILL)
+        eventually(lambda: not pod.ready())
         assert pod.wait(program).exit_code == 137
     finally:
         pod.remove()
-
-
-def _processes(container_id: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"forgeone-" in words and container_id.encode() in words:
-                found.append(int(entry.name))
-    return found
-
-
-def _until(condition: object, seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < until
-        time.sleep(0.01)

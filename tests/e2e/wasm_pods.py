@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cri.api import runtime_pb2 as pb
-from hack.lab import images
+from hack.lab import images, leaks
 from hack.lab.daemon import Daemon
 from hack.lab.settings import patient
 from tests.e2e.pods import Pod
@@ -48,3 +50,22 @@ def pull(daemon: Daemon, reference: str) -> str:
     request = pb.PullImageRequest(image=pb.ImageSpec(image=reference, runtime_handler=HANDLER))
     daemon.images.PullImage(request, timeout=patient(120))
     return reference
+
+
+def processes(container_id: str, title: str = "forgeone-") -> list[int]:
+    """The processes of a container, or of a pod's init: what the zygote forked for it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
+            if words[0].startswith(title.encode()) and container_id.encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def zygote(daemon: Daemon) -> int:
+    """The process that guests are forked from."""
+    for pid in leaks.fork_servers(str(daemon.directory)):
+        if b"engines.wasm.zygote" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("no zygote")
