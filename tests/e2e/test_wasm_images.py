@@ -10,6 +10,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+import urllib3
+from wasmtime import wat2wasm
 
 from cri.api import runtime_pb2 as pb
 from hack.lab import images, modules
@@ -20,6 +22,7 @@ from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import Pod
 from tests.e2e.wasm_pods import HANDLER, WasmPod, pull
+from tests.unit.wasm.http_guest import guest as http_guest
 
 pytestmark = pytest.mark.root
 
@@ -214,6 +217,13 @@ def test_other_names_of_the_handler_are_files(daemon_factory: Callable[..., Daem
     request = pb.RunPodSandboxRequest(config=pod.config, runtime_handler="spin")
     pod.id = daemon.runtime.RunPodSandbox(request, timeout=patient(60)).pod_sandbox_id
     assert "WASMTIME_HTTP_PROXY_SOCKET_ADDR=0.0.0.0:80" in ended(pod, pod.container(name)).splitlines()
+    application = bytes(wat2wasm(http_guest()))
+    served = pod.start(pod.container(pull(daemon, push("forms/http:1", modules.spin(application))), "/", name="http"))
+    assert pod.wait(served, pb.CONTAINER_RUNNING)
+    network = pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)
+    address = daemon.runtime.PodSandboxStatus(network, timeout=30).status.network.ip
+    with urllib3.PoolManager(retries=urllib3.Retry(20, backoff_factor=0.1)) as http:
+        assert http.request("GET", f"http://{address}:80/h").status == 200
     own = pod.container(name, name="own")
     own.envs.add(key="WASMTIME_HTTP_PROXY_SOCKET_ADDR", value=b"127.0.0.1:8080")
     assert "WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:8080" in ended(pod, own).splitlines()
