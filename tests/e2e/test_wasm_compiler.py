@@ -26,7 +26,13 @@ pytestmark = pytest.mark.root
 def confined(empty: Path, body: Callable[[], bool]) -> bool:
     """What ``body`` says in a process that has been confined as the helper is."""
     order = Order(
-        variant=Variant.PLAIN, parent=os.getpid(), empty=str(empty), memory=1 << 30, seconds=10, code_max=1 << 20
+        variant=Variant.PLAIN,
+        fingerprint="",
+        parent=os.getpid(),
+        empty=str(empty),
+        memory=1 << 30,
+        seconds=10,
+        code_max=1 << 20,
     )
     pid = os.fork()
     if pid == 0:
@@ -88,7 +94,13 @@ def test_the_helper_is_nobody_and_stays_so(empty: Path) -> None:
     pid = os.fork()
     if pid == 0:
         order = Order(
-            variant=Variant.PLAIN, parent=os.getppid(), empty=str(empty), memory=1 << 30, seconds=10, code_max=1
+            variant=Variant.PLAIN,
+            fingerprint="",
+            parent=os.getppid(),
+            empty=str(empty),
+            memory=1 << 30,
+            seconds=10,
+            code_max=1,
         )
         try:
             signal.alarm(20)

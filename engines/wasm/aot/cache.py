@@ -27,7 +27,15 @@ from engines.wasm.aot.compiler import FIELD, Limits
 from engines.wasm.aot.seals import Entry, Mark, Sealer
 from engines.wasm.aot.target import Variant
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InvalidInput, NotFound, syscall_error
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    ForgeError,
+    InternalError,
+    InvalidInput,
+    NotFound,
+    syscall_error,
+)
 
 _NEW: Final = ".new-"
 _CODE, _SEAL, _COPY = "code", "seal", "module"
@@ -43,9 +51,30 @@ class _Flight:
     """A compilation under way: who waits for it may leave, it goes on."""
 
     def __init__(self) -> None:
-        self.done = threading.Event()
+        self._changed = threading.Condition()
+        self._done = False
         self.entry: Entry | None = None
-        self.error: ForgeError | None = None
+        self.error: ForgeError = InternalError("the compilation ended without a result")
+
+    def end(self) -> None:
+        """It is over."""
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Whether it is over by then, or before nobody waits any more."""
+        deadline.listen(self._wake)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._done or deadline.passed, deadline.remaining())
+                return self._done
+        finally:
+            deadline.ignore(self._wake)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
 class Cache:
@@ -96,10 +125,10 @@ class Cache:
             flight = self._flights.get(key)
             if flight is None:
                 flight = self._flights[key] = self._start(module, key, digest, variant)
-        if not flight.done.wait(deadline.remaining()):
+        if not flight.wait(deadline):
             raise DeadlineExceeded("the module is still being compiled", fix="ask again")
         if flight.entry is None:
-            raise flight.error or DeadlineExceeded("the module was not compiled")
+            raise flight.error
         return flight.entry
 
     def open_verified(self, entry: Entry, deadline: Deadline = NEVER) -> int:
@@ -207,12 +236,12 @@ class Cache:
         if (image, key) in self._referred:
             return
         path = self._images / image / key
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-        except OSError as error:
-            raise syscall_error("create", path, error) from error
         with self._lock:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.touch(mode=0o600)
+            except OSError as error:
+                raise syscall_error("create", path, error) from error
             self._referred.add((image, key))
 
     # Making what is not there
@@ -220,7 +249,10 @@ class Cache:
     def _start(self, module: int, key: str, digest: str, variant: Variant) -> _Flight:
         """Whoever asked may go away: the file is held open for the compilation."""
         flight = _Flight()
-        held = os.dup(module)
+        try:
+            held = os.dup(module)
+        except OSError as error:
+            raise syscall_error("dup", "a module", error) from error
         thread = threading.Thread(target=self._fly, args=(flight, held, key, digest, variant), daemon=True)
         try:
             thread.start()
@@ -247,7 +279,7 @@ class Cache:
             os.close(module)
             with self._lock:
                 del self._flights[key]
-            flight.done.set()
+            flight.end()
 
     def _make(self, module: int, key: str, digest: str, variant: Variant) -> Entry:
         """From a copy, for somebody else may write to the module: what is sealed is what was compiled."""
@@ -256,7 +288,7 @@ class Cache:
             copy, code = (_new_file(new / name, files) for name in (_COPY, _CODE))
             (new / _COPY).unlink()
             at = 0
-            while sent := os.sendfile(copy, module, at, _MODULE_MAX):
+            while at <= _MODULE_MAX and (sent := os.sendfile(copy, module, at, _MODULE_MAX)):
                 at += sent
             if seals.digest(copy, NEVER) != digest:
                 raise FailedPrecondition("the module was changed while it was read")

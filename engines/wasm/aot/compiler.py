@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from engines.wasm.aot import target
 from engines.wasm.aot.target import Kind, Variant
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError, InvalidInput, ResourceExhausted
@@ -21,7 +22,8 @@ _HELPER: Final = "engines.wasm.aot.helper"
 _PACKAGES: Final = ("engines", "forgeone_shim", "wasmtime", "msgspec")
 MODULE, CODE, ANSWER = 3, 4, 5
 _ANSWER_MAX: Final = 4 << 20
-_SAID_MAX: Final = 4096
+_SAID_MAX: Final = 1024
+_EXHAUSTED: Final = ("memory", "too large", "no space")
 _KILLED: Final = 128
 FIELD: Final = "module"
 
@@ -43,10 +45,12 @@ class Invalid(msgspec.Struct, frozen=True, tag_field="say", tag="invalid", forbi
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the helper is told by ``parent``, without which it ends.
 
-    ``empty`` is a directory that it makes its root; sizes in bytes, times in seconds.
+    ``fingerprint`` is what the code will be filed under: another installation's is refused. ``empty`` is a directory
+    that it makes its root; sizes in bytes, times in seconds.
     """
 
     variant: Variant
+    fingerprint: str
     parent: int
     empty: str
     memory: int
@@ -77,6 +81,7 @@ def compile_module(module: int, code: int, variant: Variant, empty: Path, limits
     """
     order = Order(
         variant=variant,
+        fingerprint=target.fingerprint(variant),
         parent=os.getpid(),
         empty=str(empty),
         memory=limits.memory,
@@ -112,19 +117,24 @@ def compile_module(module: int, code: int, variant: Variant, empty: Path, limits
 
 
 def _read(answer: bytes, said: bytes, status: int) -> Compiled:
+    """What a helper said; its words may be the module's."""
     try:
         found = _ANSWERS.decode(answer)
     except (msgspec.DecodeError, UnicodeError) as error:
         words = said.decode(errors="replace").strip().splitlines()
-        last = words[-1][:_SAID_MAX] if words else f"exit code {status}"
-        if status > _KILLED or "memory" in last.lower():
+        last = _printable(words[-1]) if words else f"exit code {status}"
+        if status > _KILLED or any(one in last.lower() for one in _EXHAUSTED):
             raise ResourceExhausted(
                 f"the module could not be compiled within its limits: {last}", fix="see wasm.compile_memory"
             ) from error
         raise InternalError(f"the compile helper ended without an answer: {last}") from error
     if isinstance(found, Invalid):
-        raise InvalidInput(FIELD, found.reason)
+        raise InvalidInput(FIELD, _printable(found.reason))
     return found
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:_SAID_MAX]
 
 
 def _boot() -> str:

@@ -18,6 +18,7 @@ import msgspec
 from wasmtime import Engine, FuncType, Module, WasmtimeError, wat2wasm
 from wasmtime import component as components
 
+from engines.wasm.aot import target
 from engines.wasm.aot.compiler import ANSWER, CODE, MODULE, Answer, Compiled, Invalid, Order
 from engines.wasm.aot.target import Kind
 from engines.wasm.guest.loading import configure
@@ -52,6 +53,9 @@ _CALLS: Final = (
 def main() -> NoReturn:
     """Do as the order in ``sys.argv`` says, and exit. Whoever started it kills it when that takes too long."""
     order = msgspec.json.decode(sys.argv[1], type=Order)
+    if target.fingerprint(order.variant) != order.fingerprint:
+        print("wasmtime is not the one that was there when forgeoned started: restart it", file=sys.stderr)
+        os._exit(1)
     confine(order)
     try:
         answer: Answer = compiled(read_all(MODULE), order)
@@ -107,7 +111,7 @@ def _named(names: Any) -> tuple[str, ...]:
 
 def _reason(text: str) -> str:
     """The library's words in one line."""
-    return " ".join(text.split())[:1024]
+    return " ".join(text.split())
 
 
 def confine(order: Order) -> None:

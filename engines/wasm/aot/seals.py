@@ -104,10 +104,13 @@ class Sealer:
 
 def _feed(fd: int, update: Callable[[bytes], None], deadline: Deadline) -> None:
     at = 0
-    while chunk := os.pread(fd, _CHUNK, at):
-        deadline.check("while a module was read")
-        update(chunk)
-        at += len(chunk)
+    try:
+        while chunk := os.pread(fd, _CHUNK, at):
+            deadline.check("while a module was read")
+            update(chunk)
+            at += len(chunk)
+    except OSError as error:
+        raise syscall_error("read", "a module", error) from error
 
 
 def _key(path: Path) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
-from wasmtime import Func, FuncType, Instance, InstancePre, Linker, Store, Trap, WasmtimeError
+from wasmtime import Func, FuncType, Instance, InstancePre, Linker, Store
 from wasmtime import component as components
 
 from engines.wasm.guest import arguments, traps
@@ -54,6 +54,12 @@ class Extension(Protocol):
 
     def link_component(self, setup: ComponentSetup) -> None:
         """The same for a component."""
+
+    def server_functions(self) -> Mapping[str, Callable[..., Any]]:
+        """The same for a component that is a server: functions by ``NAMESPACE:PACKAGE/INTERFACE#NAME``.
+
+        They are called, by several threads, with a session and the parameters; a record is the tuple of its fields.
+        """
 
     def started(self, setup: ModuleSetup, instance: Instance) -> None:
         """A module has been instantiated, and nothing of it called but its start function."""
@@ -166,7 +172,7 @@ def _ended(plan: GuestPlan, engine: Any, store: Store, call: Callable[[Callable[
             return call(enter)
     except Exit as end:
         return Outcome(end.code)
-    except (Trap, WasmtimeError, InvalidInput) as error:
+    except Exception as error:
         found = traps.outcome(error, started=started, budget=seconds if budget.exceeded else 0.0)
         _write(_STDERR, traps.report(error, found))
         return found

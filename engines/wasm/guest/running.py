@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from wasmtime import InstancePre, Linker, Module, Store, WasiConfig, WasmtimeError
 
@@ -26,9 +27,12 @@ _INSTANCES_MAX: Final = 1000
 _MEMORIES_MAX: Final = 100
 _TABLES_MAX: Final = 1000
 _TABLE_ELEMENTS_MAX: Final = 10_000_000
-# Whose interfaces are given to components; all are of 0.2, as the names' versions say.
-_WASI: Final = tuple(f"wasi:{name}/" for name in ("cli", "clocks", "filesystem", "io", "random", "sockets"))
-_WASI_HTTP: Final = ("wasi:http/types@", "wasi:http/outgoing-handler@")
+# What components are given of WASI.
+_WASI: Final = re.compile(
+    r"wasi:(?:(?:cli|clocks|filesystem|io|random|sockets)/[a-z-]+|http/(?:types|outgoing-handler))@0\.2\.[0-9]+"
+)
+_HTTP: Final = "wasi:http/"
+_SOCKETS: Final = "wasi:sockets/"
 
 
 def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = ()) -> Ready:
@@ -46,10 +50,10 @@ def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = (
             raise FailedPrecondition(
                 "a server has no CPU slice: each of its requests has a thread, which the kernel gives turns"
             )
-        return _prepare_server(plan, loaded)
+        return _prepare_server(plan, loaded, extensions)
     store = Store(loaded.engine)
     store.set_limits(plan.memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
-    store.set_wasi(_wasi(plan, component=isinstance(loaded, LoadedComponent)))
+    store.set_wasi(_wasi(plan, sockets_wanted=_wants_sockets(loaded)))
     if isinstance(loaded, LoadedModule):
         return _prepare_module(ModuleSetup(plan, loaded, store, loaded.linker), extensions)
     return _prepare_component(ComponentSetup(plan, loaded, store, loaded.linker), extensions)
@@ -60,13 +64,25 @@ def run(ready: Ready) -> Outcome:
     return ready.run()
 
 
-def _prepare_server(plan: GuestPlan, loaded: LoadedComponent) -> Ready:
+def _prepare_server(plan: GuestPlan, loaded: LoadedComponent, extensions: Sequence[Extension]) -> Ready:
     """Its instances are made for each request, on a host of its own."""
     from engines.wasm.guest.http.interfaces import SERVER
-    from engines.wasm.guest.http.linking import link
+    from engines.wasm.guest.http.linking import Interfaces, link
     from engines.wasm.guest.http.serving import ReadyServer
 
-    return ReadyServer(plan, loaded.server or link(loaded.engine, loaded.component, SERVER), loaded.variant)
+    for name in sorted(loaded.imports):
+        # What WASI has and it has not its host refuses when it is called.
+        if not name.startswith("wasi:") and not any(one.provides(name) for one in extensions):
+            raise _unprovided(name)
+    own: dict[str, Callable[..., Any]] = {}
+    for one in extensions:
+        if any(one.provides(name) for name in loaded.imports):
+            own |= one.server_functions()
+    if own:
+        linked = link(loaded.engine, loaded.component, Interfaces({**SERVER.functions, **own}, SERVER.resources))
+    else:
+        linked = loaded.server or link(loaded.engine, loaded.component, SERVER)
+    return ReadyServer(plan, linked, loaded.variant)
 
 
 def _prepare_module(setup: ModuleSetup, extensions: Sequence[Extension]) -> ReadyModule:
@@ -93,17 +109,26 @@ def _linked(linker: Linker, module: Module) -> InstancePre:
 def _prepare_component(setup: ComponentSetup, extensions: Sequence[Extension]) -> Ready:
     imports = setup.loaded.imports
     for name in sorted(imports):
-        if not name.startswith((*_WASI, *_WASI_HTTP)) and not any(one.provides(name) for one in extensions):
-            raise InvalidInput("module", f"imports {name}, which nothing here provides", fix="WASI 0.2 is provided")
+        if _WASI.fullmatch(name) is None and not any(one.provides(name) for one in extensions):
+            raise _unprovided(name)
     for extension in extensions:
         if any(extension.provides(name) for name in imports):
             extension.link_component(setup)
-    if any(name.startswith(_WASI_HTTP) for name in imports):
+    if any(name.startswith(_HTTP) for name in imports):
         setup.store.set_wasi_http()
     return ReadyComponent(setup)
 
 
-def _wasi(plan: GuestPlan, *, component: bool) -> WasiConfig:
+def _unprovided(name: str) -> InvalidInput:
+    return InvalidInput("module", f"imports {name}, which nothing here provides", fix="WASI 0.2 is provided")
+
+
+def _wants_sockets(loaded: Loaded) -> bool:
+    """Preview 1 can make none."""
+    return isinstance(loaded, LoadedComponent) and any(name.startswith(_SOCKETS) for name in loaded.imports)
+
+
+def _wasi(plan: GuestPlan, *, sockets_wanted: bool) -> WasiConfig:
     config = WasiConfig()
     try:
         config.argv = list(plan.argv)
@@ -118,6 +143,6 @@ def _wasi(plan: GuestPlan, *, component: bool) -> WasiConfig:
             config.preopen_dir(one.path, one.name, not one.readonly)
         except WasmtimeError as error:
             raise FailedPrecondition(f"directory {one.path!r} cannot be opened for the guest") from error
-    if component and plan.network:
+    if sockets_wanted and plan.network:
         sockets.allow(config)
     return config

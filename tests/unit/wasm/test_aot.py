@@ -170,6 +170,16 @@ def test_a_compilation_outlives_who_waits_for_it(cache: Cache, compiled: Compile
     assert len(compiled.modules) == 1
 
 
+def test_who_goes_away_waits_no_longer(cache: Cache, compiled: Compiler, module: int) -> None:
+    compiled.go.clear()
+    deadline = Deadline()
+    threading.Timer(0.02, deadline.abandon).start()
+    with pytest.raises(DeadlineExceeded):
+        cache.entry(module, deadline)
+    compiled.go.set()
+    assert cache.entry(module, NEVER).size == len(CODE)
+
+
 def test_what_is_no_module_is_not_tried_again(cache: Cache, compiled: Compiler, module: int) -> None:
     compiled.error = InvalidInput("module", "is a poem")
     for _ in range(3):
@@ -407,6 +417,14 @@ def test_the_helper_compiles_binaries_and_texts(content: bytes, kind: Kind, cach
 def test_the_helper_says_why_something_is_no_module(content: bytes, why: str, cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=why):
         cache.entry(opened(tmp_path / "m", content), Deadline.after(60))
+
+
+def test_the_helper_of_another_installation_is_refused(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "fingerprint", lambda _variant: "before")
+    with pytest.raises(InternalError, match="restart"):
+        cache.entry(opened(tmp_path / "m", TEXT), Deadline.after(60))
 
 
 def test_the_helper_has_its_time(tmp_path: Path) -> None:

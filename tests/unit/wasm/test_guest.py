@@ -189,6 +189,7 @@ def test_arguments_that_do_not_fit_a_component_end_it(guests: Guests) -> None:
             "imports acme:thing/it@1.0.0, which nothing here provides",
         ),
         ("(component)", "exports no wasi:cli/run"),
+        ('(component (import "wasi:cli/stdin@0.3.0" (instance)))', "imports wasi:cli/stdin@0.3.0"),
     ],
 )
 def test_what_nobody_provides_is_refused_at_creation(text: str, why: str, guests: Guests) -> None:

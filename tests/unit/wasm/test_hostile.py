@@ -216,7 +216,7 @@ def in_a_child(body: Callable[[], None]) -> int:
 
 def test_whatever_the_helper_is_given_it_answers() -> None:
     def fuzz() -> None:
-        order = Order(variant=Variant.METERED, parent=0, empty="", memory=0, seconds=1, code_max=0)
+        order = Order(variant=Variant.METERED, fingerprint="", parent=0, empty="", memory=0, seconds=1, code_max=0)
         code = os.memfd_create("code")
         os.dup2(code, helper.CODE)
         chance = random.Random(1)
