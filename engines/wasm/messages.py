@@ -121,7 +121,7 @@ def encode(message: Request | Answer | Container | Execution | JailPlan) -> byte
     return msgspec.json.encode(message)
 
 
-def decode_request(data: bytes) -> Request:
+def decode_request(data: bytes | bytearray) -> Request:
     """Strictly.
 
     :raises ProtocolError: it is none of the requests.
@@ -143,7 +143,7 @@ def decode_plan(data: msgspec.Raw, kind: type[Plan]) -> Plan:
         raise ProtocolError(str(error)) from error
 
 
-def decode_answer(data: bytes) -> Answer:
+def decode_answer(data: bytes | bytearray) -> Answer:
     """Strictly.
 
     :raises ProtocolError: it is none of the answers.

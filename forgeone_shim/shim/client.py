@@ -117,7 +117,7 @@ class ForkServer:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connected())
             message = _exchange(connection, data, fds, deadline)
-            return message.data, message.take(), connection.dup()
+            return bytes(message.data), message.take(), connection.dup()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:

@@ -57,9 +57,11 @@ class Fork:
 class Handler(Protocol):
     """A program's part of a fork server."""
 
-    def __call__(self, data: bytes, fds: list[int], /) -> Answer | Fork | None:
+    def __call__(self, data: bytearray, fds: list[int], /) -> Answer | Fork | None:
         """What becomes of a request. ``None``, as any exception, ends its connection without a word.
 
+        ``data`` is wiped in the server once the request is dealt with. What in it is a secret only the child should
+        decode (``msgspec.Raw`` is a view of it), as what is decoded leaves copies behind.
         Descriptors that it wants to keep it takes out of ``fds``; the others are closed once the request is dealt with.
         """
 
@@ -138,8 +140,12 @@ class Server:
                 with contextlib.suppress(OSError):
                     wire.send_finishing(connection)
                 return
-            with contextlib.closing(message):
+            try:
                 self._handle(connection, message)
+            finally:
+                message.close()
+                # What one child was told is not to be found in the memory of those that are forked later.
+                message.wipe()
 
     def _finish(self) -> None:
         if self._listener is not None:

@@ -71,7 +71,7 @@ def encode(message: Request | Answer) -> bytes:
     return data
 
 
-def decode_request(data: bytes) -> Request:
+def decode_request(data: bytes | bytearray) -> Request:
     """What a client asks for; strictly.
 
     :raises ProtocolError: it is no such request.

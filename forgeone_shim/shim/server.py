@@ -30,7 +30,7 @@ def main() -> None:
     forks.serve(handle)
 
 
-def handle(data: bytes, _: list[int]) -> Fork:
+def handle(data: bytearray, _: list[int]) -> Fork:
     """A child for each request, whose id maps are written here."""
     request = messages.decode_request(data)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

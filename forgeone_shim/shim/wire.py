@@ -40,7 +40,7 @@ class Message:
 
     __slots__ = ("data", "fds", "finish")
 
-    def __init__(self, data: bytes, fds: Iterable[int] = (), *, finish: bool = False) -> None:
+    def __init__(self, data: bytearray, fds: Iterable[int] = (), *, finish: bool = False) -> None:
         self.data, self.fds, self.finish = data, list(fds), finish
 
     def take(self) -> list[int]:
@@ -51,6 +51,10 @@ class Message:
     def close(self) -> None:
         """Close what has not been taken."""
         close_all(self.take())
+
+    def wipe(self) -> None:
+        """Leave nothing of it in memory that others may come to have."""
+        _wipe(self.data)
 
 
 def check(data: bytes, fds: Sequence[int]) -> None:
@@ -103,20 +107,23 @@ def receive(connection: socket.socket) -> Message:
     :raises ProtocolError: it is not as it should be; what came with it is closed.
     :raises OSError: as recvmsg(2); BlockingIOError or TimeoutError where none is there (yet).
     """
+    packet = bytearray(_PACKET_MAX)
     try:
-        packet, ancillary, flags, _ = connection.recvmsg(_PACKET_MAX, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        size, ancillary, flags, _ = connection.recvmsg_into([packet], _ROOM, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         # Of a peer that goes while it has not read what came for it (unix(7)).
         raise Ended(heard=False) from error
-    message = Message(packet[1:], _descriptors(ancillary), finish=packet[:1] in (_FINISH, _FINISHING))
+    kind = bytes(packet[: min(1, size)])
+    message = Message(packet[1:size], _descriptors(ancillary), finish=kind in (_FINISH, _FINISHING))
+    _wipe(packet)
     try:
-        if not packet:
+        if not size:
             raise Ended(heard=True)
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise ProtocolError("a message was cut")
-        if packet[:1] == _FILE:
+        if kind == _FILE:
             message.data = _read_file(message)
-        elif packet[:1] not in (_INLINE, _FINISH, _FINISHING):
+        elif kind not in (_INLINE, _FINISH, _FINISHING):
             raise ProtocolError("a message of an unknown kind")
     except BaseException:
         message.close()
@@ -124,7 +131,11 @@ def receive(connection: socket.socket) -> Message:
     return message
 
 
-def _read_file(message: Message) -> bytes:
+def _wipe(data: bytearray) -> None:
+    data[:] = bytes(len(data))
+
+
+def _read_file(message: Message) -> bytearray:
     if not message.fds:
         raise ProtocolError("a message lacks its file")
     memory = message.fds.pop(0)
@@ -133,12 +144,13 @@ def _read_file(message: Message) -> bytes:
         size = seen.st_size
         if not stat.S_ISREG(seen.st_mode) or size > DATA_MAX:
             raise ProtocolError(f"a message's file is none, or its {size} bytes are more than {DATA_MAX}")
-        data = os.pread(memory, size, 0)
+        data = bytearray(size)
+        came = os.preadv(memory, [data], 0)
     except OSError as error:
         raise ProtocolError(f"a message's file cannot be read: {error.strerror}") from error
     finally:
         os.close(memory)
-    if len(data) != size:
+    if came != size:
         raise ProtocolError("a message's file was cut")
     return data
 

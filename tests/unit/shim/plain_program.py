@@ -37,12 +37,12 @@ def main() -> None:
     forks.serve(handle)
 
 
-def handle(data: bytes, fds: list[int]) -> Answer | Fork:
+def handle(data: bytearray, fds: list[int]) -> Answer | Fork:
     if data == b"pid":
         return Answer(str(os.getpid()).encode())
     if data.startswith(b"back "):
-        return Answer(data, tuple(os.dup(fd) for fd in fds))
-    run = msgspec.json.decode(data, type=Run)
+        return Answer(bytes(data), tuple(os.dup(fd) for fd in fds))
+    run = msgspec.json.decode(data, type=msgspec.Raw)
     return Fork(child=functools.partial(_supervise, run), failed=_no_child, lasts=True)
 
 
@@ -50,7 +50,9 @@ def _no_child(error: OSError) -> bytes:
     return encode(Failed(step="fork", error=Kind.EXHAUSTED, message=str(error)))
 
 
-def _supervise(run: Run, connection: socket.socket) -> None:
+def _supervise(asked: msgspec.Raw, connection: socket.socket) -> None:
+    run = msgspec.json.decode(asked, type=Run)
+
     def enter() -> None:
         if run.function == "no_entry":
             raise FileNotFoundError(2, "No such file or directory", "/proc/0/ns/pid")

@@ -19,10 +19,10 @@ import pytest
 from engines.base import LiveState, Output, Verdict
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError, InvalidInput
-from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import contract, exits, supervision
 from forgeone_shim.shim.client import ForkServer
+from forgeone_shim.shim.programs import Program
 from tests.unit.shim.containers import ID, PROGRAM, Lab, read, watched
 from tests.unit.shim.plain_program import Run
 
@@ -370,8 +370,8 @@ def test_a_client_that_stops_waiting_leaves_nothing(lab: Lab) -> None:
 
 def _gone_of(where: Path) -> None:
     for pid in map(int, where.with_name(where.name + ".done").read_text().split()):
-        seen = procs.stat(pid)
-        assert seen is None or seen.dead
+        with contextlib.suppress(ProcessLookupError), Pidfd(pid) as held:
+            assert held.wait(5)
 
 
 def test_a_client_that_goes_away_is_noticed_at_once(lab: Lab) -> None:
@@ -450,6 +450,50 @@ def test_a_container_without_a_supervisor_takes_no_orders(lab: Lab) -> None:
 
 
 # The server
+
+
+def _memory(pid: int) -> Iterator[bytes]:
+    """All that the process may write to."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+        for line in maps:
+            place, permissions, *_ = line.split()
+            if "w" in permissions:
+                first, end = (int(one, 16) for one in place.split("-"))
+                memory.seek(first)
+                yield memory.read(end - first)
+
+
+@pytest.mark.parametrize("size", [100, 200_000])
+def test_what_one_container_is_told_is_not_in_the_memory_of_the_next(lab: Lab, size: int) -> None:
+    mark = os.urandom(8).hex()
+    try:
+        next(_memory(int(lab.server.ask(b"pid", (), Deadline.after(10))[0])))
+    except PermissionError:
+        pytest.skip("this kernel lets no process look into another")
+    assert lab.run("say", mark * (size // len(mark))) == 0
+    server = int(lab.server.ask(b"pid", (), Deadline.after(10))[0])
+    assert not [area for area in _memory(server) if mark.encode() in area]
+
+
+def test_servers_of_two_versions_stay_apart(tmp_path: Path) -> None:
+    servers = [ForkServer(tmp_path, Program(PROGRAM.module, PROGRAM.packages, version)) for version in ("1", "2")]
+    pids = [server.ask(b"pid", (), Deadline.after(10))[0] for server in servers]
+    assert len(set(pids)) == 2
+    servers[0].close()
+    assert servers[1].ask(b"pid", (), Deadline.after(10))[0] == pids[1]
+    servers[1].close()
+
+
+def test_orders_that_make_no_sense_are_passed_over(lab: Lab) -> None:
+    lab.create("terminal", tty=True, stdin=True)
+    lab.start()
+    for text in (b"\n\xff 1 2\nbanana 1 1\n1 99999999999 1\n1 -1 1\n7 0 0\n2 0", b"x" * 4096, b"y" * 4000, b"\n"):
+        fd = os.open(lab.bundle / supervision.CONTROL, os.O_WRONLY)
+        os.write(fd, text)
+        os.close(fd)
+    lab.log.unlink()
+    contract.reopen_log(str(lab.bundle), ID, str(lab.log))
+    assert lab.log.exists()
 
 
 def test_a_request_may_bring_descriptors_and_be_long_and_so_may_the_answer(server: ForkServer) -> None:
