@@ -469,6 +469,16 @@ def test_nobody_of_the_same_user_looks_into_it(root: Path) -> None:
         assert run(made, guest) == ["EACCES"] * 3
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_it_is_not_looked_into_while_it_is_made_either(root: Path, *, locked: bool) -> None:
+    made = plan(str(root), filters=(OPEN,))
+    with held(made, lambda: libc.prctl(3, 0, 0, 0, 0), locked=locked) as guest:
+        joined = held(made, lambda: libc.prctl(3, 0, 0, 0, 0), beside=guest.pid, locked=locked)
+        with joined as other:
+            assert other.result() == 0
+        assert guest.result() == 0
+
+
 def test_a_local_profile_holds_beside_the_engine_s_own(root: Path, tmp_path: Path) -> None:
     from engines.base import Profile, ProfileType
     from engines.wasm.jail.planning import compile_filters

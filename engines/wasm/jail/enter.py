@@ -19,7 +19,7 @@ from engines.wasm.jail.owners import owners_namespace
 from engines.wasm.jail.places import place
 from engines.wasm.jail.plan import Bind, JailPlan
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, NotFound, syscall_error
-from forgeone_shim.kernel import mounts, trees
+from forgeone_shim.kernel import mounts, privileges, trees
 from forgeone_shim.kernel.cgroups import write
 from forgeone_shim.kernel.namespaces import (
     CLONE_NEWIPC,
@@ -70,6 +70,7 @@ def enter(plan: JailPlan) -> None:
     :raises ForgeError: anything else went wrong. The process is of no use then.
     """
     _alone()
+    _unseen()
     os.umask(0o022)
     with ExitStack() as stack:
         _join_cgroup(plan)
@@ -106,6 +107,7 @@ def join(plan: JailPlan, target: int) -> None:
     :raises ForgeError: the container is gone, or cannot be joined.
     """
     _alone()
+    _unseen()
     os.umask(0o022)
     with ExitStack() as stack:
         _join_cgroup(plan)
@@ -126,6 +128,12 @@ def _alone() -> None:
     # One entry for each thread, besides "." and "..".
     if Path("/proc/self/task").stat().st_nlink != 3:
         raise InternalError("enter the jail: this process has several threads, of which only one would be in it")
+
+
+def _unseen() -> None:
+    # Whoever else is in the pod's PID namespace sees the process long before it has given up what it has.
+    with _step("prctl", "the process"):
+        privileges.not_dumpable()
 
 
 def _join_cgroup(plan: JailPlan) -> None:

@@ -65,6 +65,7 @@ def restrict(plan: JailPlan) -> None:
     Code has to be in memory before, as does every function that C is to call back.
     """
     with _step("refuse privileges"):
+        # Once more, as the kernel's settings may have another answer to the change of user.
         privileges.not_dumpable()
         privileges.no_new_privileges()
     if plan.landlock:
