@@ -8,19 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from typing import TYPE_CHECKING, Final
 
 from forgeone_shim.dropins.files import replaceable, untrusted
-from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput, NotFound, syscall_error
+from forgeone_shim.errors import AlreadyExists, FailedPrecondition, NotFound, syscall_error
+
+if TYPE_CHECKING:
+    from forgeone_shim.attestation.algorithms import Private, Public
 
 MAX_FILE: Final = 64 * 1024
 MAX_KEYS: Final = 256
 SUFFIXES: Final = (".pem", ".pub")
-_ECDSA = ec.ECDSA(hashes.SHA256())
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -30,30 +28,25 @@ class PublicKey:
 
     id: str
     name: str = field(compare=False)
-    _key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey = field(repr=False, compare=False)
+    _key: Public = field(repr=False, compare=False)
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
         """Whether the owner of this key signed these bytes."""
-        try:
-            if isinstance(self._key, ed25519.Ed25519PublicKey):
-                self._key.verify(signature, data)
-            else:
-                self._key.verify(signature, data, _ECDSA)
-        except InvalidSignature:
-            return False
-        return True
+        from forgeone_shim.attestation import algorithms
+
+        return algorithms.verifies(self._key, signature, data)
 
     def pem(self) -> bytes:
-        """SubjectPublicKeyInfo (RFC 7468 section 13)."""
-        return self._key.public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )  # fmt: skip
+        """What others are to trust."""
+        from forgeone_shim.attestation import algorithms
+
+        return algorithms.public_pem(self._key)
 
 
 class SigningKey:
     """A key that signs. It is never shown."""
 
-    def __init__(self, key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey, name: str = "") -> None:
+    def __init__(self, key: Private, name: str = "") -> None:
         self._key = key
         self.public = _public(key.public_key(), name)
 
@@ -63,23 +56,24 @@ class SigningKey:
     @classmethod
     def generate(cls) -> SigningKey:
         """A new Ed25519 key."""
-        return cls(ed25519.Ed25519PrivateKey.generate())
+        from forgeone_shim.attestation import algorithms
+
+        return cls(algorithms.generate())
 
     def sign(self, data: bytes) -> bytes:
         """A signature over these bytes."""
-        if isinstance(self._key, ed25519.Ed25519PrivateKey):
-            return self._key.sign(data)
-        return self._key.sign(data, _ECDSA)
+        from forgeone_shim.attestation import algorithms
+
+        return algorithms.sign(self._key, data)
 
     def save(self, path: Path) -> None:
-        """Write it to a new file that only its owner can read (PKCS#8, RFC 7468 section 10).
+        """Write it to a new file that only its owner can read.
 
         :raises AlreadyExists: there is such a file; a key is never written over.
         """
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        write_new(path, pem, 0o600)
+        from forgeone_shim.attestation import algorithms
+
+        write_new(path, algorithms.private_pem(self._key), 0o600)
 
 
 def write_new(path: Path, data: bytes, mode: int) -> None:
@@ -111,18 +105,10 @@ def read_signing_key(path: Path) -> SigningKey:
 
     :raises FailedPrecondition: others than its owner can read it, or it is no such key.
     """
+    from forgeone_shim.attestation import algorithms
+
     data = _read(path, _exposed, fix=f"chmod 600 {path}")
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except TypeError:
-        raise FailedPrecondition(f"{path}: its key has a password", fix="give a key without one") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise FailedPrecondition(f"{path}: not a private key in PEM form") from None
-    if isinstance(key, ed25519.Ed25519PrivateKey) or (
-        isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
-    ):
-        return SigningKey(key, path.name)
-    raise _unsupported(path)
+    return SigningKey(algorithms.private(data, str(path)), path.name)
 
 
 def read_public_key(path: Path) -> PublicKey:
@@ -130,18 +116,12 @@ def read_public_key(path: Path) -> PublicKey:
 
     :raises FailedPrecondition: others than root and this process's user can write it, or it is no such key.
     """
+    from forgeone_shim.attestation import algorithms
+
     data = _read(path, untrusted, fix=f"chown root {path}; chmod go-w {path}")
     if b"PRIVATE KEY" in data:
         raise FailedPrecondition(f"{path}: holds a private key", fix="put the public one there")
-    try:
-        key = serialization.load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm):
-        raise FailedPrecondition(f"{path}: not a public key in PEM form") from None
-    if isinstance(key, ed25519.Ed25519PublicKey) or (
-        isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-    ):
-        return _public(key, path.name)
-    raise _unsupported(path)
+    return _public(algorithms.public(data, str(path)), path.name)
 
 
 def read_trusted(directory: Path) -> tuple[PublicKey, ...]:
@@ -173,9 +153,10 @@ def named(keys: Sequence[PublicKey], id_: str) -> PublicKey | None:
     return next((key for key in keys if key.id == id_), None)
 
 
-def _public(key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey, name: str) -> PublicKey:
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return PublicKey(f"sha256:{sha256(der).hexdigest()}", name, key)
+def _public(key: Public, name: str) -> PublicKey:
+    from forgeone_shim.attestation import algorithms
+
+    return PublicKey(f"sha256:{sha256(algorithms.der(key)).hexdigest()}", name, key)
 
 
 def _exposed(status: os.stat_result) -> str:
@@ -198,7 +179,3 @@ def _read(path: Path, faults: Callable[[os.stat_result], str], *, fix: str) -> b
     if len(data) > MAX_FILE:
         raise FailedPrecondition(f"{path}: larger than {MAX_FILE} bytes")
     return data
-
-
-def _unsupported(path: Path) -> InvalidInput:
-    return InvalidInput("key", f"{path} is neither Ed25519 nor ECDSA on P-256")

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Final
 from forgeone_shim.cli import listing
 from forgeone_shim.cli.client import Client
 from forgeone_shim.errors import InvalidInput
-from forgeone_shim.package.file import write_whole
 from forgeone_shim.rpc import node_pb2
 
 _CHUNK: Final = 1 << 20
@@ -35,6 +34,9 @@ def export(client: Client, args: argparse.Namespace) -> int:
     with client.errors():
         pieces = (message.data for message in client.node.ExportImages(request))
         if args.file != "-":
+            # Not above: every verb imports this module, and few need packages.
+            from forgeone_shim.package.file import write_whole
+
             write_whole(Path(args.file), pieces)
             return 0
         if os.isatty(sys.stdout.fileno()):

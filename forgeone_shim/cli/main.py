@@ -169,6 +169,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         raise InvalidInput("command", "is missing", fix="forge exec CONTAINER -- COMMAND ...")
     if args.verb == "rm" and bool(args.names) is args.all:
         raise InvalidInput("name", "give names, or --all")
+    if args.verb == "run":
+        from forgeone_shim.cli import run
+
+        return run.anywhere(args)
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
     from forgeone_shim.cli import (
         client,
@@ -180,7 +184,6 @@ def _dispatch(args: argparse.Namespace) -> int:
         pause,
         pull,
         reload,
-        run,
         stream,
         trace,
     )
@@ -203,8 +206,6 @@ def _dispatch(args: argparse.Namespace) -> int:
         "trace": trace.command,
         "rm": containers.remove,
     }
-    if args.verb == "run":
-        return run.anywhere(args)
     with client.Client(args.socket or client.DEFAULT_SOCKET) as connection:
         return commands[args.verb](connection, args)
 
