@@ -93,7 +93,15 @@ class Interface:
             for name in sorted(filter(provided, setup.loaded.imports)):
                 with root.add_instance(name) as instance:
                     for function, answer in offered[name.partition("@")[0]].items():
-                        instance.add_func(function, answer)
+                        instance.add_func(function, _to_component(answer))
+
+    def server_functions(self) -> dict[str, Callable[..., Any]]:
+        """The same for a server, whose host has another form for records."""
+        return {
+            f"{interface}#{name}": _to_server(answer)
+            for interface, functions in self._interfaces().items()
+            for name, answer in functions.items()
+        }
 
     def started(self, setup: ModuleSetup, instance: Instance) -> None:
         """There is nothing to do."""
@@ -133,24 +141,25 @@ class Interface:
     # -- for components
 
     def _interfaces(self) -> dict[str, dict[str, Callable[..., Any]]]:
+        """Functions of the interface's own parameters; a record is a dictionary."""
         introspect, log, give_up = _INTERFACES
         return {
             introspect: {
-                "identify": lambda _: _record(
-                    {"id": self._identity.id, "name": self._identity.name, "pod-id": self._identity.pod_id}
-                ),
-                "get-state": lambda _: self._card().state,
-                "get-limits": lambda _: _limits(self._card()),
-                "get-usage": lambda _: _record(
-                    dict(zip(("cpu-user", "cpu-system", "resident-peak"), _usage(), strict=True))
-                ),
-                "history": lambda _: [
-                    _record({"at": one.at, "before": one.before, "event": one.event, "after": one.after})
+                "identify": lambda: {
+                    "id": self._identity.id,
+                    "name": self._identity.name,
+                    "pod-id": self._identity.pod_id,
+                },
+                "get-state": lambda: self._card().state,
+                "get-limits": lambda: _limits(self._card()),
+                "get-usage": lambda: dict(zip(("cpu-user", "cpu-system", "resident-peak"), _usage(), strict=True)),
+                "history": lambda: [
+                    {"at": one.at, "before": one.before, "event": one.event, "after": one.after}
                     for one in self._card().steps
                 ],
             },
-            log: {"log": lambda _, level, context, message: _log(level, context, message)},
-            give_up: {"give-up": lambda _: os.sched_yield()},
+            log: {"log": _log},
+            give_up: {"give-up": os.sched_yield},
         }
 
     def _card(self) -> Card:
@@ -162,7 +171,7 @@ def _usage() -> tuple[int, int, int]:
     return int(used.ru_utime * _NANO), int(used.ru_stime * _NANO), used.ru_maxrss * _KILO
 
 
-def _limits(card: Card) -> components.Record:
+def _limits(card: Card) -> dict[str, int | None]:
     limits = card.limits
     found = {
         "memory": limits.memory,
@@ -172,7 +181,21 @@ def _limits(card: Card) -> components.Record:
         "cpu-shares": limits.cpu_shares,
         "cpu-budget": limits.cpu_budget,
     }
-    return _record({name: value or None for name, value in found.items()})
+    return {name: value or None for name, value in found.items()}
+
+
+def _to_component(answer: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _store, *given: _shaped(answer(*given), _record)
+
+
+def _to_server(answer: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda _session, *given: _shaped(answer(*given), lambda fields: tuple(fields.values()))
+
+
+def _shaped(value: Any, record: Callable[[dict[str, Any]], Any]) -> Any:
+    if isinstance(value, dict):
+        return record(value)
+    return [_shaped(one, record) for one in value] if isinstance(value, list) else value
 
 
 def _record(fields: dict[str, object]) -> components.Record:

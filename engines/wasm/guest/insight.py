@@ -10,7 +10,7 @@ from engines.wasm.guest import abi
 from engines.wasm.guest.abi import Interface
 from engines.wasm.guest.commands import Extension
 from engines.wasm.guest.loading import Loaded, LoadedModule
-from engines.wasm.guest.trace import Tracer, untraceable
+from engines.wasm.guest.trace import COMPONENT, Tracer, untraceable
 from engines.wasm.messages import Insight
 from engines.wasm.tracing import ring
 from forgeone_shim.errors import syscall_error
@@ -51,7 +51,7 @@ def _tracer(asked: Insight, loaded: Loaded) -> list[Extension]:
     if not asked.trace:
         return []
     if not isinstance(loaded, LoadedModule):
-        raise untraceable("it is a component: what those import has resources, which cannot be stood in front of")
+        raise untraceable(COMPONENT)
     path = f"{asked.bundle}/{ring.NAME}"
     try:
         ring.create(path)

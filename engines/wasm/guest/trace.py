@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 import time
-from typing import Final, cast
+from typing import Final, Never, cast
 
 from wasmtime import (
     Func,
@@ -36,6 +36,7 @@ _MEMORY: Final = "memory"
 _TYPES: Final = frozenset({"i32", "i64", "f32", "f64", "v128", "funcref", "externref"})
 _MAP_FIXED: Final = 0x10
 _ATTEMPTS: Final = 5
+COMPONENT: Final = "it is a component: what those import has resources, which cannot be stood in front of"
 
 
 class Tracer:
@@ -54,7 +55,11 @@ class Tracer:
 
     def link_component(self, setup: ComponentSetup) -> None:  # noqa: ARG002
         """:raises FailedPrecondition: always."""
-        raise untraceable("it is a component: what those import has resources, which cannot be stood in front of")
+        raise untraceable(COMPONENT)
+
+    def server_functions(self) -> Never:
+        """:raises FailedPrecondition: always."""
+        raise untraceable(COMPONENT)
 
     def link_module(self, setup: ModuleSetup) -> None:
         """Put the front in the place of every import.

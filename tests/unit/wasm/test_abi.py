@@ -16,10 +16,15 @@ from engines.base import Step
 from engines.wasm import card
 from engines.wasm.card import Card, Identity, Limits
 from engines.wasm.guest import abi as guest
+from engines.wasm.guest.http.interfaces import SERVER
+from engines.wasm.guest.http.linking import Interfaces, link
+from engines.wasm.guest.loading import LoadedComponent
 from engines.wasm.guest.plan import GuestPlan
+from engines.wasm.guest.running import prepare
 from engines.wasm.tracing.calls import CALLS
 from forgeone_shim import abi
 from forgeone_shim.errors import InvalidInput
+from tests.unit.wasm import http_guest
 from tests.unit.wasm.guests import Guests, Ran
 
 ID = "c0ffee" * 10 + "0000"
@@ -204,6 +209,21 @@ def test_a_component_has_the_same(call: Call) -> None:
     assert 1 << 20 < int(call(COMPONENT, "peak").stdout) < 1 << 34
     line = json.loads(call(COMPONENT, "log").stderr)
     assert (line["level"], line["context"], line["message"]) == ("warn", "two", "two\nlines")
+
+
+def test_a_server_has_the_same(guests: Guests, tmp_path: Path) -> None:
+    imports = COMPONENT[COMPONENT.index('(import "forgeone') : COMPONENT.index("(core module $memory")]
+    text = http_guest.guest().replace("(component", "(component " + imports.replace("$c\n", "$introspect\n"), 1)
+    loaded = guests.load(text)
+    assert isinstance(loaded, LoadedComponent)
+    own = guest.Interface(Identity(ID, "main", "pod"), card.create(str(tmp_path / "card"), CARD))
+    functions = own.server_functions()
+    linked = link(loaded.engine, loaded.component, Interfaces({**SERVER.functions, **functions}, SERVER.resources))
+    assert [name for name in linked.missing if name.startswith("forgeone:")] == []
+    assert functions["forgeone:introspect/container#identify"](None) == (ID, "main", "pod")
+    assert functions["forgeone:introspect/container#get-limits"](None) == (1 << 30, None, 5, 10, None, None)
+    with pytest.raises(InvalidInput, match="imports forgeone:"):
+        prepare(GuestPlan(argv=("x",)), loaded)
 
 
 def test_a_function_that_this_version_has_not_is_told_when_the_guest_is_made_ready(call: Call) -> None:
