@@ -396,3 +396,40 @@ def test_an_address_that_is_none_or_taken_is_refused(loaded: LoadedComponent) ->
         plan = GuestPlan(argv=("guest",), env=(f"WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:{taken.getsockname()[1]}",))
         with pytest.raises(FailedPrecondition, match="Address already in use"):
             ReadyServer(plan, loaded.server, loaded.variant)
+
+
+def test_a_guest_passes_on_what_another_server_says(server: Served, loaded: LoadedComponent) -> None:
+    with serving(loaded) as other:
+        assert body_of(server.get(f"/f127.0.0.1:{other.port}")) == b"Hello\n"
+        assert body_of(server.get(f"/flocalhost:{other.port}")) == b"Hello\n"
+
+
+def test_a_guest_learns_why_its_request_failed(server: Served) -> None:
+    # The discriminants of connection-refused and DNS-error.
+    assert body_of(server.get(f"/f127.0.0.1:{free_port()}")) == bytes((6,))
+    assert body_of(server.get("/fa..b:80")) == bytes((1,))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nHello\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nHe\r\n4;x=y\r\nllo\n\r\n0\r\nA: b\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\nHello\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nHello\n",
+    ],
+)
+def test_every_way_to_end_a_response_is_understood(server: Served, answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, server.connect() as client:
+        client.sendall(
+            b"GET /f127.0.0.1:%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % listener.getsockname()[1]
+        )
+        accepted, _ = listener.accept()
+        with accepted:
+            asked = accepted.recv(4096)
+            assert asked.startswith(b"GET /h HTTP/1.1\r\nhost: 127.0.0.1:")
+            # In pieces, so that none of them is seen as a whole.
+            for at in range(0, len(answer), 7):
+                accepted.sendall(answer[at : at + 7])
+                time.sleep(0.002)
+        assert body_of(drained(client)) == b"Hello\n"

@@ -23,18 +23,25 @@ class Intake:
     """A body that comes in. An inlet for the guest's stream.
 
     ``idle_max`` (seconds) is how long its sender may be silent while it is read; ``begin`` is called before the first
-    wait for more (``100 Continue``).
+    wait for more (``100 Continue``), ``over`` when nobody wants more.
     """
 
-    __slots__ = ("_ahead", "_begin", "_body", "_failure", "_idle_max", "_since", "_transport")
+    __slots__ = ("_ahead", "_begin", "_body", "_failure", "_idle_max", "_over", "_since", "_transport")
 
     def __init__(
-        self, transport: Transport, body: wire.Body, idle_max: float, begin: Callable[[], None] | None = None
+        self,
+        transport: Transport,
+        body: wire.Body,
+        idle_max: float,
+        *,
+        begin: Callable[[], None] | None = None,
+        over: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
         self._body = body
         self._idle_max = idle_max
         self._begin = begin
+        self._over = over
         self._ahead = b""
         # Since when there has been nothing to read, 0 while there is.
         self._since = 0.0
@@ -87,6 +94,12 @@ class Intake:
         except (StreamEnded, StreamFailed):
             return True
         return False
+
+    def close(self) -> None:
+        """Nobody wants more of it. Again is no error."""
+        if self._over is not None:
+            over, self._over = self._over, None
+            over()
 
     def _pull(self, length: int) -> bytes:
         if self._failure is not None:
@@ -147,9 +160,11 @@ class Sink:
         "_since",
         "_stall_max",
         "_transport",
+        "abandoned",
         "finished",
         "started",
         "too_much",
+        "trailers",
     )
 
     def __init__(self) -> None:
@@ -167,6 +182,8 @@ class Sink:
         self.started = False
         self.finished = False
         self.too_much = False
+        self.abandoned = False
+        self.trailers: wire.Headers | None = None
 
     def attach(
         self, transport: Transport, head: Head, stall_max: float, framing: wire.Framing, length: int = 0
@@ -246,12 +263,13 @@ class Sink:
         """The body is whole; whether it is as long as was said (without a connection :meth:`end` tells)."""
         if self._failure or self.finished:
             return not self._failure
-        self.finished = True
+        self.finished, self.trailers = True, trailers
         return self._transport is None or self.end(trailers)
 
     def abandon(self) -> None:
         """The body will never be whole."""
         if not self.finished:
+            self.abandoned = True
             self.fail("its sender gave it up")
 
     def end(self, trailers: wire.Headers | None) -> bool:

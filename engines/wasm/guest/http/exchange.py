@@ -97,7 +97,7 @@ class Exchange:
         body = wire.Body(request.framing, request.length)
         if rest:
             body.feed(rest)
-        self.intake = Intake(transport, body, limits.silence, self._go_on if request.expects_continue else None)
+        self.intake = Intake(transport, body, limits.silence, begin=self._go_on if request.expects_continue else None)
         self.sink: Sink | None = None
         self.began = False
         self.given_up = False
@@ -124,7 +124,7 @@ class Exchange:
         if body is None:
             sink.finish()
         elif sink.finished:
-            sink.end(body.trailers)
+            sink.end(sink.trailers)
         session.movers.append(sink)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +18,7 @@ from engines.wasm.guest.http.session import Err, Refused, Session
 from forgeone_shim.errors import FailedPrecondition
 
 _HANDLER: Final = "wasi:http/incoming-handler@0.2."
+_OUTGOING: Final = "wasi:http/outgoing-handler"
 # Resource types that no function here makes are numbered from this on.
 _FOREIGN: Final = 1000
 
@@ -42,7 +44,11 @@ class Interfaces:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """A component ready to be instantiated. ``sessions`` finds an instance's session by its store's context."""
+    """A component ready to be instantiated. ``sessions`` finds an instance's session by its store's context.
+
+    ``missing`` are functions that it imports and this host has not; ``trust`` is TLS for requests that it makes
+    itself, with the authorities that the host trusts.
+    """
 
     engine: Engine
     component: wit.Component
@@ -50,6 +56,7 @@ class Linked:
     handle: wit.ExportIndex
     sessions: dict[int, Session]
     missing: tuple[str, ...]
+    trust: ssl.SSLContext | None
     callbacks: list[Any] = field(repr=False)
 
 
@@ -72,7 +79,9 @@ def link(engine: Engine, component: wit.Component, interfaces: Interfaces) -> Li
                     binder.bind(instance, name.split("@", 1)[0], kind.exports(engine))
     except WasmtimeError as error:
         raise FailedPrecondition(f"the component's imports cannot be bound: {error}") from error
-    return Linked(engine, component, linker, handle, sessions, tuple(binder.missing), binder.callbacks)
+    # The host's authorities, while the host's files are still here.
+    trust = ssl.create_default_context() if binder.outgoing else None
+    return Linked(engine, component, linker, handle, sessions, tuple(binder.missing), trust, binder.callbacks)
 
 
 def _handle(engine: Engine, component: wit.Component) -> wit.ExportIndex:
@@ -94,8 +103,10 @@ class _Binder:
         self._kinds = dict(interfaces.resources)
         self.callbacks: list[Any] = [self._destructor]
         self.missing: list[str] = []
+        self.outgoing = False
 
     def bind(self, instance: wit.LinkerInstance, interface: str, items: Mapping[str, Any]) -> None:
+        self.outgoing = self.outgoing or interface == _OUTGOING
         for name, item in items.items():
             kind, full = getattr(item, "ty", item), f"{interface}#{name}"
             if isinstance(kind, wit.ResourceType):

@@ -50,6 +50,7 @@ class ReadyServer:
             env=tuple(pair for pair in environment if pair[0] not in (_ADDRESS, _BACKLOG)),
             directories=tuple(_opened((one.path, one.name, one.readonly) for one in plan.preopens)),
             network=plan.network,
+            trust=linked.trust,
         )
 
     def run(self) -> Outcome:

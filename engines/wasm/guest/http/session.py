@@ -77,12 +77,13 @@ class Mover(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What every instance sees. ``directories`` are descriptors of directories with their guest's names and whether
-    they may be written to."""
+    they may be written to; ``trust`` is TLS for guests whose image knows no authorities (``ssl.SSLContext``)."""
 
     argv: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     directories: tuple[tuple[int, str, bool], ...] = ()
     network: bool = True
+    trust: Any = None
 
 
 class Session:

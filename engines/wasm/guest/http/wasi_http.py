@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from engines.wasm.guest.http import kinds, wire
 from engines.wasm.guest.http.bodies import Intake, Sink
@@ -72,6 +72,10 @@ class IncomingResponse(Handle):
         self.fields = Fields(headers, frozen=True)
         self.body: Intake | None = intake
 
+    def drop(self) -> None:
+        if self.body is not None:
+            self.body.close()
+
 
 class IncomingBody(Handle):
     __slots__ = ("intake", "streamed")
@@ -80,6 +84,9 @@ class IncomingBody(Handle):
     def __init__(self, intake: Intake) -> None:
         self.intake = intake
         self.streamed = False
+
+    def drop(self) -> None:
+        self.intake.close()
 
 
 class FutureTrailers(Handle):
@@ -90,6 +97,9 @@ class FutureTrailers(Handle):
         self.intake = intake
         self.taken = False
 
+    def drop(self) -> None:
+        self.intake.close()
+
     def ready(self) -> bool:
         return self.intake.skip()
 
@@ -98,21 +108,18 @@ class FutureTrailers(Handle):
 
 
 class OutgoingBody(Handle):
-    """``finished`` says that the guest called the body whole, ``trailers`` with what."""
+    """What the guest sends behind a message's head."""
 
-    __slots__ = ("finished", "sink", "streamed", "trailers")
+    __slots__ = ("sink", "streamed")
     kind = kinds.OUTGOING_BODY
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.streamed = False
-        self.finished = False
-        self.trailers: wire.Headers | None = None
 
     def drop(self) -> None:
         """Without having been finished it is not whole, and whoever receives it must be able to tell."""
-        if not self.finished:
-            self.sink.abandon()
+        self.sink.abandon()
 
 
 class OutgoingResponse(Handle):
@@ -162,23 +169,21 @@ class ResponseOutparam(Handle):
         self.answer = answer
 
 
-class Exchange(Source):
-    """An outgoing request on its way: see :mod:`client`."""
+class Pending(Source, Protocol):
+    """An outgoing request on its way (:mod:`client`)."""
 
     def outcome(self) -> tuple[str, Any]:
         """Its response or its error, once it is ready."""
-        raise NotImplementedError
 
     def cancel(self) -> None:
         """Nobody wants the response any more."""
-        raise NotImplementedError
 
 
 class FutureIncomingResponse(Handle):
     __slots__ = ("exchange", "taken")
     kind = kinds.FUTURE_INCOMING_RESPONSE
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Pending) -> None:
         self.exchange = exchange
         self.taken = False
 
@@ -300,9 +305,7 @@ def _body_write(_session: Session, body: OutgoingBody) -> OutputStream:
 
 
 def _outgoing_finish(_session: Session, body: OutgoingBody, trailers: Fields | None) -> None:
-    body.finished = True
-    body.trailers = None if trailers is None else trailers.entries
-    if not body.sink.finish(body.trailers):
+    if not body.sink.finish(None if trailers is None else trailers.entries):
         raise Err("HTTP-protocol-error" if not body.sink.too_much else ("HTTP-response-body-size", None))
 
 
