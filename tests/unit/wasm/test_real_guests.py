@@ -40,6 +40,17 @@ def test_cpython_is_told_when_there_is_no_more_memory(real_guests: Guests) -> No
     assert b"MemoryError" in ran.stderr
 
 
+def test_quickjs_runs(real_guests: Guests, tmp_path: Path) -> None:
+    (tmp_path / "main.js").write_text(
+        'import * as std from "qjs:std"; const fruit = JSON.parse(std.loadFile("/app/fruit.json"));'
+        " console.log(fruit.map((one) => one.toUpperCase()).join()); std.exit(200);"
+    )
+    (tmp_path / "fruit.json").write_text('["fig", "pear"]')
+    plan = GuestPlan(argv=("qjs", "-m", "/app/main.js"), preopens=(Preopen(str(tmp_path), "/app", readonly=True),))
+    ran = real_guests.run(real("quickjs.wasm"), plan)
+    assert (ran.outcome, ran.stdout) == (Outcome(200), b"FIG,PEAR\n")
+
+
 def test_a_component_of_cpython_runs(real_guests: Guests) -> None:
     component = real("app.component.wasm")
     ran = real_guests.run(component, GuestPlan(argv=("app",), env=("WHO=forge",)))
