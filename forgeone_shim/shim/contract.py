@@ -36,7 +36,7 @@ from forgeone_shim.errors import (
 from forgeone_shim.kernel.inotify import IN_ATTRIB, DirectoryEvents
 from forgeone_shim.kernel.procs import Pidfd, of_pidfile, open_process
 from forgeone_shim.shim import supervision
-from forgeone_shim.shim.supervision import Failed, Launched, decode_answer, decode_ending
+from forgeone_shim.shim.supervision import Failed, decode_ending
 from forgeone_shim.shim.wire import ProtocolError
 
 _PROGRAMS: Final = ("conmon", supervision.SUPERVISOR_TITLE)
@@ -49,20 +49,6 @@ _KNOWN: Final = (FailedPrecondition, PermissionDenied, ResourceExhausted, Unavai
 
 
 # Creation and start
-
-
-def launched(answer: bytes, container_id: str) -> int:
-    """The pid of the container's first process, from what its supervisor answered.
-
-    :raises ForgeError: there is no container, of the kind that the supervisor says.
-    """
-    try:
-        found = decode_answer(answer)
-    except ProtocolError as error:
-        raise InternalError(f"create container {container_id}: its supervisor answered {answer[:200]!r}") from error
-    if isinstance(found, Launched):
-        return found.pid
-    raise create_error(container_id, found)
 
 
 def create_error(container_id: str, failed: Failed) -> ForgeError:

@@ -54,7 +54,8 @@ _OOM_SCORE: Final = "/proc/self/oom_score_adj"
 _IGNORED: Final = tuple(map(int, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)))
 _libc = ctypes.CDLL(None, use_errno=True)
 _LOST_CODE: Final = 255
-_LAST_WORDS: Final = 8
+# Far more than there is to say: a supervisor's time is not its container's to spend.
+_WORDS: Final = 32
 
 Launch = Callable[[Channel], int]
 
@@ -93,6 +94,7 @@ class _Supervisor:
         self._ending: Ending | None = None
         self._told = False
         self._signal = 0
+        self._heard = 0
         self._orders = b""
 
     def run(self, enter: Callable[[], None], launch: Launch, keep: Collection[int]) -> None:
@@ -211,7 +213,8 @@ class _Supervisor:
     def _listen(self) -> None:
         """To the container's process, which may be anything by now."""
         data = self._words.recv(_WORD_MAX)
-        if not data:
+        self._heard += 1
+        if not data or self._heard >= _WORDS:
             self._loop.leave(self._words.fileno())
             return
         try:
@@ -259,9 +262,8 @@ class _Supervisor:
     def _forward(self, alarm: int) -> None:
         """A signal came to the container that ends it, and its process is not the one to act on it."""
         found = os.read(alarm, 64)
-        if not found:
-            self._loop.leave(alarm)
-        elif not self._signal and 0 < found[0] <= signal.SIGRTMAX:
+        self._loop.leave(alarm)
+        if found and 0 < found[0] <= signal.SIGRTMAX:
             self._signal = found[0]
             self._kill()
 
@@ -291,7 +293,7 @@ class _Supervisor:
         # What it said last may have come with its end.
         with contextlib.suppress(BlockingIOError, ConnectionError):
             self._words.setblocking(False)
-            for _ in range(_LAST_WORDS):
+            for _ in range(_WORDS - self._heard):
                 self._listen()
         self._over = True
         if self._answered and not self._abandoned:

@@ -19,7 +19,7 @@ from forgeone_shim.shim import contract, exits
 from forgeone_shim.shim.attach import AttachConsole
 from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.shim.programs import Program
-from forgeone_shim.shim.supervision import Supervision
+from forgeone_shim.shim.supervision import Failed, Supervision, decode_answer
 from tests.unit.shim.plain_program import Run
 
 PROGRAM = Program("tests.unit.shim.plain_program", ("forgeone_shim", "msgspec", "tests"), "test")
@@ -59,7 +59,10 @@ class Lab:
         run = msgspec.json.encode(Run(self.plan(**more), function, words, namespace, cgroup))
         answer, fds = self.server.ask(run, (), Deadline.after(deadline))
         assert fds == []
-        self.pid = contract.launched(answer, ID)
+        found = decode_answer(answer)
+        if isinstance(found, Failed):
+            raise contract.create_error(ID, found)
+        self.pid = found.pid
         return self.pid
 
     def start(self) -> None:

@@ -181,13 +181,17 @@ def wait_forever(channel: Channel, where: str) -> int:
 def lie(channel: Channel) -> int:
     """What a guest that took over its process may say."""
     channel.ready()
-    for word in (b"", b"{}", b"x" * 40_000, b'{"kind":"ready"}', b'{"kind":"broken","error":"internal","message":"m"}'):
+    for word in (b"{}", b"x" * 40_000, b'{"kind":"ready"}', b'{"kind":"broken","error":"internal","message":"m"}'):
         try:
             channel._words.send(word)
         except OSError as error:
             print(error, file=sys.stderr)
     channel.await_start()
-    os.write(channel.wakeup, b"")
+    # Who says too much is not heard any more, and would wait for ever.
+    channel._words.setblocking(False)
+    for _ in range(1000):
+        channel.ending("Lie", "x" * 10_000)
+    os.write(channel.wakeup, b"\xff")
     os.write(1, b"still here\n")
     return 5
 
