@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -15,10 +16,10 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError, InvalidInput
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd
-from forgeone_shim.shim import forks, wire
+from forgeone_shim.shim import forks, messages, wire
 from forgeone_shim.shim.client import socket_name
 from forgeone_shim.shim.forks import Server
-from forgeone_shim.shim.messages import Extent, MakeNamespaces
+from forgeone_shim.shim.messages import Extent, Failed, MakeNamespaces
 from forgeone_shim.shim.namespaces import PROGRAM, NamespaceServer, StepFailed
 from forgeone_shim.shim.server import handle
 
@@ -197,6 +198,31 @@ def test_noise_is_answered_with_the_end_of_the_connection_and_does_no_harm(tmp_p
     with here.connect() as connection:
         wire.send_finish(connection)
         assert wire.receive(connection).finish
+    here.thread.join(5)
+    assert not here.thread.is_alive()
+
+
+def test_a_fork_that_the_kernel_refuses_is_answered_and_leaves_no_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(forks.os, "fork", refuse)
+    here = _Here(tmp_path, idle=30)
+    with here.connect() as first:
+        wire.send(first, messages.encode(_REFUSED))
+        wire.receive(first)
+        before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with here.connect() as connection:
+            wire.send(connection, messages.encode(_REFUSED))
+            answer = wire.receive(connection)
+            assert messages.decode_answer(bytes(answer.data), ()) == Failed(step="fork", errno=errno.EAGAIN)
+    assert len(os.listdir("/proc/self/fd")) <= before
+    with here.connect() as connection:
+        wire.send_finish(connection)
+        wire.receive(connection)
     here.thread.join(5)
     assert not here.thread.is_alive()
 

@@ -19,6 +19,14 @@ import pytest
 from engines.base import LiveState, Output, Verdict
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError, InvalidInput
+from forgeone_shim.kernel.inotify import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_DELETE,
+    IN_MODIFY,
+    IN_MOVED_TO,
+    DirectoryEvents,
+)
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import contract, exits, supervision
 from forgeone_shim.shim.client import ForkServer
@@ -307,6 +315,17 @@ def test_a_flood_does_not_stall_and_the_exit_file_comes_after_its_last_line(lab:
     print(f"{100 / spent:.0f} MiB/s")
     assert spent < 10
     lab.gone()
+
+
+def test_an_end_is_told_once(lab: Lab) -> None:
+    lab.create("say", "one\n")
+    events = DirectoryEvents(lab.exits, IN_CREATE | IN_MODIFY | IN_CLOSE_WRITE | IN_MOVED_TO | IN_DELETE)
+    try:
+        lab.start()
+        assert lab.ended() == 0
+        assert events.read().names == (ID,)
+    finally:
+        events.close()
 
 
 # Deaths
