@@ -35,6 +35,7 @@ CODES: Final[Mapping[Kind, grpc.StatusCode]] = MappingProxyType(
         Kind.EXISTS: grpc.StatusCode.ALREADY_EXISTS,
         Kind.PRECONDITION: grpc.StatusCode.FAILED_PRECONDITION,
         Kind.DENIED: grpc.StatusCode.PERMISSION_DENIED,
+        Kind.UNTRUSTED: grpc.StatusCode.UNKNOWN,
         Kind.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
         Kind.EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
         Kind.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     EXISTS = "exists"
     PRECONDITION = "precondition"
     DENIED = "denied"
+    UNTRUSTED = "untrusted"
     DEADLINE = "deadline"
     EXHAUSTED = "exhausted"
     UNAVAILABLE = "unavailable"
@@ -81,6 +82,19 @@ class PermissionDenied(ForgeError):
     """Credentials or policy refuse the request."""
 
     kind = Kind.DENIED
+
+
+class UntrustedImage(PermissionDenied):
+    """Nobody who is trusted stands behind an image.
+
+    A kubelet knows it by the word in front (k8s.io/cri-api/pkg/errors), which it looks for only where the gRPC code
+    says nothing itself.
+    """
+
+    kind = Kind.UNTRUSTED
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(f"SignatureValidationFailed: {what}", fix=fix)
 
 
 class DeadlineExceeded(ForgeError):

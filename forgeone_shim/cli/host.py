@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from engines.base import Engine, Problem
+from forgeone_shim.attestation.keys import read_trusted
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.devices import blockio
@@ -74,6 +75,7 @@ def look(config: Config) -> list[Check]:
         Check("devices", _devices(config)),
         Check("classes", _classes(config.resources.blockio_config_file)),
         Check("labels", _labels(config.selinux.mode)),
+        Check("package keys", _package_keys(config.packages.trusted_keys)),
         Check("handlers", _handlers(config)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
@@ -209,6 +211,16 @@ def _classes(file: str) -> tuple[Finding, ...]:
     except (OSError, ForgeError) as error:
         why = "containers that ask for a class of block I/O cannot be created"
         return (Finding(Problem(f"block I/O classes: {error}", why, "correct the file", fatal=False)),)
+    return ()
+
+
+def _package_keys(directory: str) -> tuple[Finding, ...]:
+    """Whether the keys that packages are to be signed by can be used."""
+    try:
+        read_trusted(Path(directory))
+    except ForgeError as error:
+        why = "no package is taken by its signature"
+        return (Finding(Problem(f"package keys: {error.what}", why, error.fix or "correct or remove it", fatal=False)),)
     return ()
 
 

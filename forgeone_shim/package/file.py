@@ -91,7 +91,7 @@ class PackageFile:
     def verify(self, trust: Trust) -> Verified:
         """Check signature, manifest and needs, then every byte of every layer.
 
-        :raises PermissionDenied: nobody that is trusted signed it. FailedPrecondition: something does not fit.
+        :raises UntrustedImage: nobody that is trusted signed it. FailedPrecondition: something does not fit.
         """
         found = verify(self.parts, self.config(), self.envelope(), trust, self.path.name)
         for layer in self.parts.layers:

@@ -37,7 +37,7 @@ class Packaged:
 def resolve(origin: Origin, manifest: Manifest, trust: Trust) -> Packaged:
     """Ask for a package's documents, and verify them.
 
-    :raises PermissionDenied: nobody that is trusted signed it. FailedPrecondition: it cannot be used here.
+    :raises UntrustedImage: nobody that is trusted signed it. FailedPrecondition: it cannot be used here.
     """
     name = str(origin.reference)
     found = parts(manifest.config, manifest.layers, name)

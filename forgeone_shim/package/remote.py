@@ -34,7 +34,7 @@ def push(session: Session, endpoints: Sequence[Endpoint], reference: Reference, 
 def pull(session: Session, endpoints: Sequence[Endpoint], reference: Reference, trust: Trust) -> Found:
     """Ask for a package's documents and verify them; :meth:`Found.write` gets the rest.
 
-    :raises PermissionDenied: nobody that is trusted signed it, or the registry does not let us in.
+    :raises UntrustedImage: nobody that is trusted signed it. PermissionDenied: the registry does not let us in.
     :raises FailedPrecondition: it is no package.
     """
     source = Source(session, reference, endpoints)

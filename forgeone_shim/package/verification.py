@@ -16,7 +16,7 @@ import msgspec
 
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.keys import PublicKey
-from forgeone_shim.errors import FailedPrecondition, PermissionDenied
+from forgeone_shim.errors import FailedPrecondition, UntrustedImage
 from forgeone_shim.package import media
 from forgeone_shim.package.manifest import Blob, Package, abi_version, parse
 from forgeone_shim.registry.digest import algorithm, encoded, matches
@@ -31,8 +31,6 @@ _NAMES: Final = {
     media.ASSETS: "assets",
     **dict.fromkeys(media.SBOMS, "sbom"),
 }
-# A kubelet shows what follows this word as the reason of a failed pull (k8s.io/cri-api/pkg/errors).
-_REFUSED: Final = "SignatureValidationFailed: "
 _MAX_LAYERS: Final = 4
 
 
@@ -90,17 +88,17 @@ def statement(config: Descriptor, layers: Sequence[Descriptor]) -> bytes:
 def verify(found: Parts, config: bytes, envelope: bytes | None, trust: Trust, name: str) -> Verified:
     """Check signature, config and needs, in that order.
 
-    :raises PermissionDenied: nobody that is trusted signed it, or a signature is bad.
+    :raises UntrustedImage: nobody that is trusted signed it, or a signature is bad.
     :raises FailedPrecondition: it is malformed, its parts do not fit together, or it needs what is not here.
     """
     signers: tuple[PublicKey, ...] = ()
     if found.signature is not None:
         if envelope is None or not matches(found.signature.digest, envelope):
-            raise PermissionDenied(f"{_REFUSED}{name}: its signature is not what the manifest names")
+            raise UntrustedImage(f"{name}: its signature is not what the manifest names")
         signers = _signers(found, envelope, trust, name)
     elif not trust.unsigned:
-        raise PermissionDenied(
-            f"{_REFUSED}{name} is not signed", fix='sign it with forge pkg sign, or set packages.unsigned to "allow"'
+        raise UntrustedImage(
+            f"{name} is not signed", fix='sign it with forge pkg sign, or set packages.unsigned to "allow"'
         )
     if not matches(found.config.digest, config):
         raise FailedPrecondition(f"{name}: its config is not what the manifest names")
@@ -113,21 +111,21 @@ def verify(found: Parts, config: bytes, envelope: bytes | None, trust: Trust, na
 def _signers(found: Parts, envelope: bytes, trust: Trust, name: str) -> tuple[PublicKey, ...]:
     parsed = dsse.parse(envelope, f"the signature of {name}")
     if parsed.payload_type != PAYLOAD:
-        raise PermissionDenied(f"{_REFUSED}{name}: {parsed.payload_type[:100]!r} is signed, not a statement")
+        raise UntrustedImage(f"{name}: {parsed.payload_type[:100]!r} is signed, not a statement")
     try:
         said: Any = msgspec.json.decode(parsed.payload)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         said = None
     if said != _statement(found.config, found.layers):
-        raise PermissionDenied(f"{_REFUSED}{name}: its signature is over another package")
+        raise UntrustedImage(f"{name}: its signature is over another package")
     try:
         signers = dsse.signers(parsed, trust.keys, name)
     except dsse.BadSignature as error:
-        raise PermissionDenied(f"{_REFUSED}{error.what}") from None
+        raise UntrustedImage(error.what) from None
     if not signers and not trust.unsigned:
         ids = ", ".join(each.key_id[:100] or "an unnamed key" for each in parsed.signatures)
-        raise PermissionDenied(
-            f"{_REFUSED}{name} is signed by {ids}, and none of the {len(trust.keys)} trusted keys is among them",
+        raise UntrustedImage(
+            f"{name} is signed by {ids}, and none of the {len(trust.keys)} trusted keys is among them",
             fix="put the signer's public key into packages.trusted_keys",
         )
     return signers

@@ -125,6 +125,14 @@ def test_a_file_of_classes_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     assert host._classes(str(file)) == ()
 
 
+def test_a_key_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    assert host._package_keys(str(tmp_path / "none")) == ()
+    (tmp_path / "bad.pem").write_text("no key")
+    (finding,) = host._package_keys(str(tmp_path))
+    assert "bad.pem" in finding.problem.what
+    assert not finding.problem.fatal
+
+
 def test_selinux_without_labels_for_containers_is_told(tmp_path: Path) -> None:
     assert host._labels("auto", tmp_path, tmp_path) == ()
     (tmp_path / "enforce").write_text("1")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import grpc
 import pytest
 
+from cri.server import CODES
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.config.model import PackagesConfig
 from forgeone_shim.deadline import NEVER
-from forgeone_shim.errors import FailedPrecondition, ForgeError, PermissionDenied
+from forgeone_shim.errors import FailedPrecondition, ForgeError, PermissionDenied, UntrustedImage
 from forgeone_shim.package.file import PackageFile
 from forgeone_shim.package.manifest import Limits, Run
 from forgeone_shim.registry.manifest import OCI_MANIFEST
@@ -81,6 +83,17 @@ def test_what_only_a_blob_is_is_kept(node: Node, registry: FakeRegistry, content
     assert node.images.document(sha256(SBOM)) == SBOM
     kept = [path.name for path in (node.root / "blobs").rglob("*") if path.is_file()]
     assert kept == [image.layers[0].partition(":")[2]]
+
+
+def test_a_refusal_is_told_so_that_a_kubelet_knows_it(
+    node: Node, registry: FakeRegistry, contents: Contents, make: Make
+) -> None:
+    serve(contents, make(key=None))
+    with pytest.raises(UntrustedImage) as refused:
+        node.images.pull(f"{registry.host}/logger:v1", None, NEVER)
+    # k8s.io/cri-api/pkg/errors: the word is looked for at the beginning, and with this code alone.
+    assert str(refused.value).startswith("SignatureValidationFailed: ")
+    assert CODES[refused.value.kind] is grpc.StatusCode.UNKNOWN
 
 
 def test_no_layer_of_a_package_that_is_refused_is_asked_for(
