@@ -165,6 +165,7 @@ class Sink:
         "started",
         "too_much",
         "trailers",
+        "whole",
     )
 
     def __init__(self) -> None:
@@ -183,6 +184,7 @@ class Sink:
         self.finished = False
         self.too_much = False
         self.abandoned = False
+        self.whole = False
         self.trailers: wire.Headers | None = None
 
     def attach(
@@ -283,6 +285,7 @@ class Sink:
             self._start()
         if self._framing is wire.Framing.CHUNKED:
             self._out += wire.last_chunk(trailers)
+        self.whole = True
         self.move()
         return True
 

@@ -157,7 +157,8 @@ class Exchange:
             sink.abandon()
         session.movers.clear()
         session.expires = None
-        if sink.failed or sink.too_much:
+        if sink.failed or not sink.whole:
+            # A client can tell: the connection ends before the message does.
             return False
         while sink.move():
             session.wait((_Flushed(sink),))

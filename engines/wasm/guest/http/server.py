@@ -346,7 +346,7 @@ class Server:
     def _forgiven(self, exchange: Exchange, session: Session, error: WasmtimeError) -> bool:
         """The guest did not return; whether its answer is whole all the same."""
         failure, sink = session.failure, exchange.sink
-        whole = sink is not None and sink.finished and not sink.failed
+        whole = sink is not None and sink.whole and not sink.failed
         if isinstance(failure, Exited) and failure.code == 0 and whole:
             return True
         self._tell(exchange, str(failure) if failure is not None else str(error))
