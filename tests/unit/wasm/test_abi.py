@@ -24,6 +24,7 @@ from engines.wasm.guest.running import prepare
 from engines.wasm.tracing.calls import CALLS
 from forgeone_shim import abi
 from forgeone_shim.errors import InvalidInput
+from hack.guests import compile_c
 from tests.unit.wasm import http_guest
 from tests.unit.wasm.guests import Guests, Ran
 
@@ -146,7 +147,7 @@ def call(guests: Guests, tmp_path: Path) -> Call:
     card.take(path, STEP)
     made = guest.Interface(Identity(ID, "main", "d" * 64), view)
 
-    def run(module: str, function: str, *arguments: int) -> Ran:
+    def run(module: str | Path, function: str, *arguments: int) -> Ran:
         plan = GuestPlan(argv=("x", *map(str, arguments)), function=function)
         return guests.run(module, plan, extensions=[made])
 
@@ -193,6 +194,21 @@ def test_a_line_of_the_log_is_one_line_whatever_is_in_it(call: Call) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", line["time"])
     assert _said(call(MODULE, "log", 6, 16, 1), 0)[1] == -abi.EINVAL
     assert _said(call(MODULE, "log", 2, -2, 4), 0)[1] == -abi.EFAULT
+
+
+def test_the_example_in_c_builds_and_runs(call: Call, tmp_path: Path) -> None:
+    header = abi.FILES["forgeone.h"]
+    made = tmp_path / "hello.wasm"
+    if not compile_c([header.parents[1] / "examples/c/hello.c"], made, f"-I{header.parent}"):
+        pytest.skip("needs clang, lld, wasi-libc and libclang-rt-dev-wasm32")
+    ran = call(made, "_start")
+    assert ran.code == 0, ran
+    assert ran.stdout.decode().splitlines() == [
+        f"container {ID[:12]} is booted",
+        f"memory limit: {1 << 30} bytes",
+        "created -> booted",
+    ]
+    assert json.loads(ran.stderr)["message"] == "two lines\nin one"
 
 
 def test_a_component_has_the_same(call: Call) -> None:
