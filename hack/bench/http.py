@@ -156,7 +156,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         component = given.component
         if component is None:
-            from tests.unit.wasm.http_guest import guest
+            from hack.lab.http_guest import guest
 
             file = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".wasm"))
             file.write(wat2wasm(guest()))

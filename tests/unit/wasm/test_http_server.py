@@ -22,7 +22,7 @@ from engines.wasm.guest.loading import LoadedComponent
 from engines.wasm.guest.plan import GuestPlan
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from tests.unit.wasm.guests import Guests
-from tests.unit.wasm.http_guest import guest
+from hack.lab.http_guest import guest
 
 LIMITS = Limits(answer=1.0, head=1.0, idle=2.0, silence=1.0, linger=0.5, lost=2)
 
