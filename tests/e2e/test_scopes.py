@@ -169,6 +169,35 @@ def test_a_systemd_that_does_not_answer_is_waited_for_until_the_deadline(bus: No
     manager.close()
 
 
+@pytest.mark.skipif(not Path(cgroups.SYSTEMD_RUNNING).is_dir(), reason="systemd does not run here")
+def test_systemd_itself_makes_a_scope_and_forgets_it() -> None:
+    host = hosts.read("systemd")
+    owner = f"forgeonetest{os.getpid()}.slice"
+    cgroup = f"{owner}:forgeone:c2"
+    asked = Resources(memory_limit=64 << 20)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        with groups.made(host, cgroup, asked, NEVER):
+            for directory in host.cgroups.hierarchies:
+                cgroups.write(f"{directory}{host.cgroups.occupied(cgroup)}/cgroup.procs", str(process.pid))
+        for _ in range(2):
+            assert _property("forgeone-c2.scope", "ActiveState") == "active"
+            memory = Path(host.cgroups.directory("memory", cgroup) or "")
+            name = "memory.max" if host.cgroups.mode is Mode.V2 else "memory.limit_in_bytes"
+            assert (memory / name).read_text() == f"{64 << 20}\n"
+            # What is set in a delegated group is nobody's but ours.
+            subprocess.run(["systemctl", "daemon-reload"], check=True)
+        groups.remove(host.cgroups, cgroup)
+        assert process.wait(10) == -9
+    assert not cgroups.exists(host.cgroups, cgroup)
+    subprocess.run(["systemctl", "stop", owner], check=True)
+    assert _property("forgeone-c2.scope", "LoadState") == "not-found"
+
+
+def _property(unit: str, name: str) -> str:
+    command = ["systemctl", "show", "--value", f"--property={name}", unit]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def test_without_systemd_the_reason_is_told(bus: None, host: Host, cgroup: str) -> None:
     with pytest.raises((Unavailable, FailedPrecondition)), groups.made(host, cgroup, Resources(), NEVER):
         pytest.fail("it was made")
