@@ -10,7 +10,7 @@ import structlog
 from engines.base import HostCalls, Step
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
-from forgeone_shim.lifecycle.machine import LIVE, Event, Subject, Transition
+from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.table import Entry
@@ -53,7 +53,7 @@ class Insight:
         entry, after = self._p.containers.find(id_), 0
         while True:
             # Before the rest: what it called last must not be missed.
-            live = entry.record.state in LIVE
+            live = entry.record.state is not State.TERMINATED
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
             found = engine.host_calls(handle, after, ended=not live)
             if found.calls or found.lost:

@@ -11,7 +11,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -38,7 +38,10 @@ _NANO: Final = 1_000_000_000
 
 def wanted(loaded: Loaded) -> bool:
     """Whether the guest imports any of it."""
-    return any(map(provided, _imports(loaded)))
+    if isinstance(loaded, LoadedModule):
+        # What could be linked while it was loaded imports nothing but WASI.
+        return loaded.linked is None and any(provided(one.module) for one in loaded.module.imports)
+    return any(map(provided, loaded.imports))
 
 
 def provided(name: str) -> bool:
@@ -56,12 +59,6 @@ def provided(name: str) -> bool:
         and (int(found[1]), int(found[2])) <= abi.VERSION
         and (int(found[1]) == abi.VERSION[0])
     )
-
-
-def _imports(loaded: Loaded) -> Sequence[str]:
-    if isinstance(loaded, LoadedModule):
-        return [one.module for one in loaded.module.imports]
-    return sorted(loaded.imports)
 
 
 class Interface:

@@ -55,6 +55,8 @@ def _tracer(asked: Insight, loaded: Loaded) -> list[Extension]:
     path = f"{asked.bundle}/{ring.NAME}"
     try:
         ring.create(path)
+        if not loaded.module.imports:
+            return []
         return [Tracer(os.open(path, os.O_RDWR | os.O_CLOEXEC))]
     except OSError as error:
         raise syscall_error("write", path, error) from error

@@ -25,7 +25,7 @@ from engines.wasm.tracing.calls import CALLS
 from forgeone_shim import abi
 from forgeone_shim.errors import InvalidInput
 from hack.guests import compile_c
-from tests.unit.wasm import http_guest
+from hack.lab import http_guest
 from tests.unit.wasm.guests import Guests, Ran
 
 ID = "c0ffee" * 10 + "0000"
