@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 from forgeone_shim.cli import listing
 from forgeone_shim.cli.client import Client
@@ -15,6 +16,7 @@ from forgeone_shim.errors import InvalidInput
 from forgeone_shim.rpc import node_pb2
 
 _CHUNK: Final = 1 << 20
+_STDIN: Final = 0
 
 
 def command(client: Client, args: argparse.Namespace) -> int:
@@ -61,21 +63,26 @@ def send(client: Client, path: str, name: str = "") -> list[Any]:
     :raises InvalidInput: it cannot be read.
     """
     if path == "-":
-        return _send(client, sys.stdin.buffer, name)
+        return _send(client, _STDIN, name)
     try:
-        file = Path(path).open("rb")  # noqa: SIM115
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidInput("file", f"{path}: {error.strerror}") from None
-    with file:
-        return _send(client, file, name)
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise InvalidInput("file", f"{path} is a directory", fix="give an archive")
+        return _send(client, fd, name)
+    finally:
+        os.close(fd)
 
 
-def _send(client: Client, file: BinaryIO, name: str) -> list[Any]:
+def _send(client: Client, fd: int, name: str) -> list[Any]:
     with client.errors():
-        return list(client.node.ImportImages(_messages(file, name)).images)
+        return list(client.node.ImportImages(_messages(fd, name)).images)
 
 
-def _messages(file: BinaryIO, name: str) -> Iterator[Any]:
+def _messages(fd: int, name: str) -> Iterator[Any]:
+    """Read by a thread of gRPC's, which may still wait for a pipe when this process ends: so without Python's locks."""
     yield node_pb2.ImportImagesRequest(name=name)
-    while piece := file.read(_CHUNK):
+    while piece := os.read(fd, _CHUNK):
         yield node_pb2.ImportImagesRequest(data=piece)

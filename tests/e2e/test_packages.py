@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import pytest
 import wasmtime
 
 from cri.api import runtime_pb2 as pb
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.package import file, project
+from hack.lab import guests
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
 from tests.e2e.pods import Pod
@@ -133,6 +135,63 @@ def test_a_node_without_a_registry_runs_what_another_exported(
     before, after = listed(one)[0], listed(two)[0]
     assert (after.id, after.repo_digests, after.size) == (before.id, before.repo_digests, before.size)
     assert Pod.plan(two).run().output(busybox, "echo", "here") == "here\n"
+
+
+def test_a_package_that_was_pulled_runs_with_the_registry_gone(
+    daemon_factory: Factory, keys: Path, tmp_path: Path
+) -> None:
+    daemon = daemon_factory({"packages.trusted_keys": str(keys)})
+    (tmp_path / "it.wasm").write_bytes(guests.guest(guests.arguments(), guests.cat("/etc/it.conf")))
+    (tmp_path / "assets/etc").mkdir(parents=True)
+    (tmp_path / "assets/etc/it.conf").write_text("level = 3\n")
+    made = project.Project(name="acme/logger", version="1.2.0", module=tmp_path / "it.wasm", assets=tmp_path / "assets")
+    package = file.build(made, tmp_path / "it.forgepkg", KEY).path
+    with docker_registry(tmp_path / "registry", tmp_path / "data") as address:
+        folder = Path(daemon.config.registry.config_path) / address
+        folder.mkdir(parents=True)
+        (folder / "hosts.toml").write_text(f'server = "http://{address}"\n')
+        forge(daemon, "pkg", "push", "--config", str(daemon.config_file), str(package), f"{address}/a/b")
+        forge(daemon, "pull", "-q", f"{address}/a/b:1.2.0")
+    daemon.restart()
+    pod = Pod.plan(daemon)
+    pod.id = str(
+        daemon.runtime.RunPodSandbox(
+            pb.RunPodSandboxRequest(config=pod.config, runtime_handler="forgeone-wasm"), timeout=60
+        ).pod_sandbox_id
+    )
+    config = pod.container(f"{address}/a/b:1.2.0")
+    del config.command[:]
+    id_ = pod.start(config)
+    assert pod.wait(id_).exit_code == 0
+    assert pod.log(id_) == "logger\nlevel = 3\n"
+    with pytest.raises(grpc.RpcError, match="Connection refused") as refused:
+        daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=f"{address}/a/b:other")), timeout=60)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_forgeoned_killed_while_an_archive_comes_leaves_nothing(
+    daemon_factory: Factory, busybox: str, tmp_path: Path
+) -> None:
+    daemon = daemon_factory({"registry.keep_blobs": True})
+    forge(daemon, "pull", "-q", busybox)
+    archive = forge(daemon, "images", "export", busybox).stdout
+    forge(daemon, "rmi", busybox)
+
+    def there() -> list[str]:
+        return sorted(str(path) for path in Path(daemon.config.root).rglob("*") if "db" not in path.name)
+
+    before = there()
+    words = [sys.executable, "-m", "forgeone_shim.cli.main", "--socket", daemon.socket, "images", "import"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdin is not None
+        running.stdin.write(archive[: len(archive) // 2])
+        running.stdin.flush()
+        daemon.kill()
+        running.stdin.close()
+        assert running.wait(60) == 1
+    daemon.start()
+    assert there() == before
+    assert forge(daemon, "images", "import", stdin=archive).stdout.decode() == f"{busybox}\n"
 
 
 def test_an_import_cut_short_leaves_nothing(daemon_factory: Factory, busybox: str, tmp_path: Path) -> None:

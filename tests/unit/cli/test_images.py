@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import sys
+import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from forgeone_shim.cli import images
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.rpc import node_pb2
 from tests.unit.cli.conftest import Forge
@@ -56,11 +55,18 @@ def test_an_import_sends_the_file_and_says_the_names(
 
 
 def test_an_import_reads_a_pipe(node: NodeDouble, forge: Forge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"archive")))
+    reader, writer = os.pipe()
+    os.write(writer, b"archive")
+    os.close(writer)
+    monkeypatch.setattr(images, "_STDIN", reader)
     assert forge("images", "import") == 0
+    os.close(reader)
     assert node.images.received == ("", b"archive")
 
 
 def test_a_file_that_is_not_there_is_named(forge: Forge, capsys: Capture) -> None:
     assert forge("images", "import", "/nonexistent") == 2
-    assert "/nonexistent" in capsys.readouterr().err
+    assert forge("images", "import", "/tmp") == 2
+    err = capsys.readouterr().err
+    assert "/nonexistent" in err
+    assert "/tmp is a directory" in err
