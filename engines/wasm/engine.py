@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import signal as signals
+import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -157,10 +158,16 @@ class WasmEngine:
             raise InvalidInput(field, f"the module cannot be run: {error.reason}", fix=error.fix) from error
         return Code(entry.key, entry.kind, entry.variant), self._cache.open_verified(entry, deadline)
 
+    def _warm(self) -> None:
+        """Beside what comes next, so that moves into cgroups need not wait for the kernel."""
+        if not self._host.quick_moves:
+            threading.Thread(target=cgroups.warm, args=(self._host.cgroups,), daemon=True).start()
+
     # Sandboxes
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""
+        self._warm()
         groups.warm(self._host)
         return self._sandboxes.prepare(plan, deadline)
 
@@ -328,9 +335,10 @@ class WasmEngine:
 
     def exec_sync(self, handle: Handle, argv: tuple[str, ...], timeout: float | None, limit: int) -> ExecResult:
         """Run a function of the container's module, or a module in the container; see :meth:`exec_console`."""
-        console = self._executed(handle, argv, _BOTH, Deadline.after(timeout))
+        deadline = Deadline.after(timeout)
+        console = self._executed(handle, argv, _BOTH, deadline)
         try:
-            return console.collect(timeout, limit)
+            return console.collect(deadline, limit)
         finally:
             console.close()
 

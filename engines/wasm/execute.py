@@ -174,12 +174,11 @@ class ExecConsole:
             raise InternalError(f"exec in container {self._container_id} ended with {answer}")
         return answer.code
 
-    def collect(self, timeout: float | None, limit: int) -> ExecResult:
+    def collect(self, deadline: Deadline, limit: int) -> ExecResult:
         """Everything it writes until it ends.
 
-        :raises DeadlineExceeded: it had not ended after ``timeout`` seconds (``None``: none), and is killed.
+        :raises DeadlineExceeded: it has not ended by then, and will be killed.
         """
-        deadline = Deadline.after(timeout)
         streams = {output: fd for fd, output in self._outputs.items()}
         # Nothing but the guest holds the other ends, so they end with it.
         kept = collect(tuple(streams.values()), until=None, deadline=deadline, limit=limit)
@@ -188,7 +187,7 @@ class ExecConsole:
         except DeadlineExceeded:
             code = None
         if code is None:
-            raise DeadlineExceeded(f"command in container {self._container_id} was killed after {timeout:g} s")
+            raise DeadlineExceeded(f"command in container {self._container_id} was killed as its time was over")
         out, err = kept.data[streams[Output.STDOUT]], kept.data[streams[Output.STDERR]]
         return ExecResult(code, out, err, kept.truncated)
 

@@ -22,26 +22,30 @@ from engines.wasm.guest.running import run
 from engines.wasm.launch import Held, prepared
 from engines.wasm.messages import Ended, Executing, Execution
 from forgeone_shim.errors import ForgeError, Kind
+from forgeone_shim.kernel import privileges
 from forgeone_shim.kernel.descriptors import close_all_but
-from forgeone_shim.shim import wire
+from forgeone_shim.shim import titles, wire
 from forgeone_shim.shim.channel import failure
 from forgeone_shim.shim.supervision import Failed, shortened
 
 FIELD: Final = "cmd"
 _SAID_MAX: Final = 65536
-_KILLED: Final = 128 + signal.SIGKILL
+_LOST_CODE: Final = 255
+_TITLE: Final = "forgeone-exec"
 
 
 def execute(plan: msgspec.Raw, held: Held, fds: Sequence[int], connection: socket.socket) -> None:
     """``fds`` are a pidfd of the container's first process, and the guest's streams."""
     asked = messages.decode_plan(plan, Execution)
+    titles.rename(titles.area(), (_TITLE, asked.container_id))
     target, *streams = fds
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         jail.enter_processes(target)
         child = os.fork()
-    except OSError as error:
-        _say(connection, Failed(step="fork", error=Kind.INTERNAL, message=failure(error)[1]))
+    except (ForgeError, OSError) as error:
+        kind, message = failure(error)
+        _say(connection, Failed(step="fork", error=kind, message=shortened(message)))
         return
     if child == 0:
         _guest(asked, held, target, streams, write)
@@ -107,7 +111,7 @@ def _say(connection: socket.socket, answer: Failed | Executing | Ended) -> None:
 
 def _guest(asked: Execution, held: Held, target: int, streams: Sequence[int], write: int) -> Never:
     """In the second child, which is in the container's PID namespace."""
-    code = _KILLED
+    code = _LOST_CODE
     try:
         os.setsid()
         for number, fd in enumerate(streams):
@@ -118,11 +122,14 @@ def _guest(asked: Execution, held: Held, target: int, streams: Sequence[int], wr
             close_all_but((0, 1, 2, write, *held.fds))
             jail.become(asked.jail)
             ready = prepared(asked.guest, held.loaded, FIELD, extensions)
+            # Not before there is nobody else to become: the kernel forgets it then (prctl(2)).
+            privileges.die_with_parent()
             jail.restrict(asked.jail)
         except (ForgeError, OSError) as error:
             kind, message = failure(error)
             os.write(write, messages.encode(Failed(step="start", error=kind, message=shortened(message))))
             os._exit(code)
+        # Nobody may hear it any more, and then nobody would end this.
         os.write(write, b"\0")
         os.close(write)
         code = run(ready).code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ class Held:
     fds: tuple[int, ...]
 
 
-def container(plan: msgspec.Raw, held: Held, connection: socket.socket) -> NoReturn:
-    """Be the supervisor of a container whose first process runs the guest."""
+def container(plan: msgspec.Raw, held: Held, code: int, connection: socket.socket) -> NoReturn:
+    """Be the supervisor of a container whose first process runs the guest; ``code`` is of no more use."""
+    os.close(code)
     asked = messages.decode_plan(plan, Container)
     supervise(
         asked.supervision,

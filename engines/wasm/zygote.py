@@ -66,7 +66,7 @@ class Zygote:
         if isinstance(request, Preload):
             return _said(Done())
         if isinstance(request, Create):
-            supervisor = functools.partial(launch.container, request.plan, held)
+            supervisor = functools.partial(launch.container, request.plan, held, fds[0])
             return Fork(child=supervisor, failed=_no_child, lasts=True, keep=held.fds)
         beside = functools.partial(execution.execute, request.plan, held, fds[1:])
         return Fork(child=beside, failed=_no_child, keep=held.fds)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 from typing import Final
 
 from forgeone_shim.kernel.syscalls import number, syscall
 
-_PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 4, 24, 28
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 4, 24, 28
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 # SECBIT_NOROOT, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock: that a user is root means nothing any more.
 _SECUREBITS = 0x1 | 0x2 | 0x40 | 0x80
@@ -63,6 +64,12 @@ def no_new_privileges() -> None:
 def not_dumpable() -> None:
     """No core dump, and nobody of the same user may look into the process. Raises OSError."""
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that forked it ends; a change of user or capabilities undoes
+    it. Raises OSError."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def filter_system_calls(program: bytes, flags: int = 0) -> None:

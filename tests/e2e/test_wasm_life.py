@@ -187,7 +187,7 @@ def test_an_exec_runs_an_export_or_a_module_and_nothing_else(forgeoned: Daemon, 
         with pytest.raises(grpc.RpcError) as caught:
             pod.exec(id_, "forever", timeout=1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert len(processes(id_)) == 2
+        eventually(lambda: len(processes(id_)) == 2)
     finally:
         pod.remove()
 
