@@ -34,7 +34,6 @@ class Budget:
     def __init__(self, engine: Engine, store: Store, seconds: float, slice_seconds: float = 0.0) -> None:
         self._engine, self._seconds, self._slice = engine, seconds, slice_seconds
         self._over = threading.Event()
-        self._thread: threading.Thread | None = None
         self._callback: Any = None
         self.exceeded = False
         self.turns = 0
@@ -47,17 +46,14 @@ class Budget:
     def __enter__(self) -> Budget:
         if self._seconds > 0 or self._slice > 0:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF})
-            self._thread = threading.Thread(target=self._wait, args=(time.process_time(),), daemon=True)
-            self._thread.start()
+            threading.Thread(target=self._wait, args=(time.process_time(),), daemon=True).start()
             self._arm(0.0)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._thread is not None and self._thread.ident is not None:
-            self._over.set()
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.pthread_kill(self._thread.ident, signal.SIGPROF)
-            self._thread.join()
+        # The thread is left waiting: it may be ending by itself now, and to signal one that has ended is undefined.
+        self._over.set()
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _arm(self, used: float) -> None:
         waits = [self._slice] if self._slice > 0 else []
