@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from jeepney import DBusAddress, MatchRule, Message, MessageType, new_method_call
+from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, new_method_call
 from jeepney.bus import get_bus
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection, prep_socket
@@ -29,7 +29,12 @@ _SECONDS: Final = 10.0
 _NOTHING: Final = "cat"
 _INTERFACE: Final = "org.freedesktop.systemd1.Manager"
 _MANAGER: Final = DBusAddress("/org/freedesktop/systemd1", bus_name="org.freedesktop.systemd1", interface=_INTERFACE)
+_EXISTS: Final = "org.freedesktop.systemd1.UnitExists"
 _NO_LIMIT: Final = 2**64 - 1
+
+
+class _Exists(FailedPrecondition):
+    """There is a unit of that name."""
 
 
 def unit_of(cgroup: str) -> tuple[str, str]:
@@ -116,21 +121,40 @@ class _Bus(DBusConnection):  # type: ignore[misc] # jeepney says nothing of its 
 def _start(scope: str, owner: str, pid: int, deadline: Deadline) -> None:
     rule = MatchRule(type="signal", interface=_INTERFACE, member="JobRemoved", path=_MANAGER.object_path)
     ended: deque[Message] = deque()
-    arguments: tuple[Any, ...] = (scope, "fail", _properties(scope, owner, pid), [])
     try:
         with deadline.within(_SECONDS) as soon, _Bus(soon) as bus, bus.filter(rule, queue=ended):
             _call(bus, new_method_call(message_bus, "AddMatch", "s", (rule.serialise(),)))
             _call(bus, new_method_call(_MANAGER, "Subscribe"))
-            (job,) = _call(bus, new_method_call(_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments))
-            while True:
-                _, path, _, result = bus.recv_until_filtered(ended).body
-                if path == job:
-                    break
+            try:
+                job = _asked_for(bus, scope, owner, pid)
+            except _Exists:
+                # What an attempt that was cut off has left, or of which systemd has not noticed yet that it is empty.
+                # It may be gone by now.
+                with contextlib.suppress(FailedPrecondition):
+                    (stopping,) = _call(bus, new_method_call(_MANAGER, "StopUnit", "ss", (scope, "replace")))
+                    _result(bus, ended, stopping)
+                job = _asked_for(bus, scope, owner, pid)
+            result = _result(bus, ended, job)
     except (OSError, KeyError, ValueError, TimeoutError) as error:
         deadline.check(f"while systemd made {scope}")
         raise Unavailable(f"systemd does not make {scope}: {error or 'no answer'}", fix="systemctl status") from error
     if result != "done":
         raise FailedPrecondition(f"systemd does not make {scope}: {result}", fix=f"journalctl -u {scope}")
+
+
+def _asked_for(bus: DBusConnection, scope: str, owner: str, pid: int) -> str:
+    """The job by which systemd starts the scope."""
+    arguments: tuple[Any, ...] = (scope, "fail", _properties(scope, owner, pid), [])
+    (job,) = _call(bus, new_method_call(_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments))
+    return str(job)
+
+
+def _result(bus: DBusConnection, ended: deque[Message], job: str) -> str:
+    """How a job ends; others' are of no interest."""
+    while True:
+        _, path, _, result = bus.recv_until_filtered(ended).body
+        if path == job:
+            return str(result)
 
 
 def _properties(scope: str, owner: str, pid: int) -> list[tuple[str, tuple[str, Any]]]:
@@ -150,5 +174,6 @@ def _call(bus: DBusConnection, message: Message) -> tuple[Any, ...]:
     reply = bus.send_and_get_reply(message)
     if reply.header.message_type is MessageType.error:
         text = str(reply.body[0]) if reply.body else "an error without words"
-        raise FailedPrecondition(f"systemd refuses: {text}")
+        kind = _Exists if reply.header.fields.get(HeaderFields.error_name) == _EXISTS else FailedPrecondition
+        raise kind(f"systemd refuses: {text}")
     return tuple(reply.body)

@@ -62,8 +62,8 @@ def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 class Manager:
     """As much of systemd as a scope needs; ``result`` is how its jobs end, empty: they do not."""
 
-    def __init__(self, root: str, result: str, refusal: str = "") -> None:
-        self.root, self.result, self.refusal = root, result, refusal
+    def __init__(self, root: str, result: str, refusal: str = "", *, left: bool = False) -> None:
+        self.root, self.result, self.refusal, self.left = root, result, refusal, left
         self.asked: dict[str, Any] = {}
         self._bus = open_dbus_connection("SYSTEM")
         self._bus.send_and_get_reply(
@@ -85,25 +85,33 @@ class Manager:
                 return
             if member == "Subscribe":
                 self._bus.send(new_method_return(message))
+            elif member == "StopUnit":
+                self.left = False
+                self._bus.send(new_method_return(message, "o", (f"{OBJECT}/job/5",)))
+                self._removed(5, message.body[0], "done")
             elif member == "StartTransientUnit":
                 self._start(message)
 
     def _start(self, message: Message) -> None:
         name, _, properties, _ = message.body
         self.asked = {"name": name} | {key: value for key, (_, value) in properties}
-        if self.refusal:
-            self._bus.send(new_error(message, "org.freedesktop.systemd1.UnitExists", "s", (self.refusal,)))
+        if self.refusal or self.left:
+            error = "UnitExists" if self.left else "NoSuchUnit"
+            self._bus.send(new_error(message, f"org.freedesktop.systemd1.{error}", "s", (self.refusal,)))
             return
         path = Path(self.root + cgroups.slice_path(self.asked["Slice"]), name)
         path.mkdir(parents=True, exist_ok=True)
         for pid in self.asked["PIDs"]:
             (path / "cgroup.procs").write_text(str(pid))
-        emitter = DBusAddress(OBJECT, interface="org.freedesktop.systemd1.Manager")
         # Before the answer, too, as a job that ends at once does.
-        self._bus.send(new_signal(emitter, "JobRemoved", "uoss", (6, f"{OBJECT}/job/6", "other.service", "failed")))
+        self._removed(6, "other.service", "failed")
         if self.result:
-            self._bus.send(new_signal(emitter, "JobRemoved", "uoss", (7, f"{OBJECT}/job/7", name, self.result)))
+            self._removed(7, name, self.result)
         self._bus.send(new_method_return(message, "o", (f"{OBJECT}/job/7",)))
+
+    def _removed(self, number: int, unit: str, result: str) -> None:
+        emitter = DBusAddress(OBJECT, interface="org.freedesktop.systemd1.Manager")
+        self._bus.send(new_signal(emitter, "JobRemoved", "uoss", (number, f"{OBJECT}/job/{number}", unit, result)))
 
     def close(self) -> None:
         self._bus.sock.shutdown(2)
@@ -148,9 +156,18 @@ def test_a_scope_is_started_for_the_container_and_outlives_its_first_process(
 
 
 def test_a_scope_that_systemd_cannot_start_is_refused_with_its_words(bus: None, host: Host, cgroup: str) -> None:
-    manager = Manager(host.cgroups.unified, "done", "Unit forgeone-c1.scope already exists.")
-    with pytest.raises(FailedPrecondition, match="already exists"), groups.made(host, cgroup, Resources(), NEVER):
+    manager = Manager(host.cgroups.unified, "done", "Unit forgeonetest.slice not found.")
+    with pytest.raises(FailedPrecondition, match="slice not found"), groups.made(host, cgroup, Resources(), NEVER):
         pytest.fail("it was made")
+    manager.close()
+
+
+def test_a_scope_that_an_earlier_attempt_left_is_stopped_first(bus: None, host: Host, cgroup: str) -> None:
+    manager = Manager(host.cgroups.unified, "done", left=True)
+    with groups.made(host, cgroup, Resources(), NEVER):
+        assert not manager.left
+        assert cgroups.processes(host.cgroups, cgroup) == manager.asked["PIDs"]
+    groups.remove(host.cgroups, cgroup)
     manager.close()
 
 
