@@ -136,9 +136,9 @@ def _fitted(client: Client, plan: Plan, image_id: str, args: argparse.Namespace)
     answer = client.call(client.images.ImageStatus, request)
     notes = answer.image.spec.annotations
     resources = plan.container.linux.resources
-    if memory := project.amount(args.memory or notes.get(packages.MEMORY) or 0):
+    if memory := project.amount(args.memory or notes.get(packages.MEMORY) or 0, "--memory"):
         resources.memory_limit_in_bytes = memory
-    if cpu := project.millicores(args.cpus or f"{notes.get(packages.CPU) or 0}m"):
+    if cpu := project.millicores(args.cpus or f"{notes.get(packages.CPU) or 0}m", "--cpus"):
         resources.cpu_period, resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
     if plan.handler or not _is_wasm(answer.info):
         return plan

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -281,17 +282,16 @@ def _bytes(data: bytes) -> layout.Blob:
 def _kept(stack: ExitStack, out: Path, pieces: Iterator[bytes]) -> layout.Blob:
     """A blob that may be too large for memory, in a file without a name beside where it goes."""
     try:
-        fd = os.open(out.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        file = stack.enter_context(tempfile.TemporaryFile(dir=out.parent))  # noqa: SIM115
     except OSError as error:
         raise syscall_error("open", out.parent, error) from None
-    file = stack.enter_context(os.fdopen(fd, "wb"))
     counted, size = sha256(), 0
     for piece in pieces:
         counted.update(piece)
         size += len(piece)
         file.write(piece)
     file.flush()
-    return layout.Blob(f"sha256:{counted.hexdigest()}", size, lambda: layout.Section(fd, 0, size))
+    return layout.Blob(f"sha256:{counted.hexdigest()}", size, lambda: layout.Section(file.fileno(), 0, size))
 
 
 def _read(path: Path, key: str, limit: int) -> bytes:

@@ -19,6 +19,9 @@ MAX_CONFIG: Final = 1024 * 1024
 MAX_MODULE: Final = 512 * 1024 * 1024
 MAX_ASSETS: Final = 4 * 1024 * 1024 * 1024
 MAX_SBOM: Final = 8 * 1024 * 1024
+MIN_CPU: Final = 10
+"""Thousandths: a millisecond (the kernel's least quota) in each tenth of a second."""
+
 REGISTRY: Final = "localhost"
 """Where a package that came as a file is said to be from."""
 
@@ -149,6 +152,8 @@ def check(package: Package) -> None:
     if len(set(digests)) != len(digests):
         raise InvalidInput("module.digest", "two parts of the package are the same bytes")
     _check_run(package.run)
+    if 0 < package.limits.cpu < MIN_CPU:
+        raise InvalidInput("limits.cpu", f"{package.limits.cpu} is less than {MIN_CPU} thousandths")
     contract = package.contract
     words = (("runtime_policy_id", contract.runtime_policy_id), ("exec_mode", contract.exec_mode))
     for key, word in (*words, *(("trusted_issuers", issuer) for issuer in contract.trusted_issuers)):

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import msgspec
 
 from forgeone_shim.errors import InvalidInput
-from forgeone_shim.package.manifest import Contract, Limits, Run
+from forgeone_shim.package.manifest import MIN_CPU, Contract, Limits, Run
 
 FILE: Final = "forgepkg.toml"
 _MAX_FILE: Final = 256 * 1024
@@ -117,19 +117,23 @@ def read(path: Path) -> Project:
     )
 
 
-def amount(value: str | int) -> int:
+def amount(value: str | int, key: str = "limits.memory") -> int:
     """Bytes: a number, or one with a unit as Kubernetes writes it. :raises InvalidInput: neither."""
     match = _AMOUNT.fullmatch(str(value))
     if match is None:
-        raise InvalidInput("limits.memory", f"{value!r} is not a number of bytes, as 64Mi is")
+        raise InvalidInput(key, f"{value!r} is not a number of bytes, as 64Mi is")
     return int(match[1]) * (_UNITS[match[2]] if match[2] else 1)
 
 
-def millicores(value: str | float) -> int:
+def millicores(value: str | float, key: str = "limits.cpu") -> int:
     """Thousandths of a CPU: ``0.5``, ``2`` or ``500m``. :raises InvalidInput: none of these."""
     match = _CPU.fullmatch(str(value))
     if match is None:
-        raise InvalidInput("limits.cpu", f"{value!r} is not a number of CPUs, as 0.5 and 500m are")
+        raise InvalidInput(key, f"{value!r} is not a number of CPUs, as 0.5 and 500m are")
     if match[1] is not None:
-        return int(match[1]) * (1 if match[2] else 1000)
-    return int(match[3]) * 1000 + int(match[4].ljust(3, "0"))
+        found = int(match[1]) * (1 if match[2] else 1000)
+    else:
+        found = int(match[3]) * 1000 + int(match[4].ljust(3, "0"))
+    if 0 < found < MIN_CPU:
+        raise InvalidInput(key, f"{value!r} is less than the kernel gives anybody, which is {MIN_CPU}m")
+    return found

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -19,7 +20,7 @@ from hack.lab import guests
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
 from tests.e2e.pods import Pod
-from tests.e2e.registries import PASSWORD, USER, docker_registry, htpasswd
+from tests.e2e.registries import PASSWORD, USER, TokenServer, docker_registry, htpasswd
 
 pytestmark = pytest.mark.root
 
@@ -84,11 +85,18 @@ def test_a_package_comes_back_from_a_registry_byte_for_byte_and_a_node_pulls_it(
     assert not absent.exists()
 
 
+@pytest.mark.parametrize("kind", ["login", "token"])
 def test_a_package_is_pushed_with_a_login_and_not_without(
-    daemon_factory: Factory, package: Path, tmp_path: Path
+    forgeoned: Daemon, package: Path, tmp_path: Path, kind: str
 ) -> None:
-    daemon = daemon_factory()
-    with docker_registry(tmp_path / "closed", tmp_path / "data", auth=htpasswd(tmp_path)) as address:
+    daemon = forgeoned
+    with ExitStack() as stack:
+        auth = htpasswd(tmp_path)
+        if kind == "token":
+            tokens = TokenServer(tmp_path)
+            stack.callback(tokens.close)
+            auth = tokens.settings()
+        address = stack.enter_context(docker_registry(tmp_path / "closed", tmp_path / "data", auth=auth))
         folder = Path(daemon.config.registry.config_path) / address
         folder.mkdir(parents=True)
         (folder / "hosts.toml").write_text(f'server = "http://{address}"\n')

@@ -147,7 +147,7 @@ def test_a_volume_is_the_host_s_directory_and_read_only_where_it_is_said_so(
         (["-v", "/nonexistent:/x", "a"], "does not exist"),
         (["-v", "/tmp", "a"], "is not PATH"),
         (["-d", "-i", "a"], "no meaning with -i"),
-        (["-m", "much", "a"], "limits.memory"),
+        (["-m", "much", "a"], "--memory"),
         (["--engine", "wasm", "--handler", "x", "a"], "no meaning with --handler"),
         (["./absent.forgepkg"], "absent.forgepkg"),
     ],

@@ -318,7 +318,8 @@ def test_memory_is_written_as_kubernetes_writes_it(text: str | int, bytes_: int 
 
 
 @pytest.mark.parametrize(
-    ("text", "milli"), [("500m", 500), (2, 2000), (0.5, 500), ("1.25", 1250), ("x", None), ("-1", None)]
+    ("text", "milli"),
+    [("500m", 500), (2, 2000), (0.5, 500), ("1.25", 1250), ("x", None), ("-1", None), ("9m", None), (0, 0)],
 )
 def test_cpus_are_written_as_kubernetes_writes_them(text: str | float, milli: int | None) -> None:
     if milli is None:
