@@ -15,6 +15,8 @@ from forgeone_shim.rpc import node_pb2
 
 # One message for so many parts of a layer, or for so many bytes, whichever is more: enough for a progress bar.
 _PARTS, _STEP = 100, 256 * 1024
+# Calls of a guest in one message: what clients take by default is 4 MiB.
+_CALLS = 512
 
 _STATES = {
     LayerState.WAITING: node_pb2.LAYER_STATE_WAITING,
@@ -109,7 +111,11 @@ class NodeServicer:
     ) -> Iterator[node_pb2.TraceContainerResponse]:
         """Calls as they are read, some at a time."""
         for found in self._node.host_calls(request.container_id, call.deadline, follow=request.follow):
-            yield node_pb2.TraceContainerResponse(calls=map(_host_call, found.calls), lost=found.lost)
+            lost = found.lost
+            for at in range(0, max(1, len(found.calls)), _CALLS):
+                piece = map(_host_call, found.calls[at : at + _CALLS])
+                yield node_pb2.TraceContainerResponse(calls=piece, lost=lost)
+                lost = 0
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""

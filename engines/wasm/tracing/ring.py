@@ -61,6 +61,8 @@ _RECORD: Final = struct.Struct("<QQQIHHQ9QQ")
 # It returned; when, nobody looked.
 UNTIMED: Final = 1
 _MAX: Final = 2**63 - 1
+# Of a function or its module, as it is told with each call.
+_NAME_MAX: Final = 100
 
 
 def text_room(texts: int) -> int:
@@ -195,7 +197,7 @@ def _arguments(function: Function, values: Sequence[int], texts: Sequence[bytes]
     known = function.known
     if known is None:
         shown = [_number(value, kind) for value, kind in zip(values, function.params, strict=False)]
-        return (*shown, *("?" for _ in function.params[ARGUMENTS_MAX:]))
+        return (*shown, "...") if len(function.params) > ARGUMENTS_MAX else tuple(shown)
     told, left, at = [], list(texts), 0
     for argument in known.arguments:
         value, kind = values[at], function.params[at]
@@ -245,6 +247,7 @@ def _number(value: int, kind: str) -> str:
 
 
 def _plain(name: str) -> str:
+    name = name[:_NAME_MAX]
     return name if name.isascii() and name.isprintable() else quoted(name.encode("utf-8", "replace"))
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engines.base import HostCall, HostCalls
 from forgeone_shim.config.model import Config
 from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import NEVER, Deadline
@@ -95,3 +96,13 @@ def test_a_reload_says_what_changed_and_what_waits() -> None:
     servicer = NodeServicer(SimpleNamespace(images=Puller([], Image(id="x"))), lambda: outcome)
     answer = servicer.Reload(node_pb2.ReloadRequest(), CALL)
     assert answer == node_pb2.ReloadResponse(changed=["log.level"], needs_restart=["root"])
+
+
+def test_calls_of_a_guest_come_in_messages_that_any_client_takes() -> None:
+    calls = tuple(HostCall(n, 5, None, "i", "f", ("a=1",), None if n == 1000 else "0") for n in range(1, 1001))
+    node = SimpleNamespace(host_calls=lambda _id, _deadline, follow: iter([HostCalls(calls, 3, 1003)]))
+    request = node_pb2.TraceContainerRequest(container_id="c")
+    messages = list(NodeServicer(node, unused).TraceContainer(request, CALL))
+    assert [(len(one.calls), one.lost) for one in messages] == [(512, 3), (488, 0)]
+    last = messages[-1].calls[-1]
+    assert (last.number, last.returned, last.HasField("duration")) == (1000, False, False)

@@ -174,6 +174,21 @@ def test_a_function_that_only_has_a_known_name_is_told_by_numbers() -> None:
     assert function.known is None
 
 
+def test_what_a_guest_calls_its_imports_is_told_within_bounds() -> None:
+    functions = [Function("m\x1b" * 1000, "n" * 10_000, ("i32",) * 5000, ())]
+    content = bytearray(ring.header(functions, 0).ljust(ring.SIZE, b"\0"))
+    content[ring.HEAD] = 1
+    content[ring.PAGE] = 1
+    fd = os.memfd_create("trace")
+    os.write(fd, bytes(content))
+    (call,) = ring.read(fd, ended=True).calls
+    os.close(fd)
+    assert len(call.interface) < 500
+    assert len(call.function) <= 100
+    assert "\x1b" not in call.interface
+    assert call.arguments == ("0",) * 9 + ("...",)
+
+
 def test_every_known_call_fits_a_record() -> None:
     assert all(call.width <= ring.ARGUMENTS_MAX for call in CALLS.values())
     assert (ERRNO[0], ERRNO[8], ERRNO[76]) == ("success", "badf", "notcapable")
