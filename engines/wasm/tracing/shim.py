@@ -18,6 +18,8 @@ from engines.wasm.tracing import ring
 from engines.wasm.tracing.ring import Function
 
 _MONOTONIC = 1
+# Told by the backtrace: before the recorder is there, nothing can be done for a call but to say this.
+_TOO_EARLY = "a_guest_that_calls_its_host_while_it_is_instantiated_cannot_be_traced"
 # To an i64 of the record; others (v128, references) are not recorded.
 _WIDEN = {
     "i32": "(i64.extend_i32_u {})",
@@ -34,7 +36,8 @@ def front(functions: Sequence[Function]) -> str:
         f'(import "" "ring" (memory {ring.PAGES} {ring.PAGES}))',
         '(import "" "clock" (func $clock (param i32 i64 i32) (result i32)))',
         '(export "memory" (memory 0))',
-        f'(table (export "t") {len(functions)} {len(functions)} funcref)',
+        f'(table $t (export "t") {len(functions)} {len(functions)} funcref)',
+        f"(func ${_TOO_EARLY} unreachable)",
         '(func (export "now") (param i32)',
         f"  (drop (call $clock (i32.const {_MONOTONIC}) (i64.const 0) (local.get 0))))",
     ]
@@ -42,6 +45,7 @@ def front(functions: Sequence[Function]) -> str:
         lines += [
             f"(type $t{index} (func {_signature(function)}))",
             f'(func (export "f{index}") (type $t{index})',
+            f"  (if (ref.is_null (table.get $t (i32.const {index}))) (then (call ${_TOO_EARLY})))",
             f"  {_given(function)} (call_indirect (type $t{index}) (i32.const {index})))",
         ]
     return "\n".join([*lines, ")"])

@@ -169,6 +169,13 @@ def test_a_trap_in_a_call_leaves_it_unfinished(guests: Guests, trace: int) -> No
     assert ring.read(trace) == HostCalls((), 0, 0), "of a guest that lives it may return yet"
 
 
+def test_a_call_before_the_guest_is_instantiated_traps_with_the_reason(guests: Guests, trace: int) -> None:
+    module = """(module (import "wasi_snapshot_preview1" "sched_yield" (func $y (result i32)))
+        (memory (export "memory") 1) (func $s (drop (call $y))) (start $s) (func (export "_start")))"""
+    ran, _ = _traced(guests, module, GuestPlan(argv=("x",)), trace)
+    assert "calls_its_host_while_it_is_instantiated_cannot_be_traced" in ran.outcome.message
+
+
 def test_a_function_that_only_has_a_known_name_is_told_by_numbers() -> None:
     function = Function("wasi_snapshot_preview1", "fd_write", ("i32", "f64"), ("f32",))
     assert function.known is None
