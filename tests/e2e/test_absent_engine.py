@@ -1,6 +1,6 @@
 """Pods whose engine is not installed any more.
 
-No second engine exists to be taken away: the records of native pods are made to name one that is not there.
+No engine that comes with ForgeOne can be taken away: the records of native pods are made to name one that is not there.
 """
 
 from __future__ import annotations
