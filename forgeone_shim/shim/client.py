@@ -19,7 +19,8 @@ from forgeone_shim.shim.programs import Program
 from forgeone_shim.shim.wire import Ended, Message, ProtocolError
 
 _LISTENER: Final = 3
-_BACKLOG: Final = 128
+# Beyond it a request is refused, not kept waiting; more than the daemon has threads.
+_BACKLOG: Final = 1024
 # For what takes milliseconds; a caller's own deadline may be earlier.
 _ANSWER_SECONDS: Final = 30.0
 _FINISH_SECONDS: Final = 5.0
@@ -117,7 +118,12 @@ class ForkServer:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connected())
             message = _exchange(connection, data, fds, deadline)
-            return bytes(message.data), message.take(), connection.dup()
+            try:
+                kept = connection.dup()
+            except OSError as error:
+                message.close()
+                raise InternalError(f"ask the fork server: {error.strerror or error}") from error
+            return bytes(message.data), message.take(), kept
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[socket.socket]:
