@@ -23,7 +23,6 @@ from forgeone_shim.cli.pull import credentials, pull
 from forgeone_shim.cli.remote import Detach
 from forgeone_shim.cli.stream import Session
 from forgeone_shim.errors import InvalidInput, syscall_error
-from forgeone_shim.package import image as packages
 from forgeone_shim.package import project
 from forgeone_shim.package.file import SUFFIX
 from forgeone_shim.registry.modules import is_platform
@@ -70,7 +69,7 @@ def command(client: Client, args: argparse.Namespace) -> int:
             raise InvalidInput("--engine", "has no meaning with --handler")
         args.handler = f"{_HANDLER}{args.engine}"
     plan = make_plan(args, uid=str(uuid.uuid4()), suffix=secrets.token_hex(3))
-    plan = _fitted(client, plan, _image(client, args), args)
+    plan = _fitted(client, plan, _image(client, args))
     with ExitStack() as undo:
         pod_id, container_id = _create(client, plan, undo, args.stop_timeout)
         if plan.container.tty or plan.container.stdin:
@@ -125,22 +124,19 @@ def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
     if args.tty and args.stdin and not os.isatty(0):
         raise InvalidInput("--tty", "standard input is not a terminal", fix="leave out -t, or -i")
     container.stdin, container.stdin_once, container.tty = args.stdin, args.stdin, args.tty
+    if memory := project.amount(args.memory or 0, "--memory"):
+        container.linux.resources.memory_limit_in_bytes = memory
+    if cpu := project.millicores(args.cpus or 0, "--cpus"):
+        container.linux.resources.cpu_period, container.linux.resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
     container.mounts.extend(_mount(text) for text in args.volume)
     return Plan(pod, container, args.handler, directory)
 
 
-def _fitted(client: Client, plan: Plan, image_id: str, args: argparse.Namespace) -> Plan:
-    """The plan for what the image turned out to be: its handler, where none was asked for, and a package's limits."""
+def _fitted(client: Client, plan: Plan, image_id: str) -> Plan:
+    """The plan for what the image turned out to be: its handler, where none was asked for."""
     plan.container.image.image = image_id
     request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
-    answer = client.call(client.images.ImageStatus, request)
-    notes = answer.image.spec.annotations
-    resources = plan.container.linux.resources
-    if memory := project.amount(args.memory or notes.get(packages.MEMORY) or 0, "--memory"):
-        resources.memory_limit_in_bytes = memory
-    if cpu := project.millicores(args.cpus or f"{notes.get(packages.CPU) or 0}m", "--cpus"):
-        resources.cpu_period, resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
-    if plan.handler or not _is_wasm(answer.info):
+    if plan.handler or not _is_wasm(client.call(client.images.ImageStatus, request).info):
         return plan
     return replace(plan, handler=f"{_HANDLER}wasm")
 

@@ -18,6 +18,7 @@ from forgeone_shim.registry.manifest import ConfigFile, Descriptor, Manifest, Pl
 from forgeone_shim.registry.model import ImageConfig
 from forgeone_shim.registry.origin import Origin
 
+_OWN: Final = "forgeone.dev/"
 NAME: Final = "forgeone.dev/package"
 SIGNERS: Final = "forgeone.dev/package-signers"
 MEMORY: Final = "forgeone.dev/package-memory"
@@ -80,6 +81,11 @@ def _annotations(verified: Verified) -> dict[str, str]:
         CPU: str(package.limits.cpu or ""),
     }
     return {key: value for key, value in said.items() if value}
+
+
+def foreign(annotations: Mapping[str, str]) -> dict[str, str]:
+    """What an image that is no package may say of itself: nothing that forgeoned says of packages."""
+    return {key: value for key, value in annotations.items() if not key.startswith(_OWN)}
 
 
 def _document(origin: Origin, blob: Descriptor, limit: int) -> bytes:

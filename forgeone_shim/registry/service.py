@@ -28,6 +28,8 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
+from forgeone_shim.package import media
+from forgeone_shim.package.image import foreign
 from forgeone_shim.package.verification import Trust
 from forgeone_shim.registry import authfiles, earlier, exports
 from forgeone_shim.registry.archives import LayoutSource, Named, named
@@ -432,13 +434,14 @@ class ImageService:
             self._documents.write(digest, data)
         documents = sum(len(data) for data in resolved.documents.values())
         artifact, module = resolved.manifest.artifact, resolved.manifest.module
+        notes = resolved.manifest.annotations
         image = Image(
             # Several artifacts may have the same config, and what has no archives for layers need not say them in it.
             id=resolved.manifest_digest if artifact or module else resolved.manifest.config.digest,
             size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
             layers=file.diff_ids,
             config=file.config,
-            annotations=resolved.manifest.annotations,
+            annotations=foreign(notes) if artifact != media.ARTIFACT else notes,
             created=file.created,
             os=file.platform.os or settings.platform.os,
             architecture=file.platform.architecture or settings.platform.architecture,

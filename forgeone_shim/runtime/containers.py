@@ -29,7 +29,7 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, userns
+from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, suggested, userns
 from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.insight import Insight
@@ -139,6 +139,7 @@ class Containers:
             stop_signal=stop_signal,
             created_at=time.time_ns(),
             own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
+            resources=suggested.limits(spec.resources, sandbox.spec.resources, image.annotations),
             image_volumes=image_volumes.find(spec, self._images, wasm=choose.wasm_first(sandbox.engine)),
         )
 

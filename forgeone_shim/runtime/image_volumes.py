@@ -25,16 +25,17 @@ def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tu
 def mounted(
     record: ContainerRecord, rootfs: RootfsStore, context: str = "", owners: Owners | None = None
 ) -> ContainerSpec:
-    """The spec as an engine takes it: each image mounted, and its mount one of that place on the host.
+    """The spec as an engine takes it: with the limits it has, and each image mounted, at its place on the host.
 
     ``context`` is the SELinux label of their files, where there is one. In a pod with a user namespace they belong to
     the pod's ``owners``, whose ids are the only ones a mount can ask for.
 
     :raises InvalidInput: an image has no such sub path.
     """
+    spec = record.spec if record.resources is None else replace(record.spec, resources=record.resources)
     if not record.image_volumes:
-        return record.spec
-    return replace(record.spec, mounts=tuple(_mounts(record, rootfs, context, owners)))
+        return spec
+    return replace(spec, mounts=tuple(_mounts(record, rootfs, context, owners)))
 
 
 def _mounts(record: ContainerRecord, rootfs: RootfsStore, context: str, owners: Owners | None) -> Iterator[Mount]:

@@ -71,21 +71,13 @@ def test_an_image_for_webassembly_gets_its_handler_unless_another_is_named(
         assert [pod.runtime_handler for pod in node.pods.pods.values()][-1] == handler
 
 
-def test_a_package_s_limits_count_where_none_are_given(node: NodeDouble, forge: Forge, here: Any) -> None:
-    here.spec.annotations.update({"forgeone.dev/package-memory": "33554432", "forgeone.dev/package-cpu": "500"})
-    assert forge("run", "-d", "app") == 0
-    resources = asked(node).linux.resources
-    assert (resources.memory_limit_in_bytes, resources.cpu_quota, resources.cpu_period) == (32 << 20, 50_000, 100_000)
-
-
-def test_limits_that_are_given_go_before_a_package_s(node: NodeDouble, forge: Forge, here: Any) -> None:
-    here.spec.annotations.update({"forgeone.dev/package-memory": "33554432"})
+def test_limits_are_those_that_are_given(node: NodeDouble, forge: Forge, here: Any) -> None:
     assert forge("run", "-d", "-m", "1Gi", "--cpus", "2", "app") == 0
     resources = asked(node).linux.resources
-    assert (resources.memory_limit_in_bytes, resources.cpu_quota) == (1 << 30, 200_000)
+    assert (resources.memory_limit_in_bytes, resources.cpu_quota, resources.cpu_period) == (1 << 30, 200_000, 100_000)
 
 
-def test_an_image_without_limits_has_none(node: NodeDouble, forge: Forge, here: Any) -> None:
+def test_without_limits_none_are_asked_for(node: NodeDouble, forge: Forge, here: Any) -> None:
     assert forge("run", "-d", "app") == 0
     assert not asked(node).linux.HasField("resources")
 

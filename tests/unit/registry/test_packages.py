@@ -156,6 +156,17 @@ def test_a_package_for_another_host_interface_is_refused(
     refused(node, registry, FailedPrecondition, r"needs version 999\.0 of the host interface")
 
 
+def test_an_image_that_is_no_package_cannot_say_it_is_a_signed_one(
+    node: Node, registry: FakeRegistry, contents: Contents
+) -> None:
+    contents.add_image("v1")
+    document = json.loads(contents.manifests["v1"][1])
+    document["annotations"] = {"forgeone.dev/package-signers": KEY.public.id, "org.example/note": "kept"}
+    contents.manifests["v1"] = (OCI_MANIFEST, json.dumps(document).encode())
+    image = node.images.pull(f"{registry.host}/logger:v1", None, NEVER)
+    assert dict(image.annotations) == {"org.example/note": "kept"}
+
+
 def test_notes_that_nobody_signed_do_not_reach_the_image(
     node: Node, registry: FakeRegistry, contents: Contents, make: Make
 ) -> None:
