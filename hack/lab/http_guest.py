@@ -106,10 +106,11 @@ def _instances() -> str:
 def guest(version: str = "0.2.0") -> str:
     """The text of the component. Paths:
 
-    ``/h`` a line; ``/e`` the request's body, back; ``/t`` a trap; ``/s`` a loop without an end; ``/n`` no answer;
-    ``/b`` 1 MiB; ``/p`` a line, then a trap; ``/l`` a line of five with a Content-Length of nine; ``/w`` waits for a
-    second; ``/W`` waits for a minute; ``/d`` a body that is not finished; ``/m`` 4 GiB, which it cannot get; ``/o`` a
-    line on stdout; ``/fHOST:PORT`` what is at ``http://HOST:PORT/h``.
+    ``/h`` a line; ``/e`` the request's body, back; ``/r`` its body on stdout, then a line; ``/t`` a trap; ``/s`` a loop
+    without an end; ``/n`` no answer; ``/b`` 1 MiB; ``/p`` a line, then a trap; ``/l`` a line of six with a
+    Content-Length of nine; ``/w`` waits for a second; ``/W`` waits for a minute; ``/d`` a body that is not finished;
+    ``/m`` asks for 4 GiB, which it cannot get; ``/o`` a line on stdout; ``/fHOST:PORT`` what is at
+    ``http://HOST:PORT/h``.
     """
     return f"""(component
 (import "wasi:io/poll@{version}" (instance $poll
@@ -308,6 +309,10 @@ def guest(version: str = "0.2.0") -> str:
     (if (i32.eq (local.get $what) (i32.const {ord("o")})) (then
       (call $output-stream.blocking-write-and-flush (call $get-stdout) (i32.const 64) (i32.const 6)
         (i32.const 32))))
+    (if (i32.eq (local.get $what) (i32.const {ord("r")})) (then
+      (call $incoming-request.consume (local.get $request) (i32.const 32))
+      (call $incoming-body.stream (call $result (i32.const 32)) (i32.const 32))
+      (call $copy (call $result (i32.const 32)) (call $get-stdout))))
     (local.set $fields (call $new-fields))
     (if (i32.eq (local.get $what) (i32.const {ord("l")})) (then
       (call $fields.append (local.get $fields) (i32.const 96) (i32.const 14) (i32.const 112) (i32.const 1)

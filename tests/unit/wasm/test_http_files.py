@@ -27,7 +27,7 @@ def session(tmp_path: Path) -> Iterator[Session]:
     (tmp_path / "in" / "relative").symlink_to("../secret")
     (tmp_path / "in" / "sub" / "up").symlink_to("../file")
     fds = [os.open(tmp_path / "in", os.O_RDONLY) for _ in range(2)]
-    made = Session(0, Surroundings(directories=((fds[0], "/", True), (fds[1], "/ro", False))))
+    made = Session(0, 0, Surroundings(directories=((fds[0], "/", True), (fds[1], "/ro", False))))
     yield made
     made.close()
     for fd in fds:

@@ -23,10 +23,10 @@ class Intake:
     """A body that comes in. An inlet for the guest's stream.
 
     ``idle_max`` (seconds) is how long its sender may be silent while it is read; ``begin`` is called before the first
-    wait for more (``100 Continue``), ``over`` when nobody wants more.
+    wait for more (``100 Continue``), ``came`` when some has come, ``over`` when nobody wants more.
     """
 
-    __slots__ = ("_ahead", "_begin", "_body", "_failure", "_idle_max", "_over", "_since", "_transport")
+    __slots__ = ("_ahead", "_begin", "_body", "_came", "_failure", "_idle_max", "_over", "_since", "_transport")
 
     def __init__(
         self,
@@ -35,12 +35,14 @@ class Intake:
         idle_max: float,
         *,
         begin: Callable[[], None] | None = None,
+        came: Callable[[], None] | None = None,
         over: Callable[[], None] | None = None,
     ) -> None:
         self._transport = transport
         self._body = body
         self._idle_max = idle_max
         self._begin = begin
+        self._came = came
         self._over = over
         self._ahead = b""
         # Since when there has been nothing to read, 0 while there is.
@@ -85,12 +87,13 @@ class Intake:
         if self._since:
             waits.at(self._since + self._idle_max)
 
-    def skip(self) -> bool:
-        """Drop what has come; whether the body is over, well or not."""
+    def skip(self, limit: int | None = None) -> bool:
+        """Drop what has come, up to about ``limit`` bytes; whether the body is over, well or not."""
         self._ahead = b""
+        dropped = 0
         try:
-            while self._pull(_RECEIVE):
-                pass
+            while (limit is None or dropped < limit) and (data := self._pull(_RECEIVE)):
+                dropped += len(data)
         except (StreamEnded, StreamFailed):
             return True
         return False
@@ -117,6 +120,8 @@ class Intake:
                 else:
                     body.end()
                 self._since = 0.0
+                if self._came is not None:
+                    self._came()
                 data = body.take(length)
         except Broken as error:
             raise self._fail(str(error), "connection-terminated") from None

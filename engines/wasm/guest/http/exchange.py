@@ -16,6 +16,7 @@ from engines.wasm.guest.http.wasi_http import OutgoingResponse
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_UNREAD_MAX: Final = 256 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -23,8 +24,10 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Limits:
     """Time limits in seconds, and how much is served at once.
 
-    ``answer`` is for a guest to begin its answer, ``head`` for a client to send a request's head, ``idle`` for a
-    connection between two requests, ``silence`` for a client that has stopped sending or receiving within a message.
+    ``answer`` is for a guest to begin its answer, from the last that it has read of its request on; ``head`` for a
+    client to send a request's head, ``idle`` for a connection between two requests, ``silence`` for a client that has
+    stopped sending or receiving within a message, ``linger`` for it to read an answer that ends its connection. Each
+    request has a worker; ``lost`` is how many may be held by guests that cannot be interrupted.
     """
 
     answer: float = 60.0
@@ -33,7 +36,7 @@ class Limits:
     silence: float = 30.0
     linger: float = 2.0
     connections: int = 4096
-    workers: int = 64
+    workers: int = 256
     lost: int = 4
 
 
@@ -71,11 +74,12 @@ class Exchange:
         "_lock",
         "_stays",
         "began",
+        "expires",
         "given_up",
         "intake",
         "limits",
         "request",
-        "since",
+        "session",
         "sink",
         "transport",
     )
@@ -93,11 +97,13 @@ class Exchange:
         self.transport = transport
         self.request = request
         self.limits = limits
-        self.since = time.monotonic()
+        self.expires = time.monotonic() + limits.answer
+        self.session: Session | None = None
         body = wire.Body(request.framing, request.length)
         if rest:
             body.feed(rest)
-        self.intake = Intake(transport, body, limits.silence, begin=self._go_on if request.expects_continue else None)
+        begin = self._go_on if request.expects_continue else None
+        self.intake = Intake(transport, body, limits.silence, begin=begin, came=self._came)
         self.sink: Sink | None = None
         self.began = False
         self.given_up = False
@@ -105,6 +111,11 @@ class Exchange:
         self._lock = threading.Lock()
         self._clock = clock
         self._stays = stays
+
+    def begin(self, session: Session) -> None:
+        """The guest is about to be asked."""
+        self.session = session
+        session.expires = self.expires
 
     def answer(self, session: Session, result: tuple[str, Any]) -> None:
         """``response-outparam.set``.
@@ -165,7 +176,7 @@ class Exchange:
         if sink.failed or not sink.sent:
             return False
         # What the client still sends of a body that nobody wants is read as far as it has come, and no further.
-        return self.keeps and self.intake.skip() and self.intake.failure is None
+        return self.keeps and self.intake.skip(_UNREAD_MAX) and self.intake.failure is None
 
     @property
     def keeps(self) -> bool:
@@ -182,6 +193,11 @@ class Exchange:
         with self._lock:
             claimed, self._claimed = self._claimed, True
         return not claimed
+
+    def _came(self) -> None:
+        """A guest that answers when it has read everything has its time from the last of it on."""
+        if not self._claimed and self.session is not None:
+            self.expires = self.session.expires = time.monotonic() + self.limits.answer
 
     def _go_on(self) -> None:
         self.began = True
@@ -203,8 +219,10 @@ class Exchange:
     def _head(self, response: OutgoingResponse) -> Callable[[wire.Framing, int], bytes]:
         def head(framing: wire.Framing, length: int) -> bytes:
             entries = response.fields.entries
-            parts = [wire.status_line(response.status), wire.encode_headers(entries)]
+            if response.status == 204:
+                entries = [entry for entry in entries if entry[0] != "content-length"]
             names = {name for name, _ in entries}
+            parts = [wire.status_line(response.status), wire.encode_headers(entries)]
             if "date" not in names:
                 parts.append(b"date: %b\r\n" % self._clock.date())
             if framing is wire.Framing.CHUNKED:

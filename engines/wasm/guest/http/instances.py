@@ -42,7 +42,7 @@ class Instance:
     :raises WasmtimeError: it cannot be made (its memory is over the limit, or its start traps).
     """
 
-    __slots__ = ("_arguments", "_context", "_func", "_linked", "_store", "session")
+    __slots__ = ("_arguments", "_context", "_func", "_linked", "_memory", "_store", "session")
 
     def __init__(self, linked: Linked, surroundings: Surroundings, memory_max: int, *, metered: bool = False) -> None:
         self._linked = linked
@@ -52,8 +52,9 @@ class Instance:
         if metered:
             # Code that looks at an epoch ends without a deadline for it; what bounds a server's time is its clock.
             self._store.set_epoch_deadline(_NEVER)
-        self.session = Session(self._context, surroundings)
-        self._arguments = ctypes.create_string_buffer(2 * cells.CELL)
+        self._memory = ctypes.create_string_buffer(2 * cells.CELL + cells.SCRATCH)
+        self._arguments = ctypes.addressof(self._memory)
+        self.session = Session(self._context, self._arguments + 2 * cells.CELL, surroundings)
         self._func = bindings.wasmtime_component_func_t()
         linked.sessions[self._context] = self.session
         try:
@@ -74,7 +75,7 @@ class Instance:
 
         :raises WasmtimeError: it trapped; ``session.failure`` is the host's reason, where it was the host's.
         """
-        at = ctypes.addressof(self._arguments)
+        at = self._arguments
         cells.write_own(self.session, at, request)
         cells.write_own(self.session, at + cells.CELL, outparam)
         try:

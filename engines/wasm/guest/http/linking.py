@@ -148,6 +148,7 @@ class _Binder:
 def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Session]) -> Callable[..., int]:
     """What wasmtime calls: read the arguments, call, write the result. The first argument is always the session."""
     readers = tuple((cells.reader(each), cells.CELL * i) for i, (_, each) in enumerate(kind.params))
+    act = _reading(function, readers)
     result = kind.result
     fallible = isinstance(result, wit.ResultType)
     write = None if result is None else cells.writer(result)
@@ -155,7 +156,7 @@ def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Sess
     def call(_data: int, context: int, _type: int, args: int, _n: int, results: int, _m: int) -> int:
         session = sessions[context]
         try:
-            value = function(session, *[read(session, args + offset) for read, offset in readers])
+            value = act(session, args)
             if write is not None:
                 write(session, results, ("ok", value) if fallible else value)
         except Err as error:
@@ -170,6 +171,17 @@ def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Sess
         return 0
 
     return call
+
+
+def _reading(function: Function, readers: tuple[tuple[cells.Reader, int], ...]) -> Callable[[Session, int], Any]:
+    """``function`` of the values that are read; most have one or two, and are called often."""
+    if len(readers) == 1:
+        ((only, _),) = readers
+        return lambda session, args: function(session, only(session, args))
+    if len(readers) == 2:
+        (first, _), (second, _) = readers
+        return lambda session, args: function(session, first(session, args), second(session, args + cells.CELL))
+    return lambda session, args: function(session, *[read(session, args + offset) for read, offset in readers])
 
 
 def _failed(session: Session, error: BaseException) -> int:

@@ -118,19 +118,18 @@ class Server:
                 self._epoll.unregister(self._listener)
                 self._accepting = False
             self._listener.close()
-            idle = [fd for fd, each in self._connections.items() if not each.busy and not each.buffer]
-            for fd in idle:
-                self._forget(fd)
+            idle = [item for item in self._connections.items() if not item[1].busy and not item[1].buffer]
+            for fd, connection in idle:
+                self._forget(fd, connection)
 
     def _tick(self, now: float) -> Ending | None:
         with self._lock:
-            late = [fd for fd, each in self._connections.items() if not each.busy and each.until <= now]
-            for fd in late:
-                connection = self._connections[fd]
+            late = [item for item in self._connections.items() if not item[1].busy and item[1].until <= now]
+            for fd, connection in late:
                 if connection.buffer and not connection.lingering:
                     with contextlib.suppress(Broken):
                         connection.transport.send(plain(408, self._clock))
-                self._forget(fd)
+                self._forget(fd, connection)
             stuck = [exchange for exchange in self._running if self._is_stuck(exchange, now)]
         for exchange in stuck:
             if exchange.give_up(504):
@@ -144,7 +143,7 @@ class Server:
 
     def _is_stuck(self, exchange: Exchange, now: float) -> bool:
         # A guest that waits in a host call notices by itself; this one has not come out for a second longer.
-        return not exchange.answered and now > exchange.since + self._limits.answer + _TICK
+        return not exchange.answered and now > exchange.expires + _TICK
 
     def _lose(self, exchange: Exchange) -> None:
         request = exchange.request
@@ -153,7 +152,9 @@ class Server:
             self._lost += 1
             connection = self._running.get(exchange)
             if connection is not None:
+                # The worker that is still in it finds it closed.
                 connection.transport.finish_sending()
+                self._forget(connection.transport.fd, connection)
         self._add_worker_if_needed()
 
     # Connections; the lock is held.
@@ -163,9 +164,10 @@ class Server:
             self._epoll.register(self._listener, select.EPOLLIN)
             self._accepting = True
 
-    def _forget(self, fd: int) -> None:
-        connection = self._connections.pop(fd, None)
-        if connection is not None:
+    def _forget(self, fd: int, connection: Connection) -> None:
+        # Once it is closed, its number may be another one's.
+        if self._connections.get(fd) is connection:
+            del self._connections[fd]
             connection.transport.close()
             self._accept_more()
         if self._stopping and not self._connections:
@@ -178,7 +180,13 @@ class Server:
             self._workers += 1
             self._free += 1
             number = self._workers
-        threading.Thread(target=self._work, name=f"http-{number}", daemon=True).start()
+        try:
+            threading.Thread(target=self._work, name=f"http-{number}", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._workers -= 1
+                self._free -= 1
+            self._log(f"{self._workers} workers have to do: {error}")
 
     def _add_worker_if_needed(self) -> None:
         if self._free < 1 and self._workers < self._limits.workers + self._lost:
@@ -192,13 +200,16 @@ class Server:
             for fd, _ in poll(-1, 1):
                 if fd == listener:
                     self._accept()
-                    continue
-                with self._lock:
-                    connection = self._connections.get(fd)
-                    if connection is None or connection.busy:
-                        continue
-                    connection.busy = True
-                self._attend(fd, connection)
+                else:
+                    self._turn_to(fd)
+
+    def _turn_to(self, fd: int) -> None:
+        with self._lock:
+            connection = self._connections.get(fd)
+            if connection is None or connection.busy:
+                return
+            connection.busy = True
+        self._attend(fd, connection)
 
     def _prepare(self) -> None:
         """An instance for the next request; why one cannot be made is told to that request."""
@@ -212,20 +223,26 @@ class Server:
             if not isinstance(error, BlockingIOError | ConnectionAbortedError) and not self._stopping:
                 self._hold_back(error)
             return
+        try:
+            self._take(accepted)
+        except OSError as error:
+            accepted.close()
+            self._log(f"a connection cannot be taken: {error}")
+
+    def _take(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        with contextlib.suppress(OSError):
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         fd = accepted.fileno()
         with self._lock:
             if self._stopping:
                 accepted.close()
                 return
             first = not self._connections
+            self._epoll.register(fd, _ONCE)
             self._connections[fd] = Connection(accepted, time.monotonic() + self._limits.head)
             if len(self._connections) >= self._limits.connections and self._accepting:
                 self._epoll.unregister(self._listener)
                 self._accepting = False
-            self._epoll.register(fd, _ONCE)
         if first:
             os.eventfd_write(self._wake, 1)
 
@@ -248,7 +265,9 @@ class Server:
             self._log(f"a connection ended for an error of the server's: {type(error).__name__}: {error}")
         with self._lock:
             if not again or (self._stopping and not connection.buffer and not connection.lingering):
-                self._forget(fd)
+                self._forget(fd, connection)
+                return
+            if self._connections.get(fd) is not connection:
                 return
             connection.busy = False
             self._epoll.modify(fd, _ONCE)
@@ -285,7 +304,7 @@ class Server:
                     stays=lambda: not self._stopping,
                 )
                 if not self._serve(connection, exchange):
-                    return self._linger(connection)
+                    return not exchange.intake.done and self._linger(connection)
                 connection.buffer = exchange.intake.rest()
         except wire.Malformed as error:
             connection.transport.send(plain(error.status, self._clock))
@@ -326,7 +345,7 @@ class Server:
                 exchange.refuse(500)
                 return False
         session = instance.session
-        session.expires = exchange.since + self._limits.answer
+        exchange.begin(session)
         try:
             try:
                 instance.handle(IncomingRequest(exchange.request, exchange.intake), ResponseOutparam(exchange.answer))

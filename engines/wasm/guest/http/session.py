@@ -89,8 +89,9 @@ class Surroundings:
 class Session:
     """One instance's side of the host. One thread uses it at a time.
 
-    ``context`` is the address of its store's context. Handles are numbers in ``table``; ``movers`` go on while it
-    waits; ``expires`` (monotonic seconds) is when a wait ends in :class:`Expired`; ``closing`` are let go at the end.
+    ``context`` is the address of its store's context, ``scratch`` that of memory for conversions. Handles are numbers
+    in ``table``; ``movers`` go on while it waits; ``expires`` (monotonic seconds) is when a wait ends in
+    :class:`Expired`; ``closing`` are let go at the end.
     """
 
     __slots__ = (
@@ -102,12 +103,14 @@ class Session:
         "failure",
         "movers",
         "output",
+        "scratch",
         "surroundings",
         "table",
     )
 
-    def __init__(self, context: int, surroundings: Surroundings) -> None:
+    def __init__(self, context: int, scratch: int, surroundings: Surroundings) -> None:
         self.context = context
+        self.scratch = scratch
         self.surroundings = surroundings
         self.table: dict[int, Any] = {}
         self._last = 0
