@@ -45,6 +45,7 @@ _FILES_KNOWN: Final = 4096
 _INVALID_KNOWN: Final = 1024
 # Of modules that came from no image, but from a volume: the last ones used are kept.
 _LOOSE_MAX: Final = 32
+_AT_A_TIME: Final = 4
 
 
 class _Flight:
@@ -80,7 +81,8 @@ class _Flight:
 class Cache:
     """One for each daemon; thread-safe. Nothing is made or read before the first call.
 
-    ``compile_timeout`` in seconds and ``compile_memory`` in bytes bound one compilation; one runs at a time.
+    ``compile_timeout`` in seconds and ``compile_memory`` in bytes bound one compilation. A few run at a time, so that a
+    module that takes all of its time does not keep others from being compiled.
     """
 
     def __init__(self, directory: Path, *, compile_timeout: float, compile_memory: int) -> None:
@@ -88,7 +90,7 @@ class Cache:
         self._sealer = Sealer(directory / "key")
         self._limits = Limits(compile_timeout, compile_memory, _CODE_MAX)
         self._lock = threading.Lock()
-        self._one = threading.Semaphore()
+        self._places = threading.Semaphore(_AT_A_TIME)
         self._flights: dict[str, _Flight] = {}
         self._digests: OrderedDict[tuple[str, Mark], str] = OrderedDict()
         self._verified: dict[str, tuple[Mark, Entry]] = {}
@@ -263,7 +265,7 @@ class Cache:
 
     def _fly(self, flight: _Flight, module: int, key: str, digest: str, variant: Variant) -> None:
         try:
-            with self._one:
+            with self._places:
                 flight.entry = self._make(module, key, digest, variant)
         except InvalidInput as error:
             flight.error = error

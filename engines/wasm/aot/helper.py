@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import itertools
 import os
 import resource
 import struct
 import sys
-from typing import Any, Final, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import Final, NoReturn
 
 import msgspec
 from wasmtime import Engine, FuncType, Module, WasmtimeError, wat2wasm
@@ -82,7 +84,7 @@ def compiled(binary: bytes, order: Order) -> Compiled:
     if binary[6:8] == _COMPONENT_LAYER:
         component = components.Component(engine, binary)
         kind = component.type
-        found = Compiled(Kind.COMPONENT, _named(kind.exports(engine)), _named(kind.imports(engine)))
+        found = Compiled(Kind.COMPONENT, _named(_exported(kind, engine)), _named(kind.imports(engine)))
         code = component.serialize()
     else:
         module = Module(engine, binary)
@@ -102,8 +104,18 @@ def _from_text(text: bytes) -> bytes:
         raise ValueError("is not WebAssembly: neither \\0asm nor text in UTF-8") from error
 
 
-def _named(names: Any) -> tuple[str, ...]:
-    found = tuple(names)
+def _exported(kind: components.ComponentType, engine: Engine) -> Iterator[str]:
+    """The names of a component's exports, and ``INTERFACE#NAME`` of those in its interfaces."""
+    for name, item in kind.exports(engine).items():
+        yield name
+        of = item.ty
+        if isinstance(of, components.ComponentInstanceType):
+            yield from (f"{name}#{inner}" for inner in of.exports(engine))
+
+
+def _named(names: Iterable[str]) -> tuple[str, ...]:
+    """All of them: whoever loads the code goes through them, too, so they are bounded."""
+    found = tuple(itertools.islice(names, _NAMES_MAX + 1))
     if len(found) > _NAMES_MAX or sum(map(len, found)) > _NAMES_LENGTH_MAX:
         raise ValueError(f"has more than {_NAMES_MAX} imports or exports, or more than 1 MiB of their names")
     return found

@@ -30,7 +30,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Compiled code: its name (:func:`engines.wasm.aot.target.key`), and what is known of its module.
 
     ``digest`` is the module's own (sha256, hex), ``size`` the code's (bytes). ``exports`` and ``imports`` are names:
-    of a core module's functions and of the modules it imports from, of a component's interfaces and functions.
+    of a core module's functions and of the modules it imports from, of a component's interfaces and functions
+    (``INTERFACE#NAME``).
     """
 
     key: str

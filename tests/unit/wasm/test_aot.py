@@ -161,6 +161,20 @@ def test_callers_at_once_share_a_compilation(cache: Cache, compiled: Compiler, m
     assert len(compiled.modules) == 1
 
 
+def test_a_slow_compilation_keeps_no_other_waiting(
+    cache: Cache, compiled: Compiler, module: int, tmp_path: Path
+) -> None:
+    slow, compiled.go = compiled.go, threading.Event()
+    thread = threading.Thread(target=lambda: cache.entry(module, NEVER))
+    thread.start()
+    while not compiled.modules:
+        thread.join(0.001)
+    blocked, compiled.go = compiled.go, slow
+    assert cache.entry(opened(tmp_path / "other", b"(module)"), Deadline.after(10)).size == len(CODE)
+    blocked.set()
+    thread.join(10)
+
+
 def test_a_compilation_outlives_who_waits_for_it(cache: Cache, compiled: Compiler, module: int) -> None:
     compiled.go.clear()
     with pytest.raises(DeadlineExceeded, match="still being compiled"):

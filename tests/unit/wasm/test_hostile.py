@@ -119,6 +119,14 @@ def test_more_names_than_anybody_needs_are_refused(tmp_path: Path) -> None:
         compile_text(tmp_path, f"(module (func $f) {exports})")
 
 
+def test_more_names_in_an_interface_than_anybody_needs_are_refused(tmp_path: Path) -> None:
+    exports = "".join(f'(export "f{n}" (func $f))' for n in range(10_001))
+    text = f"""(component (core module $m (func (export "f"))) (core instance $i (instantiate $m))
+        (func $f (canon lift (core func $i "f"))) (instance $many {exports}) (export "many" (instance $many)))"""
+    with pytest.raises(InvalidInput, match="more than 10000"):
+        compile_text(tmp_path, text)
+
+
 def test_names_longer_than_anybody_needs_are_refused(tmp_path: Path) -> None:
     exports = "".join(f'(export "{n}{"x" * 90_000}" (func $f))' for n in range(12))
     with pytest.raises(InvalidInput, match="1 MiB of their names"):
