@@ -190,7 +190,9 @@ def _peer(path: str) -> int:
 def _supervises(command: bytes, mark: bytes) -> bool:
     """A shim or a conmon of the runtime whose socket lies in the directory ``mark``."""
     program = os.path.basename(command.split(b"\0", 1)[0])
-    return program.startswith((b"containerd-shim", b"conmon", b"crun")) and mark + b"/" in command
+    return (
+        program.startswith((b"containerd-shim", b"conmon", b"crun", b"forgeone-supervisor")) and mark + b"/" in command
+    )
 
 
 def _say(line: str) -> None:
