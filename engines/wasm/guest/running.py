@@ -79,7 +79,9 @@ def _prepare_server(plan: GuestPlan, loaded: LoadedComponent, extensions: Sequen
         if any(one.provides(name) for name in loaded.imports):
             own |= one.server_functions()
     if own:
-        linked = link(loaded.engine, loaded.component, Interfaces({**SERVER.functions, **own}, SERVER.resources))
+        interfaces = Interfaces({**SERVER.functions, **own}, SERVER.resources)
+        trust = None if loaded.server is None else loaded.server.trust
+        linked = link(loaded.engine, loaded.component, interfaces, trust)
     else:
         linked = loaded.server or link(loaded.engine, loaded.component, SERVER)
     return ReadyServer(plan, linked, loaded.variant)

@@ -60,8 +60,10 @@ class Linked:
     callbacks: list[Any] = field(repr=False)
 
 
-def link(engine: Engine, component: wit.Component, interfaces: Interfaces) -> Linked:
-    """Bind ``component``'s imports. Nothing of the guest runs, and no thread starts.
+def link(
+    engine: Engine, component: wit.Component, interfaces: Interfaces, trust: ssl.SSLContext | None = None
+) -> Linked:
+    """Bind ``component``'s imports. Nothing of the guest runs, and no thread starts. ``trust`` is made where none is given.
 
     :raises FailedPrecondition: it is no server of ``wasi:http`` 0.2, or imports what no function can stand for.
     """
@@ -80,7 +82,8 @@ def link(engine: Engine, component: wit.Component, interfaces: Interfaces) -> Li
     except WasmtimeError as error:
         raise FailedPrecondition(f"the component's imports cannot be bound: {error}") from error
     # The host's authorities, while the host's files are still here.
-    trust = ssl.create_default_context() if binder.outgoing else None
+    if trust is None and binder.outgoing:
+        trust = ssl.create_default_context()
     return Linked(engine, component, linker, handle, sessions, tuple(binder.missing), trust, binder.callbacks)
 
 
