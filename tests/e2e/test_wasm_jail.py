@@ -123,7 +123,9 @@ def test_containers_that_share_their_processes_have_an_init_that_outlives_them(
     forgeoned: Daemon, guests: str, made: Callable[[WasmPod], WasmPod]
 ) -> None:
     pod = made(WasmPod.plan(forgeoned, pid=pb.POD))
-    (init,) = processes(pod.id, "forgeone-")
+    # Who forked it ends after it has answered.
+    eventually(lambda: len(processes(pod.id)) == 1)
+    (init,) = processes(pod.id)
     one, two = (pod.start(pod.container(guests, "/sleep.wasm", name=name)) for name in ("one", "two"))
     spaces = {os.readlink(f"/proc/{pid}/ns/pid") for pid in (init, first(one), first(two))}
     assert len(spaces) == 1
