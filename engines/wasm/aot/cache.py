@@ -33,7 +33,7 @@ from forgeone_shim.errors import (
     ForgeError,
     InternalError,
     InvalidInput,
-    NotFound,
+    Unavailable,
     syscall_error,
 )
 
@@ -136,7 +136,7 @@ class Cache:
     def open_verified(self, entry: Entry, deadline: Deadline = NEVER) -> int:
         """A descriptor of the code, which is what was sealed here; the caller closes it.
 
-        :raises NotFound: it is gone, or is not ours (any more): ask for the entry again.
+        :raises Unavailable: it is gone, or is not ours (any more): ask for the entry again.
         """
         with contextlib.ExitStack() as undo:
             fd = self._open(entry.key)
@@ -145,7 +145,7 @@ class Cache:
                 if self._entry_of(entry.key, fd, deadline) is not None:
                     undo.pop_all()
                     return fd
-        raise NotFound("compiled code", entry.key)
+        raise Unavailable(f"compiled code {entry.key} was removed", fix="ask again: it will be made anew")
 
     def retain(self, image_ids: Collection[str]) -> frozenset[str]:
         """Forget what images other than these needed; returns the keys of what is left."""

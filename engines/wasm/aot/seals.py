@@ -23,7 +23,6 @@ from forgeone_shim.errors import InternalError, syscall_error
 
 _KEY_SIZE: Final = 32
 _CHUNK: Final = 1 << 20
-SEAL_MAX: Final = 8 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from wasmtime import FuncType
 from wasmtime import component as components
@@ -36,6 +36,24 @@ def of_component(kind: components.FuncType, given: Sequence[str]) -> list[Any]:
         given = given[: len(types)]
     _count([type(one).__name__ for one in types], given)
     return [*(_value(one, text) for one, text in zip(types, given, strict=False)), *rest]
+
+
+def told(kind: components.FuncType, result: object) -> tuple[bool, object]:
+    """Whether a component's function returned an error, and what it returned.
+
+    The library names the case of a ``result`` only where the types of what is in it do not.
+    """
+    of = kind.result
+    if not isinstance(of, components.ResultType):
+        return False, result
+    if of._tagged():
+        variant = cast(components.Variant, result)
+        return variant.tag == "err", variant.payload
+    if of.ok is None:
+        return result is not None, result
+    classes: set[type] = set()
+    of.ok.add_classes(classes)
+    return type(result) not in classes, result
 
 
 def shown(result: object) -> str:

@@ -139,13 +139,9 @@ class ReadyComponent:
         instance = setup.linker.instantiate(setup.store, setup.loaded.component)
         enter()
         function = cast(components.Func, instance.get_func(setup.store, self._index))
-        given: list[Any] = []
-        if setup.plan.function:
-            given = arguments.of_component(function.type(setup.store), setup.plan.argv[1:])
-        result = function(setup.store, *given)
-        failed = isinstance(result, components.Variant) and result.tag == "err"
-        if isinstance(result, components.Variant) and result.tag in ("ok", "err"):
-            result = result.payload
+        kind = function.type(setup.store)
+        given = arguments.of_component(kind, setup.plan.argv[1:]) if setup.plan.function else []
+        failed, result = arguments.told(kind, function(setup.store, *given))
         if setup.plan.function:
             _write(_STDERR if failed else _STDOUT, arguments.shown(result))
         return Outcome(1 if failed else 0)

@@ -23,8 +23,8 @@ from forgeone_shim.errors import (
     ForgeError,
     InternalError,
     InvalidInput,
-    NotFound,
     ResourceExhausted,
+    Unavailable,
 )
 from tests.unit.wasm.conftest import make_cache
 
@@ -300,7 +300,7 @@ def test_what_is_not_as_it_was_sealed_is_made_anew(
     else:
         (tmp_path / "aot/key").unlink()
     later = make_cache(tmp_path / "aot")
-    with pytest.raises(NotFound):
+    with pytest.raises(Unavailable):
         later.open_verified(entry)
     assert later.entry(module, NEVER) == entry
     assert read(later, entry) == CODE
@@ -312,7 +312,7 @@ def test_a_change_is_seen_by_a_daemon_that_has_verified_it(
 ) -> None:
     entry = cache.entry(module, NEVER)
     files(tmp_path, entry)[0].write_bytes(b"evil code!!")
-    with pytest.raises(NotFound):
+    with pytest.raises(Unavailable):
         cache.open_verified(entry)
 
 
@@ -353,7 +353,7 @@ def test_code_goes_with_the_last_image_that_needs_it(cache: Cache, compiled: Com
     assert cache.retain(["sha256:a", "sha256:b"]) == {entry.key}
     assert cache.retain(["sha256:b"]) == {entry.key}
     assert cache.retain([]) == frozenset()
-    with pytest.raises(NotFound):
+    with pytest.raises(Unavailable):
         cache.open_verified(entry)
     assert cache.entry(module, NEVER, image_id="sha256:a") == entry
     assert cache.retain(["sha256:a"]) == {entry.key}

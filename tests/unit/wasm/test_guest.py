@@ -174,6 +174,32 @@ def test_a_function_of_a_component_is_called(function: str, word: str, stdout: s
     assert (ran.outcome, ran.stdout.decode()) == (Outcome(0), stdout)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "left", "outcome", "stdout", "stderr"),
+    [
+        ("u32 (error bool)", 0, Outcome(0), b"7\n", b""),
+        ("u32 (error bool)", 1, Outcome(1), b"", b"true\n"),
+        ("u32 (error u32)", 0, Outcome(0), b"7\n", b""),
+        ("u32 (error u32)", 1, Outcome(1), b"", b"7\n"),
+        ("(error u32)", 0, Outcome(0), b"", b""),
+        ("(error u32)", 1, Outcome(1), b"", b"7\n"),
+        ("u32", 0, Outcome(0), b"7\n", b""),
+        ("u32", 1, Outcome(1), b"", b""),
+    ],
+)
+def test_a_result_that_is_an_error_is_one(
+    kinds: str, left: int, outcome: Outcome, stdout: bytes, stderr: bytes, guests: Guests
+) -> None:
+    text = f"""(component (core module $m (memory (export "memory") 1)
+        (func (export "f") (result i32) (i32.store (i32.const 8) (i32.const {left}))
+          (i32.store (i32.const 12) (i32.const 7)) (i32.const 8)))
+        (core instance $i (instantiate $m))
+        (func (export "f") (result (result {kinds}))
+          (canon lift (core func $i "f") (memory (core memory $i "memory")))))"""
+    ran = guests.run(text, GuestPlan(argv=("f",), function="f"))
+    assert (ran.outcome, ran.stdout, ran.stderr) == (outcome, stdout, stderr)
+
+
 def test_arguments_that_do_not_fit_a_component_end_it(guests: Guests) -> None:
     ran = guests.run(FUNCTIONS, GuestPlan(argv=("x", "maybe"), function="test:test/logic#not"))
     assert ran.code == 1
