@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import signal as signals
-import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -158,16 +157,10 @@ class WasmEngine:
             raise InvalidInput(field, f"the module cannot be run: {error.reason}", fix=error.fix) from error
         return Code(entry.key, entry.kind, entry.variant), self._cache.open_verified(entry, deadline)
 
-    def _warm(self) -> None:
-        """Beside what comes next, so that moves into cgroups need not wait for the kernel."""
-        if not self._host.quick_moves:
-            threading.Thread(target=cgroups.warm, args=(self._host.cgroups,), daemon=True).start()
-
     # Sandboxes
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""
-        self._warm()
         groups.warm(self._host)
         return self._sandboxes.prepare(plan, deadline)
 
