@@ -23,6 +23,8 @@ from forgeone_shim.errors import InvalidInput
 BUILT_IN_PREFIX: Final = "forgeone-"
 """Begins the names of the handlers that need no file, one for each engine."""
 DEFAULT_ENGINE: Final = "native"
+WASM_ENGINE: Final = "wasm"
+"""The engine whose pods may have containers of the default one, too."""
 
 _SUFFIX: Final = ".toml"
 _MAX_BYTES: Final = 1 << 20
@@ -39,7 +41,8 @@ class Handler:
 
     ``engine`` runs its containers. ``cni_conf_dir`` is where the configuration of its pods' network is looked for;
     empty: where it is for every other pod. ``seccomp_profile`` is the file that ``seccomp`` was read from.
-    ``default_env`` are variables of its containers that say nothing else of them, nor their images.
+    ``default_env`` are variables of its containers that say nothing else of them, nor their images. ``wasm_only`` says
+    that its pods have no programs of this host in them.
     """
 
     name: str = ""
@@ -49,6 +52,7 @@ class Handler:
     seccomp_profile: str = ""
     seccomp: str = ""
     default_env: tuple[str, ...] = ()
+    wasm_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.engine:
@@ -58,6 +62,8 @@ class Handler:
         if self.seccomp_profile:
             checks.absolute_path("seccomp_profile", self.seccomp_profile)
         checks.each("default_env", self.default_env, texts.variable)
+        if self.wasm_only and self.engine != WASM_ENGINE:
+            raise InvalidInput("wasm_only", f"has a meaning with engine = {WASM_ENGINE!r} alone, not {self.engine!r}")
 
     @property
     def settings(self) -> HandlerSettings:

@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from engines.base import ContainerSpec, SandboxSpec
-from forgeone_shim.config.handlers import DEFAULT_ENGINE
+from forgeone_shim.config.handlers import DEFAULT_ENGINE, WASM_ENGINE
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.modules import VARIANT
 from forgeone_shim.runtime import process
-
-WASM: Final = "wasm"
-"""The engine whose pods take programs too."""
 
 ANNOTATION: Final = "run.oci.handler"
 """As crun has it, of a container or its pod: ``wasm``, or ``wasm-smart`` where the command decides."""
@@ -28,26 +25,46 @@ _SMART: Final = "-smart"
 
 def wasm_first(engine: str) -> bool:
     """Whether the pods of an engine want the module where an image's name stands for a module and a program."""
-    return engine == WASM
+    return engine == WASM_ENGINE
 
 
-def engine(pod: SandboxSpec, spec: ContainerSpec, image: Image, *, of_pod: str, handlers: Sequence[str]) -> str:
+def engine(
+    pod: SandboxSpec,
+    spec: ContainerSpec,
+    image: Image,
+    *,
+    of_pod: str,
+    handlers: Sequence[str],
+    wasm_only: bool = False,
+) -> str:
     """The engine of a container of ``image`` in a pod of the engine ``of_pod``.
 
     :param handlers: the names of those whose pods run modules, for the advice.
-    :raises InvalidInput: it is a module, and the pod's engine runs none; or an artifact that cannot be run at all.
+    :param wasm_only: the pod's handler has no programs beside them.
+    :raises InvalidInput: it is a module, and the pod runs none, or none but modules, and it is none; or it is an
+        artifact that cannot be run at all.
     """
     if image.artifact and not image.module:
         what = f"{spec.image!r} is an OCI artifact ({image.artifact}): it has no command to run"
         raise InvalidInput("config.image.image", what, fix="mount it as an image volume")
     argv = process.argv(spec, image.config, image.module)
-    if of_pod == WASM:
-        return WASM if _asked(pod, spec, argv) or is_module(image, argv) else DEFAULT_ENGINE
+    name, asked_for = spec.user_specified_image or spec.image, pod.runtime_handler or f"forgeone-{of_pod}"
+    if of_pod == WASM_ENGINE:
+        if _asked(pod, spec, argv) or is_module(image, argv):
+            return WASM_ENGINE
+        if wasm_only:
+            raise InvalidInput(
+                "config.image.image",
+                f"{name!r} is a program's ({image.platform}), and the pod's handler {asked_for!r} runs WebAssembly "
+                "and nothing else",
+                fix="give the pod a RuntimeClass with a handler that is not wasm_only",
+            )
+        return DEFAULT_ENGINE
     if is_module(image, argv, certain=True):
         raise InvalidInput(
             "config.image.image",
-            f"{spec.user_specified_image or spec.image!r} is WebAssembly ({image.platform}), and the pod's handler "
-            f"{pod.runtime_handler or 'forgeone-' + of_pod!r} runs programs of this host",
+            f"{name!r} is WebAssembly ({image.platform}), and the pod's handler {asked_for!r} runs programs of "
+            "this host",
             fix=f"give the pod a RuntimeClass with the handler {' or '.join(handlers)}"
             if handlers
             else "install the wasm engine, and give the pod a RuntimeClass with its handler",
@@ -72,7 +89,7 @@ def is_module(image: Image, argv: Sequence[str], *, certain: bool = False) -> bo
 
 def _asked(pod: SandboxSpec, spec: ContainerSpec, argv: Sequence[str]) -> bool:
     asked = _first(ANNOTATION, spec.annotations, pod.annotations)
-    return asked == WASM or (asked == WASM + _SMART and _names_module(argv))
+    return asked == WASM_ENGINE or (asked == WASM_ENGINE + _SMART and _names_module(argv))
 
 
 def _first(key: str, *places: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from engines.base import (
     LiveState,
     NamespaceMode,
 )
+from forgeone_shim.config.handlers import WASM_ENGINE
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
@@ -118,8 +119,8 @@ class Containers:
 
     def _plan(self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image) -> ContainerRecord:
         placement.check(sandbox, spec)
-        handlers = self._p.handlers.of(choose.WASM)
-        engine = choose.engine(sandbox.spec, spec, image, of_pod=sandbox.engine, handlers=handlers)
+        handlers, only = self._p.handlers.of(WASM_ENGINE), sandbox.handler.wasm_only
+        engine = choose.engine(sandbox.spec, spec, image, of_pod=sandbox.engine, handlers=handlers, wasm_only=only)
         id_ = os.urandom(32).hex()
         stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"
         field = "config.stop_signal" if spec.stop_signal else "image.StopSignal"

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 import structlog
 
 from engines.base import ContainerSpec, Engine, ImagePlan
+from forgeone_shim.config.handlers import WASM_ENGINE
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.fs.layers import LayerStore
@@ -26,7 +27,7 @@ class Readiness:
     def arrived(self, image: Image, deadline: Deadline) -> None:
         """Prepare the engine that runs it; one that cannot raises its reason."""
         wanted = _plain_argv(image)
-        engine = self._engines.get(choose.WASM)
+        engine = self._engines.get(WASM_ENGINE)
         if engine is None or not choose.is_module(image, wanted):
             return
         layers = tuple(str(self._layers.path(diff_id)) for diff_id in image.layers)

@@ -17,12 +17,12 @@ from cri.api import runtime_pb2 as pb
 from hack.lab import images, modules
 from hack.lab.daemon import REPOSITORY, Daemon
 from hack.lab.guests import arguments, cat, environment, guest, put, say, sleep
+from hack.lab.http_guest import guest as http_guest
 from hack.lab.registry import Registry
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import Pod
 from tests.e2e.wasm_pods import HANDLER, WasmPod, pull
-from tests.unit.wasm.http_guest import guest as http_guest
 
 pytestmark = pytest.mark.root
 
@@ -205,13 +205,14 @@ def test_what_cannot_be_run_is_pulled_and_told_by_the_container(forgeoned: Daemo
     assert refused.value.code() in {grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT}
 
 
-def test_other_names_of_the_handler_are_files(daemon_factory: Callable[..., Daemon], push: Push) -> None:
+def test_other_names_of_the_handler_are_files(daemon_factory: Callable[..., Daemon], push: Push, busybox: str) -> None:
     daemon = daemon_factory()
     daemon.stop()
     shutil.copytree(REPOSITORY / "hack/handlers.d", daemon.config.handlers_dir)
+    Path(daemon.config.handlers_dir, "strict.toml").write_text('engine = "wasm"\nwasm_only = true\n')
     daemon.start()
     told = [one.name for one in daemon.runtime.Status(pb.StatusRequest(), timeout=30).runtime_handlers]
-    assert told == ["", "forgeone-native", HANDLER, "spin", "wasm", "wasmtime"]
+    assert told == ["", "forgeone-native", HANDLER, "spin", "strict", "wasm", "wasmtime"]
     name = pull(daemon, push("forms/env:1", modules.artifact(guest(environment()))))
     pod = WasmPod.plan(daemon)
     request = pb.RunPodSandboxRequest(config=pod.config, runtime_handler="spin")
@@ -227,3 +228,9 @@ def test_other_names_of_the_handler_are_files(daemon_factory: Callable[..., Daem
     own = pod.container(name, name="own")
     own.envs.add(key="WASMTIME_HTTP_PROXY_SOCKET_ADDR", value=b"127.0.0.1:8080")
     assert "WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:8080" in ended(pod, own).splitlines()
+    strict = WasmPod.plan(daemon)
+    request = pb.RunPodSandboxRequest(config=strict.config, runtime_handler="strict")
+    strict.id = daemon.runtime.RunPodSandbox(request, timeout=patient(60)).pod_sandbox_id
+    ended(strict, strict.container(name))
+    with pytest.raises(grpc.RpcError, match="handler 'strict' runs WebAssembly and nothing else"):
+        strict.create(strict.container(pull(daemon, busybox), "true", name="program"))

@@ -49,6 +49,7 @@ def test_no_directory_is_no_handlers(tmp_path: Path) -> None:
         ("[engine]\nx = 1", "engine", "must be a string, got a table"),
         ("engine", "content", "is not TOML"),
         ('default_env = ["A"]', "default_env", "is not NAME=value"),
+        ("wasm_only = true", "wasm_only", "alone, not 'native'"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_file_and_key(tmp_path: Path, text: str, key: str, why: str) -> None:

@@ -65,6 +65,19 @@ def test_a_program_in_a_pod_of_programs_is_one_whatever_its_file_is_called(image
     assert chosen(image, "native") == "native"
 
 
+def chosen_strictly(image: Image) -> str:
+    pod = replace(POD, runtime_handler="strict")
+    spec = ContainerSpec(name="c", image="app")
+    return choose.engine(pod, spec, image, of_pod="wasm", handlers=("forgeone-wasm", "strict"), wasm_only=True)
+
+
+@pytest.mark.parametrize("image", [LINUX, SMART])
+def test_a_handler_may_keep_programs_out_of_its_pods(image: Image) -> None:
+    assert chosen_strictly(FILE) == "wasm"
+    with pytest.raises(InvalidInput, match=r"'app' is a program's \(linux/amd64\), and the pod's handler 'strict'"):
+        chosen_strictly(image)
+
+
 @pytest.mark.parametrize("command", [("/bin/app.wasm", "x"), ("app.wat",), ("a.wasm#f",)])
 def test_a_command_of_the_containers_own_counts(command: tuple[str, ...]) -> None:
     assert chosen(LINUX, spec=ContainerSpec(name="c", command=command)) == "wasm"
