@@ -110,7 +110,7 @@ def guest(version: str = "0.2.0") -> str:
     without an end; ``/n`` no answer; ``/b`` 1 MiB; ``/p`` a line, then a trap; ``/l`` a line of six with a
     Content-Length of nine; ``/w`` waits for a second; ``/W`` waits for a minute; ``/d`` a body that is not finished;
     ``/m`` asks for 4 GiB, which it cannot get; ``/o`` a line on stdout; ``/fHOST:PORT`` what is at
-    ``http://HOST:PORT/h``.
+    ``http://HOST:PORT/h``, ``/FHOST:PORT`` the same by TLS.
     """
     return f"""(component
 (import "wasi:io/poll@{version}" (instance $poll
@@ -268,14 +268,14 @@ def guest(version: str = "0.2.0") -> str:
       (if (i32.load8_u (i32.const 32)) (then return))
       (local.set $left (i32.sub (local.get $left) (local.get $room)))
       (br_if $more (local.get $left))))
-  (func $fetch (param $path i32) (param $length i32) (param $to i32)
+  (func $fetch (param $tls i32) (param $path i32) (param $length i32) (param $to i32)
     (local $request i32) (local $future i32) (local $pollable i32) (local $body i32) (local $stream i32)
     (local.set $request (call $new-outgoing-request (call $new-fields)))
     (drop (call $outgoing-request.set-authority (local.get $request) (i32.const 1)
       (i32.add (local.get $path) (i32.const 2)) (i32.sub (local.get $length) (i32.const 2))))
     (drop (call $outgoing-request.set-path-with-query (local.get $request) (i32.const 1)
       (i32.const 128) (i32.const 2)))
-    (drop (call $outgoing-request.set-scheme (local.get $request) (i32.const 1) (i32.const 0)
+    (drop (call $outgoing-request.set-scheme (local.get $request) (i32.const 1) (local.get $tls)
       (i32.const 0) (i32.const 0)))
     (call $handle (local.get $request) (i32.const 0) (i32.const 0) (i32.const 32))
     (if (i32.load8_u (i32.const 32)) (then unreachable))
@@ -330,8 +330,9 @@ def guest(version: str = "0.2.0") -> str:
       (call $copy (call $result (i32.const 32)) (local.get $stream)))
     (else (if (i32.eq (local.get $what) (i32.const {ord("b")})) (then
       (call $fill (local.get $stream) (i32.const 1048576)))
-    (else (if (i32.eq (local.get $what) (i32.const {ord("f")})) (then
-      (call $fetch (local.get $path) (local.get $length) (local.get $stream)))
+    (else (if (i32.eq (i32.or (local.get $what) (i32.const 32)) (i32.const {ord("f")})) (then
+      (call $fetch (i32.eq (local.get $what) (i32.const {ord("F")})) (local.get $path) (local.get $length)
+        (local.get $stream)))
     (else
       (call $output-stream.blocking-write-and-flush (local.get $stream) (i32.const 64) (i32.const 6)
         (i32.const 32))))))))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import resource
 import signal
 import socket
+import ssl
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from engines.wasm.guest.http.exchange import Limits
 from engines.wasm.guest.http.serving import ReadyServer
@@ -99,10 +105,12 @@ def body_of(answer: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(loaded: LoadedComponent, limits: Limits = LIMITS, memory_max: int = 0) -> Iterator[Served]:
+def serving(
+    loaded: LoadedComponent, limits: Limits = LIMITS, memory_max: int = 0, env: tuple[str, ...] = ()
+) -> Iterator[Served]:
     port = free_port()
     plan = GuestPlan(
-        argv=("guest",), env=(f"WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:{port}", "A=b"), memory_max=memory_max
+        argv=("guest",), env=(f"WASMTIME_HTTP_PROXY_SOCKET_ADDR=127.0.0.1:{port}", *env), memory_max=memory_max
     )
     assert loaded.server is not None
     with tempfile.NamedTemporaryFile() as errors:
@@ -453,3 +461,65 @@ def test_an_endless_body_that_nobody_reads_is_not_read_for_ever(server: Served) 
             while time.monotonic() - began < 8:
                 client.sendall(bytes(65536))
         assert time.monotonic() - began < 8
+
+
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A self-signed one for localhost, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+def tls_answer(listener: socket.socket, context: ssl.SSLContext, answer: bytes) -> None:
+    with contextlib.suppress(OSError):
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True) as secure:
+            secure.recv(4096)
+            secure.sendall(answer)
+            secure.unwrap()
+
+
+@pytest.mark.parametrize(
+    ("trusted", "host", "told"),
+    [(True, "localhost", None), (True, "127.0.0.1", 13), (False, "localhost", 13)],
+)
+def test_a_guest_asks_by_tls_whom_it_trusts_and_nobody_else(
+    loaded: LoadedComponent, tmp_path: Path, trusted: bool, host: str, told: int | None
+) -> None:
+    paths = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*paths)
+    body = bytes(range(256)) * 300
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    env = (f"SSL_CERT_FILE={paths[0]}",) if trusted else ()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(tls_answer, listener, context, answer)
+        with serving(loaded, env=env) as served:
+            got = body_of(served.get(f"/F{host}:{listener.getsockname()[1]}"))
+        # TLS-certificate-error is the thirteenth of the error codes.
+        assert got == (body if told is None else bytes((told,)))
+        answering.result(timeout=10)
+
+
+def test_another_signal_ends_it_at_once(loaded: LoadedComponent) -> None:
+    with serving(loaded) as served:
+        os.kill(served.pid, signal.SIGUSR1)
+        assert served.wait() == 128 + signal.SIGUSR1

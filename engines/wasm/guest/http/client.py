@@ -58,6 +58,7 @@ class Request:
     __slots__ = (
         "_addresses",
         "_buffer",
+        "_closed",
         "_deadline",
         "_handshake",
         "_head",
@@ -90,6 +91,7 @@ class Request:
         self._handshake: Tls | None = None
         self._stage = self._connect
         self._buffer = b""
+        self._closed = False
         self._deadline = time.monotonic() + _seconds(self._options.connect, _CONNECT_MAX)
         self._sink = Sink() if request.body is None else request.body.sink
         self._head = _head(request, self._method)
@@ -135,15 +137,12 @@ class Request:
         """End the connection. Again is no error."""
         self._sink.fail("the request is over")
         self._fail("connection-terminated")
-        if self._transport is not None:
-            self._transport.close()
-        if self._socket is not None:
-            self._socket.close()
+        self._end()
 
     @property
     def open(self) -> bool:
-        """Whether it has a connection."""
-        return self._socket is not None and self._socket.fileno() >= 0
+        """Whether it may still have a connection."""
+        return not self._closed
 
     # Stages: each goes on without waiting, and says whether there is more to do at once.
 
@@ -254,9 +253,15 @@ class Request:
         if self._outcome is None:
             self._outcome = ("err", code)
             self._sink.fail("the request failed")
-            if self._transport is not None:
-                self._transport.close()
+            self._end()
         return False
+
+    def _end(self) -> None:
+        self._closed = True
+        if self._transport is not None:
+            self._transport.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 _REFUSALS: Final = {

@@ -63,7 +63,7 @@ class Linked:
 def link(
     engine: Engine, component: wit.Component, interfaces: Interfaces, trust: ssl.SSLContext | None = None
 ) -> Linked:
-    """Bind ``component``'s imports. Nothing of the guest runs, and no thread starts. ``trust`` is made where none is given.
+    """Bind ``component``'s imports. Nothing of the guest runs, and no thread starts. ``trust`` is made if not given.
 
     :raises FailedPrecondition: it is no server of ``wasi:http`` 0.2, or imports what no function can stand for.
     """

@@ -19,6 +19,7 @@ from engines.wasm.guest.http.server import Ending, Server, log_to_stderr
 from engines.wasm.guest.http.session import Surroundings
 from engines.wasm.guest.plan import CPU_BUDGET_EXCEEDED, TRAP_CODE, GuestPlan, Outcome
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.shim.channel import CAUGHT
 
 _ADDRESS: Final = "WASMTIME_HTTP_PROXY_SOCKET_ADDR"
 _BACKLOG: Final = "WASMTIME_HTTP_PROXY_BACKLOG"
@@ -59,6 +60,9 @@ class ReadyServer:
         stop, alarm = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(alarm, warn_on_full_buffer=False)
         asked: list[int] = []
+        for number in CAUGHT:
+            # By default they would end a program; only the main thread is told, and it never runs a guest.
+            signal.signal(number, lambda number, _frame: os._exit(128 + number))
         for number in _STOPS:
             signal.signal(number, lambda number, _frame: _asked_again(asked, number))
         server = Server(self._listener, self._make, self._limits, log_to_stderr)
