@@ -26,7 +26,7 @@ setup: $(VENV)/.project $(VENV)/.stubs ## system packages, .venv, and a host tha
 	@$(SUDO) $(BIN)/forge doctor --fix --quiet || echo "setup: this host cannot run pods yet; see above" >&2
 
 .PHONY: run
-run: setup ## a pod from a registry image prints its log line
+run: setup ## a pod on each engine, from a registry, prints its log line
 	@$(SUDO) $(BIN)/python -m hack.demo
 
 .PHONY: test
