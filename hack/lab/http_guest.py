@@ -107,7 +107,8 @@ def guest(version: str = "0.2.0") -> str:
     """The text of the component. Paths:
 
     ``/h`` a line; ``/e`` the request's body, back; ``/r`` its body on stdout, then a line; ``/t`` a trap; ``/s`` a loop
-    without an end; ``/n`` no answer; ``/b`` 1 MiB; ``/p`` a line, then a trap; ``/l`` a line of six with a
+    without an end; ``/n`` no answer; ``/b`` 1 MiB; ``/p`` a line, then a trap; ``/S`` a line, then a
+    loop without an end; ``/l`` a line of six with a
     Content-Length of nine; ``/w`` waits for a second; ``/W`` waits for a minute; ``/d`` a body that is not finished;
     ``/m`` asks for 4 GiB, which it cannot get; ``/o`` a line on stdout; ``/fHOST:PORT`` what is at
     ``http://HOST:PORT/h``, ``/FHOST:PORT`` the same by TLS.
@@ -337,6 +338,7 @@ def guest(version: str = "0.2.0") -> str:
       (call $output-stream.blocking-write-and-flush (local.get $stream) (i32.const 64) (i32.const 6)
         (i32.const 32))))))))
     (if (i32.eq (local.get $what) (i32.const {ord("p")})) (then unreachable))
+    (if (i32.eq (local.get $what) (i32.const {ord("S")})) (then (loop $ever (br $ever))))
     (call $drop-output-stream (local.get $stream))
     (if (i32.eq (local.get $what) (i32.const {ord("d")})) (then return))
     (call $outgoing-body.finish (local.get $body) (i32.const 0) (i32.const 0) (i32.const 32))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from engines.wasm.guest.http.wasi_http import OutgoingResponse
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_GRACE: Final = 1.0
 _UNREAD_MAX: Final = 256 * 1024
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -65,10 +67,12 @@ class Exchange:
     """Takes the guest's answer to one request.
 
     The server's main thread may :meth:`give_up` on a guest that does not come back, while its worker is still in it:
-    whoever claims the exchange first is the one who answers.
+    whoever claims the exchange first is the one who answers. ``lost`` is the server's own note of that.
     """
 
     __slots__ = (
+        "_called",
+        "_calls",
         "_claimed",
         "_clock",
         "_lock",
@@ -78,6 +82,7 @@ class Exchange:
         "given_up",
         "intake",
         "limits",
+        "lost",
         "request",
         "session",
         "sink",
@@ -107,7 +112,10 @@ class Exchange:
         self.sink: Sink | None = None
         self.began = False
         self.given_up = False
+        self.lost = False
         self._claimed = False
+        self._calls = -1
+        self._called = math.inf
         self._lock = threading.Lock()
         self._clock = clock
         self._stays = stays
@@ -151,12 +159,28 @@ class Exchange:
         self._plain(status)
         return True
 
+    def is_stuck(self, now: float) -> bool:
+        """Whether the guest has to be given up: asked from time to time by another thread while it runs.
+
+        One that waits in a host call notices itself that its time is over; this is for one that does not come out.
+        """
+        session = self.session
+        if self.given_up or session is None:
+            return False
+        if not self._claimed:
+            return now > self.expires + _GRACE
+        if session.waiting or session.calls != self._calls:
+            self._calls, self._called = session.calls, now
+            return False
+        return now > self._called + self.limits.answer
+
     def give_up(self, status: int) -> bool:
-        """As :meth:`refuse`, from another thread while the guest runs; whether it had not answered yet."""
-        if not self._claim():
+        """Nobody waits for the guest any more; from another thread while it runs. False if it answered just now."""
+        if self._claim():
+            self._plain(status)
+        elif time.monotonic() <= self._called + self.limits.answer:
             return False
         self.given_up = True
-        self._plain(status)
         return True
 
     def settle(self, session: Session) -> bool:

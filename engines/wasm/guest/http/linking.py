@@ -158,6 +158,7 @@ def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Sess
 
     def call(_data: int, context: int, _type: int, args: int, _n: int, results: int, _m: int) -> int:
         session = sessions[context]
+        session.calls += 1
         try:
             value = act(session, args)
             if write is not None:

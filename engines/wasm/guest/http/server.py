@@ -130,7 +130,7 @@ class Server:
                     with contextlib.suppress(Broken):
                         connection.transport.send(plain(408, self._clock))
                 self._forget(fd, connection)
-            stuck = [exchange for exchange in self._running if self._is_stuck(exchange, now)]
+            stuck = [exchange for exchange in self._running if exchange.is_stuck(now)]
         for exchange in stuck:
             if exchange.give_up(504):
                 self._lose(exchange)
@@ -141,17 +141,14 @@ class Server:
             )
         return None
 
-    def _is_stuck(self, exchange: Exchange, now: float) -> bool:
-        # A guest that waits in a host call notices by itself; this one has not come out for a second longer.
-        return not exchange.answered and now > exchange.expires + _TICK
-
     def _lose(self, exchange: Exchange) -> None:
         request = exchange.request
         self._log(f"{request.method} {request.path}: the guest took longer than {self._limits.answer:g} s")
         with self._lock:
-            self._lost += 1
             connection = self._running.get(exchange)
             if connection is not None:
+                self._lost += 1
+                exchange.lost = True
                 # The worker that is still in it finds it closed.
                 connection.transport.finish_sending()
                 self._forget(connection.transport.fd, connection)
@@ -287,8 +284,8 @@ class Server:
         try:
             while connection.buffer:
                 if connection.buffer.startswith(b"\r\n"):
-                    connection.buffer = connection.buffer[2:]
-                    continue
+                    # One empty line before a request is passed over (RFC 9112, section 2.2), a second is none.
+                    connection.buffer, connection.searched = connection.buffer[2:], 0
                 end = wire.head_end(connection.buffer, connection.searched)
                 if not end:
                     connection.searched = len(connection.buffer)
@@ -331,7 +328,7 @@ class Server:
             with self._lock:
                 self._free += 1
                 del self._running[exchange]
-                if exchange.given_up:
+                if exchange.lost:
                     self._lost -= 1
 
     def _hand_over(self, exchange: Exchange) -> bool:

@@ -91,14 +91,15 @@ class Session:
 
     ``context`` is the address of its store's context, ``scratch`` that of memory for conversions. Handles are numbers
     in ``table``; ``movers`` go on while it waits; ``expires`` (monotonic seconds) is when a wait ends in
-    :class:`Expired`; ``closing`` are let go at the end.
+    :class:`Expired`; ``closing`` are let go at the end. ``calls`` counts what the guest asked of the host, for who
+    watches whether it still does.
     """
 
     __slots__ = (
         "_last",
+        "calls",
         "closing",
         "context",
-        "exchange",
         "expires",
         "failure",
         "movers",
@@ -106,6 +107,7 @@ class Session:
         "scratch",
         "surroundings",
         "table",
+        "waiting",
     )
 
     def __init__(self, context: int, scratch: int, surroundings: Surroundings) -> None:
@@ -119,7 +121,8 @@ class Session:
         self.failure: BaseException | None = None
         self.output: dict[int, Any] = {}
         self.closing: list[Any] = []
-        self.exchange: Any = None
+        self.calls = 0
+        self.waiting = False
 
     def hold(self, resource: Any) -> int:
         """A number for the resource.
@@ -180,7 +183,11 @@ class Session:
         for fd, events in waits.events.items():
             poller.register(fd, events)
         # Rounded up, so that a moment has come when the wait for it is over.
-        poller.poll(None if until is None else min(max(0, int((until - now) * 1000) + 1), _WAIT_MAX))
+        self.waiting = True
+        try:
+            poller.poll(None if until is None else min(max(0, int((until - now) * 1000) + 1), _WAIT_MAX))
+        finally:
+            self.waiting = False
 
     def close(self) -> None:
         """Let go of everything the guest held."""
