@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+from wasmtime import wat2wasm
 
 from cri.api import runtime_pb2 as pb
-from hack.lab import images
+from hack.lab import http_guest, images
 from hack.lab.daemon import Daemon
 from hack.lab.guests import (
     arguments,
@@ -277,3 +280,38 @@ def test_containers_that_share_their_processes_have_an_init(forgeoned: Daemon, g
         assert pod.wait(program).exit_code == 137
     finally:
         pod.remove()
+
+
+def test_a_server_answers_probes_at_its_pods_address_and_clients_at_a_host_port(
+    forgeoned: Daemon, push: Push, busybox: str
+) -> None:
+    component = pull(forgeoned, push("served:latest", image({"served.wasm": bytes(wat2wasm(http_guest.guest()))})))
+    pull(forgeoned, busybox)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
+    server, client = WasmPod.plan(forgeoned), WasmPod.plan(forgeoned)
+    server.config.port_mappings.add(container_port=8080, host_port=port)
+    server.run()
+    client.run()
+    try:
+        server.start(server.container(component))
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=server.id)
+        address = forgeoned.runtime.PodSandboxStatus(request).status.network.ip
+        eventually(lambda: _answer(address, 8080) == b"Hello\n")
+        gateway = address.rpartition(".")[0] + ".1"
+        program = client.start(client.container(busybox, "sleep", "1000"))
+        assert client.exec(program, "wget", "-qO-", f"http://{gateway}:{port}/h").stdout == b"Hello\n"
+    finally:
+        server.remove()
+        client.remove()
+
+
+def _answer(address: str, port: int) -> bytes:
+    connection = http.client.HTTPConnection(address, port, timeout=5)
+    try:
+        connection.request("GET", "/h")
+        return connection.getresponse().read()
+    except OSError:
+        return b""
+    finally:
+        connection.close()
