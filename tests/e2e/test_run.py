@@ -107,7 +107,8 @@ def test_standard_input_reaches_a_guest_and_a_program_alike(run: Forge, tmp_path
     assert done.stdout == b"begin\n" + b"x" * 300_000
 
 
-def test_nothing_of_a_terminal_s_first_output_is_missed(run: Forge, busybox: str) -> None:
+def test_nothing_of_a_terminal_s_first_output_is_missed(run: Forge, tmp_path: Path, busybox: str) -> None:
+    assert run("--rm", "-t", packed(tmp_path, guests.say("first\n"))).stdout == b"first\r\n"
     done = run("--rm", "-q", "-t", busybox, "--", "sh", "-c", "echo first; tty; exit 4", code=4)
     assert done.stdout == b"first\r\n/dev/pts/0\r\n"
 

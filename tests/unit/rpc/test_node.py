@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +52,40 @@ def pull(puller: Puller, **request: object) -> list[node_pb2.PullImageResponse]:
     node = SimpleNamespace(images=puller, wasm_first=lambda handler: handler == "forgeone-wasm")
     servicer = NodeServicer(node, unused)
     return list(servicer.PullImage(node_pb2.PullImageRequest(**request), CALL))
+
+
+class Archives:
+    """Images as files."""
+
+    def __init__(self) -> None:
+        self.received: tuple[bytes, str] = (b"", "")
+
+    def export(self, names: Sequence[str]) -> Iterator[bytes]:
+        yield from (name.encode() for name in names)
+
+    def receive(self, pieces: Iterable[bytes], deadline: Deadline, name: str = "") -> tuple[Image, ...]:
+        self.received = b"".join(pieces), name
+        return (Image(id="sha256:1", repo_tags=("a:b",)),)
+
+
+def test_an_export_is_sent_piece_by_piece() -> None:
+    servicer = NodeServicer(SimpleNamespace(images=Archives()), unused)
+    sent = servicer.ExportImages(node_pb2.ExportImagesRequest(images=["one", "two"]), CALL)
+    assert [message.data for message in sent] == [b"one", b"two"]
+
+
+def test_an_import_s_name_is_its_first_message_s_and_data_may_be_in_any() -> None:
+    archives = Archives()
+    servicer = NodeServicer(SimpleNamespace(images=archives), unused)
+    requests = [node_pb2.ImportImagesRequest(name="n", data=b"1"), node_pb2.ImportImagesRequest(name="x", data=b"2")]
+    assert list(servicer.ImportImages(iter(requests), CALL).images[0].repo_tags) == ["a:b"]
+    assert archives.received == (b"12", "n")
+
+
+def test_an_import_without_a_message_is_an_empty_archive() -> None:
+    archives = Archives()
+    NodeServicer(SimpleNamespace(images=archives), unused).ImportImages(iter(()), CALL)
+    assert archives.received == (b"", "")
 
 
 def test_the_last_message_is_the_image() -> None:
