@@ -17,7 +17,7 @@ class Settings:
     """
 
     compile_timeout: float = 300.0
-    compile_memory: int = 4 << 30
+    compile_memory: int = 2 << 30
     log_size_max: int = 0
     log_rate: int = 0
     cgroup_driver: str = "auto"

@@ -180,7 +180,7 @@ class WasmConfig:
     """The wasm engine: what compiling a module may take (seconds, bytes), and its containers' logs."""
 
     compile_timeout: float = 300.0
-    compile_memory: int = 4 * 1024 * 1024 * 1024
+    compile_memory: int = 2 * 1024 * 1024 * 1024
     log_size_max: int = 0
     log_rate: int = 0
 
