@@ -249,11 +249,15 @@ class ImageService:
         with self._gated():
             chosen = exports.choose(names, self._records.named)
             layers = {layer for each in chosen for layer in each.image.layers}
-            lease = self._records.lease(layers, {blob for each in chosen for blob in each.image.blobs})
+            blobs = [blob for each in chosen for blob in each.image.blobs]
+            lease = self._records.lease(layers, blobs)
         try:
             yield from exports.pieces(chosen, self._documents, self._blobs, self._layers)
         finally:
-            self._records.release(lease)
+            with self._gated():
+                self._records.release(lease)
+                # Of an image that was removed meanwhile.
+                self._sweep(layers, blobs)
 
     def receive(self, pieces: Iterable[bytes], deadline: Deadline, name: str = "") -> tuple[Image, ...]:
         """Like :meth:`load`, of an archive that comes in pieces. It is read whole before anything is believed of it.
@@ -277,7 +281,7 @@ class ImageService:
 
         Those that came before one that fails stay.
 
-        :raises InvalidInput: one has no name, or it is no archive. PermissionDenied: a package is not trusted.
+        :raises InvalidInput: one has no name, or it is no archive. UntrustedImage: a package is not trusted.
         """
         session = Session(self._contexts, Deadline.after(deadline.remaining()), self._settings.config.progress_timeout)
         with self._lock:
