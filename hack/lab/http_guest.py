@@ -141,7 +141,7 @@ def guest(version: str = "0.2.0") -> str:
 (alias export $streams "output-stream" (type $output-stream))
 (import "wasi:cli/stdout@{version}" (instance $out
   (alias outer 1 $output-stream (type $o'))
-  (export "output-stream" (type $o (eq $o')))
+  (export "by-another-name" (type $o (eq $o')))
   (export "get-stdout" (func (result (own $o))))))
 (import "wasi:clocks/monotonic-clock@{version}" (instance $clock
   (alias outer 1 $pollable (type $p'))

@@ -396,6 +396,12 @@ def test_memory_does_not_grow_with_requests(loaded: LoadedComponent) -> None:
         assert served.resident() - before < 1024
 
 
+def test_a_guest_whose_memory_is_beyond_its_limit_does_not_start(loaded: LoadedComponent) -> None:
+    with serving(loaded, memory_max=65536) as served:
+        assert served.wait() == 1
+        assert "WasmCannotStart" in served.log()
+
+
 def test_an_address_that_is_none_or_taken_is_refused(loaded: LoadedComponent) -> None:
     assert loaded.server is not None
     plan = GuestPlan(argv=("guest",), env=("WASMTIME_HTTP_PROXY_SOCKET_ADDR=localhost:http",))

@@ -35,7 +35,7 @@ _Finalizer = ctypes.CFUNCTYPE(None, _address)
 class Interfaces:
     """What this host offers: functions by ``namespace:package/interface#name``, and the numbers of resource types.
 
-    A type's name is enough: WASI 0.2 has no two of one name, and interfaces name again those that they use of others.
+    A type's name is enough, for WASI 0.2 has no two of one name.
     """
 
     functions: Mapping[str, Function]
@@ -79,7 +79,7 @@ def link(
                     raise FailedPrecondition(f"the component imports {name}, which is no interface")
                 with root.add_instance(name) as instance:
                     binder.bind(instance, name.split("@", 1)[0], kind.exports(engine))
-    except WasmtimeError as error:
+    except (TypeError, WasmtimeError) as error:
         raise FailedPrecondition(f"the component's imports cannot be bound: {error}") from error
     # The host's authorities, while the host's files are still here.
     if trust is None and binder.outgoing:
@@ -104,6 +104,7 @@ class _Binder:
         self._destructor = _Destructor(self._destroy)
         self._finalizer = _Finalizer()
         self._kinds = dict(interfaces.resources)
+        self._seen: list[tuple[wit.ResourceType, int]] = []
         self.callbacks: list[Any] = [self._destructor]
         self.missing: list[str] = []
         self.outgoing = False
@@ -113,12 +114,12 @@ class _Binder:
         for name, item in items.items():
             kind, full = getattr(item, "ty", item), f"{interface}#{name}"
             if isinstance(kind, wit.ResourceType):
-                self._bind_resource(instance, name)
+                self._bind_resource(instance, name, kind)
             elif isinstance(kind, wit.FuncType):
                 self._bind_function(instance, full, name, kind)
 
-    def _bind_resource(self, instance: wit.LinkerInstance, name: str) -> None:
-        number = self._kinds.setdefault(name, _FOREIGN + len(self._kinds))
+    def _bind_resource(self, instance: wit.LinkerInstance, name: str, told: wit.ResourceType) -> None:
+        number = self._number(name, told)
         encoded = name.encode()
         with wit.ResourceType.host(number) as kind:
             _check(
@@ -126,6 +127,14 @@ class _Binder:
                     instance.ptr(), encoded, len(encoded), kind.ptr(), self._destructor, None, self._finalizer
                 )
             )
+
+    def _number(self, name: str, told: wit.ResourceType) -> int:
+        """Interfaces may call a type of another one as they like (``io-error``); its own interface came before."""
+        number = next((each for kind, each in self._seen if kind == told), None)
+        if number is None:
+            number = self._kinds.setdefault(name, _FOREIGN + len(self._kinds))
+            self._seen.append((told, number))
+        return number
 
     def _bind_function(self, instance: wit.LinkerInstance, full: str, name: str, kind: wit.FuncType) -> None:
         function = self._interfaces.functions.get(full)

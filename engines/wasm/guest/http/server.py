@@ -85,6 +85,13 @@ class Server:
         self._accepting = False
         self._stopping = False
 
+    def warm(self) -> None:
+        """Make the first instance, so that what cannot be made is found out at the start.
+
+        :raises WasmtimeError: it cannot.
+        """
+        self._spares.append(self._make())
+
     def run(self, stop: int, ended: Callable[[], Ending | None]) -> Ending | None:
         """Serve until ``stop`` (a descriptor) becomes readable; then finish what has been begun, and return.
 

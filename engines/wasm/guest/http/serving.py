@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
+from wasmtime import WasmtimeError
+
 from engines.wasm.aot.target import Variant
+from engines.wasm.guest import traps
 from engines.wasm.guest.http.exchange import Limits
 from engines.wasm.guest.http.instances import Instance
 from engines.wasm.guest.http.linking import Linked
@@ -67,7 +70,12 @@ class ReadyServer:
             signal.signal(number, lambda number, _frame: _asked_again(asked, number))
         server = Server(self._listener, self._make, self._limits, log_to_stderr)
         try:
+            server.warm()
             ending = server.run(stop, self._spent)
+        except WasmtimeError as error:
+            outcome = traps.outcome(error, started=False)
+            log_to_stderr(traps.report(error, outcome).decode(errors="replace"))
+            return outcome
         except OSError as error:
             ending = Ending("HTTPListenFailed", f"the server cannot listen: {error.strerror or error}")
             log_to_stderr(ending.message)
