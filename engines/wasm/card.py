@@ -11,6 +11,8 @@ leaves the one before.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -37,6 +39,9 @@ _STEPS_MAX: Final = 64
 _HEAD: Final = struct.Struct("<BxxxI")
 # A writer that amends without pause cannot keep a reader for ever.
 _ATTEMPTS: Final = 100
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,19 +73,28 @@ class Card:
 
 
 class View:
-    """The file as its guest's process sees it, for as long as that lives."""
+    """The file as its guest's process sees it, mapped for as long as that lives; no descriptor is left open."""
 
     def __init__(self, fd: int) -> None:
-        """``fd`` stays the caller's."""
-        self._map = mmap.mmap(fd, _SIZE, mmap.MAP_SHARED, mmap.PROT_READ)
+        """``fd`` stays the caller's. Raises OSError."""
+        # Of what is not in the file there are no pages, and a look at it would end the process.
+        if os.fstat(fd).st_size < _SIZE:
+            raise OSError(errno.EINVAL, "it is too short")
+        # Python's own keeps a descriptor, by which whoever breaks out of the guest could write the file.
+        at = _libc.mmap(None, _SIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if at is None or at == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._start = int(at)
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        return ctypes.string_at(self._start + at, count)
 
     def read(self) -> Card:
         """:raises InternalError: it is amended faster than it can be read, or is no such file."""
         for _ in range(_ATTEMPTS):
-            before = self._map[_GENERATION : _GENERATION + 8]
-            at = _SLOTS[before[0] & 1]
-            content = self._map[at : at + _SLOTS[1] - _SLOTS[0]]
-            if self._map[_GENERATION : _GENERATION + 8] == before:
+            before = self._bytes(_GENERATION, 8)
+            content = self._bytes(_SLOTS[before[0] & 1], _SLOTS[1] - _SLOTS[0])
+            if self._bytes(_GENERATION, 8) == before:
                 return _decode(content)
         raise InternalError("what the container is does not stand still")
 
@@ -124,8 +138,8 @@ def see(path: str) -> View | None:
         raise syscall_error("open", path, error) from error
     try:
         return View(fd)
-    except (OSError, ValueError) as error:
-        raise InternalError(f"{path} cannot be mapped: {error}") from error
+    except OSError as error:
+        raise InternalError(f"{path} cannot be mapped: {error.strerror}") from error
     finally:
         os.close(fd)
 

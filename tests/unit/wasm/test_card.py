@@ -13,6 +13,7 @@ from engines.base import Step
 from engines.wasm import card
 from engines.wasm.card import Card, Limits
 from forgeone_shim.errors import InternalError
+from forgeone_shim.kernel.descriptors import open_descriptors
 
 BOOT = Step(5, "created", "boot", "booted")
 START = Step(6, "booted", "start", "running")
@@ -31,6 +32,14 @@ def test_what_is_amended_is_seen_at_once(tmp_path: Path) -> None:
     assert other.read() == view.read()
     card.correct(path, "stopping")
     assert view.read() == Card("stopping", Limits(memory=7, cpu_quota=9), (BOOT, START))
+
+
+def test_a_guest_s_process_keeps_no_descriptor_of_it(tmp_path: Path) -> None:
+    before = open_descriptors()
+    made, seen = card.create(str(tmp_path / "card"), Card()), card.see(str(tmp_path / "card"))
+    assert seen is not None
+    assert open_descriptors() == before
+    assert made.read() == seen.read() == Card()
 
 
 def test_only_the_latest_steps_are_kept(tmp_path: Path) -> None:
