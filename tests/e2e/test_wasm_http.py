@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from wasmtime import wat2wasm
@@ -13,6 +16,7 @@ from wasmtime import wat2wasm
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
 from hack.lab.http_guest import guest
+from hack.lab.tls import certificate, tls_answer
 from tests.e2e.conftest import Push
 from tests.e2e.streams import eventually
 from tests.e2e.wasm_pods import WasmPod, image, pull
@@ -104,3 +108,20 @@ def test_requests_under_way_are_answered_before_the_container_ends(pod: WasmPod,
             data += part
     assert data.startswith(b"HTTP/1.1 200 OK") and b"Hello" in data
     assert pod.status(id_).exit_code == 0
+
+
+def test_a_component_asks_by_tls_in_its_own_root_directory(pod: WasmPod, component: str, tmp_path: Path) -> None:
+    port = free_port()
+    paths = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*paths)
+    config = pod.container(component)
+    config.envs.add(key="WASMTIME_HTTP_PROXY_SOCKET_ADDR", value=f"127.0.0.1:{port}".encode())
+    config.envs.add(key="SSL_CERT_FILE", value=b"/trusted.pem")
+    config.mounts.add(container_path="/trusted.pem", host_path=str(paths[0]), readonly=True)
+    id_ = pod.start(config)
+    eventually(lambda: answers(port))
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret"
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        pool.submit(tls_answer, listener, context, answer)
+        assert get(port, f"/Flocalhost:{listener.getsockname()[1]}") == (200, b"secret"), pod.log(id_)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import resource
 import signal
@@ -17,10 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from engines.wasm.guest.http.exchange import Limits
 from engines.wasm.guest.http.serving import ReadyServer
@@ -28,6 +23,7 @@ from engines.wasm.guest.loading import LoadedComponent
 from engines.wasm.guest.plan import GuestPlan
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from hack.lab.http_guest import guest
+from hack.lab.tls import certificate, tls_answer
 from tests.unit.wasm.guests import Guests
 
 LIMITS = Limits(answer=1.0, head=1.0, idle=2.0, silence=1.0, linger=0.5, lost=2)
@@ -468,40 +464,6 @@ def test_an_endless_body_that_nobody_reads_is_not_read_for_ever(server: Served) 
             while time.monotonic() - began < 8:
                 client.sendall(bytes(65536))
         assert time.monotonic() - began < 8
-
-
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A self-signed one for localhost, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "certificate.pem", directory / "key.pem"
-    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return paths
-
-
-def tls_answer(listener: socket.socket, context: ssl.SSLContext, answer: bytes) -> None:
-    with contextlib.suppress(OSError):
-        accepted, _ = listener.accept()
-        with context.wrap_socket(accepted, server_side=True) as secure:
-            secure.recv(4096)
-            secure.sendall(answer)
-            secure.unwrap()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# ssl encodes a host's name by it, and would look for it in the guest's own root directory.
+import encodings.idna  # noqa: F401
 import select
 import socket
 import ssl
