@@ -110,4 +110,5 @@ def _frozen(path: str) -> bool:
         text = Path(path).read_text().strip()
     except OSError:
         return False
-    return text in {"1", "FROZEN"}
+    # Version 1 says for a moment, or for good where a process cannot be stopped, that it is at it: some stand already.
+    return text in {"1", "FROZEN", "FREEZING"}

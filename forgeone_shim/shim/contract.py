@@ -122,8 +122,9 @@ def look(bundle: str, freezer: str | None = None) -> Live:
 
 
 def _frozen(path: str) -> bool:
+    # Version 1 says for a moment, or for good where a process cannot be stopped, that it is at it: some stand already.
     try:
-        return Path(path).read_text().strip() in {"1", "FROZEN"}
+        return Path(path).read_text().strip() in {"1", "FROZEN", "FREEZING"}
     except OSError:
         return False
 

@@ -42,7 +42,8 @@ def test_a_live_process_is_created_until_its_fifo_is_gone(containers: Containers
     assert containers.look("c", None) == Live(LiveState.CREATED, os.getpid())
     (folder / "exec.fifo").unlink()
     assert containers.look("c", None).state is LiveState.RUNNING
-    for text, state in (("1\n", LiveState.PAUSED), ("FROZEN\n", LiveState.PAUSED), ("0\n", LiveState.RUNNING)):
+    paused = dict.fromkeys(("1\n", "FROZEN\n", "FREEZING\n"), LiveState.PAUSED)
+    for text, state in {**paused, "0\n": LiveState.RUNNING, "THAWED\n": LiveState.RUNNING}.items():
         (tmp_path / "freeze").write_text(text)
         assert containers.look("c", str(tmp_path / "freeze")).state is state
 

@@ -80,6 +80,8 @@ def test_one_whose_cgroup_is_frozen_is_paused(lab: Lab) -> None:
     assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.CREATED
     lab.start()
     assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.PAUSED
+    freezer.write_text("FREEZING\n")
+    assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.PAUSED
     freezer.write_text("THAWED\n")
     assert contract.look(str(lab.bundle), str(freezer)).state is LiveState.RUNNING
 
