@@ -20,13 +20,15 @@ _SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_DGRAM = 0xF, 1, 2
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA = 15, 16, 0x53564D41
 # Terminals say whether they are some and how large they are; descriptors may be asked what they hold and not to block.
 _TCGETS, _TCGETS2, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX = 0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5451
+# What a descriptor is; no leases, which others who open the file would wait for, no signals, no larger pipes.
+_DUPFD, _GETFD, _SETFD, _GETFL, _SETFL, _DUPFD_CLOEXEC, _ADD_SEALS, _GET_SEALS = 0, 1, 2, 3, 4, 1030, 1033, 1034
 # What there are packages of wasmtime for.
 _ARCHITECTURES: Final = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 
 _MEMORY = "brk madvise membarrier memfd_create mremap munmap"
 _FILES = """
-close close_range copy_file_range dup dup2 dup3 faccessat faccessat2 fadvise64 fallocate fcntl fdatasync fstat fstatfs
-fsync ftruncate getcwd getdents64 linkat lseek mkdirat newfstatat open openat openat2 pread64 preadv preadv2 pwrite64
+close close_range copy_file_range dup dup2 dup3 faccessat faccessat2 fadvise64 fallocate fdatasync fstat fstatfs fsync
+ftruncate getcwd getdents64 linkat lseek mkdirat newfstatat open openat openat2 pread64 preadv preadv2 pwrite64
 pwritev pwritev2 read readlink readlinkat readv renameat renameat2 stat lstat access statfs statx symlinkat
 sync_file_range unlinkat utimensat write writev
 """
@@ -86,6 +88,10 @@ def guest_profile(*, more: bool = False, machine: str | None = None) -> dict[str
     rules += [
         _allow(["ioctl"], _argument(1, order))
         for order in (_TCGETS, _TCGETS2, _TIOCGWINSZ, _FIONREAD, _FIONBIO, _FIOCLEX)
+    ]
+    rules += [
+        _allow(["fcntl"], _argument(1, order))
+        for order in (_DUPFD, _GETFD, _SETFD, _GETFL, _SETFL, _DUPFD_CLOEXEC, _ADD_SEALS, _GET_SEALS)
     ]
     rules += [_allow(["prctl"], _argument(0, option)) for option in (_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA)]
     # Only of itself, and only asked: the second-last argument would be a new limit.

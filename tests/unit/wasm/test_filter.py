@@ -17,8 +17,8 @@ EPERM, ENOSYS = ERRNO | 1, ERRNO | 38
 THREAD = 0x3D0F00
 EXEC = 4
 CALLS = {
-    "read": 0, "open": 2, "mmap": 9, "mprotect": 10, "ioctl": 16, "socket": 41, "socketpair": 53, "clone": 56,
-    "fork": 57,
+    "read": 0, "open": 2, "mmap": 9, "mprotect": 10, "ioctl": 16, "fcntl": 72, "socket": 41,
+    "socketpair": 53, "clone": 56, "fork": 57,
     "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101, "setuid": 105, "prctl": 157, "chroot": 161, "mount": 165,
     "mknod": 133, "mknodat": 259, "unshare": 272, "prlimit64": 302, "open_by_handle_at": 304, "setns": 308,
     "process_vm_readv": 310, "seccomp": 317, "bpf": 321, "execveat": 322, "userfaultfd": 323, "pkey_mprotect": 329,
@@ -54,6 +54,7 @@ def guest() -> bytes:
         ("socket", (2, 1)),
         ("socket", (10, 2 | 0o2004000)),
         ("ioctl", (0, 0x5401)),
+        *[("fcntl", (0, order)) for order in (0, 1, 2, 3, 4, 1030)],
         ("prctl", (15,)),
         ("prlimit64", (0, 3, 0)),
     ],
@@ -77,6 +78,8 @@ def test_a_guest_may(guest: bytes, name: str, arguments: tuple[int, ...]) -> Non
         ("socket", (2, 3)),
         ("socket", (40, 1)),
         ("ioctl", (0, 0x5412)),
+        # Who is told, a lease, a larger pipe, a note of changes in a directory.
+        *[("fcntl", (0, order)) for order in (8, 10, 1024, 1031, 1026)],
         ("prctl", (4, 1)),
         ("prctl", (22, 2)),
         ("prlimit64", (0, 3, 1)),
