@@ -317,10 +317,13 @@ class _Supervisor:
     def _finish(self, code: int) -> None:
         """Everything that was written is in the log before the exit file says that nothing more comes."""
         self._outputs.drain()
-        if self._ending is not None:
-            self._bundle.put(supervision.VERDICT, supervision.encode(self._ending))
-        if _oom_kills(self._plan.oom_counter):
-            self._bundle.put(supervision.OOM_MARKER, b"")
+        # Where there is no room to say why it ended, how it ended may still be told.
+        with contextlib.suppress(OSError):
+            if self._ending is not None:
+                self._bundle.put(supervision.VERDICT, supervision.encode(self._ending))
+        with contextlib.suppress(OSError):
+            if _oom_kills(self._plan.oom_counter):
+                self._bundle.put(supervision.OOM_MARKER, b"")
         self._tell(code)
         self._attached.close()
         while self._attached:
@@ -350,7 +353,8 @@ class _Supervisor:
                 _say(self._connection, _failed(self._step, error))
             elif not self._told:
                 ending = Ending(reason="SupervisorFailed", message=shortened(f"{type(error).__name__}: {error}"))
-                self._bundle.put(supervision.VERDICT, supervision.encode(ending))
+                with contextlib.suppress(OSError):
+                    self._bundle.put(supervision.VERDICT, supervision.encode(ending))
                 self._tell(_LOST_CODE)
 
     def _end_container(self) -> None:

@@ -102,6 +102,14 @@ def test_why_it_ended_is_kept(lab: Lab) -> None:
     assert len(found.message.encode()) == supervision.MESSAGE_MAX
 
 
+def test_how_it_ended_is_told_even_where_why_cannot_be_kept(lab: Lab) -> None:
+    lab.create("exit_with", "134", "WasmTrap", "unreachable")
+    (lab.bundle / supervision.VERDICT).mkdir()
+    lab.start()
+    assert lab.ended() == 134
+    assert contract.verdict(str(lab.bundle)) is None
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_a_container_that_runs_no_python(lab: Lab, number: int) -> None:
     pid = lab.create("spin")
