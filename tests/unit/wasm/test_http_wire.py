@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,17 @@ def test_a_target_with_a_host_counts_for_more_than_the_header(target: bytes, aut
 )
 def test_a_connection_is_kept_as_its_version_and_header_say(lines: bytes, keeps: bool) -> None:
     assert request(b"GET /" + lines).keep_alive is keeps
+
+
+@pytest.mark.parametrize("line", [b"a:" + b" " * 60_000 + b"\0", b"a:" + b"x " * 30_000 + b"\0", b"a" * 60_000])
+def test_a_long_line_that_is_wrong_at_its_end_is_refused_at_once(line: bytes) -> None:
+    # Backwards and forwards through 60,000 spaces is a minute in which nobody is served.
+    began = time.monotonic()
+    with pytest.raises(Malformed):
+        wire.parse_request(b"GET / HTTP/1.1\r\nHost: a\r\n" + line + b"\r\n\r\n")
+    with pytest.raises(Malformed):
+        wire.parse_response(b"HTTP/1.1 200 OK\r\n" + line + b"\r\n\r\n", "GET")
+    assert time.monotonic() - began < 1
 
 
 @given(st.binary(max_size=200))

@@ -17,15 +17,16 @@ HEADERS_MAX: Final = 256
 TRAILERS_MAX: Final = 16 * 1024
 _CHUNK_LINE_MAX: Final = 1024
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*"
+# Possessive, as is what comes before it: a long line that is wrong at its end is read once, not once for each space.
+_VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]*+"
 _REQUEST_LINE: Final = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: " + _VALUE + rb")?")
 _ANY_VERSION: Final = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/[0-9]\.[0-9]")
-_HEADER: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*(" + _VALUE + rb")")
+_HEADER: Final = re.compile(rb"(" + _TOKEN + rb"):[ \t]*+(" + _VALUE + rb")")
 _NAME: Final = re.compile(_TOKEN.decode())
 _VALUE_ALONE: Final = re.compile(_VALUE)
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;" + _VALUE + rb")?\r\n")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*+(?:;" + _VALUE + rb")?\r\n")
 _AUTHORITY: Final = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+;=%]|\[[0-9A-Fa-f:.%]+\])*(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?#]+)([/?].*)?", re.IGNORECASE)
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
