@@ -7,10 +7,12 @@ it any more; the guest joins all that the container's first process has.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import socket
+import termios
 from collections.abc import Sequence
 from typing import Final, Never
 
@@ -116,7 +118,11 @@ def _guest(asked: Execution, held: Held, target: int, streams: Sequence[int], wr
         os.setsid()
         for number, fd in enumerate(streams):
             os.dup2(fd, number)
+        # Of Python's handlers nobody hears while a guest runs.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         try:
+            if asked.tty:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             extensions = insight.of_execution(asked.insight, held.loaded)
             jail.join(asked.jail, target)
             close_all_but((0, 1, 2, write, *held.fds))

@@ -11,7 +11,7 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
-from hack.lab.guests import echo, exit_with, guest, say, sleep
+from hack.lab.guests import echo, exit_with, guest, say, sleep, spin
 from tests.e2e.conftest import Push
 from tests.e2e.streams import SpdyClient, eventually, exit_code
 from tests.e2e.wasm_pods import WasmPod, image, processes, pull
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.root
 V4 = "v4.channel.k8s.io"
 GUESTS = {
     "sleep.wasm": guest(say("here\n"), sleep(1000)),
+    "spin.wasm": guest(say("here\n"), spin()),
     "cat.wasm": guest(echo(), say("problem\n", fd=2), exit_with(7)),
 }
 
@@ -72,6 +73,19 @@ def test_an_exec_ends_with_its_client(pod: WasmPod, guests: str) -> None:
         client.until(lambda: client.heard[stdout] == b"here\n")
         assert len(_inside(id_)) == 2
     eventually(lambda: len(_inside(id_)) == 1)
+    assert pod.status(id_).state == pb.CONTAINER_RUNNING
+
+
+@pytest.mark.parametrize("module", ["sleep", "spin"])
+def test_a_key_interrupts_an_exec_whatever_it_does(pod: WasmPod, guests: str, module: str) -> None:
+    id_ = pod.start(pod.container(guests))
+    request = pb.ExecRequest(container_id=id_, cmd=[f"/{module}.wasm"], stdin=True, stdout=True, tty=True)
+    with SpdyClient(pod.daemon.runtime.Exec(request).url, V4) as client:
+        error, stdin, stdout, _ = (client.open(streamType=k) for k in ("error", "stdin", "stdout", "resize"))
+        client.until(lambda: client.heard[stdout] == b"here\r\n")
+        client.say(stdin, b"\x03")
+        client.rest()
+        assert exit_code(client.heard[error]) == 130
     assert pod.status(id_).state == pb.CONTAINER_RUNNING
 
 
