@@ -22,6 +22,13 @@ READY_SECONDS: Final = 60.0
 
 STOP_SECONDS: Final = 30.0
 _TAIL: Final = 2000
+# ``python -m`` would import from the directory this was called in, whosever that is. And however its caller ends, this
+# ends: its lock would keep a forgeoned that is started afterwards from its root.
+_DAEMON: Final = (
+    "import os, signal, sys; from forgeone_shim.kernel.privileges import die_with_parent; "
+    "die_with_parent(signal.SIGTERM); os.getppid() == int(sys.argv.pop(1)) or sys.exit(1); "
+    "from cri.daemon import main; main()"
+)
 
 
 @contextmanager
@@ -41,7 +48,8 @@ def forgeoned(config: str, path: str) -> Iterator[tuple[str, bool]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forge-run-")))
         address = str(folder / "forgeone.sock")
-        argv = [sys.executable, "-m", "cri.daemon", "--socket", address, *(["--config", config] if config else [])]
+        argv = [sys.executable, "-P", "-c", _DAEMON, str(os.getpid()), "--socket", address]
+        argv += ["--config", config] if config else []
         process = _start(argv, folder)
         stack.callback(_stop, process)
         yield address, True

@@ -9,7 +9,7 @@ import select
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -176,12 +176,13 @@ def _open_process(client: Client, container_id: str) -> int | None:
     except ProcessLookupError:
         return None
     # The number may have been given to another process between the answer and the opening.
-    with suppress(BaseException):
+    with ExitStack() as undo:
+        undo.callback(os.close, pidfd)
         status, info = client.status(container_id, verbose=True)
-        if status.state != cri.CONTAINER_EXITED and process_id(info) == pid:
-            return pidfd
-    os.close(pidfd)
-    return None
+        if status.state == cri.CONTAINER_EXITED or process_id(info) != pid:
+            return None
+        undo.pop_all()
+    return pidfd
 
 
 def process_id(info: Any) -> int:

@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     passes_code = args.verb in {"run", "exec", "attach"}
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup(1) has it
+        signal.signal(signal.SIGHUP, _terminated)
     try:
         return _dispatch(args)
     except InvalidInput as error:

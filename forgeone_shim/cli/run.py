@@ -8,9 +8,11 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import uuid
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from forgeone_shim.cli.pull import credentials, pull
 from forgeone_shim.cli.remote import Detach
 from forgeone_shim.cli.stream import Session
 from forgeone_shim.errors import InvalidInput, syscall_error
-from forgeone_shim.package import project
+from forgeone_shim.package import media, project
 from forgeone_shim.package.file import SUFFIX
 from forgeone_shim.registry.modules import is_platform
 
@@ -31,6 +33,7 @@ NAMESPACE = "forge"
 _HANDLER = "forgeone-"
 # What the kernel's scheduler and every other runtime take, in microseconds.
 _PERIOD = 100_000
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
 _PORT = re.compile(r"(?:(?P<ip>\[[0-9a-fA-F:]+\]|[0-9.]+):)?(?P<host>\d+):(?P<pod>\d+)(?:/(?P<protocol>\w+))?")
@@ -73,7 +76,7 @@ def command(client: Client, args: argparse.Namespace) -> int:
     with ExitStack() as undo:
         pod_id, container_id = _create(client, plan, undo, args.stop_timeout)
         if plan.container.tty or plan.container.stdin:
-            code = _converse(client, container_id, plan, undo)
+            code = _converse(client, container_id, plan, None if args.rm else undo)
         else:
             client.call(client.runtime.StartContainer, cri.StartContainerRequest(container_id=container_id))
             if args.detach:
@@ -136,33 +139,42 @@ def _fitted(client: Client, plan: Plan, image_id: str) -> Plan:
     """The plan for what the image turned out to be: its handler, where none was asked for."""
     plan.container.image.image = image_id
     request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
-    if plan.handler or not _is_wasm(client.call(client.images.ImageStatus, request).info):
+    platform, artifact = _said(client.call(client.images.ImageStatus, request).info)
+    name = plan.container.image.user_specified_image
+    if is_file(name) and name.endswith(SUFFIX) and artifact != media.ARTIFACT:
+        # Of an image nobody asks who signed it.
+        raise InvalidInput("image", f"{name} holds an image, and no package", fix="forge images import, then name it")
+    if plan.handler or not is_platform(*(*platform.split("/"), "")[:2]):
         return plan
     return replace(plan, handler=f"{_HANDLER}wasm")
 
 
-def _is_wasm(info: Any) -> bool:
+def _said(info: Any) -> tuple[str, str]:
+    """What an image is for, and which artifact it is."""
     try:
-        platform = json.loads(info["info"])["platform"]
-    except (KeyError, ValueError, TypeError):
-        return False
-    return is_platform(*(*str(platform).split("/"), "")[:2])
+        found = json.loads(info["info"])
+        return str(found.get("platform", "")), str(found.get("artifact", ""))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return "", ""
 
 
-def _converse(client: Client, container_id: str, plan: Plan, undo: ExitStack) -> int:
-    """Be its streams from before its first instruction to its end; let go of it, its pod stays."""
+def _converse(client: Client, container_id: str, plan: Plan, undo: ExitStack | None) -> int:
+    """Be its streams from before its first instruction to its end; let go of it, its pod stays.
+
+    Without an ``undo`` it cannot be let go of: nobody would be there to remove it.
+    """
     stdin, tty = plan.container.stdin, plan.container.tty
     request = cri.AttachRequest(container_id=container_id, stdin=stdin, tty=tty, stdout=True, stderr=not tty)
     with ExitStack() as stack:
         session = Session(client, client.call(client.runtime.Attach, request).url, stack, stdin=stdin, tty=tty)
-        if session.terminal is not None:
+        if session.terminal is not None and undo is not None:
             session.detach = Detach()
         session.settle()
         client.call(client.runtime.StartContainer, cri.StartContainerRequest(container_id=container_id))
         detached = session.run()
         if not detached:
             session.remote.outcome()
-    if detached:
+    if detached and undo is not None:
         undo.pop_all()
         sys.stderr.write("\ndetached; it goes on\n")
         return 0
@@ -175,19 +187,33 @@ def _create(client: Client, plan: Plan, undo: ExitStack, grace: int) -> tuple[st
     except OSError as error:
         raise syscall_error("mkdir", plan.logs, error) from None
     undo.callback(shutil.rmtree, plan.logs, ignore_errors=True)
+    # Before it is there: an interrupt may come when it is, and its id has not been heard of yet.
+    undo.callback(_remove, client, plan.pod.metadata.uid, grace)
     request = cri.RunPodSandboxRequest(config=plan.pod, runtime_handler=plan.handler)
     pod_id = client.call(client.runtime.RunPodSandbox, request).pod_sandbox_id
-    undo.callback(_remove, client, pod_id, grace)
     create = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=plan.container, sandbox_config=plan.pod)
     return pod_id, client.call(client.runtime.CreateContainer, create).container_id
 
 
-def _remove(client: Client, pod_id: str, grace: int) -> None:
-    # A second ctrl-c cuts the grace period short, not the removal.
-    with suppress(KeyboardInterrupt):
-        containers.stop_pod(client, pod_id, grace)
-    client.call(client.runtime.StopPodSandbox, cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
-    client.call(client.runtime.RemovePodSandbox, cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+def _remove(client: Client, uid: str, grace: int) -> None:
+    for pod_id in [pod.id for pod in client.pods() if pod.metadata.uid == uid]:
+        # A second ctrl-c cuts the grace period short, not the removal.
+        with suppress(KeyboardInterrupt, SystemExit):
+            containers.stop_pod(client, pod_id, grace)
+        with _undisturbed():
+            client.call(client.runtime.StopPodSandbox, cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+            client.call(client.runtime.RemovePodSandbox, cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No signal that would end this process does so while the block runs."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _image(client: Client, args: argparse.Namespace) -> str:

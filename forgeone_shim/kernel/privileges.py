@@ -66,10 +66,10 @@ def not_dumpable() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that forked it ends; a change of user or capabilities undoes
-    it. Raises OSError."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when the thread that forked it ends; a change of user or capabilities
+    undoes it. Raises OSError."""
+    _prctl(_PR_SET_PDEATHSIG, number)
 
 
 def filter_system_calls(program: bytes, flags: int = 0) -> None:

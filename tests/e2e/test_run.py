@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cri.api import runtime_pb2 as pb
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.cli import client
 from forgeone_shim.package import file, manifest, project
@@ -192,3 +193,22 @@ def test_an_interrupt_ends_what_a_forgeoned_of_the_call_runs(
         assert re.match(rb"up\n", running.stdout.readline())
         os.killpg(running.pid, signal.SIGINT)
         assert running.wait(60) == 130
+
+
+def test_a_forgeoned_of_the_call_imports_nothing_from_where_it_was_called_and_ends_with_its_caller(
+    daemon_factory: Callable[..., Daemon], keys: Path, tmp_path: Path
+) -> None:
+    if not client.unreachable(client.DEFAULT_SOCKET):
+        pytest.skip("this host has a forgeoned")
+    daemon = daemon_factory({"packages.trusted_keys": str(keys)})
+    daemon.stop()
+    (tmp_path / "structlog.py").write_text("raise SystemExit('anybody may have written this')\n")
+    package = packed(tmp_path, guests.say("up\n"), guests.sleep(1000))
+    python, *words = argv(daemon, "--config", str(daemon.config_file), package, named=False)
+    with subprocess.Popen([python, "-P", *words], stdout=subprocess.PIPE, cwd=tmp_path) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"up\n"
+        running.kill()
+    # It waits for its predecessor to let go, and knows what that has left.
+    daemon.start()
+    assert [pod.state for pod in daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items] == [pb.SANDBOX_READY]

@@ -202,6 +202,7 @@ class Images(_Partly):
 
     def __init__(self) -> None:
         self.here: dict[str, Any] = {}
+        self.info = {"platform": "wasi/wasm"}
         self.requests: list[Any] = []
         self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
@@ -227,7 +228,7 @@ class Images(_Partly):
     def ImageStatus(self, request: Any, call: Any) -> Any:
         self.asked.append(request.image)
         here = {image.id: image for image in self.here.values()} | self.here
-        info = {"info": '{"platform": "wasi/wasm"}'} if request.verbose else {}
+        info = {"info": json.dumps(self.info)} if request.verbose else {}
         return cri.ImageStatusResponse(image=here.get(request.image.image), info=info)
 
     def RemoveImage(self, request: Any, call: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli import run
+from forgeone_shim.cli.client import Client
+from forgeone_shim.package import media
 from forgeone_shim.rpc import node_pb2
 from tests.unit.cli.conftest import Forge
 from tests.unit.cli.node_double import NodeDouble
@@ -43,10 +46,42 @@ def test_a_package_s_file_needs_no_path_in_front(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "it-1.0.forgepkg").write_bytes(b"package")
     node.images.imported = [node_pb2.PulledImage(id=IMAGE)]
+    node.images.info["artifact"] = media.ARTIFACT
     assert forge("run", "-d", "it-1.0.forgepkg") == 0
     assert node.images.received == ("", b"package")
     assert asked(node).image.image == IMAGE
     assert next(iter(node.pods.pods.values())).metadata.name.startswith("it-1-0-")
+
+
+def test_a_package_s_file_that_holds_an_image_instead_does_not_run(
+    node: NodeDouble, forge: Forge, tmp_path: Path, here: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "it.forgepkg").write_bytes(b"an image, of which nobody asks who signed it")
+    node.images.imported = [node_pb2.PulledImage(id=IMAGE)]
+    for words in ([], ["--engine", "wasm"]):
+        assert forge("run", "-d", *words, str(tmp_path / "it.forgepkg")) == 125
+        assert "no package" in capsys.readouterr().err
+    assert node.pods.calls == []
+
+
+def test_a_pod_whose_id_was_never_heard_of_is_removed_by_an_interrupt(
+    node: NodeDouble, forge: Forge, here: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    call = Client.call
+
+    def interrupted(client: Client, method: Any, request: Any, timeout: float | None = None) -> Any:
+        answer = call(client, method, request)
+        if isinstance(request, cri.RunPodSandboxRequest):
+            raise KeyboardInterrupt
+        if isinstance(request, cri.StopPodSandboxRequest):
+            # What would end this process does not end the removal.
+            signal.raise_signal(signal.SIGTERM)
+        return answer
+
+    monkeypatch.setattr(Client, "call", interrupted)
+    assert forge("run", "app") == 130
+    assert (node.pods.pods, node.pods.calls[-1]) == ({}, "remove pod")
+    assert list((tmp_path / "logs").iterdir()) == []
 
 
 def test_a_file_of_several_images_is_refused_before_anything_runs(
