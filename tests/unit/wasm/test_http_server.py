@@ -446,6 +446,19 @@ def test_every_way_to_end_a_response_is_understood(server: Served, answer: bytes
         assert body_of(drained(client)) == b"Hello\n"
 
 
+def test_a_server_that_only_ever_says_that_it_is_about_to_answer_is_given_up(server: Served) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, server.connect() as client:
+        client.sendall(
+            b"GET /f127.0.0.1:%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % listener.getsockname()[1]
+        )
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.recv(4096)
+            accepted.sendall(b"HTTP/1.1 100 \r\n\r\n" * 3000)
+            # The discriminant of HTTP-protocol-error.
+            assert body_of(drained(client)) == bytes((35,))
+
+
 def test_a_guest_that_reads_for_long_before_it_answers_has_its_time_from_the_last_byte_on(server: Served) -> None:
     with server.connect() as client:
         client.sendall(b"POST /r HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 6\r\n\r\n")

@@ -29,6 +29,8 @@ _CONNECT_MAX: Final = 60.0
 _FIRST_BYTE_MAX: Final = 600.0
 _BETWEEN_BYTES_MAX: Final = 600.0
 _AT_ONCE_MAX: Final = 128
+# Responses before the response: whoever sends more never means to answer.
+_INTERIM_MAX: Final = 100
 _RECEIVE: Final = 64 * 1024
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 _PENDING: Final = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
@@ -63,6 +65,7 @@ class Request:
         "_handshake",
         "_head",
         "_host",
+        "_interim",
         "_make_tls",
         "_method",
         "_options",
@@ -91,6 +94,7 @@ class Request:
         self._handshake: Tls | None = None
         self._stage = self._connect
         self._buffer = b""
+        self._interim = 0
         self._closed = False
         self._deadline = time.monotonic() + _seconds(self._options.connect, _CONNECT_MAX)
         self._sink = Sink() if request.body is None else request.body.sink
@@ -227,15 +231,19 @@ class Request:
             )
 
     def _parse(self, transport: Transport) -> bool:
-        end = wire.head_end(self._buffer)
-        if not end:
-            return True
-        response = wire.parse_response(self._buffer[:end], self._method)
-        self._buffer = self._buffer[end:]
-        if response.status == 101:
-            return self._fail("HTTP-upgrade-failed")
-        if response.status < 200:
-            return self._parse(transport)
+        while end := wire.head_end(self._buffer):
+            response = wire.parse_response(self._buffer[:end], self._method)
+            self._buffer = self._buffer[end:]
+            if response.status == 101:
+                return self._fail("HTTP-upgrade-failed")
+            if response.status >= 200:
+                return self._respond(transport, response)
+            self._interim += 1
+            if self._interim > _INTERIM_MAX:
+                return self._fail("HTTP-protocol-error")
+        return True
+
+    def _respond(self, transport: Transport, response: wire.Response) -> bool:
         body = wire.Body(response.framing, response.length)
         body.feed(self._buffer)
         self._buffer = b""
@@ -290,7 +298,7 @@ def _head(request: OutgoingRequest, method: str) -> tuple[wire.Framing, int, Cal
 
     def make(framing: wire.Framing, length: int) -> bytes:
         lines = [
-            f"{method} {request.path or '/'} HTTP/1.1\r\nhost: {request.authority}\r\n".encode(),
+            f"{method} {_target(request.path)} HTTP/1.1\r\nhost: {request.authority}\r\n".encode(),
             wire.encode_headers(request.fields.entries),
             b"connection: close\r\n",
         ]
@@ -301,6 +309,11 @@ def _head(request: OutgoingRequest, method: str) -> tuple[wire.Framing, int, Cal
         return b"".join([*lines, b"\r\n"])
 
     return framing, length, make
+
+
+def _target(path: str | None) -> str:
+    """A query alone is one of the root."""
+    return path if path and not path.startswith("?") else f"/{path or ''}"
 
 
 def _handle(session: Session, request: OutgoingRequest, options: RequestOptions | None) -> FutureIncomingResponse:
