@@ -135,6 +135,8 @@ def read_trusted(directory: Path) -> tuple[PublicKey, ...]:
     try:
         files = sorted(file for file in directory.iterdir() if file.suffix in SUFFIXES)
         fault = f"it {why}" if (why := untrusted(directory.stat())) else replaceable(str(directory))
+        # A link's file has a way of its own.
+        fault = next(filter(None, (fault, *(replaceable(str(file)) for file in files))), "")
         if files and fault:
             raise FailedPrecondition(
                 f"{directory}: its keys are not trusted: {fault}", fix="let none but root write there"
@@ -165,7 +167,8 @@ def _exposed(status: os.stat_result) -> str:
 
 def _read(path: Path, faults: Callable[[os.stat_result], str], *, fix: str) -> bytes:
     try:
-        with path.open("rb") as file:
+        # Not to be held up by a fifo of that name.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # noqa: PTH123
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FailedPrecondition(f"{path}: is no file")

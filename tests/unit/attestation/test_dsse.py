@@ -156,6 +156,23 @@ def test_keys_that_others_could_have_put_there_are_refused(tmp_path: Path) -> No
         keys.read_trusted(tmp_path)
 
 
+def test_a_link_to_where_others_could_put_another_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir(mode=0o755)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/it.pem").write_bytes(KEY.public.pem())
+    (tmp_path / "keys/it.pem").symlink_to(tmp_path / "open/it.pem")
+    assert keys.read_trusted(tmp_path / "keys") == (KEY.public,)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(FailedPrecondition, match="open can be written by everybody"):
+        keys.read_trusted(tmp_path / "keys")
+
+
+def test_what_is_no_file_is_no_key_and_waited_for_by_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "it.pem")
+    with pytest.raises(FailedPrecondition, match="is no file"):
+        keys.read_trusted(tmp_path)
+
+
 def test_keys_of_another_user_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "it.pem"
     file.write_bytes(KEY.public.pem())
