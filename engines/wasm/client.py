@@ -76,7 +76,7 @@ class Zygote:
         with contextlib.ExitStack() as undo:
             undo.callback(connection.close)
             wire.close_all(fds)
-            _expect(_answer(data), Executing, execution.container_id)
+            _expect(_answer(data), Executing, execution.container_id, doing="exec in container")
             undo.pop_all()
         return connection
 
@@ -113,9 +113,9 @@ def _answer(data: bytes) -> Answer:
         raise InternalError(f"the zygote's answer cannot be read: {error}") from error
 
 
-def _expect(answer: Answer, kind: type[_Expected], container_id: str) -> _Expected:
+def _expect(answer: Answer, kind: type[_Expected], id_: str, *, doing: str = "create container") -> _Expected:
     if isinstance(answer, kind):
         return answer
     if not isinstance(answer, Failed):
         raise InternalError(f"the zygote answers {answer}")
-    raise contract.create_error(container_id, answer)
+    raise contract.create_error(id_, answer, doing=doing)

@@ -36,6 +36,7 @@ from engines.wasm.annotations import read as read_annotations
 from engines.wasm.aot.cache import Cache
 from engines.wasm.aot.target import Variant
 from engines.wasm.client import Zygote
+from engines.wasm.commands import Command
 from engines.wasm.execute import ExecConsole
 from engines.wasm.jail import JailPlan
 from engines.wasm.messages import Code, Container, Execution
@@ -51,10 +52,11 @@ from forgeone_shim.errors import (
     NotFound,
     syscall_error,
 )
-from forgeone_shim.kernel import cgroups, freezer
+from forgeone_shim.kernel import cgroups, freezer, procs
 from forgeone_shim.kernel import host as hosts
 from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.cgroups import Mode
+from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.limits import groups, updates
 from forgeone_shim.shim import attach, contract
 from forgeone_shim.shim.supervision import FILES, Supervision
@@ -397,29 +399,41 @@ class WasmEngine:
         target = contract.process(handle.bundle)
         if target is None:
             raise FailedPrecondition(f"container {handle.container_id} is not running")
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(target)
+        with target:
             state = self.look(handle).state
             if state is not LiveState.RUNNING:
                 raise FailedPrecondition(f"container {handle.container_id} is {state.value}, not running")
-            command = commands.choose(argv, note)
+            try:
+                return self._execute_beside(target, note, commands.choose(argv, note), stdio, deadline)
+            except ForgeError as error:
+                # Whatever could not be found or joined then, this is why. It waits for the exec's process, too.
+                seen = procs.stat(target.pid)
+                if target.wait(0) or seen is None or seen.exiting:
+                    raise FailedPrecondition(f"container {handle.container_id} is not running any more") from error
+                raise
+
+    def _execute_beside(
+        self, target: Pidfd, note: Note, command: Command, stdio: Stdio, deadline: Deadline
+    ) -> ExecConsole:
+        container_id, called = note.insight.identity.id, command.guest.argv[0]
+        with contextlib.ExitStack() as stack:
             opened = modules.open_below(f"/proc/{target.pid}/root", command.module)
             if opened is not None:
                 stack.callback(os.close, opened.fd)
             if opened is None or not modules.is_wasm(opened.fd):
                 if not command.certain:
-                    raise commands.refused(argv[0])
-                raise InvalidInput(commands.FIELD, f"module {argv[0]!r} not found in the container")
+                    raise commands.refused(called)
+                raise InvalidInput(commands.FIELD, f"module {called!r} not found in the container")
             code, fd = self._compiled(opened.fd, note.code.variant, deadline, field=commands.FIELD)
             stack.callback(os.close, fd)
             execution = Execution(
-                container_id=handle.container_id,
+                container_id=container_id,
                 jail=note.jail,
                 guest=command.guest,
                 insight=note.insight,
                 tty=stdio.tty,
             )
-            console = ExecConsole(handle.container_id)
+            console = ExecConsole(container_id)
             with contextlib.ExitStack() as undo:
                 undo.callback(console.close)
                 console.start(self._zygote, (code, fd), execution, target, stdio, deadline=deadline)

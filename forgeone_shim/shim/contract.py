@@ -51,15 +51,15 @@ _KNOWN: Final = (FailedPrecondition, PermissionDenied, ResourceExhausted, Unavai
 # Creation and start
 
 
-def create_error(container_id: str, failed: Failed) -> ForgeError:
-    """A supervisor's failure as the error it was."""
+def create_error(container_id: str, failed: Failed, *, doing: str = "create container") -> ForgeError:
+    """A supervisor's failure, or another's that was ``doing`` something for a container, as the error it was."""
     if failed.error == Kind.INVALID:
         field, _, reason = failed.message.partition(": ")
         return InvalidInput(field, reason)
     for known in _KNOWN:
         if failed.error == known.kind:
             return known(failed.message)
-    return InternalError(f"create container {container_id}: {failed.step}: {failed.message}")
+    return InternalError(f"{doing} {container_id}: {failed.step}: {failed.message}")
 
 
 def start(bundle: str) -> bool:

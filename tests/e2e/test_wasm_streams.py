@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
@@ -87,6 +91,26 @@ def test_a_key_interrupts_an_exec_whatever_it_does(pod: WasmPod, guests: str, mo
         client.rest()
         assert exit_code(client.heard[error]) == 130
     assert pod.status(id_).state == pb.CONTAINER_RUNNING
+
+
+def test_an_exec_beside_the_end_of_its_container_says_so(pod: WasmPod, guests: str) -> None:
+    """Whatever it was doing when the container ended."""
+    for attempt in range(4):
+        id_ = pod.start(pod.container(guests, attempt=attempt))
+        request = pb.ExecSyncRequest(container_id=id_, cmd=["/cat.wasm"], timeout=20)
+        with ThreadPoolExecutor(4) as pool:
+            runs = [pool.submit(_until_refused, pod, request) for _ in range(4)]
+            time.sleep(0.02 * attempt)
+            os.kill(processes(id_, "forgeone-wasm")[0], signal.SIGKILL)
+            assert {run.result() for run in runs} == {grpc.StatusCode.FAILED_PRECONDITION}
+
+
+def _until_refused(pod: WasmPod, request: pb.ExecSyncRequest) -> grpc.StatusCode:
+    try:
+        while True:
+            pod.daemon.runtime.ExecSync(request, timeout=60)
+    except grpc.RpcError as error:
+        return error.code()
 
 
 def _inside(container_id: str) -> list[int]:
