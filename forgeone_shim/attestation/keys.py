@@ -168,7 +168,7 @@ def _exposed(status: os.stat_result) -> str:
 def _read(path: Path, faults: Callable[[os.stat_result], str], *, fix: str) -> bytes:
     try:
         # Not to be held up by a fifo of that name.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # noqa: PTH123
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise FailedPrecondition(f"{path}: is no file")
