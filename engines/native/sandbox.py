@@ -157,13 +157,13 @@ class Sandboxes:
         self._remove_init(plan)
         note = Path(plan.directory, _PARENT_NOTE)
         if note.exists():
-            cgroups.remove_empty(self._host.cgroups, plan.cgroup)
             if plan.spec.cgroup_parent and self._host.cgroups.driver is Driver.SYSTEMD:
                 # D-Bus is not for a node without systemd.
                 from forgeone_shim.limits import scopes
 
                 # The node's own is every pod's that names none, and one of those may be about to start.
                 scopes.forget_slice(self._host.cgroups, plan.cgroup, Deadline.after(_GONE_SECONDS))
+            cgroups.remove_empty(self._host.cgroups, plan.cgroup)
             note.unlink(missing_ok=True)
 
     def _remove_init(self, plan: SandboxPlan) -> None:

@@ -66,14 +66,14 @@ def started(host: CgroupHost, cgroup: str, deadline: Deadline) -> Iterator[None]
 
 
 def forget_slice(host: CgroupHost, cgroup: str, deadline: Deadline) -> None:
-    """Have systemd let go of a slice that nothing is in any more; one that is in use stays.
+    """Have systemd let go of a slice in which nothing runs any more; one that is in use stays.
 
     systemd makes a slice for the first scope in it, keeps it for good, and makes its control group again when that is
-    removed without a word.
+    removed without a word; while it still looks after a scope that has ended, nobody else can remove it.
 
     :raises Unavailable: systemd does not answer.
     """
-    if cgroups.exists(host, cgroup):
+    if cgroups.processes(host, cgroup):
         return
     unit = cgroups.slice_name(cgroup)
     message = new_method_call(_MANAGER, "StopUnit", "ss", (unit, "fail"))

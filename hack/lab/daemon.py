@@ -143,18 +143,19 @@ class Daemon:
             # Its fork server stays as long as it does.
             ignore |= {self._process.pid, *leaks.fork_servers(str(self.directory))}
         until = time.monotonic() + patient(_SETTLE_SECONDS)
-        while (found := leaks.left(self._marks, ignore)) != list(expected) and time.monotonic() < until:
+        while (found := leaks.left(self.marks, ignore)) != list(expected) and time.monotonic() < until:
             time.sleep(0.05)
         return found
 
     def close(self) -> None:
         """Stop the process and take away all that it may have left: mounts, bridge, nftables table, cgroup, files."""
         self.kill()
-        leaks.sweep(self._marks, self.config.network.bridge, self.config.network.table)
+        leaks.sweep(self.marks, self.config.network.bridge, self.config.network.table)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
-    def _marks(self) -> leaks.Marks:
+    def marks(self) -> leaks.Marks:
+        """By what is found what belongs to it."""
         top = self.config.cgroup_root
         if cgroup_host().driver is Driver.SYSTEMD:
             top = cgroups.relative(cgroups.slice_name(top))

@@ -29,6 +29,7 @@ from forgeone_shim.runtime.runtime import Runtime
 from hack.lab import leaks
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
+from hack.lab.settings import patient
 
 pytestmark = [
     pytest.mark.root,
@@ -38,7 +39,7 @@ pytestmark = [
 
 # Of the moments between two steps every so manieth is tried, from a random one on; 1 tries all of them.
 STRIDE = int(os.environ.get("CRASH_STRIDE", "4"))
-_SETTLE = 10.0
+_SETTLE = patient(10.0)
 # Documents that outlive pods.
 _STAYS = ("image", "layer", "blob", "network.cursor")
 _numbers = itertools.count()
@@ -374,7 +375,7 @@ def test_after_a_reboot_pods_are_not_ready_and_containers_have_ended(registry: R
         _reboot(here.daemon)
         began = time.monotonic()
         here.open()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < patient(10)
         # New pods start at once, whatever the old ones still have to go through.
         fresh = here.runtime.run_sandbox(here.spec(), Deadline.after(5))
         until = time.monotonic() + 30

@@ -77,8 +77,7 @@ def _traced(pid: int) -> bool:
 def processes(daemon: Daemon) -> list[tuple[int, str]]:
     """Those of its pods."""
     ours = {daemon.pid, os.getpid(), *leaks.fork_servers(str(daemon.directory))}
-    marks = leaks.Marks(str(daemon.directory), daemon.config.network.link_prefix, f"forgeone-{daemon.tag}")
-    return list(leaks.processes(marks, ours))
+    return list(leaks.processes(daemon.marks, ours))
 
 
 @traced
