@@ -351,8 +351,8 @@ class WasmEngine:
 
     def reopen_log(self, handle: Handle) -> None:
         """Make the supervisor open its log file anew; returns once it has."""
-        note = notes.read(handle.bundle, handle.container_id)
-        contract.reopen_log(handle.bundle, handle.container_id, note.log_path)
+        path = notes.log_path(handle.bundle, handle.container_id)
+        contract.reopen_log(handle.bundle, handle.container_id, path)
 
     def was_oom_killed(self, handle: Handle) -> bool:
         """Whether the kernel killed a process of this container for memory; ask before :meth:`delete`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -14,6 +14,7 @@ from engines.wasm.messages import Code, Insight
 from forgeone_shim.errors import InternalError, NotFound, syscall_error
 
 NAME: Final = "wasm.json"
+_Kind = TypeVar("_Kind", bound=msgspec.Struct)
 
 
 class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -29,6 +30,12 @@ class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
     insight: Insight
 
 
+class _Log(msgspec.Struct, frozen=True):
+    """What is needed of a note whoever wrote it: logs are rotated beyond an upgrade."""
+
+    log_path: str
+
+
 def write(bundle: str, note: Note) -> None:
     """Keep it; for root alone, as the container's environment is in it."""
     path = f"{bundle}/{NAME}"
@@ -42,9 +49,18 @@ def write(bundle: str, note: Note) -> None:
 
 def read(bundle: str, container_id: str) -> Note:
     """:raises NotFound: there is no such container (any more)."""
+    return _read(bundle, container_id, Note)
+
+
+def log_path(bundle: str, container_id: str) -> str:
+    """Of a note of any version; errors as :func:`read`."""
+    return _read(bundle, container_id, _Log).log_path
+
+
+def _read(bundle: str, container_id: str, kind: type[_Kind]) -> _Kind:
     path = Path(bundle, NAME)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Note)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError as error:
         raise NotFound("container", container_id) from error
     except OSError as error:
