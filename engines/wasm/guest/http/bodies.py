@@ -203,11 +203,18 @@ class Sink:
         self._transport, self._head, self._framing, self._left = transport, head, framing, length
         self._since = time.monotonic()
         if framing is wire.Framing.LENGTH and self._holds > length:
+            # Not a byte of it goes: what is behind a message's end would be taken for the next message.
             self.too_much = True
+            self.fail("more than its Content-Length")
 
     @property
     def framing(self) -> wire.Framing:
         return self._framing
+
+    @property
+    def holds(self) -> int:
+        """Bytes of the body that wait for its head."""
+        return self._holds
 
     @property
     def sent(self) -> bool:

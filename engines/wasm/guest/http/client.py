@@ -202,7 +202,7 @@ class Request:
         framing, length, make = self._head
         done = sink.finished
         sink.attach(transport, make, _seconds(self._options.between_bytes, _BETWEEN_BYTES_MAX), framing, length)
-        if done and not sink.end(sink.trailers):
+        if sink.too_much or (done and not sink.end(sink.trailers)):
             return self._fail(("HTTP-request-body-size", None))
         self._deadline = time.monotonic() + _seconds(self._options.first_byte, _FIRST_BYTE_MAX)
         self._stage = self._answer
@@ -213,8 +213,10 @@ class Request:
         if transport is None:
             return self._fail("connection-terminated")
         self._sink.move()
-        if self._sink.failed and self._sink.abandoned:
+        if self._sink.abandoned:
             return self._fail("HTTP-protocol-error")
+        if self._sink.finished and not self._sink.whole:
+            return self._fail(("HTTP-request-body-size", None))
         try:
             came = transport.receive(_RECEIVE)
             if came is None:

@@ -134,9 +134,11 @@ class Exchange:
             raise Refused(f"the guest answered with an error: {_told(result[1])}")
         response: OutgoingResponse = result[1]
         framing, length = self._framing(response)
+        body = response.body
+        if framing is wire.Framing.LENGTH and body is not None and body.sink.holds > length:
+            raise Refused(f"the guest's response has a body of more than its Content-Length, {length}")
         if not self._claim():
             raise Refused("the answer comes too late")
-        body = response.body
         sink = self.sink = Sink() if body is None else body.sink
         sink.attach(self.transport, self._head(response), self.limits.silence, framing, length)
         session.expires = None
