@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
@@ -80,7 +81,9 @@ class LayoutSource:
         content = parse_manifest(data, "", f"manifest {digest}")
         if isinstance(content, Index):
             # An archive need not have what its indexes name for other platforms.
-            content = Index(tuple(entry for entry in content.entries if self._archive.has(entry.digest)))
+            here = [self._archive.has(entry.digest) for entry in content.entries]
+            absent = tuple(entry for entry, there in zip(content.entries, here, strict=True) if not there)
+            content = Index(tuple(compress(content.entries, here)), absent)
         return Document(data, digest, content)
 
     def document(self, blob: Descriptor) -> bytes:

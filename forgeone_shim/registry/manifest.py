@@ -115,9 +115,10 @@ class _ConfigFile(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A choice of manifests by platform."""
+    """A choice of manifests by platform. ``absent`` are those that cannot be had where it comes from."""
 
     entries: tuple[Descriptor, ...]
+    absent: tuple[Descriptor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,10 +360,13 @@ def choose(index: Index, platform: Platform, name: str, *, modules_first: bool =
 
 
 def is_shared(index: Index, platform: Platform) -> bool:
-    """Whether it has a WebAssembly module beside an image for the platform, so that a pod's handler decides."""
+    """Whether it has a WebAssembly module beside an image for the platform, so that a pod's handler decides.
+
+    That is so of a name wherever it is: one of the two that is absent may be brought by another way.
+    """
     found = {
         modules.is_platform(d.platform.os, d.platform.architecture)
-        for d in index.entries
+        for d in (*index.entries, *index.absent)
         if d.platform and _rank(d.platform, platform, 0) is not None
     }
     return len(found) == 2

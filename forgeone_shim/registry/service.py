@@ -298,12 +298,15 @@ class ImageService:
             done.set()
 
     def _load(self, session: Session, archive: Archive, wanted: Named) -> Iterator[Image]:
-        source, settings = LayoutSource(session, archive, wanted), self._settings
+        source, settings, first = LayoutSource(session, archive, wanted), self._settings, ""
         for modules_first in (False, True):
             resolved = resolve(source, settings.platform, settings.trust, modules_first=modules_first)
+            if resolved.manifest_digest == first:
+                return  # of two that share the name, the archive has one
             yield self._bring(source, resolved, settings, _no_listener)
             if not resolved.shared:
                 return
+            first = resolved.manifest_digest
 
     def usage(self) -> tuple[int, int]:
         """Bytes and inodes that images take."""

@@ -200,6 +200,23 @@ def test_both_images_of_a_name_are_exported_and_come_back(
     assert two.images.list() == one.images.list()
 
 
+def test_one_image_of_a_name_for_two_does_not_take_the_name_from_the_other(
+    registry: FakeRegistry, both: Callable[[bytes], Any], make_node: Nodes, tmp_path: Path
+) -> None:
+    both(b"")
+    one, two = keeping(make_node, registry), keeping(make_node, registry)
+    name = f"{registry.host}/app:both"
+    module = one.images.pull(name, None, NEVER, wasm=True)
+    archive = export(one, tmp_path / "it.tar", name)
+    assert load(two, archive) == (module,)
+    # Of the program nothing is known yet: it is to be pulled.
+    with pytest.raises(NotFound):
+        two.images.resolve(name)
+    program = two.images.pull(name, None, NEVER)
+    load(two, archive)
+    assert (two.images.resolve(name), two.images.resolve(name, wasm=True)) == (program, module)
+
+
 def test_a_package_can_always_be_exported_and_is_verified_when_it_comes_back(
     node: Node, registry: FakeRegistry, contents: Contents, make_node: Nodes, make: Make, tmp_path: Path
 ) -> None:
