@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from forgeone_shim.cli.client import Client, Noun
+from forgeone_shim.cli.output import printable
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.rpc import node_pb2
 
@@ -45,7 +46,9 @@ def _line(call: Any) -> str:
     interface = "" if call.interface in _WASI else f"{call.interface} "
     result = f" = {call.result}" if call.result else "" if call.returned else " = ?"
     took = f" <{call.duration / 1e9:.6f}>" if call.HasField("duration") else ""
-    return f"{at:%H:%M:%S}.{rest // 1000:06d} {interface}{call.function}({', '.join(call.arguments)}){result}{took}\n"
+    # In the guest's words, which are not to reach the terminal as they are.
+    words = printable(f"{interface}{call.function}({', '.join(call.arguments)}){result}")
+    return f"{at:%H:%M:%S}.{rest // 1000:06d} {words}{took}\n"
 
 
 def _json(call: Any) -> str:

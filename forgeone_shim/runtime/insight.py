@@ -9,7 +9,6 @@ import structlog
 
 from engines.base import HostCalls, Step
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import ForgeError
 from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord
@@ -40,7 +39,8 @@ class Insight:
     def _tell(self, record: ContainerRecord, step: Step) -> None:
         try:
             self._p.engines[record.engine].told(self._p.handle(record), step)
-        except ForgeError as error:
+        except Exception as error:
+            # The step has been made and stored, and others are to be told of it.
             self._log.warning("it is not told", container=record.id, state=step.after, error=str(error))
 
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:

@@ -267,7 +267,7 @@ class Images(_Partly):
                 duration=18_000,
                 interface="wasi_snapshot_preview1",
                 function="path_open",
-                arguments=["fd=4", 'path="a"'],
+                arguments=["fd=4", 'path="a\x1b[2J"'],
                 returned=True,
                 result="noent",
             ),

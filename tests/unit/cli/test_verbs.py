@@ -144,7 +144,7 @@ def test_a_trace_reads_like_that_of_system_calls(node: NodeDouble, forge: Forge,
     said = capsys.readouterr()
     assert said.err == "forge: 7 calls were not kept\n"
     lines = said.out.splitlines()
-    assert lines[0].endswith('.000001 path_open(fd=4, path="a") = noent <0.000018>')
+    assert lines[0].endswith('.000001 path_open(fd=4, path="a\\x1b[2J") = noent <0.000018>')
     assert [line.split(" ", 1)[1] for line in lines[1:]] == ["forgeone:log@1 write() = 0", "proc_exit(code=3) = ?"]
     assert forge("trace", "web", "-o", "json") == 0
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -31,11 +31,11 @@ class Engine:
         self.asked: list[tuple[int, bool]] = []
         self.reads: list[HostCalls] = []
         self.reading: Callable[[], None] = lambda: None
-        self.fails = False
+        self.fault: Exception | None = None
 
     def told(self, _handle: Handle, step: Step) -> None:
-        if self.fails:
-            raise InternalError("its file is gone")
+        if self.fault is not None:
+            raise self.fault
         self.steps.append(step)
 
     def host_calls(self, _handle: Handle, after: int, *, ended: bool) -> HostCalls:
@@ -104,8 +104,9 @@ def test_an_engine_is_told_each_step_but_the_removal(made: Made) -> None:
     assert (engine.steps[2].event, engine.steps[2].after) == ("", "paused")
 
 
-def test_a_step_is_made_although_the_engine_cannot_be_told(made: Made) -> None:
-    made[2].fails = True
+@pytest.mark.parametrize("fault", [InternalError("its file is gone"), ValueError("of another version")])
+def test_a_step_is_made_although_the_engine_cannot_be_told(made: Made, fault: Exception) -> None:
+    made[2].fault = fault
     _step(made, Event.PAUSE, State.PAUSED)
     assert made[1].record.state is State.PAUSED
 
