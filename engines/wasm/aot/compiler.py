@@ -121,7 +121,9 @@ def _read(answer: bytes, said: bytes, status: int) -> Compiled:
     try:
         found = _ANSWERS.decode(answer)
     except (msgspec.DecodeError, UnicodeError) as error:
-        words = said.decode(errors="replace").strip().splitlines()
+        # Behind a panic's reason its library gives advice to its programmers.
+        lines = said.decode(errors="replace").splitlines()
+        words = [line for line in lines if line.strip() and not line.startswith("note: ")]
         last = _printable(words[-1]) if words else f"exit code {status}"
         if status > _KILLED or any(one in last.lower() for one in _EXHAUSTED):
             raise ResourceExhausted(

@@ -90,7 +90,9 @@ class Sealer:
             return None
         if found.entry.size != os.fstat(fd).st_size:
             return None
-        return found.entry if hmac.compare_digest(found.mac, self._mac(found.entry, fd, deadline)) else None
+        # As bytes: of two texts it compares none that is not ASCII.
+        made = self._mac(found.entry, fd, deadline)
+        return found.entry if hmac.compare_digest(found.mac.encode(), made.encode()) else None
 
     def _mac(self, entry: Entry, fd: int, deadline: Deadline) -> str:
         self._key = self._key or _key(self._path)

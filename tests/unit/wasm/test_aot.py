@@ -202,6 +202,21 @@ def test_what_is_no_module_is_not_tried_again(cache: Cache, compiled: Compiler, 
     assert len(compiled.modules) == 1
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            b"\nthread 'a' panicked at x:\nmemory allocation of 9 bytes failed\nnote: run with `RUST_BACKTRACE=1`\n\n",
+            "9 bytes",
+        ),
+        (b"", "exit code 134"),
+    ],
+)
+def test_why_a_helper_died_is_told_without_its_advice_to_programmers(said: bytes, told: str) -> None:
+    with pytest.raises(ResourceExhausted, match=told):
+        compiler._read(b"", said, 134)
+
+
 def test_what_failed_for_want_of_memory_is_tried_again(cache: Cache, compiled: Compiler, module: int) -> None:
     compiled.error = ResourceExhausted("no memory")
     with pytest.raises(ResourceExhausted):
@@ -278,7 +293,9 @@ def files(tmp_path: Path, entry: Entry) -> tuple[Path, Path]:
     return directory / "code", directory / "seal"
 
 
-@pytest.mark.parametrize("what", ["code", "seal", "no seal", "garbage", "another's seal", "longer", "another key"])
+@pytest.mark.parametrize(
+    "what", ["code", "seal", "no seal", "garbage", "no MAC", "another's seal", "longer", "another key"]
+)
 def test_what_is_not_as_it_was_sealed_is_made_anew(
     what: str, cache: Cache, compiled: Compiler, module: int, tmp_path: Path
 ) -> None:
@@ -293,6 +310,8 @@ def test_what_is_not_as_it_was_sealed_is_made_anew(
         seal.unlink()
     elif what == "garbage":
         seal.write_bytes(b'{"entry": 1}\xff')
+    elif what == "no MAC":
+        seal.write_bytes(seal.read_bytes().replace(b'"mac":"', '"mac":"ü'.encode()))
     elif what == "another's seal":
         shutil.copy(files(tmp_path, other)[1], seal)
     elif what == "longer":

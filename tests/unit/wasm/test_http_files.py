@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from engines.wasm.guest.http.session import Err, Session, Surroundings
+from engines.wasm.guest.http.wasi_cli import Lines
 from engines.wasm.guest.http.wasi_filesystem import FUNCTIONS
-from engines.wasm.guest.http.wasi_io import StreamEnded
+from engines.wasm.guest.http.wasi_io import StreamEnded, StreamFailed
 
 NONE: frozenset[str] = frozenset()
 FOLLOW = frozenset({"symlink-follow"})
@@ -139,6 +140,33 @@ def test_a_directory_is_listed(session: Session, call: Call, roots: list[Any]) -
     assert (
         ("regular-file", "file") in found and ("directory", "sub") in found and ("symbolic-link", "absolute") in found
     )
+
+
+def test_no_number_is_too_large_to_be_told_so(call: Call, roots: list[Any]) -> None:
+    file = call("open-at", roots[0], NONE, "file", NONE, frozenset({"read", "write"}))
+    for name, arguments in (
+        ("read", (10, 1 << 63)),
+        ("write", (b"x", 1 << 63)),
+        ("set-size", ((1 << 64) - 1,)),
+        ("set-times", (("timestamp", ((1 << 64) - 1, 0)), "no-change")),
+    ):
+        with pytest.raises(Err, match="invalid"):
+            call(name, file, *arguments)
+    with pytest.raises(StreamFailed) as caught:
+        call("read-via-stream", file, 1 << 63).inlet.read(1)
+    assert caught.value.file == "invalid"
+    with pytest.raises(StreamFailed):
+        call("write-via-stream", file, 1 << 63).outlet.write(b"x")
+
+
+def test_a_session_ends_although_nobody_reads_what_its_guest_wrote(session: Session, roots: list[Any]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb"):
+        session.output[1] = Lines(writer)
+        session.output[1].write(b"half a line")
+        session.close()
+    assert not any(root.open for root in roots)
 
 
 def test_a_session_closes_what_its_guest_left_open(session: Session, call: Call, roots: list[Any]) -> None:

@@ -56,14 +56,17 @@ class Served:
     def get(self, path: str, more: bytes = b"") -> bytes:
         return self.ask(b"GET %b HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n" % (path.encode(), more))
 
-    def wait(self, seconds: float = 10.0) -> int:
-        until = time.monotonic() + seconds
-        while self.status is None and time.monotonic() < until:
+    def ended(self) -> bool:
+        if self.status is None:
             done, status = os.waitpid(self.pid, os.WNOHANG)
             if done:
                 self.status = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.01)
+        return self.status is not None
+
+    def wait(self, seconds: float = 10.0) -> int:
+        until = time.monotonic() + seconds
+        while not self.ended() and time.monotonic() < until:
+            time.sleep(0.01)
         assert self.status is not None
         return self.status
 
@@ -122,7 +125,7 @@ def serving(
         served = Served(pid, port, Path(errors.name))
         try:
             until = time.monotonic() + 10
-            while time.monotonic() < until:
+            while time.monotonic() < until and not served.ended():
                 with contextlib.suppress(OSError), served.connect():
                     break
                 time.sleep(0.01)

@@ -89,5 +89,7 @@ class Instance:
     def close(self) -> None:
         """Free the instance with all its memory. Again is no error."""
         if self._linked.sessions.pop(self._context, None) is not None:
-            self.session.close()
-            self._store.close()
+            try:
+                self.session.close()
+            finally:
+                self._store.close()

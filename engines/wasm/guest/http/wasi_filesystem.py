@@ -133,8 +133,8 @@ class _Reading:
     def read(self, length: int) -> bytes:
         try:
             data = os.pread(self._file.fd, min(length, READ_MAX), self._offset)
-        except OSError as error:
-            raise StreamFailed(error.strerror or str(error), file=_code(error)) from error
+        except (OSError, OverflowError) as error:
+            raise _failed(error) from error
         if not data:
             raise StreamEnded
         self._offset += len(data)
@@ -169,8 +169,8 @@ class _Writing:
                     count = os.pwrite(self._file.fd, data, self._offset)
                     self._offset += count
                 data = data[count:]
-        except OSError as error:
-            raise StreamFailed(error.strerror or str(error), file=_code(error)) from error
+        except (OSError, OverflowError) as error:
+            raise _failed(error) from error
 
     def flush(self) -> bool:
         return True
@@ -182,17 +182,23 @@ class _Writing:
         """Files are always ready."""
 
 
-def _code(error: OSError) -> str:
-    return _CODES.get(error.errno or 0, "io")
+def _code(error: OSError | OverflowError) -> str:
+    """An OverflowError is of a number that the kernel has no room for."""
+    return "invalid" if isinstance(error, OverflowError) else _CODES.get(error.errno or 0, "io")
+
+
+def _failed(error: OSError | OverflowError) -> StreamFailed:
+    text = error.strerror if isinstance(error, OSError) else ""
+    return StreamFailed(text or str(error), file=_code(error))
 
 
 def _tried(action: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose OSError is an error-code."""
+    """A function whose failures are an error-code."""
 
     def call(*arguments: Any) -> Any:
         try:
             return action(*arguments)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise Err(_code(error)) from None
 
     return call
