@@ -27,7 +27,7 @@ from engines.base import (
 )
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InternalError
-from forgeone_shim.kernel import cgroups
+from forgeone_shim.kernel import cgroups, freezer
 from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.limits import scope
 
@@ -120,8 +120,9 @@ class AbsentEngine:
         """Refused."""
         self._refuse(handle, deadline)
 
-    def resume(self, handle: Handle, settled: Deadline | None = None) -> None:
-        """What nothing here has paused."""
+    def resume(self, handle: Handle, settled: Deadline | None = None) -> None:  # noqa: ARG002
+        """Let its processes go on: its engine may have paused them."""
+        freezer.thaw(self._host, handle.cgroup)
 
     def checkpoint(self, handle: Handle, images: str, deadline: Deadline) -> None:
         """Refused."""

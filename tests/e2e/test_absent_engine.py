@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
+from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from hack.lab.daemon import Daemon
 from tests.e2e.pods import Pod
 
@@ -58,6 +59,19 @@ def test_they_are_shown_as_unknown_with_the_reason_and_can_be_removed(fresh_forg
     assert "will be retried" not in daemon.log.read_text()
     pod.remove()
     assert daemon.left() == []
+
+
+def test_one_that_was_paused_heeds_a_stop_without_its_engine(fresh_forgeoned: Daemon, busybox: str) -> None:
+    daemon = fresh_forgeoned
+    pod, _ = started(daemon, busybox)
+    id_ = pod.start(pod.container(busybox, "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.02; done", name="it"))
+    node = node_pb2_grpc.NodeStub(daemon.channel)
+    node.PauseContainer(node_pb2.PauseContainerRequest(container_id=id_), timeout=30)
+    daemon.kill()
+    rewrite(daemon, lambda record: record.update(engine="lost"))
+    daemon.start()
+    pod.stop_container(id_, grace=20)
+    assert pod.status(id_).exit_code == 9
 
 
 def test_they_go_on_when_the_engine_is_back(fresh_forgeoned: Daemon, busybox: str) -> None:
