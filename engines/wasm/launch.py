@@ -21,6 +21,7 @@ from engines.wasm.guest.running import prepare, run
 from engines.wasm.jail import JailPlan, reaper
 from engines.wasm.messages import Container, Init
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.kernel.mappings import Mapping
 from forgeone_shim.shim import titles, wire
 from forgeone_shim.shim.channel import Channel, failure
 from forgeone_shim.shim.supervision import Failed, Launched, shortened
@@ -31,10 +32,11 @@ _INIT_TITLE: Final = "forgeone-init"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Compiled code in the zygote's memory, and the descriptors that an instance of it maps its memories from."""
+    """Compiled code, where the zygote has it mapped, and the descriptors that an instance maps its memories from."""
 
     loaded: Loaded
     fds: tuple[int, ...]
+    mappings: tuple[Mapping, ...]
 
 
 def container(plan: msgspec.Raw, held: Held, code: int, connection: socket.socket) -> NoReturn:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import socket
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from engines.wasm import execution, launch, messages
@@ -20,6 +22,7 @@ from engines.wasm.guest.loading import EngineSet, load
 from engines.wasm.launch import Held
 from engines.wasm.messages import Code, Create, Done, Forget, Init, Preload
 from forgeone_shim.errors import ForgeError, Kind
+from forgeone_shim.kernel import mappings
 from forgeone_shim.kernel.descriptors import open_descriptors
 from forgeone_shim.shim import forks
 from forgeone_shim.shim.forks import Answer, Fork
@@ -66,17 +69,31 @@ class Zygote:
         if isinstance(request, Preload):
             return _said(Done())
         if isinstance(request, Create):
-            supervisor = functools.partial(launch.container, request.plan, held, fds[0])
+            supervisor = self._alone(held, functools.partial(launch.container, request.plan, held, fds[0]))
             return Fork(child=supervisor, failed=_no_child, lasts=True, keep=held.fds)
-        beside = functools.partial(execution.execute, request.plan, held, fds[1:])
+        beside = self._alone(held, functools.partial(execution.execute, request.plan, held, fds[1:]))
         return Fork(child=beside, failed=_no_child, keep=held.fds)
+
+    def _alone(self, held: Held, child: Callable[[socket.socket], None]) -> Callable[[socket.socket], None]:
+        """The child has this code and nobody else's: whoever breaks out of its guest is not to find any."""
+
+        def run(connection: socket.socket) -> None:
+            for other in self._loaded.values():
+                if other is not held:
+                    # Not unmapped: to wasmtime it is there, and no other code may come to lie at these addresses.
+                    for mapping in other.mappings:
+                        mappings.withhold(mapping)
+            child(connection)
+
+        return run
 
     def _load(self, code: Code, fd: int) -> Held:
         found = self._loaded.get(code.key)
         if found is None:
             before = open_descriptors()
             loaded = load(self._engines, fd, code.kind, code.variant)
-            found = self._loaded[code.key] = Held(loaded, tuple(open_descriptors() - before))
+            fds = tuple(open_descriptors() - before)
+            found = self._loaded[code.key] = Held(loaded, fds, mappings.of_file(fd))
             if len(self._loaded) > _LOADED_MAX:
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(code.key)

@@ -17,7 +17,7 @@ from hack.lab.daemon import Daemon
 from hack.lab.guests import cat, exit_with, guest, put, say, sleep
 from tests.e2e.conftest import Push
 from tests.e2e.streams import eventually
-from tests.e2e.wasm_pods import WasmPod, image, processes, pull
+from tests.e2e.wasm_pods import WasmPod, image, processes, pull, zygote
 
 pytestmark = pytest.mark.root
 
@@ -86,6 +86,24 @@ def test_a_guest_s_process_has_nothing_but_its_jail(
     foreign = [name for name in names if not name.startswith(mine) and name not in ("/", "/dev/null")]
     assert [name.rpartition("/")[2] for name in foreign] == ["code"]
     assert id_ in Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def test_a_guest_s_process_has_no_code_of_others(
+    forgeoned: Daemon, guests: str, made: Callable[[WasmPod], WasmPod]
+) -> None:
+    pod = made(WasmPod.plan(forgeoned))
+    assert pod.wait(pod.start(pod.container(guests, "/own.wasm", name="other"))).exit_code == 3
+    id_ = pod.start(pod.container(guests, "/sleep.wasm"))
+    eventually(lambda: "sleeping" in pod.log(id_))
+    of_zygote, of_guest = (_code(pid) for pid in (zygote(forgeoned), first(id_)))
+    assert len(of_zygote) > 1
+    assert len(of_guest) == 1
+    assert of_guest < of_zygote
+
+
+def _code(pid: int) -> set[str]:
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[-1] for line in lines if line.endswith("/code")}
 
 
 def test_in_a_user_namespace_files_are_its_root_s(
