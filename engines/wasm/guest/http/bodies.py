@@ -155,6 +155,7 @@ class Sink:
     """
 
     __slots__ = (
+        "_corked",
         "_failure",
         "_framing",
         "_head",
@@ -184,6 +185,8 @@ class Sink:
         self._holds = 0
         self._out = bytearray()
         self._since = 0.0
+        # The last that was sent may be held back by the kernel.
+        self._corked = False
         self._failure = ""
         self.started = False
         self.finished = False
@@ -260,7 +263,8 @@ class Sink:
     def flush(self) -> bool:
         if self._failure:
             raise StreamEnded
-        return self._transport is None or not self.move()
+        # Most answers are one piece, and their end follows: they shall not wake their client twice.
+        return self._transport is None or not self._send(more=not self.started)
 
     def ready(self) -> bool:
         try:
@@ -302,14 +306,21 @@ class Sink:
         return True
 
     def move(self) -> bool:
-        if self._transport is None or self._failure:
+        return self._send(more=False)
+
+    def _send(self, *, more: bool) -> bool:
+        transport = self._transport
+        if transport is None or self._failure:
             return False
         if not self.started:
             self._start()
         out = self._out
         try:
+            if self._corked and not out and not more:
+                transport.push()
+            self._corked = more
             while out:
-                taken = self._transport.send(out)
+                taken = transport.send(out, more)
                 if not taken:
                     if time.monotonic() - self._since > self._stall_max:
                         self.fail("its receiver takes nothing")

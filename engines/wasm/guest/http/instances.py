@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, Final
 
-from wasmtime import Store, WasmtimeError
+from wasmtime import WasmtimeError
 from wasmtime import _bindings as bindings
 from wasmtime._ffi import dll
 
@@ -20,51 +20,90 @@ _TABLES_MAX: Final = 1000
 _TABLE_ELEMENTS_MAX: Final = 10_000_000
 _NEVER: Final = 1 << 62
 
-_address, _size = ctypes.c_void_p, ctypes.c_size_t
+_address, _size, _count = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64
+# As cells: these only allocate or look something up.
+_library = ctypes.PyDLL(None, handle=dll._handle)
 
 
-def _function(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    function = dll[name]
+def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    function = library[name]
     function.restype, function.argtypes = result, arguments
     return function
 
 
 _error = ctypes.POINTER(bindings.wasmtime_error_t)
-# These run guest code, so the interpreter's lock is given up meanwhile.
-_instantiate = _function("wasmtime_component_linker_instantiate", _error, _address, _address, _address, _address)
-_call = _function("wasmtime_component_func_call", _error, _address, _address, _address, _size, _address, _size)
-_get_func = _function("wasmtime_component_instance_get_func", ctypes.c_bool, _address, _address, _address, _address)
+_new_store = _function(_library, "wasmtime_store_new", _address, _address, _address, _address)
+_context = _function(_library, "wasmtime_store_context", _address, _address)
+_limit = _function(_library, "wasmtime_store_limiter", None, _address, *[_count] * 5)
+_deadline = _function(_library, "wasmtime_context_set_epoch_deadline", None, _address, ctypes.c_uint64)
+_get_func = _function(
+    _library, "wasmtime_component_instance_get_func", ctypes.c_bool, _address, _address, _address, _address
+)
+# These run guest code or give memory back, so the interpreter's lock is given up meanwhile.
+_instantiate = _function(dll, "wasmtime_component_linker_instantiate", _error, _address, _address, _address, _address)
+_call = _function(dll, "wasmtime_component_func_call", _error, _address, _address, _address, _size, _address, _size)
+_delete_store = _function(dll, "wasmtime_store_delete", None, _address)
+
+# Memory for each instance: two arguments, scratch, the instance's own number and its handler's.
+_SCRATCH: Final = 2 * cells.CELL
+_INSTANCE: Final = _SCRATCH + cells.SCRATCH
+_FUNC: Final = _INSTANCE + ctypes.sizeof(bindings.wasmtime_component_instance_t)
+_MEMORY: Final = _FUNC + ctypes.sizeof(bindings.wasmtime_component_func_t)
+
+
+class Maker:
+    """Makes instances of one component, with all that does not change between them looked up once."""
+
+    __slots__ = ("component", "engine", "handle", "linked", "linker", "memory_max", "metered", "surroundings")
+
+    def __init__(self, linked: Linked, surroundings: Surroundings, memory_max: int, *, metered: bool = False) -> None:
+        self.linked = linked
+        self.engine = _at(linked.engine)
+        self.linker = _at(linked.linker)
+        self.component = _at(linked.component)
+        self.handle = _at(linked.handle)
+        self.surroundings = surroundings
+        self.memory_max = memory_max or -1
+        self.metered = metered
+
+    def make(self) -> Instance:
+        """A fresh instance.
+
+        :raises WasmtimeError: it cannot be made (its memory is over the limit, or its start traps).
+        """
+        return Instance(self)
+
+
+def _at(managed: Any) -> int:
+    """Where a wrapper's own object is; the wrapper has to stay."""
+    return ctypes.cast(managed.ptr(), _address).value or 0
 
 
 class Instance:
-    """A fresh instance, used once.
+    """An instance, used once.
 
-    :raises WasmtimeError: it cannot be made (its memory is over the limit, or its start traps).
+    :raises WasmtimeError: it cannot be made.
     """
 
-    __slots__ = ("_arguments", "_context", "_func", "_linked", "_memory", "_store", "session")
+    __slots__ = ("_arguments", "_context", "_func", "_memory", "_sessions", "_store", "session")
 
-    def __init__(self, linked: Linked, surroundings: Surroundings, memory_max: int, *, metered: bool = False) -> None:
-        self._linked = linked
-        self._store = Store(linked.engine)
-        self._context = ctypes.cast(self._store._context(), _address).value or 0
-        self._store.set_limits(memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
-        if metered:
+    def __init__(self, maker: Maker) -> None:
+        self._store = store = _new_store(maker.engine, None, None)
+        self._context = context = _context(store)
+        _limit(store, maker.memory_max, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
+        if maker.metered:
             # Code that looks at an epoch ends without a deadline for it; what bounds a server's time is its clock.
-            self._store.set_epoch_deadline(_NEVER)
-        self._memory = ctypes.create_string_buffer(2 * cells.CELL + cells.SCRATCH)
-        self._arguments = ctypes.addressof(self._memory)
-        self.session = Session(self._context, self._arguments + 2 * cells.CELL, surroundings)
-        self._func = bindings.wasmtime_component_func_t()
-        linked.sessions[self._context] = self.session
+            _deadline(context, _NEVER)
+        self._memory = ctypes.create_string_buffer(_MEMORY)
+        self._arguments = at = ctypes.addressof(self._memory)
+        self._func = at + _FUNC
+        self._sessions = maker.linked.sessions
+        self.session = self._sessions[context] = Session(context, at + _SCRATCH, maker.surroundings)
         try:
-            instance = bindings.wasmtime_component_instance_t()
-            error = _instantiate(linked.linker.ptr(), self._context, linked.component.ptr(), ctypes.addressof(instance))
+            error = _instantiate(maker.linker, context, maker.component, at + _INSTANCE)
             if error:
                 raise WasmtimeError._from_ptr(error)
-            if not _get_func(
-                ctypes.addressof(instance), self._context, linked.handle.ptr(), ctypes.addressof(self._func)
-            ):
+            if not _get_func(at + _INSTANCE, context, maker.handle, self._func):
                 raise WasmtimeError("the component's handler is no function")
         except BaseException:
             self.close()
@@ -79,7 +118,7 @@ class Instance:
         cells.write_own(self.session, at, request)
         cells.write_own(self.session, at + cells.CELL, outparam)
         try:
-            error = _call(ctypes.addressof(self._func), self._context, at, 2, None, 0)
+            error = _call(self._func, self._context, at, 2, None, 0)
         finally:
             cells.delete(at)
             cells.delete(at + cells.CELL)
@@ -88,8 +127,8 @@ class Instance:
 
     def close(self) -> None:
         """Free the instance with all its memory. Again is no error."""
-        if self._linked.sessions.pop(self._context, None) is not None:
+        if self._sessions.pop(self._context, None) is not None:
             try:
                 self.session.close()
             finally:
-                self._store.close()
+                _delete_store(self._store)

@@ -28,6 +28,7 @@ from engines.wasm.guest.http.wasi_http import IncomingRequest, ResponseOutparam
 
 _RECEIVE: Final = 64 * 1024
 _TICK: Final = 1.0
+_STAY: Final = 1
 _ONCE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 # wasm's own stack is at most 512 KiB, and that of the interpreter comes on top at every host call.
 STACK_SIZE: Final = 4 * 1024 * 1024
@@ -44,10 +45,13 @@ class Ending:
 class Connection:
     """A client's connection. ``busy`` while a worker has it; ``until`` is when it is given up otherwise."""
 
-    __slots__ = ("buffer", "busy", "lingering", "searched", "transport", "until")
+    __slots__ = ("buffer", "busy", "lingering", "poll", "searched", "transport", "until")
 
     def __init__(self, accepted: socket.socket, until: float) -> None:
         self.transport = Plain(accepted)
+        poller = select.poll()
+        poller.register(accepted, select.POLLIN)
+        self.poll = poller.poll
         self.buffer = b""
         self.searched = 0
         self.busy = False
@@ -213,6 +217,8 @@ class Server:
             if connection is None or connection.busy:
                 return
             connection.busy = True
+            self._free -= 1
+        self._add_worker_if_needed()
         self._attend(fd, connection)
 
     def _prepare(self) -> None:
@@ -262,12 +268,17 @@ class Server:
         """A connection has something to say. It is this thread's until it is armed again, or forgotten."""
         again = False
         try:
-            again = self._listen_to(connection)
+            data = connection.transport.receive(_RECEIVE)
+            while data and (again := self._listen_to(connection, data)):
+                data = self._more(connection)
+            again = again if data else data is None
         except Broken:
-            pass
+            again = False
         except Exception as error:
+            again = False
             self._log(f"a connection ended for an error of the server's: {type(error).__name__}: {error}")
         with self._lock:
+            self._free += 1
             if not again or (self._stopping and not connection.buffer and not connection.lingering):
                 self._forget(fd, connection)
                 return
@@ -276,13 +287,23 @@ class Server:
             connection.busy = False
             self._epoll.modify(fd, _ONCE)
 
-    def _listen_to(self, connection: Connection) -> bool:
-        """Read what has come and serve what is whole; whether the connection stays."""
+    def _more(self, connection: Connection) -> bytes | None:
+        """What a client asks next that has just been answered, if it comes soon; as :meth:`Plain.receive`.
+
+        The thread that is already here needs not be woken and has its caches, but only where another one waits for
+        all others, and only between requests: within one the connection's time is watched.
+        """
+        if connection.buffer or connection.lingering or self._free < 1 or self._stopping:
+            return None
+        if not self._spares:
+            self._prepare()
         data = connection.transport.receive(_RECEIVE)
-        if data is None:
-            return True
-        if not data:
-            return False
+        if data is None and _STAY and connection.poll(_STAY):
+            return connection.transport.receive(_RECEIVE)
+        return data
+
+    def _listen_to(self, connection: Connection, data: bytes) -> bool:
+        """Take what has come and serve what is whole; whether the connection stays."""
         if connection.lingering:
             return True
         if not connection.buffer:
@@ -326,14 +347,11 @@ class Server:
     def _serve(self, connection: Connection, exchange: Exchange) -> bool:
         """One request, whole; whether the connection can take another."""
         with self._lock:
-            self._free -= 1
             self._running[exchange] = connection
         try:
-            self._add_worker_if_needed()
             return self._hand_over(exchange)
         finally:
             with self._lock:
-                self._free += 1
                 del self._running[exchange]
                 if exchange.lost:
                     self._lost -= 1

@@ -16,7 +16,7 @@ from wasmtime import WasmtimeError
 from engines.wasm.aot.target import Variant
 from engines.wasm.guest import traps
 from engines.wasm.guest.http.exchange import Limits
-from engines.wasm.guest.http.instances import Instance
+from engines.wasm.guest.http.instances import Maker
 from engines.wasm.guest.http.linking import Linked
 from engines.wasm.guest.http.server import Ending, Server, log_to_stderr
 from engines.wasm.guest.http.session import Surroundings
@@ -68,7 +68,8 @@ class ReadyServer:
             signal.signal(number, lambda number, _frame: os._exit(128 + number))
         for number in _STOPS:
             signal.signal(number, lambda number, _frame: _asked_again(asked, number))
-        server = Server(self._listener, self._make, self._limits, log_to_stderr)
+        maker = Maker(self._linked, self._surroundings, self._plan.memory_max, metered=self._metered)
+        server = Server(self._listener, maker.make, self._limits, log_to_stderr)
         try:
             server.warm()
             ending = server.run(stop, self._spent)
@@ -84,9 +85,6 @@ class ReadyServer:
             return Outcome(0)
         log_to_stderr(f"{ending.reason}: {ending.message}")
         return Outcome(TRAP_CODE, ending.reason, ending.message)
-
-    def _make(self) -> Instance:
-        return Instance(self._linked, self._surroundings, self._plan.memory_max, metered=self._metered)
 
     def _spent(self) -> Ending | None:
         seconds = self._plan.cpu_budget / _MICROSECONDS

@@ -22,8 +22,14 @@ class Transport(Protocol):
     def receive(self, limit: int) -> bytes | None:
         """What has come; ``None`` when nothing has, no bytes at the end; Broken."""
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
-        """How much was taken; 0 when nothing is taken now; Broken."""
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:
+        """How much was taken; 0 when nothing is taken now; Broken.
+
+        ``more`` will follow at once: the kernel may wait for it, but 200 ms at most, and not past :meth:`push`.
+        """
+
+    def push(self) -> None:
+        """Nothing follows at once after all."""
 
     def await_receive(self, waits: Waits) -> None:
         """Wait until :meth:`receive` may have something."""
@@ -52,11 +58,18 @@ class Plain:
         except OSError as error:
             raise Broken(error.strerror or str(error)) from error
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:
         try:
-            return self._socket.send(data)
+            return self._socket.send(data, socket.MSG_MORE if more else 0)
         except BlockingIOError:
             return 0
+        except OSError as error:
+            raise Broken(error.strerror or str(error)) from error
+
+    def push(self) -> None:
+        try:
+            # Setting it again sends what is held back (tcp(7)).
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise Broken(error.strerror or str(error)) from error
 
@@ -126,7 +139,7 @@ class Tls:
         self._read_on = select.POLLIN
         return data
 
-    def send(self, data: bytes | bytearray | memoryview) -> int:
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> int:  # noqa: ARG002
         try:
             taken = self._socket.send(data)
         except ssl.SSLWantWriteError:
@@ -139,6 +152,9 @@ class Tls:
             raise Broken(getattr(error, "reason", None) or error.strerror or str(error)) from error
         self._write_on = select.POLLOUT
         return taken
+
+    def push(self) -> None:
+        """Nothing is held back."""
 
     def await_receive(self, waits: Waits) -> None:
         waits.on(self.fd, self._read_on)
