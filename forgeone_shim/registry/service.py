@@ -271,6 +271,8 @@ class ImageService:
                 for piece in pieces:
                     deadline.check("while an archive came")
                     file.write(piece)
+                # Of a caller who went away the pieces may just end.
+                deadline.check("while an archive came")
                 file.flush()
                 return self.load(Archive(file, "the archive"), deadline, name)
         except OSError as error:

@@ -10,6 +10,7 @@ from typing import Protocol
 from engines.base import HostCall, HostCalls
 from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
 from forgeone_shim.rpc import node_pb2
 
@@ -144,8 +145,9 @@ class NodeServicer:
         self, requests: Iterator[node_pb2.ImportImagesRequest], call: Call
     ) -> node_pb2.ImportImagesResponse:
         """What is here now, once all of it is."""
-        first = next(requests, None) or node_pb2.ImportImagesRequest()
-        pieces = chain([first.data], (each.data for each in requests))
+        coming = _coming(requests)
+        first = next(coming, None) or node_pb2.ImportImagesRequest()
+        pieces = chain([first.data], (each.data for each in coming))
         images = self._node.images.receive(pieces, call.deadline, first.name)
         return node_pb2.ImportImagesResponse(images=[_pulled(image) for image in images])
 
@@ -193,6 +195,13 @@ class _Pull:
         if isinstance(self._outcome, Image):
             return self._outcome
         raise self._outcome or AssertionError("asked before the end")
+
+
+def _coming(requests: Iterator[node_pb2.ImportImagesRequest]) -> Iterator[node_pb2.ImportImagesRequest]:
+    try:
+        yield from requests
+    except Exception as error:
+        raise DeadlineExceeded("the caller went away while an archive came") from error
 
 
 def _pulled(image: Image) -> node_pb2.PulledImage:

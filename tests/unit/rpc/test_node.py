@@ -9,7 +9,7 @@ from engines.base import HostCall, HostCalls
 from forgeone_shim.config.model import Config
 from forgeone_shim.config.reload import Outcome
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import PermissionDenied
+from forgeone_shim.errors import DeadlineExceeded, PermissionDenied
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
 from forgeone_shim.rpc import node_pb2
 from forgeone_shim.rpc.node import NodeServicer
@@ -86,6 +86,15 @@ def test_an_import_without_a_message_is_an_empty_archive() -> None:
     archives = Archives()
     NodeServicer(SimpleNamespace(images=archives), unused).ImportImages(iter(()), CALL)
     assert archives.received == (b"", "")
+
+
+def test_an_import_whose_caller_goes_away_is_no_fault_of_the_node_s() -> None:
+    def cut() -> Iterator[node_pb2.ImportImagesRequest]:
+        yield node_pb2.ImportImagesRequest(data=b"1")
+        raise RuntimeError("as gRPC has it")
+
+    with pytest.raises(DeadlineExceeded, match="went away"):
+        NodeServicer(SimpleNamespace(images=Archives()), unused).ImportImages(cut(), CALL)
 
 
 def test_the_last_message_is_the_image() -> None:
