@@ -27,6 +27,8 @@ _FINISH_SECONDS: Final = 5.0
 # A timeout of 0 would mean another thing to a socket.
 _TICK: Final = 0.001
 _LOCK: Final = "lock"
+# Where programs and libraries are, and whom they trust.
+_ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "TZ")
 # Children write their titles over the server's own arguments.
 _TITLE_ROOM: Final = 512
 
@@ -192,10 +194,16 @@ class ForkServer:
                 (self._directory / new).chmod(0o600)
                 listener.listen(_BACKLOG)
                 argv = self._program.command(str(self._directory), room=_TITLE_ROOM)
-                self._child = spawn(argv[0], argv, files={_LISTENER: listener.fileno()}, new_session=True)
+                files = {_LISTENER: listener.fileno()}
+                self._child = spawn(argv[0], argv, files=files, env=_environment(), new_session=True)
                 (self._directory / new).replace(self._directory / self._socket)
         except OSError as error:
             raise InternalError(f"start the fork server: {error.strerror or error}") from error
+
+
+def _environment() -> dict[str, str]:
+    """What the daemon was given (proxies with passwords, say) is nothing for what is forked for strangers' code."""
+    return {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
 
 
 @contextlib.contextmanager

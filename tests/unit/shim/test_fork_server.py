@@ -61,6 +61,15 @@ def test_a_request_that_is_too_long_is_its_callers_fault(server: NamespaceServer
     assert server._child is None
 
 
+def test_it_is_not_given_what_the_daemon_was(server: NamespaceServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy")
+    monkeypatch.setenv("SSL_CERT_FILE", "/trusted.pem")
+    _ask(server)
+    environment = Path(f"/proc/{_pid(server)}/environ").read_bytes().split(b"\0")
+    assert b"SSL_CERT_FILE=/trusted.pem" in environment
+    assert not [one for one in environment if b"password" in one]
+
+
 def test_one_server_answers_many_requests_and_says_which_step_failed(server: NamespaceServer) -> None:
     _ask(server)
     first = _pid(server)
