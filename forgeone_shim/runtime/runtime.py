@@ -328,6 +328,7 @@ class Runtime:
             bundle=str(self._p.paths.bundle(record.id)),
             pid=pid,
             cgroup=record.cgroup,
+            engine=record.engine,
             unknown=unknown,
         )
 

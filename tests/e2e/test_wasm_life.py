@@ -261,6 +261,8 @@ def test_a_program_runs_beside_a_module(pod: WasmPod, guests: str, busybox: str)
     module = pod.start(pod.container(guests, "/sleep.wasm", name="module"))
     program = pod.start(pod.container(busybox, "sleep", "1000", name="program"))
     assert pod.exec(program, "echo", "beside").stdout == b"beside\n"
+    request = pb.ContainerStatusRequest(container_id=program, verbose=True)
+    assert '"engine":"native"' in pod.daemon.runtime.ContainerStatus(request, timeout=30).info["info"]
     assert pod.status(module).state == pod.status(program).state == pb.CONTAINER_RUNNING
 
 
