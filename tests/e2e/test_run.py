@@ -120,7 +120,8 @@ def test_a_shell_in_a_terminal(node: Daemon, busybox: str) -> None:
         argv(node, "--rm", "-q", "-it", busybox, "--", "sh"), stdin=inner, stdout=inner, stderr=inner
     ) as it:
         os.close(inner)
-        os.write(outer, b"echo $((40 + 2)); exit 5\n")
+        # Ctrl-p ctrl-q would let go of a container that somebody else removes.
+        os.write(outer, b"\x10\x11echo $((40 + 2)); exit 5\n")
         seen = b""
         while b"42\r\n" not in seen:
             seen += os.read(outer, 4096)
