@@ -270,6 +270,8 @@ class WasmEngine:
                 held.send(signal)
         if everything and handle.cgroup:
             cgroups.kill_all(self._host.cgroups, handle.cgroup, signal)
+        if signal == signals.SIGKILL:
+            self._let_die(handle.cgroup)
 
     def delete(self, handle: Handle) -> None:
         """Kill what is left and forget the container. A missing container is no error."""
@@ -278,6 +280,7 @@ class WasmEngine:
         if held is not None:
             with held:
                 held.send(signals.SIGKILL)
+                self._let_die(handle.cgroup)
                 if not held.wait(_GONE_SECONDS):
                     raise InternalError(f"container {name}: its first process does not die (pid {held.pid})")
         if handle.cgroup and not cgroups.kill_all(self._host.cgroups, handle.cgroup, timeout=_GONE_SECONDS):
@@ -286,6 +289,12 @@ class WasmEngine:
         contract.stop(handle.bundle, name, _SUPERVISOR_SECONDS)
         if handle.cgroup:
             groups.remove(self._host.cgroups, handle.cgroup)
+
+    def _let_die(self, cgroup: str) -> None:
+        """What somebody has frozen cannot, in a hierarchy of version 1."""
+        if self._host.cgroups.mode is not Mode.V2:
+            with contextlib.suppress(ForgeError):
+                freezer.thaw(self._host.cgroups, cgroup)
 
     def update(self, handle: Handle, resources: Resources) -> None:
         """Give the container these limits, all or none of them; what is not set stays as it is.

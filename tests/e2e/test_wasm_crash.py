@@ -7,11 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.kernel import cgroups, freezer
+from forgeone_shim.kernel.cgroups import Mode
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from hack.lab.daemon import Daemon
 from hack.lab.guests import exit_with, guest, say, sleep, take, trap
@@ -138,3 +142,20 @@ def test_a_paused_guest_stands_still_and_goes_on_or_ends_when_it_is_told(pod: Wa
     node.PauseContainer(node_pb2.PauseContainerRequest(container_id=id_))
     pod.stop_container(id_, grace=30)
     assert pod.status(id_).exit_code == 128 + signal.SIGTERM
+
+
+def test_a_frozen_guest_can_be_ended_whoever_froze_it(pod: WasmPod, guests: str) -> None:
+    """With a supervisor, and without one any more."""
+    one, other = (pod.start(pod.container(guests, "/sleep.wasm", name=name)) for name in ("one", "other"))
+    lines = Path(f"/proc/{processes(one, 'forgeone-wasm')[0]}/cgroup").read_text().splitlines()
+    host = cgroups.detect()
+    place = next(line.split(":", 2)[2] for line in lines if "freezer" in line or host.mode is Mode.V2)
+    freezer.freeze(host, place, Deadline.after(10))
+    began = time.monotonic()
+    pod.stop_container(one)
+    node = node_pb2_grpc.NodeStub(pod.daemon.channel)
+    node.PauseContainer(node_pb2.PauseContainerRequest(container_id=other))
+    os.kill(processes(other, "forgeone-supervisor")[0], signal.SIGKILL)
+    assert "supervisor" in pod.wait(other).message
+    assert time.monotonic() - began < 10
+    assert processes(one) == processes(other) == []
