@@ -11,7 +11,7 @@ payload)``, an option is ``None`` or the value, a record is the tuple of its fie
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from wasmtime import component as wit
@@ -20,8 +20,10 @@ from wasmtime._ffi import dll
 CELL = 32
 _PAYLOAD = 8
 _FIELD = 48
+# Of types within types; a guest tells what its imports' types are, and may tell anything.
+_DEPTH_MAX = 32
 # A word, and a cell for each value that may be within another one.
-SCRATCH = CELL * 33
+SCRATCH = CELL * (_DEPTH_MAX + 1)
 _ENTRY = 16
 
 # Kinds of values (wasmtime/component/val.h); those of numbers are in _SCALARS.
@@ -104,6 +106,25 @@ class Holder(Protocol):
 
 Reader = Callable[[Holder, int], Any]
 Writer = Callable[[Holder, int, Any], None]
+
+
+def parts(kind: Any, most: int, depth: int = 0) -> int:
+    """How many types there are in a type, itself included; it is looked at no further than ``most`` of them.
+
+    Converters are made only of types that were counted: those of deeper ones would write past the scratch memory.
+
+    :raises TypeError: there are more, or they are too deep.
+    """
+    if depth > _DEPTH_MAX:
+        raise TypeError(f"types of more than {_DEPTH_MAX} levels are not supported")
+    within = _PARTS.get(type(kind))
+    found = 1
+    for each in () if within is None else within(kind):
+        # A case without a payload is one, too.
+        found += 1 if each is None else parts(each, most - found, depth + 1)
+        if found > most:
+            raise TypeError(f"types of more than {most} parts are not supported")
+    return found
 
 
 def reader(kind: Any) -> Reader:
@@ -417,6 +438,14 @@ def _write_own(_kind: Any) -> Writer:
     return write_own
 
 
+_PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
+    wit.ListType: lambda kind: (kind.element,),
+    wit.TupleType: lambda kind: kind.elements,
+    wit.RecordType: lambda kind: (each for _, each in kind.fields),
+    wit.VariantType: lambda kind: (each for _, each in kind.cases),
+    wit.OptionType: lambda kind: (kind.payload,),
+    wit.ResultType: lambda kind: (kind.ok, kind.err),
+}
 _READERS: dict[type, Callable[[Any], Reader]] = {
     wit.Char: _read_char,
     wit.String: _read_string,

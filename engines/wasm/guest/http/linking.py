@@ -21,6 +21,10 @@ _HANDLER: Final = "wasi:http/incoming-handler@0.2."
 _OUTGOING: Final = "wasi:http/outgoing-handler"
 # Resource types that no function here makes are numbered from this on.
 _FOREIGN: Final = 1000
+# Of all functions' parameters and results; a guest with all of WASI has a thousand. This is the zygote's time.
+_TYPES_MAX: Final = 10_000
+# Each resource type is compared with those before.
+_RESOURCE_COSTS: Final = 20
 
 Function = Callable[..., Any]
 
@@ -108,6 +112,7 @@ class _Binder:
         self.callbacks: list[Any] = [self._destructor]
         self.missing: list[str] = []
         self.outgoing = False
+        self._types_left = _TYPES_MAX
 
     def bind(self, instance: wit.LinkerInstance, interface: str, items: Mapping[str, Any]) -> None:
         self.outgoing = self.outgoing or interface == _OUTGOING
@@ -119,6 +124,7 @@ class _Binder:
                 self._bind_function(instance, full, name, kind)
 
     def _bind_resource(self, instance: wit.LinkerInstance, name: str, told: wit.ResourceType) -> None:
+        self._charge(_RESOURCE_COSTS)
         number = self._number(name, told)
         encoded = name.encode()
         with wit.ResourceType.host(number) as kind:
@@ -127,6 +133,11 @@ class _Binder:
                     instance.ptr(), encoded, len(encoded), kind.ptr(), self._destructor, None, self._finalizer
                 )
             )
+
+    def _charge(self, types: int) -> None:
+        self._types_left -= types
+        if self._types_left < 0:
+            raise TypeError(f"they have more than {_TYPES_MAX} types")
 
     def _number(self, name: str, told: wit.ResourceType) -> int:
         """Interfaces may call a type of another one as they like (``io-error``); its own interface came before."""
@@ -138,6 +149,9 @@ class _Binder:
 
     def _bind_function(self, instance: wit.LinkerInstance, full: str, name: str, kind: wit.FuncType) -> None:
         function = self._interfaces.functions.get(full)
+        self._charge(1)
+        for each in (*(param for _, param in kind.params), *(() if kind.result is None else (kind.result,))):
+            self._charge(cells.parts(each, self._types_left))
         if function is None:
             self.missing.append(full)
             function = _absent(full, kind.result)
