@@ -19,6 +19,8 @@ _PACKET_MAX: Final = 65536
 DATA_MAX: Final = 8 << 20
 # The kernel takes 253 (SCM_MAX_FD); one is for the memory file.
 DESCRIPTORS_MAX: Final = 32
+# What tells a packet's size and leaves it where it is.
+_SIZE: Final = int(socket.MSG_PEEK | socket.MSG_TRUNC)
 _INT: Final = array.array("i").itemsize
 _ROOM: Final = socket.CMSG_SPACE((DESCRIPTORS_MAX + 1) * _INT)
 
@@ -107,8 +109,9 @@ def receive(connection: socket.socket) -> Message:
     :raises ProtocolError: it is not as it should be; what came with it is closed.
     :raises OSError: as recvmsg(2); BlockingIOError or TimeoutError where none is there (yet).
     """
-    packet = bytearray(_PACKET_MAX)
     try:
+        # Its size first: room for the longest packet would be thirty pages that a child no longer shares.
+        packet = bytearray(max(1, min(_PACKET_MAX, connection.recv_into(bytearray(1), 1, _SIZE))))
         size, ancillary, flags, _ = connection.recvmsg_into([packet], _ROOM, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
         # Of a peer that goes while it has not read what came for it (unix(7)).
