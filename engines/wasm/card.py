@@ -16,7 +16,6 @@ import errno
 import fcntl
 import mmap
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,7 +105,7 @@ def create(path: str, card: Card) -> View:
     :raises ForgeError: it cannot be made; nothing is left of it then.
     """
     # Whole from the moment it has its name.
-    draft = f"{path}.{secrets.token_hex(8)}"
+    draft = f"{path}.{os.urandom(8).hex()}"
     try:
         fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

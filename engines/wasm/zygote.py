@@ -15,9 +15,6 @@ from typing import Final
 
 from engines.wasm import execution, launch, messages
 from engines.wasm.aot.target import Variant
-
-# Behind the walls of a jail there are no files of the host's to import from.
-from engines.wasm.guest.http import serving as _serving  # noqa: F401
 from engines.wasm.guest.loading import EngineSet, load
 from engines.wasm.launch import Held
 from engines.wasm.messages import Code, Create, Done, Forget, Init, Preload

@@ -14,6 +14,8 @@ from forgeone_shim.errors import ForgeError, Kind
 from forgeone_shim.shim.supervision import REASON_MAX, Broken, Ending, Ready, Started, Word, encode, shortened
 
 _PR_SET_PDEATHSIG: Final = 1
+# As a number: what is calculated with enumerations costs each process that does it a dozen pages of its own.
+_LOOK: Final = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _libc = ctypes.CDLL(None, use_errno=True)
 # What by default ends a process and is sent by somebody, in contrast to what its own instructions raise. Real-time
 # signals are not among them: to the first process of a PID namespace they mean nothing.
@@ -46,7 +48,7 @@ class Channel:
         if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "prctl PR_SET_PDEATHSIG")
         try:
-            gone = self._words.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+            gone = self._words.recv(1, _LOOK) == b""
         except BlockingIOError:
             gone = False
         if gone:

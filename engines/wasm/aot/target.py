@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -54,6 +53,9 @@ OPTIONS: Final[Mapping[Variant, Mapping[str, bool | int | str]]] = MappingProxyT
 
 def wasmtime_version() -> str:
     """Of the installed package, which this process need not have imported."""
+    # Not at the top: it brings fifty modules, which the zygote, which needs the names here alone, does without.
+    from importlib import metadata
+
     return metadata.version("wasmtime")
 
 

@@ -173,8 +173,12 @@ def _load_component(engines: EngineSet, path: str, variant: Variant) -> LoadedCo
 
 def _as_server(engine: Engine, component: components.Component) -> Linked | None:
     """Imported with the first server: others do without what it needs (TLS among it)."""
+    # Each module that a server runs: behind the walls of a jail there are no files of the host's to import from.
+    from engines.wasm.guest.http import serving
     from engines.wasm.guest.http.interfaces import SERVER
     from engines.wasm.guest.http.linking import link
+
+    del serving
 
     with contextlib.suppress(FailedPrecondition):
         return link(engine, component, SERVER)
