@@ -13,8 +13,8 @@ import os
 import resource
 import struct
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Final, NoReturn
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NoReturn
 
 import msgspec
 from wasmtime import Engine, FuncType, Module, WasmtimeError, wat2wasm
@@ -84,12 +84,17 @@ def compiled(binary: bytes, order: Order) -> Compiled:
     if binary[6:8] == _COMPONENT_LAYER:
         component = components.Component(engine, binary)
         kind = component.type
-        found = Compiled(Kind.COMPONENT, _named(_exported(kind, engine)), _named(kind.imports(engine)))
+        imports = kind.imports(engine)
+        _named(_all(imports, engine))
+        found = Compiled(Kind.COMPONENT, _named(_all(kind.exports(engine), engine)), _named(imports))
         code = component.serialize()
     else:
         module = Module(engine, binary)
-        functions = [one.name for one in module.exports if isinstance(one.type, FuncType)]
-        found = Compiled(Kind.MODULE, _named(functions), _named({one.module: None for one in module.imports}))
+        exported, imported = module.exports, module.imports
+        _named(one.name for one in exported)
+        _named(one.name or "" for one in imported)
+        functions = [one.name for one in exported if isinstance(one.type, FuncType)]
+        found = Compiled(Kind.MODULE, _named(functions), _named({one.module: None for one in imported}))
         code = module.serialize()
     _write(CODE, code)
     return found
@@ -104,9 +109,9 @@ def _from_text(text: bytes) -> bytes:
         raise ValueError("is not WebAssembly: neither \\0asm nor text in UTF-8") from error
 
 
-def _exported(kind: components.ComponentType, engine: Engine) -> Iterator[str]:
-    """The names of a component's exports, and ``INTERFACE#NAME`` of those in its interfaces."""
-    for name, item in kind.exports(engine).items():
+def _all(items: Mapping[str, Any], engine: Engine) -> Iterator[str]:
+    """The names of a component's exports or imports, and ``INTERFACE#NAME`` of those in its interfaces."""
+    for name, item in items.items():
         yield name
         of = item.ty
         if isinstance(of, components.ComponentInstanceType):

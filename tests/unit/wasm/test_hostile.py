@@ -114,10 +114,19 @@ def test_a_component_of_more_instances_than_are_allowed_cannot_start(guests: Gue
     assert (ran.code, ran.outcome.reason) == (1, CANNOT_START)
 
 
-def test_more_names_than_anybody_needs_are_refused(tmp_path: Path) -> None:
-    exports = "".join(f'(export "{n}" (func $f))' for n in range(10_001))
+@pytest.mark.parametrize(
+    ("one", "text"),
+    [
+        ('(export "{n}" (func $f))', "(module (func $f) {all})"),
+        ('(export "{n}" (global $g))', "(module (global $g i32 (i32.const 0)) {all})"),
+        ('(import "m" "{n}" (func))', "(module {all})"),
+        ('(export "f{n}" (func))', '(component (import "a:b/c" (instance {all})))'),
+    ],
+)
+def test_more_names_than_anybody_needs_are_refused(one: str, text: str, tmp_path: Path) -> None:
+    names = "".join(one.format(n=n) for n in range(10_001))
     with pytest.raises(InvalidInput, match="more than 10000"):
-        compile_text(tmp_path, f"(module (func $f) {exports})")
+        compile_text(tmp_path, text.format(all=names))
 
 
 def test_names_in_interfaces_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
