@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
 import struct
@@ -24,6 +25,8 @@ from forgeone_shim.shim.wire import Ended, Message, ProtocolError
 
 LISTENER: Final = 3
 IDLE_SECONDS: Final = 60.0
+# Descriptors that children, however many there are, leave for requests.
+_SPARE: Final = 128
 _UCRED = struct.Struct("3i")
 
 
@@ -179,11 +182,10 @@ class Server:
             return
         if pid == 0:
             _run(connection, (connection.fileno(), *message.fds, *fork.keep), fork.child)
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            # Out of descriptors: it has what it needs itself, and is reaped with another one.
-            pidfd = -1
+        self._reap_unwatched()
+        pidfd = _pidfd(pid)
+        if pidfd < 0:
+            # It has what it needs itself, and is reaped with another one.
             self._unwatched.append(pid)
         if fork.started is not None:
             fork.started(self, pid)
@@ -194,7 +196,22 @@ class Server:
         self.leave(pidfd)
         os.close(pidfd)
         os.waitpid(pid, 0)
+        self._reap_unwatched()
+
+    def _reap_unwatched(self) -> None:
         self._unwatched = [other for other in self._unwatched if os.waitpid(other, os.WNOHANG)[0] == 0]
+
+
+def _pidfd(pid: int) -> int:
+    """-1: there are no more descriptors than those that requests need."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    if fd < resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE:
+        return fd
+    os.close(fd)
+    return -1
 
 
 def _run(connection: socket.socket, keep: Collection[int], child: Callable[[socket.socket], None]) -> None:

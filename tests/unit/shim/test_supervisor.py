@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -28,7 +29,7 @@ from forgeone_shim.kernel.inotify import (
     DirectoryEvents,
 )
 from forgeone_shim.kernel.procs import Pidfd
-from forgeone_shim.shim import contract, exits, supervision
+from forgeone_shim.shim import contract, exits, supervision, wire
 from forgeone_shim.shim.client import ForkServer
 from forgeone_shim.shim.programs import Program
 from tests.unit.shim.containers import ID, PROGRAM, Lab, read, watched
@@ -534,6 +535,32 @@ def test_a_request_may_bring_descriptors_and_be_long_and_so_may_the_answer(serve
     assert os.read(read, 1) == b"!"
     for fd in (read, write, *fds):
         os.close(fd)
+
+
+def test_there_may_be_more_children_than_the_server_has_descriptors(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path / "server", PROGRAM)
+    labs: list[Lab] = []
+    try:
+        pid = int(server.ask(b"pid", (), Deadline.after(10))[0])
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (24, 24))
+        for number in range(28):
+            (tmp_path / str(number)).mkdir()
+            labs.append(Lab(server, tmp_path / str(number)))
+            labs[-1].create("sleep")
+        _, back = server.ask(b"back ", (0, 1, 2), Deadline.after(10))
+        assert len(back) == 3
+        wire.close_all(back)
+        for lab in labs:
+            os.kill(lab.pid, signal.SIGKILL)
+            assert lab.ended() == 137
+        labs[0].run("say", "x")
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        # The last one, maybe, is reaped with the next.
+        assert len(children.read_text().split()) <= 1
+    finally:
+        for lab in labs:
+            lab.close()
+        server.close()
 
 
 def test_a_request_that_the_program_does_not_take_ends_the_connection_alone(server: ForkServer) -> None:
