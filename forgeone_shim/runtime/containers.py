@@ -140,7 +140,7 @@ class Containers:
             stop_signal=stop_signal,
             created_at=time.time_ns(),
             own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
-            resources=suggested.limits(spec.resources, sandbox.spec.resources, image.annotations),
+            suggested=suggested.limits(sandbox.spec.resources, image.annotations),
             image_volumes=image_volumes.find(spec, self._images, wasm=choose.wasm_first(sandbox.engine)),
         )
 

@@ -11,6 +11,7 @@ from forgeone_shim.fs.owners import Owners
 from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.records import ContainerRecord, ImageVolume
+from forgeone_shim.runtime.suggested import filled
 
 
 def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tuple[ImageVolume, ...]:
@@ -32,7 +33,7 @@ def mounted(
 
     :raises InvalidInput: an image has no such sub path.
     """
-    spec = record.spec if record.resources is None else replace(record.spec, resources=record.resources)
+    spec = replace(record.spec, resources=filled(record.resources or record.spec.resources, record.suggested))
     if not record.image_volumes:
         return spec
     return replace(spec, mounts=tuple(_mounts(record, rootfs, context, owners)))

@@ -13,19 +13,35 @@ from forgeone_shim.package import image as packages
 _PERIOD: Final = 100_000
 
 
-def limits(asked: Resources, pod: Resources, notes: Mapping[str, str]) -> Resources | None:
-    """What a container gets instead of what was asked for; ``None``: that.
+def limits(pod: Resources, notes: Mapping[str, str]) -> Resources | None:
+    """What is suggested for a container of a pod with these limits, and nothing else; ``None``: nothing is.
 
     ``notes`` are its image's annotations. A pod with limits of its own has said what may be taken in it.
     """
     memory, cpu = (_number(notes.get(key, "")) for key in (packages.MEMORY, packages.CPU))
-    found = asked
-    if memory and not (asked.memory_limit or pod.memory_limit or "memory.max" in asked.unified):
+    found = Resources()
+    if memory and not pod.memory_limit:
         found = replace(found, memory_limit=memory)
-    if cpu and not (asked.cpu_quota or pod.cpu_quota or "cpu.max" in asked.unified):
-        period = asked.cpu_period or _PERIOD
-        found = replace(found, cpu_period=period, cpu_quota=cpu * period // 1000)
-    return None if found == asked else found
+    if cpu and not pod.cpu_quota:
+        found = replace(found, cpu_period=_PERIOD, cpu_quota=cpu * _PERIOD // 1000)
+    return None if found == Resources() else found
+
+
+def filled(asked: Resources, suggested: Resources | None) -> Resources:
+    """What an engine is given of what was asked for.
+
+    Nobody else is told: a kubelet that finds limits it has not set takes that for a resize that is not done yet, and
+    does not rest.
+    """
+    if suggested is None:
+        return asked
+    found = asked
+    if suggested.memory_limit and not (asked.memory_limit or "memory.max" in asked.unified):
+        found = replace(found, memory_limit=suggested.memory_limit)
+    if suggested.cpu_quota and not (asked.cpu_quota or "cpu.max" in asked.unified):
+        period = asked.cpu_period or suggested.cpu_period
+        found = replace(found, cpu_period=period, cpu_quota=suggested.cpu_quota * period // suggested.cpu_period)
+    return found
 
 
 def _number(text: str) -> int:

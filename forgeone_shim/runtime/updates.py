@@ -12,6 +12,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.suggested import filled
 
 # Files of cgroup v2 that have fields of their own too: the field that comes now takes the place of a key from before.
 _FIELDS_OF: Final = MappingProxyType(
@@ -47,12 +48,12 @@ class Updates:
             before = record.effective_spec.resources
             after = merged(before, asked)
             engine, handle = self._p.engines[record.engine], self._p.handle(record)
-            engine.update(handle, after)
+            engine.update(handle, filled(after, record.suggested))
             try:
                 entry.change(resources=after)
             except BaseException:
                 with contextlib.suppress(ForgeError):
-                    engine.update(handle, before)
+                    engine.update(handle, filled(before, record.suggested))
                 raise
 
     def sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,3 +183,15 @@ def test_a_field_takes_the_place_of_a_key_from_before() -> None:
     assert after.unified == {"memory.high": "90", "cpu.weight": "3"}
     assert merged(after, Resources(cpu_shares=5)).unified == {"memory.high": "90"}
     assert merged(after, Resources(unified={"memory.max": "300"})).unified["memory.max"] == "300"
+
+
+def test_what_a_package_suggests_is_in_force_until_something_else_is_asked_for_and_told_to_nobody(node: Node) -> None:
+    suggested = Resources(memory_limit=1 << 20, cpu_period=100_000, cpu_quota=5000)
+    record = replace(container(), spec=ContainerSpec(name="c"), suggested=suggested)
+    entry = node.containers.add(record)
+    node.updates.container(record.id, Resources(cpu_shares=7), NEVER)
+    assert node.given[-1] == replace(suggested, cpu_shares=7)
+    # A kubelet compares this with what it has asked for.
+    assert entry.record.effective_spec.resources == Resources(cpu_shares=7)
+    node.updates.container(record.id, Resources(memory_limit=1 << 30), NEVER)
+    assert node.given[-1] == replace(suggested, cpu_shares=7, memory_limit=1 << 30)
