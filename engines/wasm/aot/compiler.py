@@ -21,7 +21,8 @@ from forgeone_shim.kernel.spawn import collect, spawn
 _HELPER: Final = "engines.wasm.aot.helper"
 _PACKAGES: Final = ("engines", "forgeone_shim", "wasmtime", "msgspec")
 MODULE, CODE, ANSWER = 3, 4, 5
-_ANSWER_MAX: Final = 4 << 20
+# Both lists of names, each character of them escaped.
+_ANSWER_MAX: Final = 16 << 20
 _SAID_MAX: Final = 1024
 _EXHAUSTED: Final = ("memory", "too large", "no space")
 _KILLED: Final = 128

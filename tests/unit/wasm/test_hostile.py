@@ -114,6 +114,11 @@ def test_a_component_of_more_instances_than_are_allowed_cannot_start(guests: Gue
     assert (ran.code, ran.outcome.reason) == (1, CANNOT_START)
 
 
+def test_names_that_take_more_room_than_they_have_characters_are_names(tmp_path: Path) -> None:
+    exports = "".join(f'(export "{n}{(chr(92) + "02") * 98_000}" (func $f))' for n in range(10))
+    assert compile_text(tmp_path, f"(module (func $f) {exports})")
+
+
 @pytest.mark.parametrize(
     ("one", "text"),
     [

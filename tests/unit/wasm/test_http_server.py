@@ -310,6 +310,17 @@ def test_a_guest_that_waits_for_too_long_is_504(server: Served) -> None:
     assert "took too long" in server.log()
 
 
+def test_a_request_that_begins_behind_a_slow_one_has_its_time(server: Served) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /h HTTP/1.1\r\nHost: a\r\n\r\nGET /w HTTP/1.1\r\nHost: a\r\n\r\nGET /h")
+        data = b""
+        while data.count(b"\r\n0\r\n\r\n") < 2:
+            data += connection.recv(4096)
+        time.sleep(0.5)
+        connection.sendall(b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert body_of(drained(connection)) == b"Hello\n"
+
+
 def test_half_a_head_is_408_and_an_idle_connection_ends(server: Served) -> None:
     with server.connect() as half, server.connect() as idle:
         half.sendall(b"GET /h HTT")

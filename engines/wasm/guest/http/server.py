@@ -331,6 +331,8 @@ class Server:
                 if not self._serve(connection, exchange):
                     return not exchange.intake.done and self._linger(connection)
                 connection.buffer = exchange.intake.rest()
+                # Of a next request that has begun to come: it had no time while this one was served.
+                connection.until = time.monotonic() + self._limits.head
         except wire.Malformed as error:
             connection.transport.send(plain(error.status, self._clock))
             return self._linger(connection)
