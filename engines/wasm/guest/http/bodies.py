@@ -90,6 +90,8 @@ class Intake:
     def skip(self, limit: int | None = None) -> bool:
         """Drop what has come, up to about ``limit`` bytes; whether the body is over, well or not."""
         self._ahead = b""
+        if self._body.done:
+            return True
         dropped = 0
         try:
             while (limit is None or dropped < limit) and (data := self._pull(_RECEIVE)):

@@ -93,15 +93,10 @@ class Holder(Protocol):
 
     context: int
     scratch: int
+    table: dict[int, Any]
 
     def hold(self, resource: Any) -> int:
-        """A number for the resource, by which a handle finds it."""
-
-    def held(self, rep: int) -> Any:
-        """The resource of a handle that is lent."""
-
-    def taken(self, rep: int) -> Any:
-        """The resource of a handle that is given back for good."""
+        """A number for the resource, by which a handle finds it in the table."""
 
 
 Reader = Callable[[Holder, int], Any]
@@ -369,14 +364,31 @@ def _read_result(kind: Any) -> Reader:
 
 
 def _write_result(kind: Any) -> Writer:
-    ok = None if kind.ok is None else writer(kind.ok)
-    err = None if kind.err is None else writer(kind.err)
+    ok, err = result_writers(kind)
 
     def write(holder: Holder, at: int, value: tuple[str, Any]) -> None:
-        good = value[0] == "ok"
-        payload = ok if good else err
-        boxed = 0 if payload is None else _boxed(holder, payload, value[1])
-        _put_pair(memory, at + _PAYLOAD, good, boxed)
+        (ok if value[0] == "ok" else err)(holder, at, value[1])
+
+    return write
+
+
+def result_writers(kind: Any) -> tuple[Writer, Writer]:
+    """What writes a ``result`` that is good, and one that is not, of the value alone."""
+    return _result_writer(kind.ok, True), _result_writer(kind.err, False)
+
+
+def _result_writer(kind: Any, good: bool) -> Writer:
+    if kind is None:
+
+        def write_nothing(_holder: Holder, at: int, _value: Any) -> None:
+            _put_pair(memory, at + _PAYLOAD, good, 0)
+            memory[at] = _RESULT
+
+        return write_nothing
+    payload = writer(kind)
+
+    def write(holder: Holder, at: int, value: Any) -> None:
+        _put_pair(memory, at + _PAYLOAD, good, _boxed(holder, payload, value))
         memory[at] = _RESULT
 
     return write
@@ -413,12 +425,14 @@ def _rep_at(holder: Holder, at: int) -> int:
     return rep
 
 
-def _read_own(_kind: Any) -> Reader:
-    return lambda holder, at: holder.taken(_rep_at(holder, at))
+def read_own(holder: Holder, at: int) -> Any:
+    """A resource that the guest gives back for good."""
+    return holder.table.pop(_rep_at(holder, at))
 
 
-def _read_borrow(_kind: Any) -> Reader:
-    return lambda holder, at: holder.held(_rep_at(holder, at))
+def read_borrow(holder: Holder, at: int) -> Any:
+    """A resource that the guest lends."""
+    return holder.table[_rep_at(holder, at)]
 
 
 def write_own(holder: Holder, at: int, value: Resource) -> None:
@@ -429,13 +443,9 @@ def write_own(holder: Holder, at: int, value: Resource) -> None:
     _host_delete(host)
     if error:
         _delete_error(error)
-        holder.taken(rep)
+        del holder.table[rep]
         raise TypeError("the store took no resource")
     memory[at] = _RESOURCE
-
-
-def _write_own(_kind: Any) -> Writer:
-    return write_own
 
 
 _PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
@@ -457,8 +467,8 @@ _READERS: dict[type, Callable[[Any], Reader]] = {
     wit.OptionType: _read_option,
     wit.ResultType: _read_result,
     wit.FlagsType: _read_flags,
-    wit.OwnType: _read_own,
-    wit.BorrowType: _read_borrow,
+    wit.OwnType: lambda _kind: read_own,
+    wit.BorrowType: lambda _kind: read_borrow,
 }
 _WRITERS: dict[type, Callable[[Any], Writer]] = {
     wit.Char: _write_char,
@@ -471,7 +481,7 @@ _WRITERS: dict[type, Callable[[Any], Writer]] = {
     wit.OptionType: _write_option,
     wit.ResultType: _write_result,
     wit.FlagsType: _write_flags,
-    wit.OwnType: _write_own,
+    wit.OwnType: lambda _kind: write_own,
 }
 
 

@@ -247,8 +247,10 @@ class Exchange:
             entries = response.fields.entries
             if response.status == 204:
                 entries = [entry for entry in entries if entry[0] != "content-length"]
-            names = {name for name, _ in entries}
-            parts = [wire.status_line(response.status), wire.encode_headers(entries)]
+            names = [name for name, _ in entries]
+            parts = [wire.status_line(response.status)]
+            if entries:
+                parts.append(wire.encode_headers(entries))
             if "date" not in names:
                 parts.append(b"date: %b\r\n" % self._clock.date())
             if framing is wire.Framing.CHUNKED:

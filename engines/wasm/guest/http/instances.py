@@ -31,7 +31,7 @@ def _function(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> 
     return function
 
 
-_error = ctypes.POINTER(bindings.wasmtime_error_t)
+_Error = ctypes.POINTER(bindings.wasmtime_error_t)
 _new_store = _function(_library, "wasmtime_store_new", _address, _address, _address, _address)
 _context = _function(_library, "wasmtime_store_context", _address, _address)
 _limit = _function(_library, "wasmtime_store_limiter", None, _address, *[_count] * 5)
@@ -40,15 +40,15 @@ _get_func = _function(
     _library, "wasmtime_component_instance_get_func", ctypes.c_bool, _address, _address, _address, _address
 )
 # These run guest code or give memory back, so the interpreter's lock is given up meanwhile.
-_instantiate = _function(dll, "wasmtime_component_linker_instantiate", _error, _address, _address, _address, _address)
-_call = _function(dll, "wasmtime_component_func_call", _error, _address, _address, _address, _size, _address, _size)
+_instantiate = _function(dll, "wasmtime_component_linker_instantiate", _address, _address, _address, _address, _address)
+_call = _function(dll, "wasmtime_component_func_call", _address, _address, _address, _address, _size, _address, _size)
 _delete_store = _function(dll, "wasmtime_store_delete", None, _address)
 
 # Memory for each instance: two arguments, scratch, the instance's own number and its handler's.
 _SCRATCH: Final = 2 * cells.CELL
 _INSTANCE: Final = _SCRATCH + cells.SCRATCH
 _FUNC: Final = _INSTANCE + ctypes.sizeof(bindings.wasmtime_component_instance_t)
-_MEMORY: Final = _FUNC + ctypes.sizeof(bindings.wasmtime_component_func_t)
+_Memory = ctypes.c_char * (_FUNC + ctypes.sizeof(bindings.wasmtime_component_func_t))
 
 
 class Maker:
@@ -79,6 +79,11 @@ def _at(managed: Any) -> int:
     return ctypes.cast(managed.ptr(), _address).value or 0
 
 
+def _failure(error: int) -> WasmtimeError:
+    """What wasmtime's error at that address says; it is freed with it."""
+    return WasmtimeError._from_ptr(ctypes.cast(error, _Error))
+
+
 class Instance:
     """An instance, used once.
 
@@ -94,7 +99,7 @@ class Instance:
         if maker.metered:
             # Code that looks at an epoch ends without a deadline for it; what bounds a server's time is its clock.
             _deadline(context, _NEVER)
-        self._memory = ctypes.create_string_buffer(_MEMORY)
+        self._memory = _Memory()
         self._arguments = at = ctypes.addressof(self._memory)
         self._func = at + _FUNC
         self._sessions = maker.linked.sessions
@@ -102,7 +107,7 @@ class Instance:
         try:
             error = _instantiate(maker.linker, context, maker.component, at + _INSTANCE)
             if error:
-                raise WasmtimeError._from_ptr(error)
+                raise _failure(error)
             if not _get_func(at + _INSTANCE, context, maker.handle, self._func):
                 raise WasmtimeError("the component's handler is no function")
         except BaseException:
@@ -123,7 +128,7 @@ class Instance:
             cells.delete(at)
             cells.delete(at + cells.CELL)
         if error:
-            raise WasmtimeError._from_ptr(error)
+            raise _failure(error)
 
     def close(self) -> None:
         """Free the instance with all its memory. Again is no error."""

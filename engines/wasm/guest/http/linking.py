@@ -173,24 +173,35 @@ class _Binder:
 
 def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Session]) -> Callable[..., int]:
     """What wasmtime calls: read the arguments, call, write the result. The first argument is always the session."""
-    readers = tuple((cells.reader(each), cells.CELL * i) for i, (_, each) in enumerate(kind.params))
-    act = _reading(function, readers)
+    act = _reading(function, [cells.reader(each) for _, each in kind.params])
     result = kind.result
-    fallible = isinstance(result, wit.ResultType)
-    write = None if result is None else cells.writer(result)
+    if isinstance(result, wit.ResultType):
+        return _fallible(act, *cells.result_writers(result), sessions)
+    write = _nothing if result is None else cells.writer(result)
 
     def call(_data: int, context: int, _type: int, args: int, _n: int, results: int, _m: int) -> int:
         session = sessions[context]
         session.calls += 1
         try:
-            value = act(session, args)
-            if write is not None:
-                write(session, results, ("ok", value) if fallible else value)
+            write(session, results, act(session, args))
+        except Exception as error:
+            return _failed(session, error)
+        return 0
+
+    return call
+
+
+def _fallible(
+    act: Callable[[Session, int], Any], ok: cells.Writer, err: cells.Writer, sessions: dict[int, Session]
+) -> Callable[..., int]:
+    def call(_data: int, context: int, _type: int, args: int, _n: int, results: int, _m: int) -> int:
+        session = sessions[context]
+        session.calls += 1
+        try:
+            ok(session, results, act(session, args))
         except Err as error:
-            if not fallible or write is None:
-                return _failed(session, error)
             try:
-                write(session, results, ("err", error.value))
+                err(session, results, error.value)
             except Exception as failure:
                 return _failed(session, failure)
         except Exception as error:
@@ -200,15 +211,22 @@ def _trampoline(function: Function, kind: wit.FuncType, sessions: dict[int, Sess
     return call
 
 
-def _reading(function: Function, readers: tuple[tuple[cells.Reader, int], ...]) -> Callable[[Session, int], Any]:
+def _nothing(_session: cells.Holder, _at: int, _value: object) -> None:
+    """The function has no result."""
+
+
+def _reading(function: Function, readers: list[cells.Reader]) -> Callable[[Session, int], Any]:
     """``function`` of the values that are read; most have one or two, and are called often."""
+    if not readers:
+        return lambda session, _args: function(session)
     if len(readers) == 1:
-        ((only, _),) = readers
+        (only,) = readers
         return lambda session, args: function(session, only(session, args))
     if len(readers) == 2:
-        (first, _), (second, _) = readers
+        first, second = readers
         return lambda session, args: function(session, first(session, args), second(session, args + cells.CELL))
-    return lambda session, args: function(session, *[read(session, args + offset) for read, offset in readers])
+    placed = tuple((read, cells.CELL * i) for i, read in enumerate(readers))
+    return lambda session, args: function(session, *[read(session, args + offset) for read, offset in placed])
 
 
 def _failed(session: Session, error: BaseException) -> int:

@@ -131,15 +131,9 @@ class Session:
         """
         if len(self.table) >= _HANDLES_MAX:
             raise Refused(f"the guest holds {_HANDLES_MAX} handles")
-        self._last += 1
-        self.table[self._last] = resource
-        return self._last
-
-    def held(self, rep: int) -> Any:
-        return self.table[rep]
-
-    def taken(self, rep: int) -> Any:
-        return self.table.pop(rep)
+        self._last = rep = self._last + 1
+        self.table[rep] = resource
+        return rep
 
     def dropped(self, rep: int) -> None:
         """The guest gave a handle up."""

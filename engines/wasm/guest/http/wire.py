@@ -33,7 +33,7 @@ _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*+(?:;" + _VALUE + rb")?\r\n")
 _AUTHORITY: Final = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+;=%]++|\[[0-9A-Fa-f:.%]+\])*+(?::[0-9]{0,5})?")
 _ABSOLUTE: Final = re.compile(rb"(https?)://([^/?#]+)([/?].*)?", re.IGNORECASE)
-_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
+_STATUS_LINES: Final = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 
 # What says how a message is to be read.
 _SPECIAL: Final = frozenset({"connection", "content-length", "expect", "host", "transfer-encoding"})
@@ -369,7 +369,7 @@ def is_value(value: bytes) -> bool:
 
 def status_line(status: int) -> bytes:
     """The first line of a response."""
-    return f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n".encode()
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 def encode_headers(headers: Iterable[tuple[str, bytes]]) -> bytes:
