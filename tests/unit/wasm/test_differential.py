@@ -19,6 +19,73 @@ CASES = tuple(
     # The command has no read-only directories.
     if "CASE(" in line and "CASE(readonly)" not in line
 )
+P1 = "wasi_snapshot_preview1"
+# Functions and what they are given: their error numbers are printed. Addresses from 1024 on are anybody's; of the texts
+# at 100 and 200 each is twenty bytes apart from the next.
+CALLS = (
+    ("sched_yield", ()),
+    ("args_sizes_get", (1024, 1028)),
+    ("environ_sizes_get", (1024, 1028)),
+    ("clock_time_get", (0, 1, 1024)),
+    ("clock_res_get", (1, 1024)),
+    ("random_get", (1024, 64)),
+    ("fd_close", (99,)),
+    ("fd_read", (0, 32, 1, 1024)),
+    ("fd_sync", (1,)),
+    ("fd_tell", (1, 1024)),
+    ("fd_seek", (3, 0, 0, 1024)),
+    ("fd_fdstat_get", (1, 1024)),
+    ("fd_filestat_get", (2, 1024)),
+    ("fd_prestat_get", (3, 1024)),
+    ("fd_prestat_get", (5, 1024)),
+    ("fd_prestat_dir_name", (3, 1024, 1)),
+    ("path_open", (3, 0, 100, 8, 0, 2, 0, 0, 1024)),
+    ("fd_read", (5, 32, 1, 1024)),
+    ("fd_write", (5, 32, 1, 1024)),
+    ("path_open", (3, 0, 120, 9, 0, 2, 0, 0, 1024)),
+    ("path_open", (3, 0, 140, 11, 0, 2, 0, 0, 1024)),
+    ("path_open", (3, 0, 160, 4, 1, 66, 0, 0, 1024)),
+    ("path_open", (3, 0, 160, 4, 5, 66, 0, 0, 1024)),
+    ("path_create_directory", (3, 180, 3)),
+    ("path_create_directory", (3, 180, 3)),
+    ("path_create_directory", (3, 120, 9)),
+    ("path_filestat_get", (3, 0, 160, 4, 1024)),
+    ("path_rename", (3, 160, 4, 3, 120, 9)),
+    ("path_rename", (3, 160, 4, 3, 180, 3)),
+    ("path_symlink", (120, 9, 3, 200, 3)),
+    ("path_symlink", (140, 11, 3, 220, 3)),
+    ("path_open", (3, 1, 200, 3, 0, 2, 0, 0, 1024)),
+    ("path_readlink", (3, 200, 3, 1024, 64, 1100)),
+    ("path_link", (3, 0, 160, 4, 3, 240, 3)),
+    ("path_unlink_file", (3, 180, 3)),
+    ("path_remove_directory", (3, 180, 3)),
+    ("path_unlink_file", (3, 180, 3)),
+    ("poll_oneoff", (1024, 1100, 0, 1200)),
+    ("sock_shutdown", (1, 1)),
+    ("fd_renumber", (6, 5)),
+    ("fd_close", (6,)),
+)
+LONGS = {"clock_time_get": {1}, "fd_seek": {1}, "path_open": {5, 6}}
+TEXTS = {
+    100: "seed.txt",
+    120: "../secret",
+    140: "/etc/passwd",
+    160: "file",
+    180: "dir",
+    200: "out",
+    220: "abs",
+    240: "new",
+}
+ENDS = {
+    "returns": "",
+    **{f"exits with {code}": f"(call $exit (i32.const {code}))" for code in (0, 1, 42, 125)},
+    "does what it must not": "unreachable",
+    "divides by zero": "(drop (i32.div_s (i32.const 1) (i32.const 0)))",
+    "reads beyond its memory": "(drop (i32.load (i32.const -4)))",
+    "recurses": "(call $deep)",
+    "calls nothing": "(call_indirect (i32.const 0))",
+    "gives an address beyond its memory": "(drop (call $args_sizes_get (i32.const -8) (i32.const 0)))",
+}
 STDIN = b"one\ntwo\nthree, without an end"
 
 
@@ -51,6 +118,47 @@ def component() -> Path:
     if found is None:
         pytest.skip("needs a component: python -m hack.guests")
     return found
+
+
+def printing(body: str) -> str:
+    """A module in words, which needs nobody to compile it: ``$say`` prints a byte as two letters."""
+    kinds = {
+        name: " ".join("i64" if at in LONGS.get(name, ()) else "i32" for at in range(len(given)))
+        for name, given in CALLS
+    } | {"fd_write": "i32 i32 i32 i32"}
+    imports = "".join(
+        f'(import "{P1}" "{name}" (func ${name} (param {kind}) (result i32)))' for name, kind in kinds.items()
+    )
+    texts = "".join(f'(data (i32.const {at}) "{text}")' for at, text in TEXTS.items())
+    return f"""(module {imports} (import "{P1}" "proc_exit" (func $exit (param i32)))
+        (memory (export "memory") 1) (table 1 funcref) {texts}
+        (func $deep (call $deep))
+        (data (i32.const 32) "\\00\\08\\00\\00\\08\\00\\00\\00")
+        (data (i32.const 48) "\\40\\00\\00\\00\\02\\00\\00\\00")
+        (func $say (param $byte i32)
+          (i32.store8 (i32.const 64) (i32.add (i32.const 97) (i32.shr_u (local.get $byte) (i32.const 4))))
+          (i32.store8 (i32.const 65) (i32.add (i32.const 97) (i32.and (local.get $byte) (i32.const 15))))
+          (drop (call $fd_write (i32.const 1) (i32.const 48) (i32.const 1) (i32.const 56))))
+        (func $start (export "_start") {body}))"""
+
+
+def test_every_error_number_is_wasmtimes(wasmtime: Path, guests: Guests, tmp_path: Path) -> None:
+    body = ""
+    for name, given in CALLS:
+        words = (f"({'i64' if at in LONGS.get(name, ()) else 'i32'}.const {one})" for at, one in enumerate(given))
+        body += f"(call $say (call ${name} {' '.join(words)}))"
+    module = tmp_path / "module.wat"
+    module.write_text(printing(body))
+    ours = _ours(guests, module, [], tmp_path)
+    assert ours == _theirs(wasmtime, module, [], tmp_path)
+    assert ours.code == 0 and len(ours.stdout) == 2 * len(CALLS)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_every_end_is_wasmtimes(end: str, wasmtime: Path, guests: Guests, tmp_path: Path) -> None:
+    module = tmp_path / "module.wat"
+    module.write_text(printing(f"(call $say (i32.const 7)) {ENDS[end]}"))
+    assert _ours(guests, module, [], tmp_path) == _theirs(wasmtime, module, [], tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
