@@ -9,19 +9,21 @@ from __future__ import annotations
 import functools
 import gc
 import socket
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
 from engines.wasm import execution, launch, messages
 from engines.wasm.aot.target import Variant
+from engines.wasm.guest import running
 from engines.wasm.guest.loading import EngineSet, load
 from engines.wasm.launch import Held
 from engines.wasm.messages import Code, Create, Done, Forget, Init, Preload
 from forgeone_shim.errors import ForgeError, Kind
 from forgeone_shim.kernel import mappings
 from forgeone_shim.kernel.descriptors import open_descriptors
-from forgeone_shim.shim import forks
+from forgeone_shim.shim import forks, rehearsal
 from forgeone_shim.shim.forks import Answer, Fork
 from forgeone_shim.shim.supervision import Failed
 
@@ -32,6 +34,7 @@ _LOADED_MAX: Final = 128
 def main() -> None:
     """Serve on descriptor :data:`forks.LISTENER` until nobody needs it any more."""
     zygote = Zygote()
+    zygote.rehearse(sys.argv[1])
     gc.collect()
     gc.freeze()
     # What is left to collect would be pages that are no longer shared; nothing here makes cycles.
@@ -47,6 +50,11 @@ class Zygote:
         self._engines.linker(Variant.PLAIN)
         self._engines.component_linker(Variant.PLAIN)
         self._loaded: OrderedDict[str, Held] = OrderedDict()
+
+    def rehearse(self, directory: str) -> None:
+        """Have what children do first done here, too, so that what it leaves in memory is shared by them all."""
+        rehearsal.rehearse(directory)
+        running.rehearse(self._engines.engine(Variant.PLAIN))
 
     def __call__(self, data: bytearray, fds: list[int]) -> Answer | Fork:
         """What becomes of a request.

@@ -75,14 +75,16 @@ def supervise(
     by :meth:`Channel.await_start`, and returns the exit code. What either raises is answered as the error that it is.
     """
     try:
-        _Supervisor(plan, Bundle(plan.bundle), connection).run(enter, launch, keep)
+        Supervisor(plan, Bundle(plan.bundle), connection).run(enter, launch, keep)
     except OSError as error:
         _say(connection, _failed("open the bundle", error))
     finally:
         os._exit(0)
 
 
-class _Supervisor:
+class Supervisor:
+    """One container's, with descriptors that it leaves to the end of its process; see :func:`supervise`."""
+
     def __init__(self, plan: Supervision, bundle: Bundle, connection: socket.socket) -> None:
         self._plan, self._bundle, self._connection = plan, bundle, connection
         self._loop = Loop()
@@ -299,10 +301,14 @@ class _Supervisor:
         if self._answered and not self._abandoned:
             self._finish(code)
             return
+        # Whoever asked removes the cgroup once it is told.
+        oom = _oom_kills(self._plan.oom_counter)
         self._forget()
         if not self._abandoned:
-            message = f"its process ended with code {code} before it was ready"
-            _say(self._connection, self._failure or Failed(step=self._step, error=Kind.INTERNAL, message=message))
+            kind, message = Kind.INTERNAL, f"its process ended with code {code} before it was ready"
+            if oom:
+                kind, message = Kind.EXHAUSTED, "its memory limit is so low that it was killed before it was ready"
+            _say(self._connection, self._failure or Failed(step=self._step, error=kind, message=message))
 
     def _reap(self) -> int:
         self._loop.leave(self._pidfd)

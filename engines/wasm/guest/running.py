@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from wasmtime import InstancePre, Linker, Module, Store, WasiConfig, WasmtimeError
+from wasmtime import Engine, InstancePre, Linker, Module, Store, WasiConfig, WasmtimeError
 
 from engines.wasm.aot.target import Variant
 from engines.wasm.guest import sockets
@@ -19,7 +19,7 @@ from engines.wasm.guest.commands import (
     ReadyModule,
 )
 from engines.wasm.guest.loading import Loaded, LoadedComponent, LoadedModule
-from engines.wasm.guest.plan import GuestPlan, Outcome
+from engines.wasm.guest.plan import GuestPlan, Outcome, Preopen
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 
 # Far above what compilers make, and far below what the address space holds at 4 GiB for each memory.
@@ -27,6 +27,8 @@ _INSTANCES_MAX: Final = 1000
 _MEMORIES_MAX: Final = 100
 _TABLES_MAX: Final = 1000
 _TABLE_ELEMENTS_MAX: Final = 10_000_000
+# Eight calls until Python specializes code, and the next to do it.
+_REHEARSALS: Final = 10
 # What components are given of WASI.
 _WASI: Final = re.compile(
     r"wasi:(?:(?:cli|clocks|filesystem|io|random|sockets)/[a-z-]+|http/(?:types|outgoing-handler))@0\.2\.[0-9]+"
@@ -51,12 +53,20 @@ def prepare(plan: GuestPlan, loaded: Loaded, extensions: Sequence[Extension] = (
                 "a server has no CPU slice: each of its requests has a thread, which the kernel gives turns"
             )
         return _prepare_server(plan, loaded, extensions)
-    store = Store(loaded.engine)
-    store.set_limits(plan.memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
-    store.set_wasi(_wasi(plan, sockets_wanted=_wants_sockets(loaded)))
+    store = _store(plan, loaded.engine, sockets_wanted=_wants_sockets(loaded))
     if isinstance(loaded, LoadedModule):
         return _prepare_module(ModuleSetup(plan, loaded, store, loaded.linker), extensions)
     return _prepare_component(ComponentSetup(plan, loaded, store, loaded.linker), extensions)
+
+
+def rehearse(engine: Engine) -> None:
+    """Make what :func:`prepare` makes for every guest, and let go of it, in a process that guests are forked from.
+
+    Nothing of it runs. What Python and the library make when they do it for the first times, 40 pages, is shared then.
+    """
+    plan = GuestPlan(argv=("",), env=("A=",), preopens=(Preopen(path="/", name="/", readonly=True),))
+    for _ in range(_REHEARSALS):
+        _store(plan, engine, sockets_wanted=False)
 
 
 def run(ready: Ready) -> Outcome:
@@ -128,6 +138,13 @@ def _unprovided(name: str) -> InvalidInput:
 def _wants_sockets(loaded: Loaded) -> bool:
     """Preview 1 can make none."""
     return isinstance(loaded, LoadedComponent) and any(name.startswith(_SOCKETS) for name in loaded.imports)
+
+
+def _store(plan: GuestPlan, engine: Engine, *, sockets_wanted: bool) -> Store:
+    store = Store(engine)
+    store.set_limits(plan.memory_max or -1, _TABLE_ELEMENTS_MAX, _INSTANCES_MAX, _TABLES_MAX, _MEMORIES_MAX)
+    store.set_wasi(_wasi(plan, sockets_wanted=sockets_wanted))
+    return store
 
 
 def _wasi(plan: GuestPlan, *, sockets_wanted: bool) -> WasiConfig:
