@@ -165,6 +165,16 @@ def test_a_container_beyond_its_cgroup_is_killed_for_memory(forgeoned: Daemon, g
         pod.remove()
 
 
+def test_a_limit_that_leaves_no_room_for_a_start_is_named(pod: WasmPod, guests: str) -> None:
+    before = pod.daemon.left()
+    config = pod.container(guests)
+    config.linux.resources.memory_limit_in_bytes = 1 << 20
+    with pytest.raises(grpc.RpcError, match="memory limit is so low") as refused:
+        pod.create(config)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert pod.daemon.left(expected=before) == before
+
+
 def test_a_cpu_budget_ends_a_guest(forgeoned: Daemon, guests: str) -> None:
     pod = _pod(forgeoned, cpu_budget="100ms")
     try:
