@@ -29,7 +29,6 @@ from engines.wasm.guest.http.wasi_http import IncomingRequest, ResponseOutparam
 # Of a head; a body's bytes are received where they are read. Larger ones make malloc(3) tidy up at each of them.
 _RECEIVE: Final = 8 * 1024
 _TICK: Final = 1.0
-_STAY: Final = 1
 _ONCE: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLONESHOT
 # wasm's own stack is at most 512 KiB, and that of the interpreter comes on top at every host call.
 STACK_SIZE: Final = 4 * 1024 * 1024
@@ -46,13 +45,10 @@ class Ending:
 class Connection:
     """A client's connection. ``busy`` while a worker has it; ``until`` is when it is given up otherwise."""
 
-    __slots__ = ("buffer", "busy", "lingering", "poll", "searched", "transport", "until")
+    __slots__ = ("buffer", "busy", "lingering", "searched", "transport", "until")
 
     def __init__(self, accepted: socket.socket, until: float) -> None:
         self.transport = Plain(accepted)
-        poller = select.poll()
-        poller.register(accepted, select.POLLIN)
-        self.poll = poller.poll
         self.buffer = b""
         self.searched = 0
         self.busy = False
@@ -300,10 +296,7 @@ class Server:
             return None
         if not self._spares:
             self._prepare()
-        data = connection.transport.receive(_RECEIVE)
-        if data is None and _STAY and connection.poll(_STAY):
-            return connection.transport.receive(_RECEIVE)
-        return data
+        return connection.transport.receive(_RECEIVE)
 
     def _listen_to(self, connection: Connection, data: bytes) -> bool:
         """Take what has come and serve what is whole; whether the connection stays."""
