@@ -469,7 +469,7 @@ def test_a_reboot_leaves_nothing_of_the_pod(registry: Registry, busybox: str) ->
         gone = _plan(daemon).run()
         gone.start(_container(gone, busybox))
         daemon.kill()
-        leaks.sweep(daemon._marks, daemon.config.network.bridge, daemon.config.network.table)
+        leaks.sweep(daemon.marks, daemon.config.network.bridge, daemon.config.network.table)
         shutil.rmtree(daemon.config.state)
         daemon.start()
         listed = daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
