@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 import socket
 import sys
 from collections import OrderedDict
@@ -33,6 +34,8 @@ _LOADED_MAX: Final = 128
 
 def main() -> None:
     """Serve on descriptor :data:`forks.LISTENER` until nobody needs it any more."""
+    # wasmtime's WASI starts as many threads in each guest as the host has processors; all that they do is to wait.
+    os.environ["TOKIO_WORKER_THREADS"] = "1"
     zygote = Zygote()
     zygote.rehearse(sys.argv[1])
     gc.collect()

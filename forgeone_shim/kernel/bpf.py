@@ -10,7 +10,6 @@ import base64
 import ctypes
 import json
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +57,9 @@ class Compiler:
     """Compiles profiles and remembers the last ones. Safe to call from many threads."""
 
     def __init__(self) -> None:
+        # Not at the top: see forgeone_shim.kernel.namespaces.
+        import threading
+
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, str | None] = OrderedDict()
         try:

@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import struct
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -65,6 +64,9 @@ class _Call(Generic[T]):
         self._function = function
         self._error: BaseException | None = None
         self._result: T
+        # Not at the top: a fork server has no threads, and what this module does in each of its children costs them.
+        import threading
+
         self._thread = threading.Thread(target=self._run, name="namespace", daemon=True)
 
     def _run(self) -> None:

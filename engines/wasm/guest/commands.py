@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol, cast
 from wasmtime import Func, FuncType, Instance, InstancePre, Linker, Store
 from wasmtime import component as components
 
+from engines.wasm.aot.target import Variant
 from engines.wasm.guest import arguments, traps
-from engines.wasm.guest.budget import Budget
-from engines.wasm.guest.loading import CLI_RUN, Exit, LoadedComponent, LoadedModule
+from engines.wasm.guest.loading import CLI_RUN, Exit, Loaded, LoadedComponent, LoadedModule
 from engines.wasm.guest.plan import GuestPlan, Outcome
 from forgeone_shim.errors import InvalidInput
 
@@ -92,7 +92,7 @@ class ReadyModule:
 
     def run(self) -> Outcome:
         """Instantiate it and call its function."""
-        return _ended(self._setup.plan, self._setup.loaded.engine, self._setup.store, self._call)
+        return _ended(self._setup.plan, self._setup.loaded, self._setup.store, self._call)
 
     def _call(self, enter: Callable[[], None]) -> Outcome:
         store = self._setup.store
@@ -132,7 +132,7 @@ class ReadyComponent:
 
     def run(self) -> Outcome:
         """Instantiate it and call its function."""
-        return _ended(self._setup.plan, self._setup.loaded.engine, self._setup.store, self._call)
+        return _ended(self._setup.plan, self._setup.loaded, self._setup.store, self._call)
 
     def _call(self, enter: Callable[[], None]) -> Outcome:
         setup = self._setup
@@ -153,7 +153,7 @@ def _matches(name: str, wanted: str) -> bool:
     return wanted in (name, f"{interface.partition('@')[0]}#{function}")
 
 
-def _ended(plan: GuestPlan, engine: Any, store: Store, call: Callable[[Callable[[], None]], Outcome]) -> Outcome:
+def _ended(plan: GuestPlan, loaded: Loaded, store: Store, call: Callable[[Callable[[], None]], Outcome]) -> Outcome:
     """How the call ended; what the guest did not say itself is written to its stderr."""
     started = False
 
@@ -161,15 +161,20 @@ def _ended(plan: GuestPlan, engine: Any, store: Store, call: Callable[[Callable[
         nonlocal started
         started = True
 
-    seconds = plan.cpu_budget / _MICROSECONDS
-    budget = Budget(engine, store, seconds, plan.cpu_slice / _MICROSECONDS)
+    seconds, budget = plan.cpu_budget / _MICROSECONDS, None
     try:
+        if loaded.variant is not Variant.METERED:
+            return call(enter)
+        # It brings threads, which cost every process that is forked after it: there since the metered code was loaded.
+        from engines.wasm.guest.budget import Budget
+
+        budget = Budget(loaded.engine, store, seconds, plan.cpu_slice / _MICROSECONDS)
         with budget:
             return call(enter)
     except Exit as end:
         return Outcome(end.code)
     except Exception as error:
-        found = traps.outcome(error, started=started, budget=seconds if budget.exceeded else 0.0)
+        found = traps.outcome(error, started=started, budget=seconds if budget is not None and budget.exceeded else 0.0)
         _write(_STDERR, traps.report(error, found))
         return found
 
