@@ -14,9 +14,10 @@ from engines.wasm.guest.plan import (
     Outcome,
 )
 
-_CAUSE: Final = re.compile(r"^\s*(?:[0-9]+: )?wasm trap: (.+)$", re.MULTILINE)
+# Within a line: names are the guest's, and one of nothing but line ends must not be gone through once for each.
+_CAUSE: Final = re.compile(r"^ {0,64}(?:[0-9]{1,9}: )?wasm trap: (.+)$", re.MULTILINE)
 # "    0:     0x31 - app.wasm!abort"
-_FRAME: Final = re.compile(r"^\s*0:\s+0x[0-9a-f]+ - (.+)$", re.MULTILINE)
+_FRAME: Final = re.compile(r"^ {0,64}0: {1,64}0x[0-9a-f]{1,16} - (.+)$", re.MULTILINE)
 _MESSAGE_MAX: Final = 512
 _TEXT_MAX: Final = 65536
 

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from engines.wasm.aot import helper
 from engines.wasm.aot.cache import Cache
 from engines.wasm.aot.compiler import Order
 from engines.wasm.aot.target import Variant
+from engines.wasm.guest import traps
 from engines.wasm.guest.loading import configure
 from engines.wasm.guest.plan import CANNOT_START, TRAP, GuestPlan, Preopen
 from forgeone_shim.deadline import Deadline
@@ -294,3 +296,11 @@ def test_garbage_is_refused_by_the_helper(seed: int, tmp_path: Path) -> None:
     data = b"\0asm\1\0\0\0" + random.Random(seed).randbytes(5000)
     with pytest.raises(ForgeError, match="module"):
         compile_text(tmp_path, data)
+
+
+@pytest.mark.parametrize("filling", ["\n", " ", "0", "\n ", "0: "])
+def test_a_name_of_whatever_does_not_hold_up_the_end(filling: str) -> None:
+    error = Exception("error while executing\n    0:     0x31 - a!" + filling * 100_000 + "\n1: wasm trap: x" + filling)
+    began = time.monotonic()
+    assert traps.outcome(error, started=True).reason == TRAP
+    assert time.monotonic() - began < 1
