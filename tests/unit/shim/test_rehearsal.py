@@ -44,3 +44,19 @@ def test_a_rehearsal_takes_over_what_one_that_was_killed_left(tmp_path: Path) ->
 
 def test_a_rehearsal_that_cannot_be_is_passed_over(tmp_path: Path) -> None:
     assert _rehearsed(tmp_path / "nowhere") == "alone\n"
+
+
+def test_rehearsals_at_the_same_time_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
+    running = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(4)]
+    assert [one.communicate(timeout=60)[0] for one in running] == [b"alone\n"] * 4
+
+
+def test_a_rehearsal_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    late = (
+        "import time\nfrom forgeone_shim.shim.channel import Channel\nChannel.await_start = lambda _: time.sleep(600)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", late + _PROGRAM, str(tmp_path)], capture_output=True, timeout=20, check=False
+    )
+    assert done.stdout == b"alone\n", done.stderr
