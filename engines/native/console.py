@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import select
 import signal
 import socket
-import struct
 import tempfile
-import termios
 from typing import Final
 
-from engines.base import Output, Stdio
+from engines.base import Stdio
 from engines.native.conmon import Programs
 from engines.native.execute import exec_error, said
 from forgeone_shim.deadline import Deadline
@@ -25,22 +21,20 @@ from forgeone_shim.errors import (
 )
 from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.spawn import Child, spawn
+from forgeone_shim.shim.consoles import OwnStreams
 
 _PROCESS, _LOG, _PID, _SOCKETS = 3, 4, 5, 6
-_CHUNK: Final = 64 * 1024
 _TERMINAL_SECONDS: Final = 30.0
 _KILL_SECONDS: Final = 2.0
 _CONSOLE_NAME: Final = "console"
 
 
-class ExecConsole:
+class ExecConsole(OwnStreams):
     """Implements :class:`engines.base.Console` for a command executed by crun."""
 
     def __init__(self, container_id: str, owner: tuple[int, int] | None) -> None:
+        super().__init__()
         self._container_id, self._owner = container_id, owner
-        self._outputs: dict[int, Output] = {}
-        self._input = -1
-        self._terminal = -1
         self._child: Child | None = None
         self._log = self._pid = -1
         self._closed = False
@@ -64,7 +58,7 @@ class ExecConsole:
                 argv += ["--tty", f"--console-socket=/proc/self/fd/{_SOCKETS}/{_CONSOLE_NAME}"]
             with contextlib.ExitStack() as childs:
                 if not stdio.tty:
-                    files |= self._pipes(childs, stdio)
+                    files |= self._open_pipes(childs, stdio, self._owner)
                 self._pid, files[_PID] = os.pipe2(os.O_CLOEXEC)
                 childs.callback(os.close, files[_PID])
                 argv.append(self._container_id)
@@ -72,28 +66,7 @@ class ExecConsole:
                     programs.crun.path(), argv, files=files, env=programs.environment, new_session=True
                 )
             if listener is not None:
-                self._terminal = self._receive_terminal(listener, child)
-                os.set_blocking(self._terminal, False)
-                self._outputs[self._terminal] = Output.STDOUT
-                if stdio.stdin:
-                    self._input = self._terminal
-
-    def _pipes(self, childs: contextlib.ExitStack, stdio: Stdio) -> dict[int, int]:
-        """Pipes for the wanted streams; what is not wanted is /dev/null."""
-        files = {}
-        if stdio.stdin:
-            files[0], self._input = os.pipe2(os.O_CLOEXEC)
-            os.set_blocking(self._input, False)
-            childs.callback(os.close, files[0])
-        for number, wanted, output in ((1, stdio.stdout, Output.STDOUT), (2, stdio.stderr, Output.STDERR)):
-            if wanted:
-                read, files[number] = os.pipe2(os.O_CLOEXEC)
-                os.set_blocking(read, False)
-                self._outputs[read] = output
-                if self._owner is not None:
-                    os.fchown(read, *self._owner)
-                childs.callback(os.close, files[number])
-        return files
+                self._take_terminal(self._receive_terminal(listener, child), stdin=stdio.stdin)
 
     def _receive_terminal(self, listener: socket.socket, child: Child) -> int:
         """The master that crun sends over the console socket."""
@@ -122,67 +95,9 @@ class ExecConsole:
         raise InternalError(f"exec in container {self._container_id}: crun ended without a terminal")
 
     @property
-    def readers(self) -> tuple[int, ...]:
-        """Pipes, or the terminal."""
-        return tuple(self._outputs)
-
-    @property
-    def writer(self) -> int:
-        """The pipe, or the terminal."""
-        return self._input
-
-    @property
     def exited(self) -> int:
         """crun's pidfd: it ends with the command."""
         return -1 if self._child is None else self._child.pidfd.fileno()
-
-    def read(self, fd: int) -> tuple[Output, bytes] | None:
-        """Some output."""
-        output = self._outputs[fd]
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            # What the master says once no process has the terminal open.
-            if error.errno != errno.EIO:
-                raise
-            data = b""
-        if not data:
-            del self._outputs[fd]
-            if fd != self._terminal:
-                os.close(fd)
-        return output, data
-
-    def write(self, data: bytes) -> int:
-        """Some input."""
-        if self._input < 0:
-            return len(data)
-        try:
-            return os.write(self._input, data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            self.end_input()
-            return len(data)
-
-    def end_input(self) -> None:
-        """Close the pipe; a terminal that reads lines, which cannot be half closed, gets what stands for an end."""
-        fd, self._input = self._input, -1
-        if fd < 0:
-            return
-        if fd == self._terminal:
-            _end_of_file(fd)
-        else:
-            os.close(fd)
-
-    def resize(self, width: int, height: int) -> None:
-        """TIOCSWINSZ."""
-        if self._terminal >= 0:
-            with contextlib.suppress(OSError):
-                fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def finish(self) -> int:
         """crun's exit code is the command's, unless it says that it failed itself."""
@@ -199,17 +114,13 @@ class ExecConsole:
         if self._closed:
             return
         self._closed = True
-        if self._terminal < 0 and self._input >= 0:
-            os.close(self._input)
-        for fd in self._outputs:
-            if fd != self._terminal:
-                os.close(fd)
+        self._close_pipes()
         if self._child is not None:
             with self._child as child:
                 if child.wait(0) is None:
                     _kill(child, self._pid)
-        # Closing it hangs up on what is left.
-        for fd in (self._terminal, self._log, self._pid):
+        self._close_terminal()
+        for fd in (self._log, self._pid):
             if fd >= 0:
                 os.close(fd)
 
@@ -226,13 +137,6 @@ def _listen(stack: contextlib.ExitStack, bundle: str) -> tuple[socket.socket, in
     listener.bind(f"/proc/self/fd/{directory}/{_CONSOLE_NAME}")
     listener.listen(1)
     return listener, directory
-
-
-def _end_of_file(terminal: int) -> None:
-    with contextlib.suppress(OSError, termios.error):
-        attributes = termios.tcgetattr(terminal)
-        if attributes[3] & termios.ICANON:
-            os.write(terminal, attributes[6][termios.VEOF])
 
 
 def _kill(child: Child, pid_pipe: int) -> None:
