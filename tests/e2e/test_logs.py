@@ -10,6 +10,7 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
 from tests.e2e.pods import Pod
 
 pytestmark = pytest.mark.root
@@ -90,9 +91,13 @@ def test_a_line_without_an_end_arrives_in_pieces(pod: Pod, image: str) -> None:
     assert (len(pieces), set(pieces[:-4]), pieces[-4:]) == (50_000_000 + 4, set(b"x"), b"\nend")
 
 
+# The writer is to be at it still when forgeoned is back.
+_RATE = int(65536 / patient(1))
+
+
 @pytest.fixture
 def slow(daemon_factory: Callable[..., Daemon], busybox: str) -> Pod:
-    daemon = daemon_factory({"native.log_rate": 65536, "native.log_size_max": 1_000_000})
+    daemon = daemon_factory({"native.log_rate": _RATE, "native.log_size_max": 1_000_000})
     daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)))
     return Pod.plan(daemon).run()
 
@@ -109,7 +114,7 @@ def test_a_rate_slows_the_writer_and_loses_nothing(slow: Pod, busybox: str) -> N
     assert slow.wait(id_, seconds=60).exit_code == 0
     assert list(_numbers([*files, log])) == list(range(lines))
     # With its time and stream a line is 145 bytes; the first second's worth and what pipes hold comes at once.
-    assert time.monotonic() - began > (lines * 140 - 65536 * 4) / 65536
+    assert time.monotonic() - began > (lines * 140 - 65536 * 4) / _RATE
 
 
 def test_a_rate_does_not_keep_a_container_from_being_stopped(slow: Pod, busybox: str) -> None:

@@ -17,6 +17,7 @@ from cri.api import runtime_pb2 as pb
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.runtime import runtime
 from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
 from tests.e2e.pods import Pod
 
 pytestmark = pytest.mark.root
@@ -56,13 +57,13 @@ def test_a_node_being_drained_still_answers(fresh_forgeoned: Daemon, busybox: st
     daemon = pulled(fresh_forgeoned, busybox)
     pod = Pod.plan(daemon).run()
     id_ = pod.start(pod.container(busybox, *STUBBORN))
-    request = pb.StopContainerRequest(container_id=id_, timeout=4)
+    request = pb.StopContainerRequest(container_id=id_, timeout=int(patient(4)))
     # Far more calls that wait for a grace period than a node has pods.
-    calls = [daemon.runtime.StopContainer.future(request, timeout=60) for _ in range(200)]
+    calls = [daemon.runtime.StopContainer.future(request, timeout=patient(60)) for _ in range(200)]
     time.sleep(0.5)
     for _ in range(5):
-        daemon.runtime.Version(pb.VersionRequest(), timeout=1)
-        daemon.runtime.ListContainers(pb.ListContainersRequest(), timeout=1)
+        daemon.runtime.Version(pb.VersionRequest(), timeout=patient(1))
+        daemon.runtime.ListContainers(pb.ListContainersRequest(), timeout=patient(1))
     assert not any(call.done() for call in calls)
     for call in calls:
         call.result()
