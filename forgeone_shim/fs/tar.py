@@ -248,9 +248,10 @@ def _pax_records(data: bytes) -> dict[bytes, bytes]:
     at = 0
     while at < len(data):
         blank = data.find(b" ", at, at + 20)
-        digits = data[at:blank] if blank > 0 else b""
+        digits = data[at:blank] if blank > at else b""
         end = at + int(digits) if digits.isdigit() else 0
-        if not blank < end <= len(data) or data[end - 1] != 0x0A:
+        # Each record is longer than its length's digits, so that the next one is further on.
+        if not at < blank < end <= len(data) or data[end - 1] != 0x0A:
             raise bad("a malformed PAX record")
         key, equals, value = data[blank + 1 : end - 1].partition(b"=")
         if not equals or not key or b"\0" in key:

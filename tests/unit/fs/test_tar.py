@@ -157,6 +157,7 @@ BAD = {
     "PAX without newline": header(b"p", b"x", 12) + padded(b"12 path=abcd"),
     "PAX key with NUL": pax((b"a\0b", b"c")) + header(b"f"),
     "PAX path with NUL": pax((b"path", b"a\0b")) + header(b"f"),
+    "PAX record without a length": header(b"x", type_=b"x", size=40) + padded(b"x" * 38 + b"=\n") + header(b"f"),
     "PAX uid of letters": pax((b"uid", b"root")) + header(b"f"),
     "PAX time of letters": pax((b"mtime", b"1.x")) + header(b"f"),
     "long name": pax((b"path", b"a/" * 2049)) + header(b"f"),
