@@ -97,6 +97,26 @@ class UntrustedImage(PermissionDenied):
         super().__init__(f"SignatureValidationFailed: {what}", fix=fix)
 
 
+class Denied(ForgeError):
+    """A contract, or a policy of this node, does not allow the request.
+
+    :param rule: what denied it: ``POLICY/RULE``, or the field of the contract.
+    :param reason: one clause: what was found, and what is allowed.
+    :param entry: where the audit log tells of it (``audit:17``).
+    :param starts: it was to bring something to life (FAILED_PRECONDITION), and not to reach into what lives.
+    """
+
+    kind = Kind.DENIED
+
+    def __init__(self, rule: str, reason: str, entry: str, *, starts: bool = False, fix: str = "") -> None:
+        super().__init__(f"denied by {rule}: {reason} [{entry}]", fix=fix)
+        self.rule = rule
+        self.reason = reason
+        self.entry = entry
+        if starts:
+            self.kind = Kind.PRECONDITION
+
+
 class DeadlineExceeded(ForgeError):
     """The caller's deadline passed; what had been done was undone."""
 

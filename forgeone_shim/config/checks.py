@@ -20,6 +20,8 @@ _SOCKET_MAX = 107 - len(".4194304")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _PREFIX = re.compile(r"[a-z][a-z0-9]*")
+# RFC 1123, as names of Kubernetes objects.
+_POLICY = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 _CAPABILITY = re.compile(r"(?i:CAP_)?[A-Za-z_]+")
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?")
 
@@ -137,3 +139,11 @@ def no_blanks(key: str, values: Sequence[str]) -> None:
     """A list without empty members."""
     if any(not value.strip() for value in values):
         raise InvalidInput(key, "has an empty member")
+
+
+def policy_name(key: str, value: str) -> None:
+    """A policy's ``metadata.name``."""
+    if not _POLICY.fullmatch(value):
+        raise InvalidInput(
+            key, f"{value!r} is not 1..63 lower-case letters, digits, '-' and '.', as policies are named"
+        )

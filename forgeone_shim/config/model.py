@@ -228,6 +228,24 @@ class SELinuxConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContractConfig:
+    """What pods may ask for and do. ``default_policy`` is for those without a contract; empty: what Kubernetes allows.
+
+    ``issuers_dir`` holds the public keys of those whose signed contracts count.
+    """
+
+    policies_dir: str = "/etc/forgeone/policies.d"
+    default_policy: str = ""
+    issuers_dir: str = "/etc/forgeone/issuers.d"
+
+    def __post_init__(self) -> None:
+        checks.absolute_path("contract.policies_dir", self.policies_dir)
+        checks.absolute_path("contract.issuers_dir", self.issuers_dir)
+        if self.default_policy:
+            checks.policy_name("contract.default_policy", self.default_policy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingConfig:
     """Where clients stream exec, attach and port-forward through; port 0 is any free one, ``idle_timeout`` in seconds.
 
@@ -278,6 +296,7 @@ class Config:
     cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)
+    contract: ContractConfig = field(default_factory=ContractConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:

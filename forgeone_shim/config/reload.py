@@ -30,6 +30,7 @@ LIVE: Final = (
     "native.device_ownership_from_security_context",
     "native.cgroup_writable",
     "wasm.log_",
+    "contract.",
     "streaming.idle_timeout",
     "streaming.max_sessions",
 )

@@ -21,7 +21,15 @@ import grpc
 from cri.api import runtime_pb2 as cri
 from cri.api import runtime_pb2_grpc as cri_grpc
 from forgeone_shim.config.loader import to_toml
-from forgeone_shim.config.model import CniConfig, Config, LogConfig, NativeConfig, NetworkConfig, RegistryConfig
+from forgeone_shim.config.model import (
+    CniConfig,
+    Config,
+    ContractConfig,
+    LogConfig,
+    NativeConfig,
+    NetworkConfig,
+    RegistryConfig,
+)
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Driver
 from hack.lab import leaks, notify
@@ -177,6 +185,9 @@ class Daemon:
             native=NativeConfig(cgroup_driver=cgroup_driver()),
             registry=RegistryConfig(config_path=str(self.directory / "certs.d")),
             cni=CniConfig(conf_dir=str(self.directory / "cni")),
+            contract=ContractConfig(
+                policies_dir=str(self.directory / "policies.d"), issuers_dir=str(self.directory / "issuers.d")
+            ),
             network=NetworkConfig(
                 bridge=f"brf{self.tag}",
                 table=f"forgeone_{self.tag}",

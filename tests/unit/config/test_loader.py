@@ -83,6 +83,9 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "resources.blockio_config_file": "/x/blockio.yaml",
         "selinux.mode": "off",
         "selinux.categories": "9",
+        "contract.policies_dir": "/x/policies.d",
+        "contract.default_policy": "house",
+        "contract.issuers_dir": "/x/issuers.d",
     }
     text = special.get(key.path, "program" if key.path.startswith("native.") and key.type is str else text)
     by_flag = load([key.flag, text], {})
