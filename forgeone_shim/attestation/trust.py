@@ -74,7 +74,7 @@ class TrustPolicy:
 
     def __init__(self, digest: str = "") -> None:
         self.digest = digest
-        """``sha256:`` over all that was read; what :meth:`Requirements.check` said holds as long as this is the same."""
+        """``sha256:`` over all that was read; what :meth:`Requirements.check` said holds while this is the same."""
 
     @classmethod
     def load(cls, sources: Sources) -> TrustPolicy:
