@@ -6,13 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from engines.base import Security
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.kernel import capabilities
 from forgeone_shim.kernel.capabilities import KNOWN
 
-_DEFAULT = (
-    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
-    "AUDIT_WRITE"
-)
-DEFAULT = frozenset(f"CAP_{name}" for name in _DEFAULT.split())
+DEFAULT = capabilities.DEFAULT
 _ALL = "ALL"
 
 

@@ -11,6 +11,13 @@ _KNOWN = (
 )
 KNOWN = tuple(f"CAP_{name}" for name in _KNOWN.split())
 
+_DEFAULT = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE SYS_CHROOT KILL "
+    "AUDIT_WRITE"
+)
+# What a container has that asks for nothing else, with every runtime.
+DEFAULT = frozenset(f"CAP_{name}" for name in _DEFAULT.split())
+
 
 def from_mask(mask: int) -> frozenset[str]:
     """The names of the bits of a ``/proc/PID/status`` capability line; bits unknown here have no name and are left."""
