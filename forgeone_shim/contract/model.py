@@ -1,0 +1,200 @@
+"""A contract: what a pod, or one of its containers, says about what it may be and what may be done to it.
+
+A contract only takes away. Whatever it leaves unsaid is as Kubernetes has it; ``None`` is "unrestricted", an empty tuple
+is "nothing". ``merge.tighten`` joins two, ``parse`` reads them, ``judge`` holds facts to them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Final
+
+EXEC_MODES: Final = ("", "native", "wasm", "microvm")
+PROTOCOLS: Final = ("", "tcp", "udp", "sctp", "icmp")
+DRIFTS: Final = ("report", "pause", "stop")
+"""What is done about behaviour that drifted from its baseline, from the mildest on."""
+VOLUME_KINDS: Final = (
+    "config-map",
+    "csi",
+    "downward-api",
+    "empty-dir",
+    "ephemeral",
+    "host-path",
+    "image",
+    "persistent",
+    "projected",
+    "secret",
+)
+PAYLOAD_TYPE: Final = "application/vnd.forgeone.contract.v1+json"
+"""What a signed contract's DSSE envelope says it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRule:
+    """Images that may be used: their repository matches every glob, and their digest is one of ``digests`` (if any).
+
+    Of a glob, ``*`` stands for any characters but ``/``, and ``**`` for any. Repositories are whole names
+    (``docker.io/library/busybox``). Several globs are what remains of several contracts.
+    """
+
+    repositories: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports from ``first`` to ``last``, both included."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whom a pod may talk to, or hear from.
+
+    :param cidr: a range of addresses without host bits; ``""``: any.
+    :param pod: ``NAMESPACE/NAME``, or ``NAMESPACE/*``: pods on this node; ``""``: any.
+    :param ports: the ports of whoever is talked to; ``()``: all.
+    :param protocol: one of :data:`PROTOCOLS`; ``""`` is any of them, with ports any that has ports.
+
+    With ``cidr`` and ``pod`` both, it is the addresses of those pods that are in the range. With neither it is anybody.
+    """
+
+    cidr: str = ""
+    pod: str = ""
+    ports: tuple[PortRange, ...] = ()
+    protocol: str = ""
+
+    @property
+    def network(self) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+        """The range, parsed."""
+        return ipaddress.ip_network(self.cidr) if self.cidr else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkRule:
+    """Who may be talked to first (``egress``) and by whom (``ingress``); answers always pass."""
+
+    egress: tuple[Peer, ...] | None = None
+    ingress: tuple[Peer, ...] | None = None
+
+    @property
+    def restricts(self) -> bool:
+        """Whether it has to be enforced at all."""
+        return self.egress is not None or self.ingress is not None
+
+
+@dataclass(frozen=True, slots=True)
+class HostPath:
+    """A directory or file of the host that may be mounted, with all below it; ``readonly``: only so."""
+
+    path: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """The most that a container may be given: bytes of memory, thousandths of a CPU, processes. ``None``: any.
+
+    Where there is a ceiling, a container must have a limit, and one that is not above it.
+    """
+
+    memory: int | None = None
+    cpu: int | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusRule:
+    """Subjects of the message bus, in NATS' words (``*`` is one token, a ``>`` at the end one or more)."""
+
+    publish: tuple[str, ...] | None = None
+    subscribe: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustProfile:
+    """What a container may consist of.
+
+    ``capabilities`` is the ceiling, names without ``CAP_``. ``host_paths`` are those that may be mounted,
+    ``volumes`` the kinds of volumes (:data:`VOLUME_KINDS`). ``snapshot`` says whether its memory may be written to a
+    file, ``mixed_engines`` whether its pod may have containers of several engines.
+    """
+
+    trust_label: str = ""
+    images: tuple[ImageRule, ...] | None = None
+    capabilities: tuple[str, ...] | None = None
+    privileged: bool = True
+    host_network: bool = True
+    host_pid: bool = True
+    host_ipc: bool = True
+    host_paths: tuple[HostPath, ...] | None = None
+    volumes: tuple[str, ...] | None = None
+    resources: Ceilings = Ceilings()
+    network: NetworkRule | None = None
+    bus: BusRule = BusRule()
+    snapshot: bool = True
+    mixed_engines: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rbac:
+    """What may be done to a container while it lives."""
+
+    exec: bool = True
+    attach: bool = True
+    port_forward: bool = True
+    checkpoint: bool = True
+    update: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """Whether its system calls (of a WebAssembly guest: its calls to the host) are watched, and what drift does.
+
+    ``baseline`` is the digest of the pinned one; empty: whichever is pinned for its image.
+    """
+
+    watch: bool = False
+    on_drift: str = "report"
+    baseline: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contract:
+    """What is demanded of a container and its surroundings, and what it may be and have done to it.
+
+    :param runtime_policy_id: the node's policy that applies besides its floors; empty: the node's default policy.
+    :param trusted_issuers: who must have signed the image, one of them, as signatures name them
+        (``key:sha256:HEX``, ``x509:SUBJECT``, ``keyless:IDENTITY``).
+    :param minimum_entropy: bits of fresh seed that it must have before it runs.
+    :param exec_mode: the engine that must run it, one of :data:`EXEC_MODES`.
+    """
+
+    runtime_policy_id: str = ""
+    trusted_issuers: tuple[str, ...] | None = None
+    minimum_entropy: int = 0
+    exec_mode: str = ""
+    profile: TrustProfile = field(default_factory=TrustProfile)
+    rbac: Rbac = field(default_factory=Rbac)
+    behaviour: Behaviour = field(default_factory=Behaviour)
+
+    @property
+    def digest(self) -> str:
+        """``sha256:`` and the hash of its canonical JSON (RFC 8785)."""
+        return f"sha256:{sha256(self.canonical()).hexdigest()}"
+
+    def canonical(self) -> bytes:
+        """The same contract gives the same bytes, whoever writes them."""
+        # Not above: a node where no pod has a contract never asks for either.
+        import msgspec
+        import rfc8785
+
+        return rfc8785.dumps(msgspec.to_builtins(self))
+
+
+UNRESTRICTED: Final = Contract()
+"""The contract of a pod that has none, on a node without policies."""
