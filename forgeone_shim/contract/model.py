@@ -76,10 +76,16 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkRule:
-    """Who may be talked to first (``egress``) and by whom (``ingress``); answers always pass."""
+    """Who may be talked to first (``egress``) and by whom (``ingress``); answers always pass.
+
+    Where there is an ``ingress``, ``node`` says whether the node itself may come in besides: its kubelet's probes, its
+    host ports. Where there is an ``egress`` that is not empty, ``dns`` says whether the pod may ask its name servers.
+    """
 
     egress: tuple[Peer, ...] | None = None
     ingress: tuple[Peer, ...] | None = None
+    node: bool = True
+    dns: bool = True
 
     @property
     def restricts(self) -> bool:
