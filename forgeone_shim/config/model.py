@@ -74,6 +74,36 @@ class PackagesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SignaturesConfig:
+    """Who must stand behind images. Without a policy and without verifiers nothing is asked, and nothing read.
+
+    ``verifiers_dir`` holds programs as containerd's ``bindir`` has them; ``verifier_timeout`` is in seconds for each.
+    """
+
+    policy: str = ""
+    namespaces_dir: str = ""
+    images_dir: str = ""
+    notation: str = ""
+    roots_dir: str = "/etc/forgeone/roots.d"
+    unmatched: str = "deny"
+    verifiers_dir: str = ""
+    verifier_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        for key in ("policy", "namespaces_dir", "images_dir", "notation", "verifiers_dir"):
+            if path := getattr(self, key):
+                checks.absolute_path(f"signatures.{key}", path)
+        checks.absolute_path("signatures.roots_dir", self.roots_dir)
+        checks.one_of("signatures.unmatched", self.unmatched, ("allow", "warn", "deny"))
+        checks.in_range("signatures.verifier_timeout", self.verifier_timeout, 0.1, 3600)
+
+    @property
+    def policies(self) -> bool:
+        """Whether there is any policy."""
+        return bool(self.policy or self.namespaces_dir or self.images_dir or self.notation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkConfig:
     """Which network pods get, and the built-in one: one bridge, one IPv4 and (unless empty) one IPv6 range.
 
@@ -289,6 +319,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     packages: PackagesConfig = field(default_factory=PackagesConfig)
+    signatures: SignaturesConfig = field(default_factory=SignaturesConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)

@@ -19,6 +19,7 @@ LIVE: Final = (
     "log.",
     "registry.",
     "packages.",
+    "signatures.",
     "network.mode",
     "cni.",
     "native.seccomp_",

@@ -83,6 +83,11 @@ def _annotations(verified: Verified) -> dict[str, str]:
     return {key: value for key, value in said.items() if value}
 
 
+def signers(annotations: Mapping[str, str]) -> tuple[str, ...]:
+    """The trusted keys that signed a package, as :mod:`~forgeone_shim.attestation.evidence` names signers."""
+    return tuple(f"key:{key}" for key in annotations.get(SIGNERS, "").split(",") if key)
+
+
 def foreign(annotations: Mapping[str, str]) -> dict[str, str]:
     """What an image that is no package may say of itself: nothing that forgeoned says of packages."""
     return {key: value for key, value in annotations.items() if not key.startswith(_OWN)}

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.attestation.keys import read_trusted
 from forgeone_shim.config.model import PackagesConfig, RegistryConfig
 from forgeone_shim.deadline import NEVER, Deadline
@@ -28,8 +29,8 @@ from forgeone_shim.errors import (
     Unavailable,
     syscall_error,
 )
+from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
-from forgeone_shim.package.image import foreign
 from forgeone_shim.package.verification import Trust
 from forgeone_shim.registry import authfiles, earlier, exports
 from forgeone_shim.registry.archives import LayoutSource, Named, named
@@ -216,6 +217,16 @@ class ImageService:
                 if set(found.shared) & set(other.shared):
                     return other
         return found
+
+    def endorse(self, image: Image, said: str, namespace: str, deadline: Deadline) -> Endorsement:  # noqa: ARG002
+        """Who stands behind an image that a container is to be made of, by this node's policies as they are now.
+
+        ``said`` is what the pod's author called it, an id where nobody did; ``namespace`` is the pod's. What was found
+        at the pull counts; the registry is asked again only where that is not enough.
+
+        :raises UntrustedImage: not those who must. Unavailable: the registry that would have to be asked cannot be.
+        """
+        return Endorsement(packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ())
 
     def named(self, ref: str) -> list[Image]:
         """Like :meth:`resolve`, with both images of a name that stands for two; none where there is no such image."""
@@ -450,7 +461,7 @@ class ImageService:
             size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
             layers=file.diff_ids,
             config=file.config,
-            annotations=foreign(notes) if artifact != media.ARTIFACT else notes,
+            annotations=packaged.foreign(notes) if artifact != media.ARTIFACT else notes,
             created=file.created,
             os=file.platform.os or settings.platform.os,
             architecture=file.platform.architecture or settings.platform.architecture,
