@@ -496,6 +496,23 @@ class Live:
     pid: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imprint:
+    """What an engine has made of a plan, as it lies in the container's bundle now.
+
+    ``version`` names the programs that run it and their versions. ``seal`` is the digest of the file that says what
+    will run: another one later means that somebody has changed it. ``seccomp`` is the digest of the filter the
+    container runs under, empty: none; ``capabilities`` are those it can ever have; ``facts`` is what else decides.
+    """
+
+    version: str
+    seal: str
+    seccomp: str = ""
+    apparmor: str = ""
+    capabilities: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Why a container ended, where its engine knows more than the exit code: CRI ``reason`` and ``message``."""
@@ -727,6 +744,12 @@ class Engine(Protocol):
 
         FailedPrecondition where none are recorded, and why.
         """
+
+    def imprint(self, handle: Handle) -> Imprint:
+        """What was made of a container's plan; NotFound where there is no such container any more."""
+
+    def seal(self, handle: Handle) -> str:
+        """The same as :attr:`Imprint.seal`, and nothing else; NotFound where there is no such container any more."""
 
     def verdict(self, handle: Handle) -> Verdict | None:
         """Why an ended container ended, beyond its exit code; ``None`` where that is all. Ask before :meth:`delete`."""

@@ -24,6 +24,7 @@ from engines.base import (
     HandlerSettings,
     HostCalls,
     ImagePlan,
+    Imprint,
     Live,
     LiveState,
     Mount,
@@ -43,6 +44,7 @@ from engines.native import (
     execute,
     hooks,
     idmaps,
+    imprint,
     logs,
     lookup,
     runtime_default,
@@ -53,6 +55,7 @@ from engines.native.apparmor import AppArmor
 from engines.native.conmon import Programs
 from engines.native.crun import Containers
 from engines.native.extras import Extras, ExtraSettings
+from engines.native.imprint import Version
 from engines.native.rdt import Resctrl, group_of
 from engines.native.runtime_default import Template
 from engines.native.sandbox import Sandboxes
@@ -130,6 +133,7 @@ class NativeEngine:
             crun_arguments=tuple(arguments),
             environment=environment(),
         )
+        self._version = Version(find_program(settings.crun) or "", "crun")
         self._resctrl = Resctrl()
         self._sandboxes = Sandboxes(self._host, self._programs, self._containers, self._compiler.compile)
         # Without this capability the kernel takes no profile.
@@ -496,6 +500,14 @@ class NativeEngine:
             fix="strace -p its pid, which crictl inspect tells",
         )
 
+    def imprint(self, handle: Handle) -> Imprint:
+        """What was made of a container's plan; NotFound where there is no such container any more."""
+        return imprint.imprint(Path(handle.bundle, _CONFIG), handle.container_id, self._version.text())
+
+    def seal(self, handle: Handle) -> str:
+        """The digest of its ``config.json``; NotFound where there is no such container any more."""
+        return imprint.seal(Path(handle.bundle, _CONFIG), handle.container_id)
+
     def verdict(self, _handle: Handle) -> Verdict | None:
         """None: a process ends with its exit code, and says the rest in its log."""
         return None
@@ -517,9 +529,11 @@ class NativeEngine:
         return None if directory is None else f"{directory}/{name}"
 
     def _compile_common(self) -> None:
-        """The filters that nearly every pod wants, before the first one asks."""
+        """The filters that nearly every pod wants, and crun's version, before the first one asks."""
         for names in (capabilities.DEFAULT & self._host.capabilities, ()):
             self._compiler.compile(seccomp.default_profile(names))
+        with contextlib.suppress(ForgeError):
+            self._version.text()
 
     def _load_apparmor(self) -> None:
         """The default profile as this forgeoned has it, before the first pod asks."""

@@ -20,6 +20,7 @@ from engines.base import (
     HandlerSettings,
     HostCalls,
     ImagePlan,
+    Imprint,
     Live,
     LiveState,
     Problem,
@@ -31,6 +32,7 @@ from engines.base import (
 )
 from engines.wasm import card as cards
 from engines.wasm import checks, commands, jail, modules, notes, plans, settings
+from engines.wasm import imprint as imprints
 from engines.wasm.annotations import TRACE
 from engines.wasm.annotations import read as read_annotations
 from engines.wasm.aot.cache import Cache
@@ -396,6 +398,14 @@ class WasmEngine:
             return ring.read(fd, after, ended=ended)
         finally:
             os.close(fd)
+
+    def imprint(self, handle: Handle) -> Imprint:
+        """What was made of a container's plan; NotFound where there is no such container any more."""
+        return imprints.imprint(handle.bundle, handle.container_id)
+
+    def seal(self, handle: Handle) -> str:
+        """The digest of its note; NotFound where there is no such container any more."""
+        return imprints.seal(handle.bundle, handle.container_id)
 
     def verdict(self, handle: Handle) -> Verdict | None:
         """Of a guest that trapped, or could not be started: which, and the first line of why."""

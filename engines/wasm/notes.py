@@ -57,13 +57,28 @@ def log_path(bundle: str, container_id: str) -> str:
     return _read(bundle, container_id, _Log).log_path
 
 
-def _read(bundle: str, container_id: str, kind: type[_Kind]) -> _Kind:
+def content(bundle: str, container_id: str) -> bytes:
+    """The note as it lies there; errors as :func:`read`."""
     path = Path(bundle, NAME)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFound("container", container_id) from error
     except OSError as error:
         raise syscall_error("read", path, error) from error
+
+
+def decoded(bundle: str, written: bytes) -> Note:
+    """The note that was written so; InternalError: it is none."""
+    return _decoded(bundle, written, Note)
+
+
+def _read(bundle: str, container_id: str, kind: type[_Kind]) -> _Kind:
+    return _decoded(bundle, content(bundle, container_id), kind)
+
+
+def _decoded(bundle: str, written: bytes, kind: type[_Kind]) -> _Kind:
+    try:
+        return msgspec.json.decode(written, type=kind)
     except msgspec.DecodeError as error:
-        raise InternalError(f"{path} is not as it was written: {error}") from error
+        raise InternalError(f"{bundle}/{NAME} is not as it was written: {error}") from error

@@ -16,6 +16,7 @@ from engines.base import (
     HandlerSettings,
     HostCalls,
     ImagePlan,
+    Imprint,
     Live,
     LiveState,
     Problem,
@@ -163,6 +164,14 @@ class AbsentEngine:
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
         """Refused."""
         self._refuse(handle, after, ended)
+
+    def imprint(self, handle: Handle) -> Imprint:
+        """Refused."""
+        return self._refuse(handle)
+
+    def seal(self, handle: Handle) -> str:
+        """Refused."""
+        return self._refuse(handle)
 
     def verdict(self, _handle: Handle) -> Verdict | None:
         """None: its engine would know."""
