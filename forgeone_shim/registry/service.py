@@ -218,10 +218,10 @@ class ImageService:
                     return other
         return found
 
-    def endorse(self, image: Image, said: str, namespace: str, deadline: Deadline) -> Endorsement:  # noqa: ARG002
+    def endorsement(self, image: Image, name: str, namespace: str, deadline: Deadline) -> Endorsement:  # noqa: ARG002
         """Who stands behind an image that a container is to be made of, by this node's policies as they are now.
 
-        ``said`` is what the pod's author called it, an id where nobody did; ``namespace`` is the pod's. What was found
+        ``name`` is what the pod's author called it, an id where nobody did; ``namespace`` is the pod's. What was found
         at the pull counts; the registry is asked again only where that is not enough.
 
         :raises UntrustedImage: not those who must. Unavailable: the registry that would have to be asked cannot be.
