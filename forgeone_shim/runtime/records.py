@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, SELinuxLabels, User
 from forgeone_shim.config.handlers import Handler
+from forgeone_shim.contract.facts import Bound, ImageFacts
+from forgeone_shim.contract.model import Contract
 from forgeone_shim.lifecycle.machine import State
 
 SANDBOX_KIND = "sandbox"
@@ -19,6 +21,8 @@ class SandboxRecord:
     ``handler`` is what its runtime handler was when the pod was started.
 
     ``overhead`` and ``resources`` are what an update put in place of the spec's.
+
+    ``bound`` is the contract that has held for the pod since its start.
     """
 
     id: str
@@ -34,6 +38,12 @@ class SandboxRecord:
     resources: Resources | None = None
     handler: Handler = field(default_factory=Handler)
     selinux: SELinuxLabels = field(default_factory=SELinuxLabels)
+    bound: Bound = field(default_factory=Bound)
+
+    @property
+    def contract(self) -> Contract:
+        """The effective one."""
+        return self.bound.contract
 
     @property
     def effective_spec(self) -> SandboxSpec:
@@ -68,6 +78,11 @@ class ContainerRecord:
     kubelet's retry is compared with it. ``suggested`` are the limits that its package adds to either. ``start_error``
     says why its command cannot be executed: its start will fail. ``restored`` says that it has no process until it is
     started, and then those of a checkpoint.
+
+    ``bound`` is the contract that holds for it. ``trusted`` is what was known of its image when it was created, and
+    ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``dna`` is
+    the hash of everything that decides what runs, empty where none was computed, and ``entropy`` how many bits of fresh
+    seed it has received since its state was last unique.
     """
 
     id: str
@@ -96,6 +111,22 @@ class ContainerRecord:
     resources: Resources | None = None
     suggested: Resources | None = None
     image_volumes: tuple[ImageVolume, ...] = ()
+    bound: Bound = field(default_factory=Bound)
+    trusted: ImageFacts | None = None
+    trusted_volumes: tuple[ImageFacts, ...] = ()
+    argv: tuple[str, ...] = ()
+    dna: str = ""
+    entropy: int = 0
+
+    @property
+    def contract(self) -> Contract:
+        """The effective one."""
+        return self.bound.contract
+
+    @property
+    def verified_by(self) -> tuple[str, ...]:
+        """Who is known to stand behind its image."""
+        return () if self.trusted is None else self.trusted.verified_by
 
     @property
     def unstarted(self) -> bool:

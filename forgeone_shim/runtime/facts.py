@@ -1,0 +1,194 @@
+"""What is known of a pod and a container, in the words that policies are written over. Nothing is decided here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+
+from engines.base import NamespaceMode, Profile, Resources, SandboxSpec, Security
+from forgeone_shim.attestation.evidence import Endorsement
+from forgeone_shim.config.handlers import WASM_ENGINE
+from forgeone_shim.contract.facts import (
+    AttestationFacts,
+    ContainerFacts,
+    ImageFacts,
+    MountFacts,
+    NodeFacts,
+    PodFacts,
+    RequestFacts,
+    RuntimeFacts,
+)
+from forgeone_shim.errors import InvalidInput
+from forgeone_shim.kernel import capabilities
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.runtime.records import ContainerRecord
+from forgeone_shim.runtime.suggested import filled
+from forgeone_shim.version import VERSION
+
+_ALL = frozenset({"ALL", "CAP_ALL"})
+_HOST = NamespaceMode.NODE
+
+
+def node() -> NodeFacts:
+    """This host."""
+    name = os.uname()
+    return NodeFacts(name=name.nodename, kernel=name.release, version=VERSION)
+
+
+def pod(spec: SandboxSpec, engines: Iterable[str], container: Security | None = None) -> PodFacts:
+    """A pod whose containers run on ``engines``; what ``container`` shares of the host counts as the pod's."""
+    shared = spec.security.namespaces
+    own = shared if container is None else container.namespaces
+    return PodFacts(
+        namespace=spec.namespace,
+        name=spec.name,
+        uid=spec.uid,
+        labels=spec.labels,
+        annotations=spec.annotations,
+        runtime_handler=spec.runtime_handler,
+        host_network=_HOST in {shared.network, own.network},
+        host_pid=_HOST in {shared.pid, own.pid},
+        host_ipc=_HOST in {shared.ipc, own.ipc},
+        user_namespace=shared.user is not _HOST,
+        privileged=spec.security.privileged,
+        sysctls=spec.sysctls,
+        host_ports=tuple(f"{one.host_port}/{one.protocol}" for one in spec.port_mappings if one.host_port),
+        engines=tuple(dict.fromkeys(engines)),
+    )
+
+
+def container(record: ContainerRecord, image: Image | None, defaults: Collection[str]) -> ContainerFacts:
+    """A container that exists, or (with its ``image``) is about to. ``defaults``: capabilities it need not ask for."""
+    spec, security = record.spec, record.spec.security
+    limits = filled(record.resources or spec.resources, record.suggested)
+    return ContainerFacts(
+        name=spec.name,
+        id=record.id,
+        attempt=spec.attempt,
+        argv=record.argv,
+        env=tuple(name for name, _ in spec.envs),
+        user=record.user.uid if image is None else _user(security, image),
+        group=record.user.gid if image is None else security.run_as_group or 0,
+        privileged=security.privileged,
+        capabilities=held(security, defaults) if record.engine != WASM_ENGINE else (),
+        no_new_privs=security.no_new_privs,
+        readonly_rootfs=security.readonly_rootfs,
+        seccomp=_profile(security.seccomp, privileged=security.privileged),
+        apparmor=_profile(security.apparmor, privileged=security.privileged),
+        mounts=tuple(_mounts(record)),
+        devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
+        memory=limits.memory_limit or _number(limits, "memory.max"),
+        cpu=cpu(limits),
+        pids=_number(limits, "pids.max"),
+        labels=spec.labels,
+        annotations=spec.annotations,
+        tty=spec.tty,
+        restored=record.restored,
+    )
+
+
+def image(found: Image, name: str, endorsement: Endorsement, *, volume: bool = False) -> ImageFacts:
+    """An image of this node that a pod calls ``name``."""
+    known = [*found.repo_tags, *found.repo_digests]
+    repositories = tuple(dict.fromkeys(Reference.parse(one).name for one in known))
+    repository, digest = _asked(name, found, repositories)
+    return ImageFacts(
+        name=name,
+        repository=repository,
+        digest=digest,
+        verified_by=endorsement.signers,
+        attestations=tuple(
+            AttestationFacts(predicate_type=one.predicate_type, signer=one.signer) for one in endorsement.attestations
+        ),
+        volume=volume,
+    )
+
+
+def runtime(record: ContainerRecord) -> RuntimeFacts:
+    """What runs it."""
+    return RuntimeFacts(engine=record.engine, entropy=record.entropy)
+
+
+def update(asked: Resources) -> RequestFacts:
+    """The limits that somebody wants a container to have."""
+    return RequestFacts(memory=asked.memory_limit or _number(asked, "memory.max"), cpu=cpu(asked))
+
+
+def held(security: Security, defaults: Collection[str]) -> tuple[str, ...]:
+    """The capabilities that a program could have that is given ``defaults`` without asking; names without ``CAP_``."""
+    if security.privileged:
+        return _plain(capabilities.KNOWN)
+    add = {name.upper() for name in (*security.add_capabilities, *security.add_ambient_capabilities)}
+    drop = {name.upper() for name in security.drop_capabilities}
+    if add & _ALL:
+        base: set[str] = set(_plain(capabilities.KNOWN))
+    else:
+        base = set() if drop & _ALL else set(_plain(defaults))
+    # As engines read it: single names count after ALL.
+    return tuple(sorted((base | set(_plain(add - _ALL))) - set(_plain(drop - _ALL))))
+
+
+def cpu(limits: Resources) -> int:
+    """Thousandths of a processor; 0: no limit."""
+    if limits.cpu_quota > 0:
+        return limits.cpu_quota * 1000 // (limits.cpu_period or 100_000)
+    quota, _, period = limits.unified.get("cpu.max", "").partition(" ")
+    if not quota.isdecimal() or not (period or "100000").isdecimal():
+        return 0
+    return int(quota) * 1000 // (int(period or 100_000) or 1)
+
+
+def _plain(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.removeprefix("CAP_") for name in names)
+
+
+def _number(limits: Resources, key: str) -> int:
+    """``max``, and what is no number, is no limit."""
+    value = limits.unified.get(key, "").strip()
+    return int(value) if value.isdecimal() else 0
+
+
+def _user(security: Security, image: Image) -> int:
+    """Before its files are there a name is a number nobody knows: root, as far as rules are concerned."""
+    if security.run_as_user is not None:
+        return security.run_as_user
+    return 0 if security.run_as_username else image.uid or 0
+
+
+def _profile(profile: Profile | None, *, privileged: bool) -> str:
+    """What was not asked for is not confined: so the CRI has it."""
+    return "unconfined" if privileged or profile is None else str(profile.type)
+
+
+def _mounts(record: ContainerRecord) -> Iterable[MountFacts]:
+    for one in record.spec.mounts:
+        source = one.image if one.image else os.path.realpath(one.source)
+        yield MountFacts(
+            destination=one.destination,
+            source=source,
+            readonly=one.readonly or bool(one.image),
+            kind="image" if one.image else "",
+            propagation=str(one.propagation),
+        )
+
+
+def _asked(name: str, found: Image, repositories: Sequence[str]) -> tuple[str, str]:
+    """Repository and digest of the image by the name that the pod has for it; a name that is not its own is none."""
+    repository, wanted = "", ""
+    try:
+        reference = Reference.parse(name)
+        repository, wanted = (reference.name if reference.name in repositories else ""), reference.digest
+    except InvalidInput:
+        # An id.
+        repository = repositories[0] if repositories else ""
+    digests = []
+    for one in found.repo_digests:
+        with suppress(InvalidInput):
+            reference = Reference.parse(one)
+            if reference.name == repository:
+                digests.append(reference.digest)
+    if wanted in digests:
+        return repository, wanted
+    return repository, next(iter(digests), found.manifest_digest or found.id)

@@ -1,0 +1,275 @@
+"""The one place that asks whether something may be done: facts are gathered, policies judge, a denial is recorded.
+
+Nothing is made, changed or reached into before its verb has asked here. What cannot be decided is denied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from engines.base import Resources
+from forgeone_shim.attestation.evidence import Endorsement
+from forgeone_shim.contract.facts import Bound, Facts, PodFacts, Point, RequestFacts, RuntimeFacts
+from forgeone_shim.contract.judge import Ruling
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import (
+    Denied,
+    FailedPrecondition,
+    ForgeError,
+    InvalidInput,
+    Kind,
+    NotFound,
+    PermissionDenied,
+)
+from forgeone_shim.registry.model import Image
+from forgeone_shim.runtime import facts
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+
+PREFIX: Final = "zta.forgeone.dev/"
+"""Begins the annotations that make a contract."""
+
+NO_REQUEST: Final = RequestFacts()
+
+# Answers, and not the lack of one: a deadline that passed, or a registry that cannot be reached, is told as it is.
+_REFUSALS: Final = (InvalidInput, PermissionDenied, FailedPrecondition, NotFound)
+
+
+class Judge(Protocol):
+    """The policies of this node (:class:`forgeone_shim.contract.policies.Policies`)."""
+
+    def bind(self, annotations: Mapping[str, str], container: str = "") -> Bound:
+        """The contract that holds for a pod with these annotations, or for its container of that name.
+
+        :raises ForgeError: what it says is no contract, or not one that the policies accept.
+        """
+
+    def rebind(self, bound: Bound) -> Bound:
+        """The same under the policies of now: at least as tight as it was.
+
+        :raises ForgeError: a policy that it names is gone, or contradicts it.
+        """
+
+    def concerned(self, point: Point, bound: Bound) -> bool:
+        """Whether anything could be denied at that point: otherwise no facts are gathered."""
+
+    def judge(self, point: Point, of: Facts) -> Ruling:
+        """Whether it may be done."""
+
+
+class Witness(Protocol):
+    """Where denials are recorded (:class:`forgeone_shim.runtime.chronicle.Chronicle`)."""
+
+    def denied(self, point: str, subject: str, deadline: Deadline, *, rule: str, reason: str, **data: Any) -> str:
+        """Durable when this returns: the entry's id, ``audit:17``."""
+
+    def about(self, record: object) -> dict[str, Any]:
+        """What each entry of a pod or a container says of it."""
+
+
+class Endorser(Protocol):
+    """Who knows who stands behind the images of this node (the registry room)."""
+
+    def endorsement(self, image: Image, name: str, namespace: str, deadline: Deadline) -> Endorsement:
+        """Of ``image``, which a pod of ``namespace`` calls ``name``.
+
+        :raises UntrustedImage: a policy demands more than there is.
+        """
+
+
+class Surroundings(Protocol):
+    """What the guard asks about pods and containers that it was not told."""
+
+    def pod_of(self, record: ContainerRecord) -> SandboxRecord:
+        """The pod of a container; NotFound where it is gone."""
+
+    def engines_of(self, sandbox_id: str) -> Sequence[str]:
+        """The engines of the containers of a pod that have not ended."""
+
+    def runtime(self, record: ContainerRecord) -> RuntimeFacts:
+        """How it runs: engine, entropy, trust."""
+
+    def capabilities(self) -> Collection[str]:
+        """Those that a container has without asking."""
+
+
+class Guard:
+    """Thread-safe. Every question is answered under the policies of that moment."""
+
+    def __init__(self, judge: Judge, witness: Witness, endorser: Endorser, around: Surroundings) -> None:
+        self._judge, self._witness, self._endorser, self._around = judge, witness, endorser, around
+        self._node = facts.node()
+
+    def follow(self, judge: Judge) -> None:
+        """From now on these are the policies."""
+        self._judge = judge
+
+    # -- what is to be made
+
+    def sandbox(self, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
+        """RunPodSandbox: the record with the contract that holds for the pod.
+
+        :raises Denied: it may not be started.
+        """
+        return self._pod(Point.SANDBOX, record, deadline)
+
+    def restore(self, record: SandboxRecord, deadline: Deadline) -> None:
+        """RestorePod, before anything of the pod is made.
+
+        :raises Denied: it may not be made from a checkpoint.
+        """
+        self._pod(Point.RESTORE, record, deadline)
+
+    def _pod(self, point: Point, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
+        judge = self._judge
+        try:
+            record = replace(record, bound=judge.bind(record.spec.annotations))
+        except _REFUSALS as error:
+            raise self._denied(point, record, _refusal(error), deadline) from error
+        self._judged(judge, point, record, deadline, NO_REQUEST)
+        return record
+
+    def create(
+        self,
+        pod: SandboxRecord,
+        record: ContainerRecord,
+        image: Image,
+        volumes: Sequence[tuple[str, Image]],
+        deadline: Deadline,
+    ) -> ContainerRecord:
+        """CreateContainer: the record with the contract that holds for it, and what is known of its images.
+
+        :param volumes: the images that its mounts name, in their order, each after that name.
+        :raises Denied: it may not be created, or (with ``restored``) not from a checkpoint.
+        """
+        judge, spec = self._judge, record.spec
+        try:
+            _no_contract_of_its_own(spec.annotations)
+            record = replace(record, bound=judge.bind(pod.spec.annotations, spec.name))
+            named = ((spec.user_specified_image or spec.image, image), *volumes)
+            found = []
+            for number, (name, one) in enumerate(named):
+                endorsement = self._endorser.endorsement(one, name, pod.spec.namespace, deadline)
+                found.append(facts.image(one, name, endorsement, volume=number > 0))
+        except _REFUSALS as error:
+            raise self._denied(Point.CREATE, record, _refusal(error), deadline) from error
+        record = replace(record, trusted=found[0], trusted_volumes=tuple(found[1:]))
+        for point in (Point.CREATE, Point.RESTORE) if record.restored else (Point.CREATE,):
+            if not judge.concerned(point, record.bound):
+                continue
+            whole = self._facts(pod, record, NO_REQUEST, image)
+            for known in found:
+                self._rule(judge, point, record, replace(whole, image=known), deadline)
+        return record
+
+    # -- what is there
+
+    def container(
+        self, point: Point, record: ContainerRecord, deadline: Deadline, request: RequestFacts = NO_REQUEST
+    ) -> None:
+        """Something is to be done to a container, as its record is or is to be.
+
+        :raises Denied: it may not.
+        """
+        self._again(point, record, deadline, request)
+
+    def pod(self, point: Point, record: SandboxRecord, deadline: Deadline, request: RequestFacts = NO_REQUEST) -> None:
+        """Something is to be done to a pod.
+
+        :raises Denied: it may not.
+        """
+        self._again(point, record, deadline, request)
+
+    def update(self, record: ContainerRecord, asked: Resources, deadline: Deadline) -> None:
+        """The limits of a container are to change; ``record`` has the new ones.
+
+        :raises Denied: they may not.
+        """
+        self._again(Point.UPDATE, record, deadline, facts.update(asked))
+
+    def _again(
+        self, point: Point, record: SandboxRecord | ContainerRecord, deadline: Deadline, request: RequestFacts
+    ) -> None:
+        judge = self._judge
+        try:
+            record = replace(record, bound=judge.rebind(record.bound))
+        except _REFUSALS as error:
+            raise self._denied(point, record, _refusal(error), deadline) from error
+        self._judged(judge, point, record, deadline, request)
+
+    def _judged(
+        self,
+        judge: Judge,
+        point: Point,
+        record: SandboxRecord | ContainerRecord,
+        deadline: Deadline,
+        request: RequestFacts,
+    ) -> None:
+        if not judge.concerned(point, record.bound):
+            return
+        if isinstance(record, SandboxRecord):
+            self._rule(judge, point, record, self._pod_facts(record, request), deadline)
+            return
+        whole = self._facts(self._around.pod_of(record), record, request)
+        for one in (record.trusted, *record.trusted_volumes):
+            self._rule(judge, point, record, replace(whole, image=one), deadline)
+
+    def _pod_facts(self, record: SandboxRecord, request: RequestFacts) -> Facts:
+        engines = (record.engine, *self._around.engines_of(record.id))
+        return Facts(
+            pod=facts.pod(record.spec, engines[1:] or engines),
+            contract=record.bound,
+            runtime=RuntimeFacts(engine=record.engine),
+            node=self._node,
+            request=request,
+        )
+
+    def _facts(
+        self, pod: SandboxRecord, record: ContainerRecord, request: RequestFacts, image: Image | None = None
+    ) -> Facts:
+        return Facts(
+            pod=self._pod_of(pod, record),
+            contract=record.bound,
+            container=facts.container(record, image, self._around.capabilities()),
+            runtime=self._around.runtime(record),
+            node=self._node,
+            request=request,
+        )
+
+    def _pod_of(self, pod: SandboxRecord, record: ContainerRecord) -> PodFacts:
+        return facts.pod(pod.spec, (*self._around.engines_of(pod.id), record.engine), record.spec.security)
+
+    # -- denials
+
+    def _rule(
+        self, judge: Judge, point: Point, record: SandboxRecord | ContainerRecord, of: Facts, deadline: Deadline
+    ) -> None:
+        ruling = judge.judge(point, of)
+        if not ruling.allowed:
+            raise self._denied(point, record, ruling, deadline)
+
+    def _denied(
+        self, point: Point, record: SandboxRecord | ContainerRecord, ruling: Ruling, deadline: Deadline
+    ) -> Denied:
+        kind = "sandbox" if isinstance(record, SandboxRecord) else "container"
+        told: dict[str, Any] = dict(self._witness.about(record))
+        if record.bound.given:
+            told["contract"] = record.contract.digest
+        entry = self._witness.denied(
+            str(point), f"{kind}/{record.id}", deadline, rule=ruling.by, reason=ruling.reason, **told
+        )
+        return Denied(ruling.by, ruling.reason, entry, starts=point.starts)
+
+
+def _refusal(error: ForgeError) -> Ruling:
+    """Why there is nothing that could be judged."""
+    if isinstance(error, InvalidInput):
+        return Ruling(allowed=False, rule=error.field, reason=str(error).removeprefix(f"{error.field}: "))
+    return Ruling(allowed=False, rule="signatures" if error.kind is Kind.UNTRUSTED else "contract", reason=str(error))
+
+
+def _no_contract_of_its_own(annotations: Mapping[str, str]) -> None:
+    for key in annotations:
+        if key.startswith(PREFIX):
+            raise InvalidInput(f"annotations[{key}]", "is for pods, and this is a container's", fix=f"{key}.CONTAINER")
