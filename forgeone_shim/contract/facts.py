@@ -1,4 +1,4 @@
-"""What is known at a point of decision: plain data, gathered by whoever asks, and what policies' rules are written over.
+"""What is known at a point of decision: plain data, gathered by whoever asks, over which rules of policies are written.
 
 Field names are the names in CEL (``container.privileged``). A field may be a text, a number, a truth value, a tuple of
 texts, a mapping of texts, one of these classes, or a tuple of them.

@@ -1,6 +1,6 @@
 """A contract: what a pod, or one of its containers, says about what it may be and what may be done to it.
 
-A contract only takes away. Whatever it leaves unsaid is as Kubernetes has it; ``None`` is "unrestricted", an empty tuple
+A contract only takes away. What it leaves unsaid is as Kubernetes has it; ``None`` is "unrestricted", an empty tuple
 is "nothing". ``merge.tighten`` joins two, ``parse`` reads them, ``judge`` holds facts to them.
 """
 
@@ -31,7 +31,7 @@ PAYLOAD_TYPE: Final = "application/vnd.forgeone.contract.v1+json"
 """What a signed contract's DSSE envelope says it holds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class ImageRule:
     """Images that may be used: their repository matches every glob, and their digest is one of ``digests`` (if any).
 
@@ -43,7 +43,7 @@ class ImageRule:
     digests: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class PortRange:
     """Ports from ``first`` to ``last``, both included."""
 
@@ -51,7 +51,7 @@ class PortRange:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Peer:
     """Whom a pod may talk to, or hear from.
 
@@ -93,7 +93,7 @@ class NetworkRule:
         return self.egress is not None or self.ingress is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class HostPath:
     """A directory or file of the host that may be mounted, with all below it; ``readonly``: only so."""
 

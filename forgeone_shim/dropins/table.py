@@ -31,9 +31,9 @@ class Table:
         if kind is None and self._left:
             raise InvalidInput(f"{self.where}.{min(self._left)}", "is not a field known here")
 
-    def wrong(self, key: str, why: str) -> InvalidInput:
+    def wrong(self, key: str, why: str, *, fix: str = "") -> InvalidInput:
         """An error about one of its keys."""
-        return InvalidInput(f"{self.where}.{key}", why)
+        return InvalidInput(f"{self.where}.{key}", why, fix=fix)
 
     def text(self, key: str, *, required: bool = False) -> str:
         """A text without NUL; empty where it is not given."""
@@ -88,6 +88,14 @@ class Table:
         if not all(type(item) is int and 0 <= item <= _UINT32 for item in found):
             raise self.wrong(key, f"is not a list of numbers in 0..{_UINT32}")
         return tuple(item for item in found if isinstance(item, int))
+
+    def items(self, key: str) -> Sequence[object]:
+        """A list of whatever."""
+        return self._list(key)
+
+    def value(self, key: str) -> object:
+        """Whatever is there; ``None`` where it is not given."""
+        return self._left.pop(key, None)
 
     def tables(self, key: str, read: Callable[[Table], T]) -> tuple[T, ...]:
         """A list of objects, each taken apart by ``read``."""

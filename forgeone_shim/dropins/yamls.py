@@ -50,6 +50,9 @@ def _check(path: str, text: str) -> None:
     for event in yaml.parse(text, Loader=_Base):
         if isinstance(event, yaml.AliasEvent):
             raise InvalidInput(path, "has references (*name), which are not supported")
+        # What the parser makes of a tag is not always a plain value, nor is what it raises always its own error.
+        if getattr(event, "tag", None) is not None:
+            raise InvalidInput(path, "has tags (!name), which are not supported")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > _DEPTH_MAX:
