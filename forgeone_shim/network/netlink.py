@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,7 @@ _NLA_TYPE_MASK: Final = 0x3FFF
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _NETLINK_EXT_ACK: Final = 11
+_SO_SNDBUFFORCE: Final = 32
 _NLM_F_CAPPED: Final = 0x100
 _NLM_F_ACK_TLVS: Final = 0x200
 _NLMSGERR_ATTR_MSG: Final = 1
@@ -178,10 +179,16 @@ class Netlink:
         first = next(self._sequence)
         sequences = [first, *(next(self._sequence) for _ in requests[1:])]
         parts = [_pack(begin, 0, 0)]
-        parts += [_pack(request, sequence, NLM_F_ACK) for request, sequence in zip(requests, sequences, strict=True)]
-        parts.append(_pack(end, 0, 0))
+        # Refusals come unasked, all before the last request's answer: that many more would only fill the socket.
+        parts += [_pack(request, sequence, 0) for request, sequence in zip(requests[:-1], sequences, strict=False)]
+        parts += [_pack(requests[-1], sequences[-1], NLM_F_ACK), _pack(end, 0, 0)]
         self._socket.send(b"".join(parts))
-        return self._collect(requests, first, set(sequences))[1]
+        return self._collect(requests, first, {sequences[-1]})[1]
+
+    def grow(self, size: int) -> None:
+        """Make room for messages of ``size`` bytes at once, as far as this process may."""
+        with suppress(PermissionError):
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
 
     def _collect(
         self, requests: Sequence[Request], first: int, waiting: set[int]
@@ -190,7 +197,7 @@ class Netlink:
         errors: list[NetlinkError] = []
         while waiting:
             for kind, flags, sequence, body in split_messages(self._socket.recv(_RECEIVE_BYTES)):
-                if sequence and sequence not in waiting:
+                if sequence and not first <= sequence < first + len(requests):
                     continue
                 if kind == NLMSG_ERROR:
                     code, words = parse_ack(flags, body)

@@ -17,6 +17,7 @@ from forgeone_shim.errors import FailedPrecondition, InternalError
 from forgeone_shim.network.hostports import Element
 from forgeone_shim.network.netlink import (
     NLM_F_CREATE,
+    Netlink,
     NetlinkError,
     Pool,
     Request,
@@ -32,9 +33,9 @@ _LAST_CHAIN: Final = "postrouting"
 _NFT_TIMEOUT: Final = 30.0
 _GROUP: Final = 256
 
-_SUBSYS: Final = 10 << 8
+SUBSYSTEM: Final = 10 << 8
 _NFPROTO_INET: Final = 1
-_BATCH_BEGIN, _BATCH_END = 16, 17
+_BATCH_BEGIN, _BATCH_END, _BATCH_GENERATION = 16, 17, 1
 _GETCHAIN, _DELTABLE, _NEWSETELEM, _DELSETELEM = 4, 2, 12, 14
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME = 1, 1, 3
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -126,17 +127,17 @@ class Table:
 
     def is_there(self) -> bool:
         """Whether the table still has its last chain: someone may have flushed all rules of the host."""
-        body = _genmsg() + text(_CHAIN_TABLE, self.name) + text(_CHAIN_NAME, _LAST_CHAIN)
+        body = genmsg() + text(_CHAIN_TABLE, self.name) + text(_CHAIN_NAME, _LAST_CHAIN)
         with self._pool.borrow() as netlink:
-            errors = netlink.try_all([Request(_SUBSYS | _GETCHAIN, 0, body, f"find table {self.name}")])[1]
+            errors = netlink.try_all([Request(SUBSYSTEM | _GETCHAIN, 0, body, f"find table {self.name}")])[1]
         if errors and errors[0].errno != errno.ENOENT:
             raise errors[0]
         return not errors
 
     def delete(self) -> None:
         """Delete the table with all in it; a missing one is no error."""
-        body = _genmsg() + text(_TABLE_NAME, self.name)
-        errors = self._transact([Request(_SUBSYS | _DELTABLE, 0, body, f"delete table {self.name}")])
+        body = genmsg() + text(_TABLE_NAME, self.name)
+        errors = self._transact([Request(SUBSYSTEM | _DELTABLE, 0, body, f"delete table {self.name}")])
         if errors and errors[0].errno != errno.ENOENT:
             raise errors[0]
 
@@ -167,10 +168,17 @@ class Table:
     def _transact(self, requests: Sequence[Request]) -> list[NetlinkError]:
         if not requests:
             return []
-        # The batch's own messages name the subsystem it is for, in network byte order.
-        edge = struct.pack("=BB", 0, 0) + struct.pack(">H", _SUBSYS >> 8)
         with self._pool.borrow() as netlink:
-            return netlink.batch(requests, Request(_BATCH_BEGIN, 0, edge, "begin"), Request(_BATCH_END, 0, edge, "end"))
+            return transact(netlink, requests)
+
+
+def transact(netlink: Netlink, requests: Sequence[Request], generation: int | None = None) -> list[NetlinkError]:
+    """All of the requests, or none where a refusal is returned; ERESTART unless ``generation`` is the tables' now."""
+    # The batch's own messages name the subsystem it is for, in network byte order.
+    edge = struct.pack("=BB", 0, 0) + struct.pack(">H", SUBSYSTEM >> 8)
+    expected = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack(">I", generation))
+    begin = Request(_BATCH_BEGIN, 0, edge + expected, "begin")
+    return netlink.batch(requests, begin, Request(_BATCH_END, 0, edge, "end"))
 
 
 def _by_map(items: Iterable[Element]) -> list[list[Element]]:
@@ -190,10 +198,11 @@ def _elements_request(kind: int, table: str, items: Sequence[Element]) -> Reques
         )
         for item in items
     ]
-    body = _genmsg() + text(_LIST_TABLE, table) + text(_LIST_SET, name) + nested(_LIST_ELEMENTS, *listed)
+    body = genmsg() + text(_LIST_TABLE, table) + text(_LIST_SET, name) + nested(_LIST_ELEMENTS, *listed)
     flags = NLM_F_CREATE if kind == _NEWSETELEM else 0
-    return Request(_SUBSYS | kind, flags, body, f"change map {name} of table {table}")
+    return Request(SUBSYSTEM | kind, flags, body, f"change map {name} of table {table}")
 
 
-def _genmsg() -> bytes:
+def genmsg() -> bytes:
+    """What each message about tables of the kind ``inet`` begins with."""
     return _GENMSG.pack(_NFPROTO_INET, 0, 0)
