@@ -263,6 +263,14 @@ def mount_tmpfs(
         raise syscall_error("mount tmpfs on", target, error) from error
 
 
+def mount_bpf(target: StrPath) -> None:
+    """Mount a bpf file system, where programs and maps are pinned; root's alone. Raises InternalError."""
+    try:
+        _mount(b"bpf", target, b"bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, b"mode=0700")
+    except OSError as error:
+        raise syscall_error("mount bpf on", target, error) from error
+
+
 def unmount(target: StrPath, *, detach: bool = True) -> None:
     """Unmount everything stacked on ``target`` itself; nothing mounted there, or no such path, is no error.
 

@@ -19,6 +19,7 @@ _NUMBERS = {
     "unshare": (272, 97),
     "capset": (126, 91),
     "seccomp": (317, 277),
+    "bpf": (321, 280),
 }
 _COLUMN = 0 if platform.machine() == "x86_64" else 1
 

@@ -5,16 +5,17 @@ In C it would be::
     int count(struct bpf_raw_tracepoint_args *ctx) {
         for (i = 0; i < LEVELS && control->level[i]; i++) {
             u64 group = bpf_get_current_ancestor_cgroup_id(control->level[i]);
-            if ((counts = bpf_map_lookup_elem(&counts_of, &group))) goto watched;
+            if ((entry = bpf_map_lookup_elem(&groups, &group))) goto watched;
         }
         return 0;
     watched:
+        counts = bpf_map_lookup_elem(&counts_of, &entry->place);
         u64 slot = ctx->args[1];                         // the number, as its caller's kind of call has it
         if (slot >= NUMBERS) slot = OTHER;
         else if (current->thread_info says a 32-bit call) slot += NUMBERS;
         u64 *count = bpf_map_lookup_elem(counts, &zero) + slot;
         if (++*count > 1) return 0;                      // seen on this processor before
-        order = bpf_map_lookup_elem(bpf_map_lookup_elem(&orders_of, &group), &zero);
+        order = bpf_map_lookup_elem(bpf_map_lookup_elem(&orders_of, &entry->place), &zero);
         if (order->place[slot]) return 0;                // seen on another
         u64 place = __sync_fetch_and_add(&order->next, 1) + 1;
         if (cmpxchg(&order->place[slot], 0, place) == 0)
@@ -23,7 +24,8 @@ In C it would be::
     }
 
 A group is found by its ancestors at the levels in use, so that one which a container makes below its own counts as the
-container's. Counts are per processor: nothing is shared in the way of the calls.
+container's. Counts are per processor: nothing is shared in the way of the calls. What is counted in is a map in an
+array of maps: memory is taken only for those who are watched, and it is made before they are.
 """
 
 from __future__ import annotations
@@ -38,16 +40,18 @@ NUMBERS: Final = 512
 SLOTS: Final = 2 * NUMBERS
 OTHER: Final = SLOTS - 1
 #: Depths in the control group hierarchy at which watched groups may be at one time.
-LEVELS: Final = 4
+LEVELS: Final = 8
 
 COUNTS_SIZE: Final = SLOTS * 8
 ORDER_SIZE: Final = (SLOTS + 1) * 8
 CONTROL_SIZE: Final = LEVELS * 4
+#: Of a group: its place in the arrays of maps, and its depth in the hierarchy.
+ENTRY: Final = struct.Struct("<II")
 TRACEPOINT: Final = "sys_enter"
 LICENCE: Final = "Dual BSD/GPL"
 
 # Helpers (include/uapi/linux/bpf.h).
-_LOOKUP, _CURRENT_TASK, _ANCESTOR_GROUP, _READ_KERNEL, _OUTPUT = 1, 35, 80, 113, 130
+_LOOKUP, _CURRENT_TASK, _ANCESTOR_GROUP, _READ_KERNEL, _OUTPUT = 1, 35, 123, 113, 130
 _FORCE_WAKEUP: Final = 2
 # Where in a task (whose first member is its thread_info), and by which bit, a 32-bit system call is told: TS_COMPAT of
 # thread_info.status (x86, Linux 5.11), TIF_32BIT of thread_info.flags (arm64).
@@ -58,10 +62,11 @@ _MAP, _MAP_VALUE = 1, 2
 
 @dataclass(frozen=True, slots=True)
 class Maps:
-    """Descriptors of what the program works with: ``control`` is an array of one entry, ``counts`` and ``orders`` are
-    hashes of maps by the group's id, ``news`` is a ring buffer."""
+    """Descriptors of what the program works with: ``control`` is an array of one entry, ``groups`` a hash of
+    :data:`ENTRY` by the group's id, ``counts`` and ``orders`` arrays of maps, ``news`` is a ring buffer."""
 
     control: int
+    groups: int
     counts: int
     orders: int
     news: int
@@ -101,11 +106,16 @@ class _Assembler:
 
 # Of operations, those that are used: 64-bit arithmetic, loads and stores of 32 and 64 bits, jumps.
 _MOV, _MOV_X, _ADD, _ADD_X, _AND, _LSH = 0xB7, 0xBF, 0x07, 0x0F, 0x57, 0x67
-_LDX_W, _LDX_DW, _STX_DW, _ST_W, _ATOMIC = 0x61, 0x79, 0x7B, 0x62, 0xDB
+_LDX_W, _LDX_DW, _STX_W, _STX_DW, _ST_W, _ATOMIC = 0x61, 0x79, 0x63, 0x7B, 0x62, 0xDB
 _JA, _JEQ, _JGE, _JSET, _JNE = 0x05, 0x15, 0x35, 0x45, 0x55
 _EXIT = 0x95
 _FETCH_ADD, _CMPXCHG = 0x01, 0xF1
-_GROUP, _STATUS, _ZERO = -8, -16, -24
+_GROUP, _STATUS, _ZERO, _PLACE = -8, -16, -24, -32
+
+
+def supported(machine: str = "") -> bool:
+    """Whether there is a program for a kind of machine (default: this one)."""
+    return (machine or platform.machine()) in _COMPAT
 
 
 def assemble(maps: Maps, machine: str = "") -> bytes:
@@ -135,12 +145,15 @@ def assemble(maps: Maps, machine: str = "") -> bytes:
         a.jump(_JEQ, "end", r1, 0)
         a.call(_ANCESTOR_GROUP)
         a.put(_STX_DW, frame, r0, _GROUP)
-        lookup(maps.counts, _GROUP, f"not at {index}")
+        lookup(maps.groups, _GROUP, f"not at {index}")
         a.jump(_JA, "watched")
         a.label(f"not at {index}")
     a.jump(_JA, "end")
 
     a.label("watched")
+    a.put(_LDX_W, r1, r0)
+    a.put(_STX_W, frame, r1, _PLACE)
+    lookup(maps.counts, _PLACE, "end")
     a.put(_MOV_X, r8, r0)
     a.put(_LDX_DW, r9, r6, 8)
     a.jump(_JGE, "other", r9, NUMBERS)
@@ -173,7 +186,7 @@ def assemble(maps: Maps, machine: str = "") -> bytes:
     a.put(_STX_DW, r0, r1)
     a.jump(_JNE, "end", r1, 1)
 
-    lookup(maps.orders, _GROUP, "end")
+    lookup(maps.orders, _PLACE, "end")
     lookup(None, _ZERO, "end")
     a.put(_MOV_X, r8, r0)
     a.put(_MOV_X, r7, r0)
