@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from cri.reload import Hangups, Reload
 from cri.runtime.ports import RuntimePort, StreamingPort
 from cri.runtime.service import RuntimeService
 from cri.server import Server
+from cri.signals import Signals
 from cri.streaming.server import StreamingServer
 from forgeone_shim.config.loader import load, load_or_exit
 from forgeone_shim.config.logging import setup
@@ -53,8 +53,8 @@ def services(
     }
 
 
-def serve(config: Config, stop: threading.Event, read: Callable[[], Config], hangups: Hangups) -> None:
-    """Serve until ``stop`` is set; ``read`` gives the configuration anew at each of ``hangups``.
+def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
+    """Serve until a signal says stop; ``read`` gives the configuration anew at each SIGHUP.
 
     :raises ForgeError: the runtime or the socket cannot be had.
     """
@@ -69,8 +69,7 @@ def serve(config: Config, stop: threading.Event, read: Callable[[], Config], han
         server.start()
         _log.info("serving", socket=config.socket, version=VERSION, pid=os.getpid())
         notify.notify(notify.READY)
-        hangups.answer(reload)
-        stop.wait()
+        signals.until_stop(Hangups(reload))
         _log.info("stopping")
         notify.notify(notify.STOPPING)
         server.stop(STOP_GRACE)
@@ -94,12 +93,9 @@ def main() -> NoReturn:
     setup(config.log)
     # Modes are given where things are made; what is made by others (a socket, a log) must not be open to all.
     os.umask(0o022)
-    stop, hangups = threading.Event(), Hangups()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    code = 0
+    signals, code = Signals(), 0
     try:
-        serve(config, stop, lambda: load(sys.argv[1:], os.environ), hangups)
+        serve(config, signals, lambda: load(sys.argv[1:], os.environ))
     except ForgeError as error:
         _log.error("cannot run", error=str(error))
         code = 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -62,24 +61,23 @@ class Reload:
 
 
 class Hangups:
-    """SIGHUPs from the program's first moment on; those that come before there is anything to reload wait."""
+    """Reloads that nobody waits for, one after the other in a thread of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, reload: Callable[[], object]) -> None:
+        self._reload = reload
         self._came: SimpleQueue[None] = SimpleQueue()
-        # A handler, not SIG_IGN: that one would be inherited by every program started from here.
-        signal.signal(signal.SIGHUP, lambda *_: self._came.put(None))
+        threading.Thread(target=self._run, name="reload", daemon=True).start()
 
-    def answer(self, reload: Callable[[], object]) -> None:
-        """Call ``reload`` for each, in a thread of its own; a refusal has been logged by then."""
+    def __call__(self) -> None:
+        """One more; a refusal will have been logged."""
+        self._came.put(None)
 
-        def run() -> None:
-            while True:
-                self._came.get()
-                try:
-                    reload()
-                except ForgeError:
-                    continue
-                except Exception:
-                    structlog.get_logger("config").exception("reload failed")
-
-        threading.Thread(target=run, name="reload", daemon=True).start()
+    def _run(self) -> None:
+        while True:
+            self._came.get()
+            try:
+                self._reload()
+            except ForgeError:
+                continue
+            except Exception:
+                structlog.get_logger("config").exception("reload failed")
