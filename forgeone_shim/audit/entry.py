@@ -63,7 +63,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def encode(entry: Entry, origin: str, index: int) -> bytes:
     """The entry as it is logged, at most :data:`MAX_ENTRY` bytes: what it says is cut rather than refused."""
     data = {key: _short(value) for key, value in entry.data.items()}
-    made = _encoded(entry, origin, index, data)
+    try:
+        made = _encoded(entry, origin, index, data)
+    except (TypeError, ValueError) as error:
+        # That it happened is to be known, even where what came with it (half a character, say) is no JSON.
+        return _encoded(entry, origin, index, {"unreadable": ascii(error)[:MAX_TEXT]})
     if len(made) <= MAX_ENTRY:
         return made
     whole = msgspec.json.encode(data)

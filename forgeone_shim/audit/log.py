@@ -1,0 +1,415 @@
+"""The audit log of a node: entries in a Merkle tree, durable under a signed checkpoint before anybody is told of them.
+
+One thread writes: it takes what is queued as one group, signs the checkpoint that the log has with it, and makes both
+durable by one write. Another moves groups into the tiles, in nobody's way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from forgeone_shim.attestation.keys import SigningKey
+from forgeone_shim.audit import entry as entries
+from forgeone_shim.audit import keys, merkle, snapshot, wal
+from forgeone_shim.audit.checkpoint import Checkpoint
+from forgeone_shim.audit.entry import Entry
+from forgeone_shim.audit.files import Files
+from forgeone_shim.audit.keys import NodeKey
+from forgeone_shim.audit.ledger import Damage, Ledger, Mark
+from forgeone_shim.audit.merkle import Frontier
+from forgeone_shim.audit.note import Signer, Verifier
+from forgeone_shim.audit.snapshot import Damaged, Snapshot
+from forgeone_shim.audit.ticket import Ticket
+from forgeone_shim.audit.tiler import Tiler
+from forgeone_shim.audit.wal import Group, Segments
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, Unavailable, syscall_error
+
+LOCK: Final = "audit.lock"
+SUBJECT: Final = "audit"
+BEHIND: Final = 30.0
+"""Seconds after which entries are moved into the tiles although the segment has room."""
+
+_FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    data: bytes
+    rotation: SigningKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``keep``: how many bytes of entries are kept, 0: all of them. ``refuse``: nothing starts while damage stands."""
+
+    keep: int = 0
+    refuse: bool = True
+
+
+class AuditLog:
+    """Made by :meth:`open`; every method may be called from any thread."""
+
+    def __init__(
+        self, files: Files, key: NodeKey, ledger: Ledger, *, found: Snapshot | None, origin: str, options: Options
+    ) -> None:
+        self.origin = origin
+        self._key, self._ledger, self._options = key, ledger, options
+        self._signer = keys.signer(origin, key.current)
+        self._out = structlog.get_logger("audit")
+        self._frontier = Frontier() if found is None else _frontier(found)
+        self._segments = Segments(files.wal, () if found is None else found.groups)
+        self._tiler = Tiler(files, found)
+        lock = threading.Lock()
+        self._work, self._done, self._behind = (threading.Condition(lock) for _ in range(3))
+        self._queue: deque[_Queued] = deque()
+        self._next = self._durable = self._frontier.size
+        self._settled = self._tiler.size
+        self._ahead: list[Group] = [] if found is None else list(found.groups)
+        self._stall = self._damage = ""
+        self._closing = self._written = self._hurry = False
+        self._ahead_bytes = 0
+        self._prune = 0, 0
+        self._rotating = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._write, name="audit", daemon=True),
+            threading.Thread(target=self._tile, name="audit-tiles", daemon=True),
+        ]
+        self._lock_fd = -1
+
+    @classmethod
+    def open(
+        cls, directory: Path, key_directory: Path, ledger: Ledger, *, name: str, options: Options | None = None
+    ) -> AuditLog:
+        """Take the log over and go on with it; begin one where there is none.
+
+        A log that is not whole any more is moved aside and another one is begun, which says so.
+
+        :param name: of the node, for the log's own name.
+        :raises FailedPrecondition: another process writes it, or the node's key cannot be used.
+        :raises InternalError: its files cannot be made.
+        """
+        lock = _take(directory.with_name(LOCK))
+        try:
+            key = NodeKey(key_directory)
+            found, damage = _recover(directory, key, ledger.mark())
+            if damage:
+                _set_aside(directory, damage, ledger)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _finish_rotation(key, found)
+            origin = found.origin if found else f"{_plain(name)}/forgeone/{secrets.token_hex(4)}"
+            log = cls(Files(directory), key, ledger, found=found, origin=origin, options=options or Options())
+        except OSError as error:
+            os.close(lock)
+            raise syscall_error("open", error.filename or directory, error) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        log._begin(lock, found)
+        return log
+
+    def _begin(self, lock: int, found: Snapshot | None) -> None:
+        self._lock_fd = lock
+        damage = self._ledger.damage()
+        if found is None:
+            before = {} if damage is None else {"damaged": damage.reason, "kept": damage.kept}
+            self.append(
+                Entry(type="audit.created", subject=SUBJECT, data={"key": str(self._signer.verifier), **before})
+            )
+        elif found.torn:
+            self.append(Entry(type="audit.torn", subject=SUBJECT, data={"at": found.size}))
+        if damage is not None:
+            self._damage = f"{damage.reason}; it was moved to {damage.kept}"
+            self._out.error("the audit log was damaged", reason=damage.reason, kept=damage.kept)
+        for thread in self._threads:
+            thread.start()
+
+    # -- entries
+
+    @property
+    def verifier(self) -> Verifier:
+        """What the newest checkpoint is verified with."""
+        return self._signer.verifier
+
+    def append(self, entry: Entry) -> Ticket:
+        """Queue an entry; never blocks, never fails."""
+        return self._append(entry, None)
+
+    def _append(self, entry: Entry, rotation: SigningKey | None) -> Ticket:
+        with self._work:
+            index = self._next
+            self._queue.append(_Queued(entries.encode(entry, self.origin, index), rotation))
+            self._next += 1
+            self._work.notify()
+        return Ticket(index, self)
+
+    def wait(self, size: int, deadline: Deadline) -> None:
+        """Return once the first ``size`` entries are durable.
+
+        :raises Unavailable: they cannot be written now. :raises DeadlineExceeded: they are not yet.
+        """
+        with self._done:
+            while self._durable < size:
+                if self._stall:
+                    raise Unavailable(self._stall)
+                left = deadline.remaining()
+                if left == 0:
+                    raise DeadlineExceeded("the audit log is behind")
+                self._done.wait(left)
+
+    def barrier(self, deadline: Deadline) -> None:
+        """The same of everything that was appended before this call."""
+        # Written by others meanwhile, it is only more than need be waited for.
+        if self._durable != self._next:
+            self.wait(self._next, deadline)
+
+    def require(self) -> None:
+        """:raises Unavailable: nothing can be written now. :raises FailedPrecondition: it is not trusted."""
+        if self._stall:
+            raise Unavailable(self._stall)
+        if self._damage and self._options.refuse:
+            raise FailedPrecondition(self.problem(), fix="look into it, then: forge audit accept")
+
+    def problem(self) -> str:
+        """What an operator has to know of the log; empty: it is as it should be."""
+        return self._stall or (self._damage and f"the audit log was damaged: {self._damage}")
+
+    def accept(self, deadline: Deadline) -> None:
+        """Somebody has looked into the damage: things may start again."""
+        with self._work:
+            damage, self._damage = self._damage, ""
+        if damage:
+            ticket = self.append(Entry(type="audit.accepted", subject=SUBJECT, data={"damaged": damage}))
+            self._ledger.accept()
+            ticket.wait(deadline)
+
+    def rotate(self, deadline: Deadline) -> Verifier:
+        """Sign with a new key from now on, which the log tells in an entry that both keys signed.
+
+        The old one is gone when this returns.
+
+        :raises Unavailable: the log cannot be written now; the key is replaced once it can.
+        """
+        with self._rotating:
+            if self._key.next is not None:
+                raise Unavailable("the key is being replaced already", fix="try again, or restart forgeoned")
+            old, staged = self._signer, self._key.stage()
+            new = keys.signer(self.origin, staged)
+            data = {"old": str(old.verifier), "new": str(new.verifier)}
+            data["note"] = keys.endorsement(self.origin, old, new)
+            self._append(Entry(type="audit.key.rotated", subject=SUBJECT, data=data), staged).wait(deadline)
+            return new.verifier
+
+    def close(self) -> None:
+        """Write what is queued, have the tiles hold everything, and let others have the log."""
+        with self._work:
+            self._closing = True
+            self._work.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+        self._segments.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    # -- the writer
+
+    def _write(self) -> None:
+        retry = _FIRST_RETRY
+        while batch := self._take_batch():
+            try:
+                self._commit(batch)
+                retry = _FIRST_RETRY
+            except Exception as error:
+                with self._work:
+                    self._queue.extendleft(reversed(batch))
+                    if not self._stall:
+                        self._out.error("the audit log cannot be written, nothing starts", error=str(error))
+                    self._stall = f"the audit log cannot be written: {getattr(error, 'strerror', None) or error}"
+                    self._done.notify_all()
+                    if self._closing:
+                        break
+                    self._work.wait(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+        with self._behind:
+            self._written = True
+            self._stall = self._stall or "the audit log is closed"
+            self._done.notify_all()
+            self._behind.notify()
+
+    def _take_batch(self) -> list[_Queued]:
+        """What is to be written together; empty when there will be nothing more."""
+        with self._work:
+            while not self._queue:
+                if self._closing:
+                    return []
+                self._work.wait()
+            batch: list[_Queued] = []
+            size = 0
+            while self._queue and len(batch) < wal.MAX_COUNT and size < wal.MAX_GROUP:
+                batch.append(self._queue.popleft())
+                size += len(batch[-1].data)
+                if batch[-1].rotation is not None:
+                    # The last that the old key signs.
+                    break
+            return batch
+
+    def _commit(self, batch: list[_Queued]) -> None:
+        frontier = self._frontier.copy()
+        first = frontier.size
+        for one in batch:
+            frontier.push(merkle.leaf(one.data))
+        checkpoint = Checkpoint(self.origin, frontier.size, frontier.root())
+        rotation = batch[-1].rotation
+        signers = [self._signer] if rotation is None else [self._signer, keys.signer(self.origin, rotation)]
+        group = Group(first, tuple(one.data for one in batch), checkpoint.sign(signers))
+        data = wal.encode(group)
+        self._await_room(len(data))
+        self._segments.write(data, group.end)
+        self._frontier = frontier
+        if rotation is not None:
+            self._adopt(signers[-1])
+        self._remember(checkpoint)
+        with self._done:
+            self._durable, self._stall = group.end, ""
+            self._ahead.append(group)
+            self._ahead_bytes += len(data)
+            self._hurry = self._hurry or self._ahead_bytes > wal.SEGMENT // 2
+            self._done.notify_all()
+            if self._hurry or len(self._ahead) == 1:
+                self._behind.notify()
+
+    def _await_room(self, length: int) -> None:
+        with self._done:
+            while not self._segments.room(length, self._settled):
+                self._hurry = True
+                self._behind.notify()
+                if not self._done.wait(_LAST_RETRY):
+                    raise TimeoutError("its tiles cannot be written")
+
+    def _adopt(self, new: Signer) -> None:
+        self._signer = new
+        try:
+            self._key.adopt()
+        except Exception as error:
+            # The log has the new key's signature: the next start finishes this.
+            self._out.warning("the node's key was replaced, but not its file", error=str(error))
+
+    def _remember(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._ledger.save(Mark.of(checkpoint))
+        except Exception as error:
+            # It is in the log, and cannot be taken back; the next group's mark covers it.
+            self._out.warning("how far the audit log came was not stored", error=str(error))
+
+    # -- the tiles
+
+    def _tile(self) -> None:
+        retry = _FIRST_RETRY
+        while groups := self._take_groups():
+            try:
+                self._tiler.write(groups)
+                retry = _FIRST_RETRY
+            except Exception as error:
+                self._out.warning("tiles of the audit log were not written", error=str(error), retry_in_s=retry)
+                with self._behind:
+                    if self._written:
+                        return
+                    self._behind.wait(retry)
+                retry = min(2 * retry, _LAST_RETRY)
+                continue
+            with self._done:
+                del self._ahead[: len(groups)]
+                self._settled = self._tiler.size
+                self._done.notify_all()
+            try:
+                self._prune_when_told()
+            except OSError as error:
+                self._out.warning("old entries of the audit log were not given up", error=str(error))
+
+    def _take_groups(self) -> list[Group]:
+        """What is to be moved, once there is enough of it or it has waited for long; empty when all is done."""
+        with self._behind:
+            while not (self._ahead or self._written):
+                self._behind.wait()
+            until = time.monotonic() + BEHIND
+            while not (self._hurry or self._written) and (left := until - time.monotonic()) > 0:
+                self._behind.wait(left)
+            self._hurry, self._ahead_bytes = False, 0
+            return list(self._ahead)
+
+    def _prune_when_told(self) -> None:
+        """Give up what is too much, once the log itself says durably that it does."""
+        told, first = self._prune
+        if first and told < self._tiler.size:
+            self._tiler.prune(first)
+            self._prune = 0, 0
+        elif self._options.keep and not first and (surplus := self._tiler.surplus(self._options.keep)):
+            pruned = Entry(type="audit.pruned", subject=SUBJECT, data={"before": surplus})
+            self._prune = self.append(pruned).index, surplus
+
+
+def _frontier(found: Snapshot) -> Frontier:
+    frontier = found.edge.frontier.copy()
+    for group in found.groups:
+        for one in group.entries:
+            frontier.push(merkle.leaf(one))
+    return frontier
+
+
+def _recover(directory: Path, key: NodeKey, mark: Mark | None) -> tuple[Snapshot | None, str]:
+    """The log, or why it is not trusted."""
+
+    def verifiers(origin: str) -> list[Verifier]:
+        return [keys.verifier(origin, one.public) for one in (key.current, key.next) if one is not None]
+
+    try:
+        found = snapshot.read(directory, verifiers)
+        snapshot.check_mark(found, mark)
+    except Damaged as error:
+        return None, str(error)
+    return found, ""
+
+
+def _set_aside(directory: Path, reason: str, ledger: Ledger) -> None:
+    kept = directory.with_name(f"{directory.name}.damaged-{time.time_ns() // 1_000_000}")
+    with contextlib.suppress(FileNotFoundError):
+        directory.rename(kept)
+    ledger.report(Damage(reason, str(kept)))
+
+
+def _finish_rotation(key: NodeKey, found: Snapshot | None) -> None:
+    """A rotation that was cut off counts if the log tells of it."""
+    if key.next is None:
+        return
+    if found is not None and keys.verifier(found.origin, key.next.public) in found.signed.signers:
+        key.adopt()
+    else:
+        key.drop_next()
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name) or "node"
+
+
+def _take(path: Path) -> int:
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise FailedPrecondition(f"{path} is held by another process", fix="stop it") from None
+    return fd
