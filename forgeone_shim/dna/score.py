@@ -38,6 +38,22 @@ class Contract(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What is known of a container's behaviour.
+
+    ``watched``: what it does is recorded. ``baseline``: and compared with one of its image. ``drift`` is how far the two
+    differ, 0 (not at all) to 1.
+    """
+
+    watched: bool = False
+    baseline: bool = False
+    drift: float = 0.0
+
+
+UNWATCHED: Final = Watched()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What is known of a container.
 
@@ -46,8 +62,6 @@ class Standing:
     :param own_namespaces: it shares neither network, processes nor IPC with the host.
     :param no_added_capabilities: it can have none besides those that every container can.
     :param entropy: bits (:func:`forgeone_shim.dna.entropy.bits`).
-    :param watched: what it does is recorded. :param baseline: and compared with a baseline of its image.
-    :param drift: how far that differs, 0 (not at all) to 1.
     """
 
     engine: str
@@ -62,9 +76,7 @@ class Standing:
     readonly_rootfs: bool = False
     no_added_capabilities: bool = False
     entropy: int = 0
-    watched: bool = False
-    baseline: bool = False
-    drift: float = 0.0
+    watched: Watched = UNWATCHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +97,10 @@ def score(of: Standing) -> Score:
     contract = {Contract.NONE: 0, Contract.PLAIN: 10, Contract.SIGNED: 20}[of.contract]
     entropy = WEIGHTS["entropy"] * max(0, min(of.entropy, FULL)) // FULL
     isolation = _isolation(of)
-    behaviour = (5 if of.watched else 0) + (5 if of.watched and of.baseline else 0)
+    seen = of.watched
+    behaviour = (5 if seen.watched else 0) + (5 if seen.watched and seen.baseline else 0)
     whole = attestation + contract + isolation + entropy + behaviour
-    total = int(whole * (1 - min(1.0, max(0.0, of.drift))))
+    total = int(whole * (1 - min(1.0, max(0.0, seen.drift))))
     return Score(total, attestation, contract, isolation, entropy, behaviour)
 
 

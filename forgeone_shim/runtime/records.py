@@ -8,6 +8,8 @@ from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, SELi
 from forgeone_shim.config.handlers import Handler
 from forgeone_shim.contract.facts import Bound, ImageFacts
 from forgeone_shim.contract.model import Contract
+from forgeone_shim.dna.entropy import Seeding
+from forgeone_shim.dna.fingerprint import Genome
 from forgeone_shim.lifecycle.machine import State
 
 SANDBOX_KIND = "sandbox"
@@ -81,8 +83,10 @@ class ContainerRecord:
 
     ``bound`` is the contract that holds for it. ``trusted`` is what was known of its image when it was created, and
     ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``dna`` is
-    the hash of everything that decides what runs, empty where none was computed, and ``entropy`` how many bits of fresh
-    seed it has received since its state was last unique.
+    the hash of everything that decides what runs (``genome``), empty where none was computed, and ``seal`` that of what
+    its engine keeps of it on disk. ``entropy`` is how many bits of fresh seed it has received since somebody else could
+    have had its state, by ``seedings``. ``denied`` says why it was stopped that ran until the policies
+    were asked again.
     """
 
     id: str
@@ -116,7 +120,11 @@ class ContainerRecord:
     trusted_volumes: tuple[ImageFacts, ...] = ()
     argv: tuple[str, ...] = ()
     dna: str = ""
+    genome: Genome | None = None
+    seal: str = ""
+    seedings: tuple[Seeding, ...] = ()
     entropy: int = 0
+    denied: str = ""
 
     @property
     def contract(self) -> Contract:

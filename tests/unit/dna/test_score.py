@@ -7,10 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgeone_shim.dna.score import WEIGHTS, Contract, Standing, score
+from forgeone_shim.dna.score import WEIGHTS, Contract, Standing, Watched, score
 
 BEST = Standing(
-    engine="microvm", signers=2, attestations=1, contract=Contract.SIGNED, entropy=256, watched=True, baseline=True
+    engine="microvm",
+    signers=2,
+    attestations=1,
+    contract=Contract.SIGNED,
+    entropy=256,
+    watched=Watched(watched=True, baseline=True),
 )
 HARDENED = {
     "user_namespace": True,
@@ -28,9 +33,7 @@ STANDINGS = st.builds(
     contract=st.sampled_from(Contract),
     privileged=st.booleans(),
     entropy=st.integers(-1, 1024),
-    watched=st.booleans(),
-    baseline=st.booleans(),
-    drift=st.floats(-1, 2),
+    watched=st.builds(Watched, watched=st.booleans(), baseline=st.booleans(), drift=st.floats(-1, 2)),
     **{name: st.booleans() for name in HARDENED},
 )
 
@@ -55,10 +58,10 @@ def test_the_best_have_all_points_and_the_parts_are_the_weights() -> None:
         (Standing(engine="native", contract=Contract.PLAIN), 18),
         (Standing(engine="native", contract=Contract.SIGNED), 28),
         (Standing(engine="native", entropy=128), 13),
-        (Standing(engine="native", watched=True), 13),
-        (Standing(engine="native", baseline=True), 8),
-        (replace(BEST, drift=0.5), 50),
-        (replace(BEST, drift=1.0), 0),
+        (Standing(engine="native", watched=Watched(watched=True)), 13),
+        (Standing(engine="native", watched=Watched(baseline=True)), 8),
+        (replace(BEST, watched=replace(BEST.watched, drift=0.5)), 50),
+        (replace(BEST, watched=replace(BEST.watched, drift=1.0)), 0),
     ],
 )
 def test_points(standing: Standing, total: int) -> None:
@@ -72,7 +75,7 @@ def test_a_score_is_between_0_and_100_and_no_part_above_its_weight(standing: Sta
     assert all(0 <= getattr(found, name) <= most for name, most in WEIGHTS.items())
 
 
-@given(STANDINGS, st.sampled_from([*HARDENED, "signers", "attestations", "entropy", "watched"]))
+@given(STANDINGS, st.sampled_from([*HARDENED, "signers", "attestations", "entropy"]))
 def test_knowing_more_good_of_a_container_never_lowers_its_score(standing: Standing, name: str) -> None:
     better: Any = True if isinstance(getattr(standing, name), bool) else getattr(standing, name) + 1
     assert score(replace(standing, **{name: better})).total >= score(standing).total
@@ -80,4 +83,5 @@ def test_knowing_more_good_of_a_container_never_lowers_its_score(standing: Stand
 
 @given(STANDINGS, st.floats(0, 1))
 def test_drift_never_raises_it(standing: Standing, drift: float) -> None:
-    assert score(replace(standing, drift=max(standing.drift, drift))).total <= score(standing).total
+    drifted = replace(standing.watched, drift=max(standing.watched.drift, drift))
+    assert score(replace(standing, watched=drifted)).total <= score(standing).total
