@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from engines.base import DNSConfig, PortMapping
+from forgeone_shim.contract.model import NetworkRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodFacts:
     """A pod to attach. ``netns`` is the path of its network namespace.
 
-    ``conf_dir`` is the folder of CNI configurations of the pod's runtime handler; empty: the node's.
+    ``conf_dir`` is the folder of CNI configurations of the pod's runtime handler; empty: the node's. ``rule`` is the
+    network rule of its contract.
     """
 
     sandbox_id: str
@@ -26,6 +28,12 @@ class PodFacts:
     dns: DNSConfig | None = None
     cgroup_parent: str = ""
     conf_dir: str = ""
+    rule: NetworkRule | None = None
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there is a rule to enforce."""
+        return self.rule is not None and self.rule.restricts
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ import struct
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from typing import Final
 
 from forgeone_shim.network.netlink import (
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_EXCL,
     NLM_F_REPLACE,
     Reply,
@@ -27,7 +28,7 @@ Interface = IPv4Interface | IPv6Interface
 IFF_UP: Final = 0x1
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_RTM_NEWADDR, _RTM_NEWROUTE = 20, 24
+_RTM_NEWADDR, _RTM_GETADDR, _RTM_NEWROUTE = 20, 22, 24
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
 _IFLA_IFALIAS = 20
@@ -164,6 +165,23 @@ def add_address(index: int, address: Interface) -> Request:
     body = _IFADDR.pack(_AF[address.version], address.network.prefixlen, flags, 0, index)
     body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + u32(_IFA_FLAGS, flags)
     return Request(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, f"add address {address}")
+
+
+def list_addresses() -> Request:
+    """Ask for the addresses of all interfaces."""
+    return Request(_RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses")
+
+
+def parse_addresses(replies: Iterable[Reply]) -> list[IPv4Address | IPv6Address]:
+    """The addresses among the kernel's answers."""
+    found = []
+    for reply in replies:
+        if reply.type == _RTM_NEWADDR and reply.body[0] in _AF.values():
+            items = attributes(reply.body[_IFADDR.size :])
+            packed = items.get(_IFA_LOCAL) or items.get(_IFA_ADDRESS)
+            if packed:
+                found.append(ip_address(packed))
+    return found
 
 
 def add_default_route(index: int, gateway: str) -> Request:

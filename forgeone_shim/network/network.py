@@ -5,22 +5,27 @@ Which one a pod gets is decided when it is attached; from then on it is the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from typing import Final
 
 import structlog
 
+from engines.base import DNSConfig
 from forgeone_shim.config.model import CniConfig, NetworkConfig
 from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.network import podfiles
 from forgeone_shim.network.bandwidth import plan_limits
 from forgeone_shim.network.cni import generated
 from forgeone_shim.network.cni.network import CniNetwork, Retry
 from forgeone_shim.network.cni.plugin import Json
 from forgeone_shim.network.cni.plugins import Find
 from forgeone_shim.network.cni.results import prefer
+from forgeone_shim.network.enforcement import Enforcement, Restraint
 from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.network.pod import PodNetwork
+from forgeone_shim.network.policy import Local
+from forgeone_shim.network.ruleset import Drops
 from forgeone_shim.state.store import StateStore
 
 _RANGES: Final = "network.ranges"
@@ -38,6 +43,7 @@ class Network:
         self._builtin = PodNetwork(config, store)
         self._cni = CniNetwork(cni, store, find, retry)
         self._cni.use_ranges(store.get(_RANGES, _NODE, tuple[str, ...]) or ())
+        self._enforcement = Enforcement(retry)
         self._log = structlog.get_logger("network")
 
     def reconfigure(self, mode: str, cni: CniConfig, conf_dirs: set[str]) -> None:
@@ -52,8 +58,9 @@ class Network:
     ) -> Attachment:
         """Connect the network namespace of a pod. A pod that is attached already keeps what it has.
 
-        ``pinned`` returns once the namespace is there, or raises: what comes before that is done meanwhile. On failure
-        everything is undone, if need be later.
+        When this returns the pod is kept to its rule, and those that may talk to it can. ``pinned`` returns once the
+        namespace is there, or raises: what comes before that is done meanwhile. On failure everything is undone, if
+        need be later.
 
         :raises InvalidInput: the pod asks for what cannot be.
         :raises FailedPrecondition: another pod has one of the host ports, or CNI has no configuration it can use.
@@ -63,6 +70,15 @@ class Network:
         :raises InternalError: the kernel refused.
         :raises CniError: a plugin refused or failed.
         """
+        got = self._attach(pod, pinned, deadline)
+        try:
+            self._enforcement.enforce(_restraint(pod, got.ips, got.dns))
+        except BaseException:
+            self._abandon(pod.sandbox_id)
+            raise
+        return got
+
+    def _attach(self, pod: PodFacts, pinned: Callable[[], object], deadline: Deadline) -> Attachment:
         if self._cni.has(pod.sandbox_id) or (
             self._by_cni(pod.conf_dir) and self._builtin.attachment(pod.sandbox_id) is None
         ):
@@ -71,22 +87,57 @@ class Network:
         got = self._builtin.attach(pod.sandbox_id, pod.netns, pod.port_mappings, pinned=pinned, limits=limits)
         return replace(got, ips=prefer(got.ips, self._cni_config.ip_preference))
 
+    def _abandon(self, sandbox_id: str) -> None:
+        try:
+            self.detach(sandbox_id)
+        except Exception as error:
+            # Stored as leaving: whoever undoes the pod, or reconciles, goes on.
+            self._log.warning("network not undone yet", sandbox=sandbox_id, error=str(error))
+
+    def know(self, pods: Iterable[tuple[PodFacts, tuple[str, ...]]]) -> None:
+        """Pods that were attached before this process, with their addresses: rules name them before any is enforced."""
+        for pod, ips in pods:
+            self._enforcement.know(_restraint(pod, ips, self._dns(pod)))
+
+    def enforce(self, pod: PodFacts, ips: tuple[str, ...]) -> None:
+        """Keep a pod that is attached to its rule, whatever has happened to its tables; next to nothing without one.
+
+        :raises InvalidInput: the rule cannot be enforced.
+        :raises NotFound: the pod has no network namespace any more.
+        :raises InternalError: the kernel refused. The pod may then have no container.
+        """
+        if pod.restricted or self._enforcement.holds(pod.sandbox_id):
+            self._enforcement.enforce(_restraint(pod, ips, self._dns(pod)))
+
     def detach(self, sandbox_id: str) -> None:
-        """Take a pod off its network. Its host ports are free when this returns.
+        """Take a pod off its network. Its host ports are free when this returns, and no rule lets its addresses in.
 
         A pod that is not attached is no error, nor is a network namespace that is gone.
 
         :raises InternalError: the kernel refused; :meth:`reconcile`, or calling this again, goes on.
         :raises CniError: a plugin failed; it is tried again until it succeeds, and by each further call.
         """
+        self._enforcement.forget(sandbox_id)
         if self._cni.has(sandbox_id):
             self._cni.detach(sandbox_id)
         else:
             self._builtin.detach(sandbox_id)
 
+    def _dns(self, pod: PodFacts) -> DNSConfig | None:
+        """What the network of an attached pod said of name servers; only where that counts."""
+        if not pod.restricted or pod.dns:
+            return None
+        got = self._cni.attachment(pod.sandbox_id)
+        return None if got is None else got.dns
+
+    def drops(self, sandbox_id: str) -> Drops | None:
+        """What was refused of a pod, each way; ``None`` unless it is kept to a rule. InternalError: the kernel's."""
+        return self._enforcement.drops(sandbox_id)
+
     def details(self, sandbox_id: str) -> Json:
-        """What there is to tell people of a pod's network; empty for the built-in one."""
-        return self._cni.details(sandbox_id)
+        """What there is to tell people of a pod's network; empty for the built-in one without a rule."""
+        found, drops = self._cni.details(sandbox_id), self._enforcement.drops(sandbox_id)
+        return found if drops is None else {**found, "refused": asdict(drops)}
 
     def reconcile(self, known: Callable[[], set[str]]) -> tuple[str, ...]:
         """Finish what was cut off; the ids of the pods that are left to do. See :meth:`PodNetwork.reconcile`."""
@@ -132,11 +183,23 @@ class Network:
             self._log.warning("pod CIDR differs from the configured ranges", cidr=",".join(ranges))
 
     def close(self) -> None:
-        """Stop watching for configurations."""
+        """Stop watching for configurations. Pods stay attached, and kept to their rules."""
         self._cni.close()
+        self._enforcement.close()
 
     def _by_cni(self, conf_dir: str) -> bool:
         """Whether a new pod is for CNI: where its runtime handler names a folder for it, always."""
         if conf_dir or self._config.mode == "cni":
             return True
         return self._config.mode == "auto" and (bool(self._cni_config.conf_template) or self._cni.folder().present)
+
+
+def _restraint(pod: PodFacts, ips: tuple[str, ...], dns: DNSConfig | None) -> Restraint:
+    return Restraint(
+        sandbox_id=pod.sandbox_id,
+        netns=pod.netns,
+        pod=Local(namespace=pod.namespace, name=pod.name, ips=ips),
+        # What the network says of name servers is the second choice, before the host's own.
+        resolvers=podfiles.name_servers(pod.dns or dns) if pod.restricted else (),
+        rule=pod.rule,
+    )

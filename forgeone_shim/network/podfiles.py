@@ -107,9 +107,29 @@ def plan_pod_files(hostname: str, ips: Sequence[str], dns: DNSConfig | None, *, 
     :raises InvalidInput: a DNS value cannot be used.
     """
     hosts = _read(HOST_HOSTS) if host_network else render_hosts(ips, hostname)
+    return PodFiles(f"{hostname}\n", hosts, _resolv_conf(dns))
+
+
+def name_servers(dns: DNSConfig | None) -> tuple[str, ...]:
+    """The addresses that a pod's resolv.conf has; what is no address there is nobody's.
+
+    :raises InvalidInput: a DNS value cannot be used.
+    """
+    lines = (line.split() for line in _resolv_conf(dns).splitlines())
+    return tuple(words[1] for words in lines if len(words) > 1 and words[0] == "nameserver" and _is_address(words[1]))
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ip_address(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolv_conf(dns: DNSConfig | None) -> str:
     wants_host_dns = dns is None or not (dns.servers or dns.searches or dns.options)
-    resolv_conf = render_resolv_conf(dns, _read(HOST_RESOLV_CONF) if wants_host_dns else "")
-    return PodFiles(f"{hostname}\n", hosts, resolv_conf)
+    return render_resolv_conf(dns, _read(HOST_RESOLV_CONF) if wants_host_dns else "")
 
 
 def write_pod_files(directory: Path, files: PodFiles, owner: tuple[int, int] | None = None) -> None:
