@@ -12,13 +12,13 @@ _ENOSYS: Final = 38
 _NATIVE: Final = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 _FOREIGN: Final = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}
 _RUNTIME = (
-    "capget capset chdir close close_range dup3 epoll_ctl epoll_pwait execve exit exit_group fchdir fcntl fstat "
-    "fstatfs futex getdents64 getpid getppid gettid mmap mprotect munmap nanosleep newfstatat open openat openat2 "
-    "prctl read readlinkat restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn seccomp set_robust_list setgid "
-    "setgroups setresgid setresuid setsid setuid statx tgkill umask write"
+    "brk capset chdir close close_range dup2 dup3 execve exit exit_group fchown fcntl fstat futex getdents64 getpid "
+    "ioctl lseek mmap munmap newfstatat openat prctl read restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn "
+    "seccomp setgid setgroups setresgid setresuid setsid setuid statx umask write"
 )
-#: What crun and runc do themselves once the filter is in force, before the container's first instruction, and what a
-#: kernel makes a process do that never asked (a signal's return, a call that is taken up again).
+#: What crun does itself once the filter is in force, before the container's first instruction or that of a command
+#: which is executed in it (strace says so; a few more for versions to come); and what a kernel makes a process do that
+#: never asked: the return of a signal, a call that is taken up again.
 RUNTIME: Final = frozenset(_RUNTIME.split())
 
 
