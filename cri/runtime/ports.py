@@ -152,6 +152,15 @@ class RuntimePort(Protocol):
     ) -> tuple[str, tuple[RestoredContainer, ...]]:
         """A pod of a checkpoint, and its containers, waiting to be started."""
 
+    def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> None:
+        """Denied where ``argv`` may not be run in it."""
+
+    def may_attach(self, id_: str) -> None:
+        """Denied where its streams may not be had."""
+
+    def may_forward(self, sandbox_id: str, ports: tuple[int, ...]) -> None:
+        """Denied where these ports of a pod may not be reached; none named: all of them."""
+
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside; DeadlineExceeded ``timeout`` seconds later."""
 

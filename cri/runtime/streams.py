@@ -22,6 +22,7 @@ class StreamVerbs(Verbs):
         if not request.cmd:
             raise InvalidInput("cmd", "is empty")
         grant = ExecGrant(view.id, each("cmd", request.cmd, no_nul), _stdio(request))
+        self._runtime.may_exec(view.id, grant.argv, tty=grant.stdio.tty)
         return pb.ExecResponse(url=self._streaming.url(grant))
 
     def Attach(self, request: pb.AttachRequest, _call: Call) -> pb.AttachResponse:
@@ -32,6 +33,7 @@ class StreamVerbs(Verbs):
             raise FailedPrecondition(
                 f"container {view.id[:13]} was created without an open stdin", fix="attach without stdin"
             )
+        self._runtime.may_attach(view.id)
         return pb.AttachResponse(url=self._streaming.url(AttachGrant(view.id, stdio)))
 
     def PortForward(self, request: pb.PortForwardRequest, _call: Call) -> pb.PortForwardResponse:
@@ -39,7 +41,9 @@ class StreamVerbs(Verbs):
         view = self._runtime.sandbox(given("pod_sandbox_id", request.pod_sandbox_id))
         if not view.ready:
             raise FailedPrecondition(f"sandbox {view.id[:13]} is not ready ({view.state})")
-        return pb.PortForwardResponse(url=self._streaming.url(ForwardGrant(view.id, check_ports(request.port))))
+        grant = ForwardGrant(view.id, check_ports(request.port))
+        self._runtime.may_forward(view.id, grant.ports)
+        return pb.PortForwardResponse(url=self._streaming.url(grant))
 
     def _live(self, container_id: str, *others: State) -> ContainerView:
         view = self._runtime.container(given("container_id", container_id))

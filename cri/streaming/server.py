@@ -46,8 +46,8 @@ class StreamsPort(Protocol):
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of a running container."""
 
-    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily) -> socket.socket:
-        """A TCP socket that belongs to the pod's network."""
+    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
+        """A TCP socket that belongs to the pod's network, to be connected to ``port``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ class StreamingServer:
                 end = command_session(loop, link, early, lambda: runtime.attach_console(id_, stdio))
             case ForwardGrant(id_, ports), forward.SpdyLink() | forward.WebSocketLink() | forward.TunnelLink():
                 end = forward_session(
-                    loop, link, early, lambda family: runtime.pod_socket(id_, family), frozenset(ports)
+                    loop, link, early, lambda family, port: runtime.pod_socket(id_, family, port), frozenset(ports)
                 )
         log.info("session ended", end=end, seconds=round(time.monotonic() - started, 3))
 

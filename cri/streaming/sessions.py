@@ -20,7 +20,7 @@ from cri.streaming.command import Channel
 from cri.streaming.status import Outcome
 from cri.streaming.wire import Wire
 from engines.base import Console, Output
-from forgeone_shim.errors import ForgeError
+from forgeone_shim.errors import Denied, ForgeError
 
 CREATION_SECONDS: Final = 30.0
 """How long a client may take to open the streams of a command."""
@@ -214,8 +214,8 @@ class _Command:
             console.end_input()
 
 
-Dial = Callable[[socket.AddressFamily], socket.socket]
-"""A TCP socket that belongs to the pod's network; a ForgeError where there is none."""
+Dial = Callable[[socket.AddressFamily, int], socket.socket]
+"""A TCP socket that belongs to the pod's network, for a connection to a port; a ForgeError where there is none."""
 
 
 def forward_session(loop: Loop, link: forward.Link, early: bytes, dial: Dial, ports: frozenset[int]) -> str:
@@ -340,7 +340,10 @@ class _Forward:
             if index < family:
                 continue
             try:
-                sock = self._dial(kind)
+                sock = self._dial(kind, port)
+            except Denied as error:
+                why = str(error)
+                break
             except (ForgeError, OSError) as error:
                 why = str(error)
                 continue

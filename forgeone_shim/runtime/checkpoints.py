@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from engines.base import ContainerSpec, NamespaceMode, SandboxSpec, User
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import AlreadyExists, FailedPrecondition, ForgeError, InvalidInput, syscall_error
 from forgeone_shim.lifecycle.machine import State
@@ -61,11 +62,14 @@ class Checkpoints:
         """Save a running container into the archive ``location``, an absolute path in a directory that exists.
 
         :raises FailedPrecondition: it does not run, or this host cannot save it.
+        :raises Denied: its memory may not be written to a file.
         """
         target = _absolute("location", location)
         if not target.parent.is_dir():
             raise InvalidInput("location", f"{target.parent} is not a directory")
         entry = self._p.containers.find(id_)
+        self._running(entry)
+        self._p.guard.container(Point.CHECKPOINT, entry.record, deadline)
         with entry.working(deadline), self._workshop() as work, self._frozen([entry], deadline) as inner:
             record = self._running(entry)
             self._save(record, work, inner)
@@ -121,6 +125,8 @@ class Checkpoints:
         if sandbox.record.state is not State.BOOTED:
             raise FailedPrecondition(f"sandbox {sandbox.record.id[:13]} is not ready ({sandbox.record.state})")
         entries = self._chosen(sandbox.record, container_ids)
+        for entry in entries:
+            self._p.guard.container(Point.CHECKPOINT, entry.record, deadline)
         with contextlib.ExitStack() as held:
             for entry in entries:
                 held.enter_context(entry.working(deadline))
@@ -285,6 +291,7 @@ class Checkpoints:
             raise FailedPrecondition(f"the checkpoint is of the {pod.engine} engine, the handler has {handler.engine}")
         for one, wanted in zip(specs, saved, strict=True):
             self._compare(one, wanted)
+        self._sandboxes.may_restore(spec, deadline)
         known = {entry.record.id for entry in self._p.sandboxes.all()}
         sandbox_id = self._sandboxes.run(spec, deadline)
         try:

@@ -6,6 +6,7 @@ import os
 import posixpath
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engines.base import (
     NamespaceMode,
 )
 from forgeone_shim.config.handlers import WASM_ENGINE
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
@@ -35,8 +37,8 @@ from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.parts import Parts
-from forgeone_shim.runtime.process import process, signal_number
-from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord, container_key
+from forgeone_shim.runtime.process import argv, process, signal_number
+from forgeone_shim.runtime.records import ContainerRecord, ImageVolume, SandboxRecord, container_key
 from forgeone_shim.runtime.table import Entry
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
@@ -97,7 +99,9 @@ class Containers:
             return existing.record.id
         wasm = choose.wasm_first(sandbox.record.engine)
         image = self._images.choose(spec.image, spec.user_specified_image, wasm=wasm)
-        record = replace(self._plan(sandbox.record, spec, image), restored=checkpoint is not None)
+        volumes = image_volumes.find(spec, self._images, wasm=wasm)
+        record = replace(self._plan(sandbox.record, spec, image, volumes), restored=checkpoint is not None)
+        record = self._p.guard.create(sandbox.record, record, image, volumes, deadline)
         with sandbox.state:
             self._require_ready(sandbox.record)
             entry = self._p.containers.add(record)
@@ -117,7 +121,9 @@ class Containers:
         if sandbox.state is not State.BOOTED:
             raise FailedPrecondition(f"sandbox {sandbox.id[:13]} is not ready ({sandbox.state})")
 
-    def _plan(self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image) -> ContainerRecord:
+    def _plan(
+        self, sandbox: SandboxRecord, spec: ContainerSpec, image: Image, volumes: Sequence[tuple[str, Image]]
+    ) -> ContainerRecord:
         placement.check(sandbox, spec)
         handlers, only = self._p.handlers.of(WASM_ENGINE), sandbox.handler.wasm_only
         engine = choose.engine(sandbox.spec, spec, image, of_pod=sandbox.engine, handlers=handlers, wasm_only=only)
@@ -141,7 +147,8 @@ class Containers:
             created_at=time.time_ns(),
             own_pid_namespace=spec.security.namespaces.pid is NamespaceMode.CONTAINER,
             suggested=suggested.limits(sandbox.spec.resources, image.annotations),
-            image_volumes=image_volumes.find(spec, self._images, wasm=choose.wasm_first(sandbox.engine)),
+            image_volumes=tuple(ImageVolume(one.id, one.layers) for _, one in volumes),
+            argv=argv(spec, image.config, image.module),
         )
 
     def _build(
@@ -247,6 +254,7 @@ class Containers:
                 with entry.state:
                     self.endings.fail_start(entry)
                 raise InvalidInput("command", entry.record.start_error)
+            self._p.guard.container(Point.START, entry.record, deadline)
             started_at = time.time_ns()
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
             try:

@@ -189,7 +189,9 @@ class Endings:
             if entry.record.state in (State.CREATED, State.TERMINATED):
                 return
             oom = self._p.engines[entry.record.engine].was_oom_killed(self._p.handle(entry.record))
-            reason, message = _why(found, None if oom or found.lost else self._verdict(entry.record), oom=oom)
+            reason, message = _why(
+                found, entry.record.denied, None if oom or found.lost else self._verdict(entry.record), oom=oom
+            )
             # A file's time comes from a coarser clock than ours.
             finished_at = max(found.at, entry.record.started_at)
             self.step(
@@ -281,7 +283,9 @@ class Endings:
         )
 
 
-def _why(found: Exit, verdict: Verdict | None, *, oom: bool) -> tuple[str, str]:
+def _why(found: Exit, denied: str, verdict: Verdict | None, *, oom: bool) -> tuple[str, str]:
+    if denied:
+        return "Denied", denied
     if oom:
         return "OOMKilled", ""
     if found.lost:

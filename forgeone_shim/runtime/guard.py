@@ -273,3 +273,39 @@ def _no_contract_of_its_own(annotations: Mapping[str, str]) -> None:
     for key in annotations:
         if key.startswith(PREFIX):
             raise InvalidInput(f"annotations[{key}]", "is for pods, and this is a container's", fix=f"{key}.CONTAINER")
+
+
+# ruff: noqa: ARG002
+class Open:
+    """No policies: what Kubernetes allows."""
+
+    def bind(self, annotations: Mapping[str, str], container: str = "") -> Bound:
+        """A pod that brings a contract is refused here."""
+        for key in annotations:
+            if key.startswith(PREFIX):
+                raise InvalidInput(f"annotations[{key}]", "this node takes no contracts")
+        return Bound()
+
+    def rebind(self, bound: Bound) -> Bound:
+        """The same."""
+        return bound
+
+    def concerned(self, point: Point, bound: Bound) -> bool:
+        """Nothing is denied."""
+        return False
+
+    def judge(self, point: Point, of: Facts) -> Ruling:
+        """It may."""
+        return Ruling(allowed=True)
+
+
+class Unrecorded:
+    """A node without a log."""
+
+    def denied(self, point: str, subject: str, deadline: Deadline, *, rule: str, reason: str, **data: Any) -> str:
+        """There is no entry."""
+        return "not recorded"
+
+    def about(self, record: object) -> dict[str, Any]:
+        """Nobody reads it."""
+        return {}

@@ -9,18 +9,18 @@ from engines.base import ContainerSpec, Mount
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.fs.owners import Owners
 from forgeone_shim.fs.rootfs import RootfsStore
+from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime.records import ContainerRecord, ImageVolume
+from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.suggested import filled
 
 
-def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tuple[ImageVolume, ...]:
-    """The images that the spec's mounts name, in their order; NotFound for one that was not pulled.
+def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tuple[tuple[str, Image], ...]:
+    """The images that the spec's mounts name, in their order, each after that name; NotFound: one was not pulled.
 
     Of a name that stands for two, ``wasm`` says which was pulled for this pod.
     """
-    found = (images.resolve(mount.image, wasm=wasm) for mount in spec.mounts if mount.image)
-    return tuple(ImageVolume(image.id, image.layers) for image in found)
+    return tuple((mount.image, images.resolve(mount.image, wasm=wasm)) for mount in spec.mounts if mount.image)
 
 
 def mounted(

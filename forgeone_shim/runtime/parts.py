@@ -14,6 +14,7 @@ from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.network import Network
+from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
@@ -45,6 +46,7 @@ class Parts:
     containers: Table[ContainerRecord]
     blockio: Classes
     labeller: Labeller
+    guard: Guard
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.lifecycle.machine import Event, State
@@ -58,9 +59,16 @@ class Pauses:
         """The container goes on where it was; one that runs is no error.
 
         :raises FailedPrecondition: it is neither paused nor running.
+        :raises Denied: it may not go on.
         """
         entry = self._p.containers.find(id_)
-        with entry.working(deadline), entry.state:
+        with entry.working(deadline):
+            if entry.record.state is State.PAUSED:
+                self._p.guard.container(Point.RESUME, entry.record, deadline)
+            self._resume(entry)
+
+    def _resume(self, entry: Entry[ContainerRecord]) -> None:
+        with entry.state:
             if entry.record.state is State.RUNNING:
                 return
             _require(entry, State.PAUSED, "resumed")

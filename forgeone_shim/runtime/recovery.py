@@ -17,6 +17,7 @@ from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.recheck import Recheck
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.sandboxes import Sandboxes
 from forgeone_shim.runtime.table import Entry
@@ -30,8 +31,8 @@ _AGAIN_SECONDS = 1.0
 class Recovery:
     """Runs once, before CRI is served. What fails is retried by the janitor, so one bad container holds nobody up."""
 
-    def __init__(self, parts: Parts, sandboxes: Sandboxes, containers: Containers) -> None:
-        self._p, self._sandboxes, self._containers = parts, sandboxes, containers
+    def __init__(self, parts: Parts, sandboxes: Sandboxes, containers: Containers, recheck: Recheck) -> None:
+        self._p, self._sandboxes, self._containers, self._recheck = parts, sandboxes, containers, recheck
         self._log = structlog.get_logger("recovery")
 
     def run(self) -> None:
@@ -50,7 +51,11 @@ class Recovery:
         if self._is_orphan(entry.record):
             self._attempt(f"remove orphaned container {entry.record.id[:13]}", lambda: self._remove_orphan(entry))
         else:
-            self._attempt(f"recover container {entry.record.id[:13]}", lambda: self._containers.recover(entry))
+            self._attempt(f"recover container {entry.record.id[:13]}", lambda: self._recover(entry))
+
+    def _recover(self, entry: Entry[ContainerRecord]) -> None:
+        self._containers.recover(entry)
+        self._recheck.container(entry)
 
     def _is_orphan(self, record: ContainerRecord) -> bool:
         try:
@@ -85,6 +90,8 @@ class Recovery:
         if not alive:
             self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))
             self._sandboxes.lost(entry)
+            return
+        self._recheck.sandbox(entry)
 
     def _intact(self, record: SandboxRecord) -> bool:
         ns = record.namespaces

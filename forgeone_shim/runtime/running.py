@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from engines.base import Console, ExecResult, Stdio
+from forgeone_shim.contract.facts import Point, RequestFacts
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
-from forgeone_shim.runtime.records import ContainerRecord
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
 
 EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
@@ -22,25 +24,52 @@ class Running:
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside and wait; ``timeout`` in seconds."""
-        entry = self._awake(id_)
-        if not argv:
-            raise InvalidInput("cmd", "is empty")
+        entry = self.may_exec(id_, argv)
         engine = self._p.engines[entry.record.engine]
         return engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
 
     def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
         """Start ``argv`` inside and hand over its streams."""
-        entry = self._awake(id_)
-        if not argv:
-            raise InvalidInput("cmd", "is empty")
+        entry = self.may_exec(id_, argv, tty=stdio.tty)
         return self._p.engines[entry.record.engine].exec_console(self._p.handle(entry.record), argv, stdio)
 
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of the first process; a terminal is there only if the container has one."""
-        entry = self._running(id_, State.BOOTED)
+        entry = self.may_attach(id_)
         spec = entry.record.spec
         stdio = replace(stdio, stdin=stdio.stdin and spec.stdin, tty=stdio.tty and spec.tty)
         return self._p.engines[entry.record.engine].attach_console(self._p.handle(entry.record), stdio)
+
+    def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> Entry[ContainerRecord]:
+        """A container that ``argv`` may be run in now.
+
+        :raises Denied: it may not.
+        """
+        entry = self._awake(id_)
+        if not argv:
+            raise InvalidInput("cmd", "is empty")
+        self._p.guard.container(Point.EXEC, entry.record, Deadline(), RequestFacts(command=argv, tty=tty))
+        return entry
+
+    def may_attach(self, id_: str) -> Entry[ContainerRecord]:
+        """A container whose streams may be had now.
+
+        :raises Denied: they may not.
+        """
+        entry = self._running(id_, State.BOOTED)
+        self._p.guard.container(Point.ATTACH, entry.record, Deadline())
+        return entry
+
+    def may_forward(self, sandbox_id: str, ports: tuple[int, ...] = ()) -> SandboxRecord:
+        """A ready pod whose ports may be reached now; no port named: all of them.
+
+        :raises Denied: they may not.
+        """
+        record = self._p.sandboxes.find(sandbox_id).record
+        if record.state is not State.BOOTED:
+            raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
+        self._p.guard.pod(Point.PORT_FORWARD, record, Deadline(), RequestFacts(ports=ports))
+        return record
 
     def reopen_log(self, id_: str) -> None:
         """Make its supervisor open its log file anew (after a rotation)."""

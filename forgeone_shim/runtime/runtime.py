@@ -32,9 +32,11 @@ from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import absent, choose
+from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
+from forgeone_shim.runtime.guard import Guard, Open, Unrecorded
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.janitor import Janitor
@@ -43,6 +45,7 @@ from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.pauses import Pauses
 from forgeone_shim.runtime.readiness import Readiness
+from forgeone_shim.runtime.recheck import Recheck
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.recovery import Recovery
 from forgeone_shim.runtime.running import Running
@@ -87,6 +90,7 @@ class Runtime:
         self._pauses = Pauses(parts, self._containers.endings)
         self._insight = Insight(parts)
         self._containers.report_to(self._insight)
+        self._recheck = Recheck(parts, self._sandboxes, self._containers)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
@@ -120,31 +124,9 @@ class Runtime:
         janitor = Janitor()
         installed = dict(engines) if engines is not None else load_engines(config)
         host = cgroups.detect(config.native.cgroup_driver)
-        parts = Parts(
-            config=config,
-            paths=paths,
-            store=store,
-            lifecycle=Lifecycle(),
-            janitor=janitor,
-            pool=ThreadPoolExecutor(32, thread_name_prefix="work"),
-            network=Network(config.network, config.cni, store, wellknown.find, janitor.until_done),
-            layers=layers,
-            rootfs=RootfsStore(paths.root, paths.state, layers),
-            engines=absent.Engines(installed, host),
-            handlers=Handlers(installed, files),
-            cgroups=host,
-            shim=NamespaceServer(paths.shim),
-            sandboxes=sandboxes,
-            containers=containers,
-            blockio=Classes(config.resources.blockio_config_file),
-            labeller=Labeller(
-                selinux.detect() if config.selinux.mode == "auto" else None,
-                config.selinux.categories,
-                lambda: (entry.record.selinux for entry in sandboxes.all()),
-            ),
-        )
+        present = absent.Engines(installed, host)
         layers.recover()
-        readiness = Readiness(parts.engines, layers)
+        readiness = Readiness(present, layers)
         images = ImageService(
             store,
             paths.root,
@@ -156,9 +138,34 @@ class Runtime:
             abi=abi.VERSION,
             audience=readiness,
         )
+        around = Around(sandboxes, containers, config.native)
+        parts = Parts(
+            config=config,
+            paths=paths,
+            store=store,
+            lifecycle=Lifecycle(),
+            janitor=janitor,
+            pool=ThreadPoolExecutor(32, thread_name_prefix="work"),
+            network=Network(config.network, config.cni, store, wellknown.find, janitor.until_done),
+            layers=layers,
+            rootfs=RootfsStore(paths.root, paths.state, layers),
+            engines=present,
+            handlers=Handlers(installed, files),
+            cgroups=host,
+            shim=NamespaceServer(paths.shim),
+            sandboxes=sandboxes,
+            containers=containers,
+            blockio=Classes(config.resources.blockio_config_file),
+            labeller=Labeller(
+                selinux.detect() if config.selinux.mode == "auto" else None,
+                config.selinux.categories,
+                lambda: (entry.record.selinux for entry in sandboxes.all()),
+            ),
+            guard=Guard(Open(), Unrecorded(), images, around),
+        )
         runtime = cls(parts, images, locks)
         runtime._checkpoints.sweep()
-        Recovery(parts, runtime._sandboxes, runtime._containers).run()
+        Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         parts.pool.submit(readiness.all, images.list(), runtime._warming)
         return runtime
@@ -344,11 +351,21 @@ class Runtime:
         """The streams of a running container from now on; they must be closed."""
         return self._running.attach_console(id_, stdio)
 
-    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily) -> socket.socket:
-        """A TCP socket in the network of a ready pod."""
-        record = self._p.sandboxes.find(sandbox_id).record
-        if record.state is not State.BOOTED:
-            raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
+    def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> None:
+        """Whether ``argv`` may be run in a container. :raises Denied: it may not."""
+        self._running.may_exec(id_, argv, tty=tty)
+
+    def may_attach(self, id_: str) -> None:
+        """Whether the streams of a container may be had. :raises Denied: they may not."""
+        self._running.may_attach(id_)
+
+    def may_forward(self, sandbox_id: str, ports: tuple[int, ...]) -> None:
+        """Whether these ports of a pod may be reached; none named: all of them. :raises Denied: they may not."""
+        self._running.may_forward(sandbox_id, ports)
+
+    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
+        """A TCP socket in the network of a ready pod, to be connected to ``port``. :raises Denied: it may not be."""
+        record = self._running.may_forward(sandbox_id, (port,))
 
         def make() -> socket.socket:
             return socket.socket(family, socket.SOCK_STREAM)

@@ -64,6 +64,7 @@ class Sandboxes:
             return existing.record.id
         record = self._plan(spec)
         try:
+            record = self._p.guard.sandbox(record, deadline)
             entry = self._p.sandboxes.add(record)
         finally:
             self._p.labeller.settle(record.selinux)
@@ -76,6 +77,12 @@ class Sandboxes:
                 self._abandon(entry)
                 raise
         return entry.record.id
+
+    def may_restore(self, spec: SandboxSpec, deadline: Deadline) -> None:
+        """Whether such a pod may be made from a checkpoint. :raises Denied: it may not."""
+        record = self._plan(spec)
+        self._p.labeller.settle(record.selinux)
+        self._p.guard.restore(record, deadline)
 
     def _plan(self, spec: SandboxSpec) -> SandboxRecord:
         handler = self._p.handlers.find(spec.runtime_handler)

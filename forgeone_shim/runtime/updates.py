@@ -8,10 +8,12 @@ from types import MappingProxyType
 from typing import Final
 
 from engines.base import Resources
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.records import SandboxRecord
 from forgeone_shim.runtime.suggested import filled
 
 # Files of cgroup v2 that have fields of their own too: the field that comes now takes the place of a key from before.
@@ -37,6 +39,7 @@ class Updates:
         """What ``asked`` sets replaces what the container had.
 
         :raises FailedPrecondition: it has ended, or the kernel refuses a limit.
+        :raises Denied: its limits may not change, or not to these.
         """
         entry = self._p.containers.find(id_)
         # Keeps it from being cleaned up while its cgroup is written to.
@@ -47,6 +50,7 @@ class Updates:
                 raise FailedPrecondition(f"container {record.id[:13]} is {record.state}: its limits cannot change")
             before = record.effective_spec.resources
             after = merged(before, asked)
+            self._p.guard.update(replace(record, resources=after), asked, deadline)
             engine, handle = self._p.engines[record.engine], self._p.handle(record)
             engine.update(handle, filled(after, record.suggested))
             try:
@@ -62,16 +66,23 @@ class Updates:
         A kubelet writes the pod's cgroup itself before and after this call, so nothing else is done.
 
         :raises FailedPrecondition: it is not ready.
+        :raises Denied: they may not change.
         """
         entry = self._p.sandboxes.find(id_)
+        self._require_ready(entry.record)
+        self._p.guard.pod(Point.UPDATE, entry.record, Deadline())
         with entry.state:
             record = entry.record
-            if record.state is not State.BOOTED:
-                raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
+            self._require_ready(record)
             entry.change(
                 overhead=record.overhead if overhead is None else overhead,
                 resources=record.resources if resources is None else resources,
             )
+
+    @staticmethod
+    def _require_ready(record: SandboxRecord) -> None:
+        if record.state is not State.BOOTED:
+            raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
 
 
 def merged(before: Resources, asked: Resources) -> Resources:

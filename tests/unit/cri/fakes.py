@@ -327,6 +327,15 @@ class FakeRuntime:
     def listen(self) -> Feed:
         return self._events.listen()
 
+    def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> None:
+        self.container(id_)
+
+    def may_attach(self, id_: str) -> None:
+        self.container(id_)
+
+    def may_forward(self, sandbox_id: str, ports: tuple[int, ...]) -> None:
+        self.sandbox(sandbox_id)
+
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         self.container(id_)
         self.execs.append((id_, argv, timeout))

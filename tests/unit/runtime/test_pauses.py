@@ -23,6 +23,7 @@ from forgeone_shim.runtime.running import Running
 from forgeone_shim.runtime.table import Entry, Table
 from forgeone_shim.shim.exits import Exit
 from forgeone_shim.state.store import StateStore
+from tests.unit.runtime.guards import lenient
 
 ID = "c" * 64
 
@@ -85,6 +86,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
         containers=table,
         lifecycle=Lifecycle(),
         engines={"fake": engine},
+        guard=lenient(),
         config=SimpleNamespace(cdi=SimpleNamespace(spec_dirs=())),
         janitor=SimpleNamespace(until_done=lambda _name, job, **_: job()),
         rootfs=SimpleNamespace(unmount=lambda _: None),

@@ -29,7 +29,7 @@ def test_a_pod_that_cannot_be_detached_keeps_no_other_from_being_looked_after() 
     janitor = Janitor()
     network = SimpleNamespace(reconcile=lambda _known: tuple(left), recovered=recovered.append)
     parts = SimpleNamespace(network=network, janitor=janitor, handlers=SimpleNamespace(conf_dirs=lambda: {"/x"}))
-    Recovery(cast("Any", parts), cast("Any", None), cast("Any", None))._recover_network()
+    Recovery(cast("Any", parts), cast("Any", None), cast("Any", None), cast("Any", None))._recover_network()
     assert recovered == [{"/x"}]
     (again,) = janitor.jobs
     with pytest.raises(InternalError, match="stuck"):

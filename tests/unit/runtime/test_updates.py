@@ -17,6 +17,7 @@ from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, Containe
 from forgeone_shim.runtime.table import Table
 from forgeone_shim.runtime.updates import Updates, merged
 from forgeone_shim.state.store import StateStore
+from tests.unit.runtime.guards import lenient
 
 OLD = Resources(cpu_shares=100, memory_limit=1 << 26, memory_swap_limit=1 << 26, oom_score_adj=7)
 SANDBOX = SandboxRecord(
@@ -58,6 +59,7 @@ class Node:
         self.engines = {"native": SimpleNamespace(update=self.update)}
         self.given: list[Resources] = []
         self.refuse = False
+        self.guard = lenient()
         parts: Any = self
         self.updates = Updates(parts)
 

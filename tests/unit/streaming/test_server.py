@@ -89,7 +89,7 @@ class Runtime:
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         return self.exec_console(id_, (), stdio)
 
-    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily) -> socket.socket:
+    def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         return socket.socket(family, socket.SOCK_STREAM)
 
 

@@ -1,0 +1,47 @@
+"""What the guard is told of pods and containers besides what is asked about."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from forgeone_shim.config.model import NativeConfig
+from forgeone_shim.contract.facts import RuntimeFacts
+from forgeone_shim.kernel import capabilities
+from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime import facts
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.table import Table
+
+
+class Around:
+    """The records there are, and the node's own settings. Thread-safe."""
+
+    def __init__(
+        self, sandboxes: Table[SandboxRecord], containers: Table[ContainerRecord], native: NativeConfig
+    ) -> None:
+        self._sandboxes, self._containers = sandboxes, containers
+        self.follow(native)
+
+    def follow(self, native: NativeConfig) -> None:
+        """From now on these are the settings."""
+        given = {name.upper().removeprefix("CAP_") for name in native.default_capabilities}
+        self._capabilities: Collection[str] = given or {one.removeprefix("CAP_") for one in capabilities.DEFAULT}
+
+    def pod_of(self, record: ContainerRecord) -> SandboxRecord:
+        """The pod of a container; NotFound where it is gone."""
+        return self._sandboxes.find(record.sandbox_id).record
+
+    def engines_of(self, sandbox_id: str) -> tuple[str, ...]:
+        """The engines of the containers of a pod that have not ended."""
+        records = (entry.record for entry in self._containers.all())
+        return tuple(
+            one.engine for one in records if one.sandbox_id == sandbox_id and one.state is not State.TERMINATED
+        )
+
+    def runtime(self, record: ContainerRecord) -> RuntimeFacts:
+        """How it runs."""
+        return facts.runtime(record)
+
+    def capabilities(self) -> Collection[str]:
+        """Those that a container has without asking."""
+        return self._capabilities

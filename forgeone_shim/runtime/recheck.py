@@ -1,0 +1,69 @@
+"""What runs is judged again: after a restart of forgeoned, and when the policies change. What is denied is stopped."""
+
+from __future__ import annotations
+
+import structlog
+
+from forgeone_shim.contract.facts import Point
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import Denied, NotFound
+from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime.containers import Containers
+from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.sandboxes import Sandboxes
+from forgeone_shim.runtime.table import Entry
+
+
+class Recheck:
+    """Thread-safe. Nobody waits for what is stopped here: the janitor does it, and repeats it until it is done.
+
+    It has no grace period: what may not run does not get to go on for a while.
+    """
+
+    def __init__(self, parts: Parts, sandboxes: Sandboxes, containers: Containers) -> None:
+        self._p, self._sandboxes, self._containers = parts, sandboxes, containers
+        self._log = structlog.get_logger("guard")
+
+    def all(self) -> None:
+        """Every pod, and every container that runs."""
+        for sandbox in self._p.sandboxes.all():
+            self.sandbox(sandbox)
+        for container in self._p.containers.all():
+            self.container(container)
+
+    def sandbox(self, entry: Entry[SandboxRecord]) -> None:
+        """One pod. Its end is the end of its containers."""
+        record = entry.record
+        if record.state is not State.BOOTED:
+            return
+        try:
+            self._p.guard.pod(Point.RECOVER, record, Deadline())
+        except Denied as error:
+            self._log.warning("stopped", sandbox=record.id, why=str(error))
+            self._p.janitor.until_done(
+                f"stop sandbox {record.id[:13]}, which is denied", lambda: self._sandboxes.stop_entry(entry, NEVER)
+            )
+
+    def container(self, entry: Entry[ContainerRecord]) -> None:
+        """One container. One that was not started yet is judged when it is to be."""
+        record = entry.record
+        if record.state not in (State.RUNNING, State.PAUSED):
+            return
+        try:
+            self._p.guard.container(Point.RECOVER, record, Deadline())
+        except NotFound:
+            # Its pod went meanwhile, and it goes with it.
+            return
+        except Denied as error:
+            self._log.warning("stopped", container=record.id, why=str(error))
+            why = str(error)
+            self._p.janitor.until_done(
+                f"stop container {record.id[:13]}, which is denied", lambda: self._stop(entry, why)
+            )
+
+    def _stop(self, entry: Entry[ContainerRecord], why: str) -> None:
+        with entry.state:
+            if entry.record.state in (State.RUNNING, State.PAUSED):
+                entry.change(denied=why)
+        self._containers.endings.stop(entry, 0, NEVER)
