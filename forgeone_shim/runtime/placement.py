@@ -7,6 +7,7 @@ import posixpath
 from engines.base import ContainerSpec, Mount, NamespaceMode, Namespaces
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import LIVE
+from forgeone_shim.network.facts import PodFacts
 from forgeone_shim.runtime import userns
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import SandboxRecord
@@ -46,6 +47,25 @@ def _target_pid(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> in
     if target.record.state not in LIVE or not target.pid:
         raise FailedPrecondition(f"{field}: the target container is not running")
     return target.pid
+
+
+def attachable(sandbox: SandboxRecord) -> PodFacts:
+    """What the network is told of a pod that has one of its own."""
+    spec = sandbox.spec
+    return PodFacts(
+        sandbox_id=sandbox.id,
+        netns=sandbox.namespaces.network or "",
+        name=spec.name,
+        namespace=spec.namespace,
+        uid=spec.uid,
+        hostname=sandbox.hostname,
+        annotations=spec.annotations,
+        port_mappings=spec.port_mappings,
+        dns=spec.dns,
+        cgroup_parent=spec.cgroup_parent,
+        conf_dir=sandbox.handler.cni_conf_dir,
+        rule=sandbox.contract.profile.network,
+    )
 
 
 def pod_mounts(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:
