@@ -95,6 +95,7 @@ class UntrustedImage(PermissionDenied):
 
     def __init__(self, what: str, *, fix: str = "") -> None:
         super().__init__(f"SignatureValidationFailed: {what}", fix=fix)
+        self.reason = what
 
 
 class Denied(ForgeError):

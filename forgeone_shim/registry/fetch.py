@@ -115,7 +115,8 @@ class Resolved:
     """What a reference means now. ``target`` is the digest its tag points at: an index, if it is one.
 
     ``shared`` says that this index has a WebAssembly module beside an image for this platform. ``kept`` are blobs that
-    are kept beside the layers that they became, whatever is done with others.
+    are kept beside the layers that they became, whatever is done with others. ``evidence`` is the digest of that one of
+    the documents that says who stands behind the image.
     """
 
     target: str
@@ -125,6 +126,7 @@ class Resolved:
     documents: Mapping[str, bytes]
     shared: bool = False
     kept: tuple[str, ...] = ()
+    evidence: str = ""
 
     def wanted(self, *, keep: bool = False) -> list[Wanted]:
         """Each different layer once, largest first, so that the longest work starts first; ``keep``: and every blob."""

@@ -67,6 +67,7 @@ class Endpoint:
     pull: bool = True
     resolve: bool = True
     push: bool = True
+    referrers: bool = True
     tls: TlsSettings = TlsSettings()
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     dial_timeout: float = DEFAULT_DIAL_TIMEOUT
@@ -167,6 +168,7 @@ class _HostsReader:
             pull="pull" in can,
             resolve="resolve" in can,
             push="push" in can,
+            referrers="referrers" in can,
             tls=tls,
             headers=self._headers(settings.get("header", {}), at),
             dial_timeout=self._duration(settings.get("dial_timeout", ""), at),

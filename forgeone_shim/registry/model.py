@@ -44,6 +44,8 @@ class Image:
     ``module`` is where the WebAssembly module of an image that is nothing else lies in its root file system; its ``id``
     is the digest of its manifest, too, and it can be run although it may be an artifact. ``shared`` are those of its
     names that stand for a WebAssembly image and for one of this host's programs: which is meant, a pod's handler says.
+
+    ``evidence`` has, for those of its digest names that it was judged by, the digest of what was found then.
     """
 
     id: str
@@ -63,6 +65,7 @@ class Image:
     artifact: str = ""
     module: str = ""
     shared: tuple[str, ...] = ()
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_wasm(self) -> bool:

@@ -99,15 +99,26 @@ class ImageRecords:
                         self._store.put(_KIND, other.id, _without(other, reference.repo_tag))
             known = self._store.get(_KIND, image.id, Image)
             kept = set(known.shared if known else ()) - names
+            before = known.evidence if known else {}
+            evidence = {**before, **image.evidence}
+            stale = {*before.values()} - {*evidence.values()}
             whole = replace(
                 image,
                 repo_tags=_with(known.repo_tags if known else (), reference.repo_tag),
                 repo_digests=_with(known.repo_digests if known else (), reference.at(target)),
                 shared=tuple(sorted(kept | names if shared else kept)),
-                blobs=tuple(dict.fromkeys((*(known.blobs if known else ()), *image.blobs))),
+                blobs=tuple(
+                    dict.fromkeys(b for b in (*(known.blobs if known else ()), *image.blobs) if b not in stale)
+                ),
+                evidence=evidence,
             )
             self._store.put(_KIND, image.id, whole)
         return self._with_pin(whole)
+
+    def evidence(self, image_id: str) -> tuple[str, ...]:
+        """The digests of what is kept of those who stand behind an image, if it is here."""
+        known = self._store.get(_KIND, image_id, Image)
+        return tuple(known.evidence.values()) if known is not None else ()
 
     def replace(self, image: Image) -> None:
         """Say something else of an image that is here; one that is gone stays so."""

@@ -17,7 +17,7 @@ import structlog
 
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.attestation.keys import read_trusted
-from forgeone_shim.config.model import PackagesConfig, RegistryConfig
+from forgeone_shim.config.model import PackagesConfig, RegistryConfig, SignaturesConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
@@ -34,6 +34,7 @@ from forgeone_shim.package import media
 from forgeone_shim.package.verification import Trust
 from forgeone_shim.registry import authfiles, earlier, exports
 from forgeone_shim.registry.archives import LayoutSource, Named, named
+from forgeone_shim.registry.endorsing import Asking, Endorser, NoWitness, Witness
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
 from forgeone_shim.registry.hosts import endpoints_for
 from forgeone_shim.registry.layout import Archive
@@ -44,10 +45,11 @@ from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.source import Source
 from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
+from forgeone_shim.registry.vetting import Vetting
 from forgeone_shim.state.store import StateStore
 
 Progress = Callable[[LayerProgress], None]
-_Key = tuple[Reference, Credentials | None, bool]
+_Key = tuple[Reference, Credentials | None, bool, str]
 # How long a caller whose deadline passed waits for its pull to be undone before it is told so.
 _UNDO_SECONDS: Final = 5.0
 
@@ -58,6 +60,8 @@ class _Settings:
 
     config: RegistryConfig
     packages: PackagesConfig
+    signatures: SignaturesConfig
+    vetting: Vetting | None
     abi: tuple[int, int] | None
     fetcher: LayerFetcher
     platform: Platform
@@ -99,6 +103,9 @@ class ImageService:
     ``layers_in_use`` names the diff ids containers stand on. It is called while images are being removed and must not
     call back. The ``audience`` is told outside of every lock but one: an image that has just arrived is among the
     ``remaining``, or they are told before it arrives. ``abi`` is the version of the host interface that packages find.
+    The ``witness`` is told which images were vouched for and which were refused.
+
+    :raises ForgeError: there is no such platform, or a policy of ``signatures`` cannot be used.
     """
 
     def __init__(
@@ -112,6 +119,8 @@ class ImageService:
         layers_in_use: Callable[[], set[str]],
         audience: Audience | None = None,
         packages: PackagesConfig | None = None,
+        signatures: SignaturesConfig | None = None,
+        witness: Witness | None = None,
         abi: tuple[int, int] | None = None,
     ) -> None:
         self._abi = abi
@@ -122,8 +131,9 @@ class ImageService:
         self._documents = BlobFolder(root / "images")
         self._blobs = BlobFolder(root / "blobs")
         self._turns = Turns()
-        self._settings = self._settle(config, packages or PackagesConfig())
+        self._settings = self._settle(config, packages or PackagesConfig(), signatures or SignaturesConfig())
         self._contexts = TlsContexts()
+        self._endorser = Endorser(self._records, self._documents, self._gated, witness or NoWitness())
         self._flights: dict[_Key, _Flight] = {}
         self._loads: dict[Session, threading.Event] = {}
         self._lock = threading.Lock()
@@ -136,21 +146,51 @@ class ImageService:
         (root / "images").mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def reconfigure(
-        self, config: RegistryConfig, pinned: Sequence[str], packages: PackagesConfig | None = None
-    ) -> None:
-        """Pulls that begin from now on, and what is pinned, go by these; without ``packages`` those stay as they are.
+        self,
+        config: RegistryConfig,
+        pinned: Sequence[str],
+        packages: PackagesConfig | None = None,
+        signatures: SignaturesConfig | None = None,
+    ) -> tuple[str, ...]:
+        """Pulls that begin from now on, and what is pinned, go by these; what is not given stays as it is.
 
-        :raises Unavailable: there is no such platform; nothing has changed then.
+        Policies about signatures are read anew; returns what of them is different.
+
+        :raises ForgeError: there is no such platform, or a policy cannot be used; nothing has changed then.
         """
-        settings = self._settle(config, packages or self._settings.packages)
-        self._records.pin(pinned)
-        self._settings = settings
+        take = self.plan(config, pinned, packages, signatures)
+        return take()
 
-    def _settle(self, config: RegistryConfig, packages: PackagesConfig) -> _Settings:
+    def plan(
+        self,
+        config: RegistryConfig,
+        pinned: Sequence[str],
+        packages: PackagesConfig | None = None,
+        signatures: SignaturesConfig | None = None,
+    ) -> Callable[[], tuple[str, ...]]:
+        """What :meth:`reconfigure` does, in two steps: whatever can fail has been done when this returns."""
+        before = self._settings
+        settings = self._settle(config, packages or before.packages, signatures or before.signatures, before.vetting)
+
+        def take() -> tuple[str, ...]:
+            self._records.pin(pinned)
+            self._settings = settings
+            return () if settings.vetting is before.vetting else ("signature policies",)
+
+        return take
+
+    def _settle(
+        self,
+        config: RegistryConfig,
+        packages: PackagesConfig,
+        signatures: SignaturesConfig,
+        before: Vetting | None = None,
+    ) -> _Settings:
         fetcher = LayerFetcher(
             self._layers, self._turns, self._blobs, config.max_concurrent_downloads, keep=config.keep_blobs
         )
-        return _Settings(config, packages, self._abi, fetcher, host_platform(config.platform))
+        vetting = Vetting.open(signatures, before)
+        return _Settings(config, packages, signatures, vetting, self._abi, fetcher, host_platform(config.platform))
 
     def pull(
         self,
@@ -171,6 +211,7 @@ class ImageService:
         ``namespace`` the image is for first. ``progress`` is called from other threads.
 
         :raises NotFound: the registry has no such image. PermissionDenied: it does not let us in.
+        :raises UntrustedImage: a policy demands that somebody stands behind it who does not. Nothing of it came.
         :raises DeadlineExceeded: the deadline passed or was abandoned, and nobody else waits: what was fetched for this
             pull alone is gone again.
         :raises Unavailable: no configured host could be reached, or a layer made no progress.
@@ -179,9 +220,11 @@ class ImageService:
         if not auth:
             files = self._settings.config
             auth = authfiles.find(reference, namespace, namespaces=files.namespaced_auth_dir, node=files.auth_file)
+        # What is asked of an image depends on the namespace, and two pulls that ask for different things are two.
+        judged_for = namespace if self._settings.vetting is not None else ""
         while True:
             deadline.check(f"before the pull of {reference}")
-            flight, joined = self._board((reference, auth or None, wasm), deadline, progress)
+            flight, joined = self._board((reference, auth or None, wasm, judged_for), deadline, progress)
             try:
                 landed = flight.wait(deadline)
             finally:
@@ -218,7 +261,7 @@ class ImageService:
                     return other
         return found
 
-    def endorsement(self, image: Image, name: str, namespace: str, deadline: Deadline) -> Endorsement:  # noqa: ARG002
+    def endorsement(self, image: Image, name: str, namespace: str, deadline: Deadline) -> Endorsement:
         """Who stands behind an image that a container is to be made of, by this node's policies as they are now.
 
         ``name`` is what the pod's author called it, an id where nobody did; ``namespace`` is the pod's. What was found
@@ -226,7 +269,11 @@ class ImageService:
 
         :raises UntrustedImage: not those who must. Unavailable: the registry that would have to be asked cannot be.
         """
-        return Endorsement(packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ())
+        settings = self._settings
+        if settings.vetting is None:
+            return Endorsement(packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ())
+        asking = Asking(settings.config, settings.vetting, self._contexts)
+        return self._endorser.created(image, name, namespace, deadline, asking)
 
     def named(self, ref: str) -> list[Image]:
         """Like :meth:`resolve`, with both images of a name that stands for two; none where there is no such image."""
@@ -406,6 +453,8 @@ class ImageService:
         hosts = endpoints_for(Path(settings.config.config_path), reference.registry, flight.auth)
         source = Source(flight.session, reference, hosts)
         resolved = resolve(source, settings.platform, settings.trust, modules_first=flight.wasm)
+        if settings.vetting is not None:
+            resolved = self._endorser.pulled(source, resolved, flight.namespace, settings.vetting)
         return self._bring(source, resolved, settings, flight.tell)
 
     def _bring(self, source: Origin, resolved: Resolved, settings: _Settings, tell: Progress) -> Image:
@@ -470,8 +519,14 @@ class ImageService:
             blobs=settings.blob_digests(resolved),
             artifact=artifact,
             module=module,
+            evidence={reference.at(resolved.target): resolved.evidence} if resolved.evidence else {},
         )
-        return self._records.commit(image, reference, resolved.target, shared=resolved.shared)
+        before = self._records.evidence(image.id)
+        committed = self._records.commit(image, reference, resolved.target, shared=resolved.shared)
+        if before:
+            with self._gated():
+                self._documents.retain(self._records.needed()[1], before)
+        return committed
 
     def _sweep(self, layers: set[str], blobs: Sequence[str]) -> None:
         """Delete those of the given layers and blobs that nobody needs. Only inside the gate."""
@@ -504,7 +559,7 @@ class _Flight:
         settings: _Settings,
     ) -> None:
         self.key = key
-        self.reference, self.auth, self.wasm = key
+        self.reference, self.auth, self.wasm, self.namespace = key
         self.settings = settings
         self.session = Session(contexts, Deadline.after(deadline.remaining()), settings.config.progress_timeout)
         self.passengers = 0

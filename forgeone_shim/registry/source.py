@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
@@ -30,19 +30,25 @@ from forgeone_shim.registry.manifest import (
     ACCEPT,
     MAX_CONFIG,
     MAX_MANIFEST,
+    OCI_INDEX,
     Descriptor,
     Index,
     Malformed,
     Manifest,
     parse_manifest,
 )
+from forgeone_shim.registry.model import Credentials
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.transport import Request, Response, Session, TransportError
 
 MAX_REDIRECTS: Final = 5
+MAX_PAGES: Final = 16
 _ROUNDS: Final = 3
 _MAX_RETRY_AFTER: Final = 30.0
 _MAX_ERROR_BODY: Final = 16 * 1024
+# What a registry that has never heard of the referrers API answers, in the field.
+_NO_REFERRERS: Final = frozenset({400, 403, 404, 405, 406, 501})
+_NEXT = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?', re.IGNORECASE)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
 _T = TypeVar("_T")
 
@@ -95,10 +101,20 @@ class Source:
 
         :raises NotFound: when the registry has none of that name.
         """
+        return Document(*self.served(reference, parse_manifest))
+
+    def served(
+        self, reference: str, parse: Callable[[bytes, str, str], _T], *, optional: bool = False
+    ) -> tuple[bytes, str, _T]:
+        """What a tag or digest names: as it was served, its digest, and what ``parse`` makes of bytes, type and name.
+
+        :param optional: that there is none is nothing to be logged.
+        :raises NotFound: when the registry has none of that name.
+        """
         by_digest = is_digest(reference)
         name = f"manifest {self.reference.name}{'@' if by_digest else ':'}{reference}"
 
-        def ask(endpoint: Endpoint) -> Document:
+        def ask(endpoint: Endpoint) -> tuple[bytes, str, _T]:
             answer = self._get(endpoint, f"manifests/{reference}", name, {"Accept": ACCEPT})
             try:
                 data = answer.read(MAX_MANIFEST, name)
@@ -109,18 +125,56 @@ class Source:
             wanted = reference if by_digest else claimed if is_digest(claimed) else ""
             if wanted and not matches(wanted, data):
                 raise Unavailable(f"{endpoint.origin}: {name} is not what its digest {wanted} says")
-            content = parse_manifest(data, content_type, name)
-            return Document(data, reference if by_digest else digest_of(data), content)
+            return data, reference if by_digest else digest_of(data), parse(data, content_type, name)
 
-        if by_digest:
-            return self._first([e for e in self._endpoints if e.pull], name, ask)
-        return self._first([e for e in self._endpoints if e.resolve], name, ask)
+        endpoints = [e for e in self._endpoints if (e.pull if by_digest else e.resolve)]
+        return self._first(endpoints, name, ask, optional=optional)
 
-    def document(self, blob: Descriptor) -> bytes:
-        """A small blob (an image's config), verified."""
-        name = f"config {blob.digest}"
-        if blob.size > MAX_CONFIG:
-            raise FailedPrecondition(f"{self.reference}: {name} claims {blob.size} bytes, more than {MAX_CONFIG}")
+    def referrers(self, digest: str, parse: Callable[[bytes, str], Sequence[_T]]) -> list[_T]:
+        """What says that it is about the manifest of this digest, by the first endpoint that knows of something.
+
+        Endpoints without the referrers API know of nothing. ``parse`` makes something of each page and its name.
+
+        https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-referrers
+        """
+        endpoints = [e for e in self._endpoints if e.referrers]
+        if not endpoints:
+            return []
+        name = f"referrers of {self.reference.name}@{digest}"
+
+        def ask(endpoint: Endpoint) -> list[_T]:
+            found: list[_T] = []
+            url = self._url(endpoint, f"referrers/{digest}")
+            for _ in range(MAX_PAGES):
+                answer = self._get_url(endpoint, url, name, {"Accept": OCI_INDEX}, also=_NO_REFERRERS)
+                try:
+                    # Some answer every path with a page for people.
+                    kind = answer.header("Content-Type").partition(";")[0].strip().lower()
+                    if answer.status in _NO_REFERRERS or kind != OCI_INDEX:
+                        drain(answer)
+                        break
+                    found += parse(answer.read(MAX_MANIFEST, name), name)
+                    link = _NEXT.search(", ".join(answer.headers("Link")))
+                finally:
+                    answer.close()
+                after = joined(url, link[1]) if link else ""
+                if not after or foreign(url, after) or split_url(after) is None:
+                    break
+                url = after
+            if not found:
+                raise NotFound("referrers", f"{self.reference.name}@{digest}", where=endpoint.origin)
+            return found
+
+        try:
+            return self._first(endpoints, name, ask, optional=True)
+        except NotFound:
+            return []
+
+    def document(self, blob: Descriptor, limit: int = MAX_CONFIG, what: str = "config") -> bytes:
+        """A small blob (an image's config), verified; ``what`` it is, for errors."""
+        name = f"{what} {blob.digest}"
+        if blob.size > limit:
+            raise FailedPrecondition(f"{self.reference}: {name} claims {blob.size} bytes, more than {limit}")
 
         def ask(endpoint: Endpoint) -> bytes:
             answer = self._get(endpoint, f"blobs/{blob.digest}", name, {})
@@ -133,6 +187,11 @@ class Source:
             return data
 
         return self._first(self.blob_endpoints(), name, ask)
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What the registry itself, and no mirror of it, may be told."""
+        return next((e.credentials for e in self._endpoints if e.credentials and not e.namespace), None)
 
     def blob_endpoints(self) -> list[Endpoint]:
         """Who may be asked for content by digest, best first."""
@@ -176,7 +235,13 @@ class Source:
             left -= got
 
     def _first(
-        self, endpoints: Sequence[Endpoint], name: str, ask: Callable[[Endpoint], _T], *, rounds: int = _ROUNDS
+        self,
+        endpoints: Sequence[Endpoint],
+        name: str,
+        ask: Callable[[Endpoint], _T],
+        *,
+        rounds: int = _ROUNDS,
+        optional: bool = False,
     ) -> _T:
         """The first good answer; with none, the last endpoint's error (the registry itself), the others' beside it."""
         if not endpoints:
@@ -205,7 +270,7 @@ class Source:
                             self._unreachable[endpoint] = failures[-1]
                 except (NotFound, PermissionDenied, Unavailable, ResourceExhausted, CorruptBlob, Malformed) as error:
                     failures.append(error)
-                if endpoint is not endpoints[-1]:
+                if endpoint is not endpoints[-1] and not (optional and isinstance(failures[-1], NotFound)):
                     log = structlog.get_logger("registry")
                     log.warning("host failed, trying the next", what=name, why=failures[-1].what)
             if last_round or pause is None:
@@ -219,16 +284,23 @@ class Source:
             found = {e: self._unreachable[e] for e in endpoints if e in self._unreachable}
         return found if len(found) < len(endpoints) else {}
 
+    def _url(self, endpoint: Endpoint, what: str) -> str:
+        url = f"{endpoint.origin}{quote(endpoint.path, safe='/%:@')}/{self.reference.repository}/{what}"
+        return f"{url}?ns={quote(endpoint.namespace, safe=':')}" if endpoint.namespace else url
+
     def _get(self, endpoint: Endpoint, what: str, name: str, headers: dict[str, str]) -> Response:
         """One request, with authentication; the answer's status is 200 or 206."""
-        url = f"{endpoint.origin}{quote(endpoint.path, safe='/%:@')}/{self.reference.repository}/{what}"
-        if endpoint.namespace:
-            url += f"?ns={quote(endpoint.namespace, safe=':')}"
+        return self._get_url(endpoint, self._url(endpoint, what), name, headers)
+
+    def _get_url(
+        self, endpoint: Endpoint, url: str, name: str, headers: dict[str, str], *, also: Collection[int] = ()
+    ) -> Response:
+        """The same of a URL of the endpoint's; the answer's status may be one of ``also``, too."""
         way = self._ways[endpoint]
         for _ in range(3):
             sent = way.header
             answer = self._follow(endpoint, url, {**dict(endpoint.headers), **headers}, sent)
-            if answer.status in (200, 206):
+            if answer.status in (200, 206) or answer.status in also:
                 return answer
             try:
                 if answer.status != 401 or foreign(url, answer.url):

@@ -53,6 +53,7 @@ class Contents:
 
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    referrers: dict[str, list[dict[str, Any]]] | None = None
 
     def add_blob(self, data: bytes, media_type: str) -> dict[str, Any]:
         self.blobs[sha256(data)] = data
@@ -99,6 +100,27 @@ class Contents:
             {"schemaVersion": 2, "mediaType": DOCKER_LIST if docker else OCI_INDEX, "manifests": entries}, *tags
         )
 
+    def add_artifact(
+        self,
+        *tags: str,
+        layers: list[tuple[str, bytes, dict[str, str]]],
+        subject: str = "",
+        kind: str = "",
+        **top: object,
+    ) -> dict[str, Any]:
+        """A manifest of typed blobs, about another one, perhaps."""
+        empty = self.add_blob(b"{}", "application/vnd.oci.empty.v1+json")
+        document = {
+            "schemaVersion": 2,
+            "mediaType": OCI_MANIFEST,
+            "config": empty,
+            "layers": [{**self.add_blob(data, type_), "annotations": notes} for type_, data, notes in layers],
+            **({"artifactType": kind} if kind else {}),
+            **({"subject": {"mediaType": OCI_MANIFEST, "digest": subject, "size": 1}} if subject else {}),
+            **top,
+        }
+        return {**self.add_manifest(document, *tags), **({"artifactType": kind} if kind else {})}
+
     def config_digest(self, manifest: dict[str, Any]) -> str:
         digest: str = json.loads(self.manifests[manifest["digest"]][1])["config"]["digest"]
         return digest
@@ -128,6 +150,7 @@ class FakeRegistry:
         self.stall_after: int | None = None
         self.ranges = True
         self.delay = 0.0
+        self.page_size = 100
         self._released = threading.Event()
         owner = self
 
@@ -176,6 +199,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if kind == "manifests" and name in self.registry.contents.manifests:
             media_type, data = self.registry.contents.manifests[name]
             self.answer(200, data, {"Content-Type": media_type, "Docker-Content-Digest": sha256(data)})
+        elif kind == "referrers" and self.registry.contents.referrers is not None:
+            self._referrers(self.registry.contents.referrers.get(name, []))
         elif kind == "blobs" and name in self.registry.contents.blobs:
             self._blob(self.registry.contents.blobs[name])
         else:
@@ -195,6 +220,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def query(self) -> dict[str, list[str]]:
         return parse_qs(urlsplit(self.path).query)
+
+    def _referrers(self, entries: list[dict[str, Any]]) -> None:
+        """A page of them; ``page_size`` of the registry says how many that are."""
+        size, start = self.registry.page_size, int(self.query().get("last", ["0"])[0])
+        headers = {"Content-Type": OCI_INDEX}
+        if start + size < len(entries):
+            headers["Link"] = f'<{urlsplit(self.path).path}?last={start + size}>; rel="next"'
+        document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries[start : start + size]}
+        self.answer(200, json.dumps(document).encode(), headers)
 
     def _blob(self, data: bytes) -> None:
         registry = self.registry

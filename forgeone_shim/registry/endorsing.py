@@ -1,0 +1,304 @@
+"""Who stands behind the images of this node: asked when one is pulled, and again when a container is made of it.
+
+What is found at a pull is kept with the image, so that a container can be made without the registry, and a policy that
+has changed since can be applied. Where that is not enough the registry is asked again, with the credentials that the
+node itself has: those of a pull are forgotten with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+import structlog
+
+from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
+from forgeone_shim.config.model import RegistryConfig
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import InvalidInput, NotFound, Unavailable, UntrustedImage
+from forgeone_shim.package import image as packaged
+from forgeone_shim.package import media
+from forgeone_shim.registry import authfiles
+from forgeone_shim.registry.digest import digest_of
+from forgeone_shim.registry.evidence import Found, search
+from forgeone_shim.registry.fetch import BlobFolder, Resolved
+from forgeone_shim.registry.hosts import endpoints_for
+from forgeone_shim.registry.manifest import (
+    MAX_INDEX_DEPTH,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Index,
+    Malformed,
+    parse_manifest,
+)
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.records import ImageRecords
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.registry.source import Source
+from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
+from forgeone_shim.registry.verifiers import Target, auth_document
+from forgeone_shim.registry.vetting import Case, Vetting
+
+# Shorter than that, it is no id but a name (see records).
+_SHORT_ID: Final = 12
+
+Read = Callable[[str], bytes | None]
+"""An index or manifest that is kept on this node, by its digest."""
+
+
+class Witness(Protocol):
+    """Who is told what came of a pull."""
+
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+        """An image may come, and somebody stands behind it."""
+
+    def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:
+        """One may not; returns where that is recorded (``audit:17``)."""
+
+
+class NoWitness:
+    """Nobody is told."""
+
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+        """Nothing."""
+
+    def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:  # noqa: ARG002
+        """Nowhere."""
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How this node asks registries, and what it asks of images."""
+
+    config: RegistryConfig
+    vetting: Vetting
+    contexts: TlsContexts
+
+
+class _Kind(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str = ""
+
+
+class Endorser:
+    """Thread-safe. ``gated`` is a lock under which nothing is collected."""
+
+    def __init__(
+        self,
+        records: ImageRecords,
+        documents: BlobFolder,
+        gated: Callable[[], AbstractContextManager[None]],
+        witness: Witness,
+    ) -> None:
+        self._records, self._documents, self._gated, self._witness = records, documents, gated, witness
+        self._log = structlog.get_logger("images")
+
+    def pulled(self, source: Source, resolved: Resolved, namespace: str, vetting: Vetting) -> Resolved:
+        """Judge an image of which nothing but its documents has come; the evidence is among them when this returns.
+
+        :raises UntrustedImage: it may not come. Unavailable: a place of signatures cannot be asked.
+        """
+        index = resolved.target if resolved.target != resolved.manifest_digest else ""
+        subject = Subject(source.reference, resolved.manifest_digest, index)
+        own = packaged.signers(resolved.manifest.annotations) if resolved.manifest.artifact == media.ARTIFACT else ()
+        deadline = source.session.deadline
+
+        def find(wanted: frozenset[Kind]) -> Found:
+            return search(source, subject.digests, wanted)
+
+        try:
+            vetted = vetting.vet(
+                Case(subject, namespace, own),
+                (find,),
+                lambda: _target(resolved.documents[resolved.target], resolved.target),
+                lambda: auth_document(source.reference.registry, source.credentials),
+                deadline,
+            )
+        except UntrustedImage as error:
+            entry = self._witness.refused(subject, namespace, error.reason, deadline)
+            raise UntrustedImage(f"{error.reason} [{entry}]" if entry else error.reason, fix=error.fix) from None
+        self._tell(subject, namespace, vetted.endorsement)
+        if not vetted.evidence:
+            return resolved
+        data = msgspec.msgpack.encode(vetted.evidence)
+        digest = digest_of(data)
+        return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
+
+    def created(self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking) -> Endorsement:
+        """Judge an image of this node that was asked for by ``name``, or by an id: then by any name that it has here.
+
+        :raises UntrustedImage: it may not be used. Unavailable: a place of signatures cannot be asked.
+        """
+        own = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
+        failure: UntrustedImage | Unavailable | None = None
+        for subject in subjects(image, name, self._documents.read):
+            try:
+                return self._created(image, Case(subject, namespace, own), deadline, asking)
+            except (UntrustedImage, Unavailable) as error:
+                failure = error
+        raise failure or UntrustedImage(f"{name or image.id} has no name that a policy could be about")
+
+    def _created(self, image: Image, case: Case, deadline: Deadline, asking: Asking) -> Endorsement:
+        subject, config = case.subject, asking.config
+        known = asking.vetting.known(case)
+        if known is not None:
+            return known
+        credentials = authfiles.find(
+            subject.reference, case.namespace, namespaces=config.namespaced_auth_dir, node=config.auth_file
+        )
+        target = subject.index_digest or subject.digest
+
+        def kept(_: frozenset[Kind]) -> Found | None:
+            found = self._kept(image, subject)
+            return None if found is None else Found(found)
+
+        def fetched(wanted: frozenset[Kind]) -> Found:
+            with _session(asking, deadline) as session:
+                hosts = endpoints_for(Path(config.config_path), subject.reference.registry, credentials)
+                return search(Source(session, subject.reference, hosts), subject.digests, wanted)
+
+        vetted = asking.vetting.vet(
+            case,
+            (kept, fetched),
+            lambda: _target(self._documents.read(target), target),
+            lambda: auth_document(subject.reference.registry, credentials),
+            deadline,
+        )
+        for warning in vetted.endorsement.warnings:
+            self._log.warning("an image would be refused", image=str(subject.reference), why=warning)
+        if vetted.evidence:
+            self._keep(image, subject, vetted.evidence)
+        return vetted.endorsement
+
+    def _tell(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+        for warning in found.warnings:
+            self._log.warning("an image would be refused", image=str(subject.reference), why=warning)
+        if found.signers or found.warnings:
+            self._witness.endorsed(subject, namespace, found)
+
+    def _kept(self, image: Image, subject: Subject) -> Evidence | None:
+        digest = image.evidence.get(_place(subject), "")
+        data = self._documents.read(digest) if digest else None
+        if data is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(data, type=Evidence)
+        except (msgspec.MsgspecError, ValueError):
+            return None
+
+    def _keep(self, image: Image, subject: Subject, evidence: Evidence) -> None:
+        data = msgspec.msgpack.encode(evidence)
+        digest, place = digest_of(data), _place(subject)
+        with self._gated():
+            try:
+                now = self._records.find(image.id)
+            except NotFound:
+                return
+            if now.evidence.get(place) == digest:
+                return
+            self._documents.write(digest, data)
+            dropped = {now.evidence.get(place, "")} - {digest}
+            evidence_of = {**now.evidence, place: digest}
+            blobs = tuple(blob for blob in now.blobs if blob not in dropped - set(evidence_of.values()))
+            self._records.replace(replace(now, evidence=evidence_of, blobs=(*blobs, digest)))
+            self._documents.retain(self._records.needed()[1], dropped - {""})
+
+
+def subjects(image: Image, name: str, read: Read) -> list[Subject]:
+    """What a policy is to judge: the image under ``name``, by each index or manifest that it came by under that name.
+
+    By an id it is meant by all of its names.
+
+    :raises UntrustedImage: the name has a digest, and it is not this image's.
+    """
+    reference = _named(image, name)
+    known = [Reference.parse(one) for one in image.repo_digests]
+    if reference is None:
+        every = [Reference.parse(tag) for tag in image.repo_tags]
+        told = {one.name for one in every}
+        return [
+            subject
+            for one in (*every, *(each for each in known if each.name not in told))
+            for subject in _subjects(image, one, known, read)
+        ]
+    return _subjects(image, reference, known, read)
+
+
+def _subjects(image: Image, reference: Reference, known: list[Reference], read: Read) -> list[Subject]:
+    targets = [each.digest for each in known if each.name == reference.name]
+    if reference.digest:
+        targets = [target for target in targets if target == reference.digest]
+        if not targets and reference.digest != image.manifest_digest:
+            raise UntrustedImage(f"{reference} is not the image {image.id}")
+    found = [_subject(image, reference, target, read) for target in targets]
+    return list(dict.fromkeys(found)) or [Subject(reference, image.manifest_digest)]
+
+
+def _subject(image: Image, reference: Reference, target: str, read: Read) -> Subject:
+    manifest = _below(image, target, read, MAX_INDEX_DEPTH)
+    if manifest is None:
+        return Subject(reference, image.manifest_digest)
+    return Subject(reference, manifest, target if target != manifest else "")
+
+
+def _below(image: Image, digest: str, read: Read, depth: int) -> str | None:
+    """The manifest of this image that an index leads to, or the digest itself where it is one of its manifests."""
+    if digest == image.manifest_digest:
+        return digest
+    data = read(digest) if depth >= 0 else None
+    try:
+        parsed = parse_manifest(data, "", digest) if data is not None else None
+    except Malformed:
+        return None
+    if isinstance(parsed, Index):
+        entries = [entry.digest for entry in parsed.entries]
+        if image.manifest_digest in entries:
+            return image.manifest_digest
+        return next((found for one in entries if (found := _below(image, one, read, depth - 1)) is not None), None)
+    # The same image, packed in another way: an id that is a config's holds for the files, too.
+    return digest if parsed is not None and parsed.config.digest == image.id else None
+
+
+def _named(image: Image, name: str) -> Reference | None:
+    """What ``name`` says; ``None``: it is an id, or nothing."""
+    digits = name.removeprefix("sha256:")
+    if not name or (len(digits) >= _SHORT_ID and image.id.removeprefix("sha256:").startswith(digits)):
+        return None
+    try:
+        return Reference.parse(name)
+    except InvalidInput:
+        return None
+
+
+def _target(data: bytes | None, digest: str) -> Target:
+    if data is None:
+        raise UntrustedImage(
+            f"{digest} is not kept on this node, so that no verifier can be asked", fix="pull it again"
+        )
+    kind = msgspec.json.decode(data, type=_Kind).media_type
+    if not kind:
+        kind = OCI_INDEX if isinstance(parse_manifest(data, "", digest), Index) else OCI_MANIFEST
+    return Target(kind, digest, len(data))
+
+
+def _place(subject: Subject) -> str:
+    """Under which name an image's evidence is kept."""
+    return subject.reference.at(subject.index_digest or subject.digest)
+
+
+@contextmanager
+def _session(asking: Asking, deadline: Deadline) -> Iterator[Session]:
+    session = Session(asking.contexts, Deadline.after(deadline.remaining()), asking.config.progress_timeout)
+    deadline.listen(session.cancel)
+    try:
+        yield session
+    except Cancelled:
+        deadline.check("while signatures were looked for")
+        raise Unavailable("the search for signatures was ended", fix="do it again") from None
+    finally:
+        deadline.ignore(session.cancel)
+        session.close()
