@@ -135,6 +135,7 @@ class Runtime:
             pinned=config.pinned_images,
             layers_in_use=layers_in_use,
             packages=config.packages,
+            signatures=config.signatures,
             abi=abi.VERSION,
             audience=readiness,
         )
@@ -180,12 +181,13 @@ class Runtime:
         # All are asked before any changes, and cannot fail after that.
         takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
         take_handlers = self._p.handlers.plan(files)
-        self.images.reconfigure(config.registry, config.pinned_images, config.packages)
+        take_images = self.images.plan(config.registry, config.pinned_images, config.packages, config.signatures)
+        policies = take_images()
         take_handlers()
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         edited = [key for take in takes for key in take()]
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
-        return (*edited, *(f"handler {name}" for name in sorted(different)))
+        return (*edited, *policies, *(f"handler {name}" for name in sorted(different)))
 
     def configuration_refused(self, why: str) -> None:
         """What the last reload was refused for, for Status; empty: it was not."""
