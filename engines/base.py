@@ -415,7 +415,8 @@ class ContainerPlan:
     ``edits`` is what its devices bring with them, and ``pod_annotations`` are those of its pod. ``rdt_class`` names a
     resctrl group; empty where none was asked for. ``image_id`` is the image it was made from, and ``module`` where the
     WebAssembly module of an image that is nothing else lies in ``rootfs``: ``process.args`` are its arguments whatever
-    the first of them says. Empty for other images, whose first argument names what to run.
+    the first of them says. Empty for other images, whose first argument names what to run. ``watched`` says that the
+    engine is to count the calls of a guest to its host, where it can.
     """
 
     container_id: str
@@ -438,6 +439,7 @@ class ContainerPlan:
     selinux: SELinuxLabels = SELinuxLabels()
     image_id: str = ""
     module: str = ""
+    watched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -555,6 +557,14 @@ class HostCalls:
     calls: tuple[HostCall, ...]
     lost: int
     next: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostCount:
+    """How often a guest has called one function of its host's, ``INTERFACE FUNCTION``."""
+
+    name: str
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -743,6 +753,12 @@ class Engine(Protocol):
         """The calls that its guest made to its host after number ``after``; of an ``ended`` one all there will be.
 
         FailedPrecondition where none are recorded, and why.
+        """
+
+    def host_counts(self, handle: Handle) -> tuple[HostCount, ...] | None:
+        """How often its guest has called each function of its host's, in the order in which each was called first.
+
+        ``None`` where that is not counted: a container that was not watched, or has no guest.
         """
 
     def imprint(self, handle: Handle) -> Imprint:

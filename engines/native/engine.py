@@ -23,6 +23,7 @@ from engines.base import (
     Handle,
     HandlerSettings,
     HostCalls,
+    HostCount,
     ImagePlan,
     Imprint,
     Live,
@@ -499,6 +500,10 @@ class NativeEngine:
             f"container {handle.container_id[:13]} runs on the native engine, which records no calls",
             fix="strace -p its pid, which crictl inspect tells",
         )
+
+    def host_counts(self, _handle: Handle) -> tuple[HostCount, ...] | None:
+        """None: its calls are system calls."""
+        return None
 
     def imprint(self, handle: Handle) -> Imprint:
         """What was made of a container's plan; NotFound where there is no such container any more."""

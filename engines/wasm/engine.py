@@ -19,6 +19,7 @@ from engines.base import (
     Handle,
     HandlerSettings,
     HostCalls,
+    HostCount,
     ImagePlan,
     Imprint,
     Live,
@@ -204,7 +205,7 @@ class WasmEngine:
                 exports=asked.exports,
                 guest=guest,
                 jail=self._jail(plan, deadline),
-                insight=plans.insight(plan, asked, guest),
+                insight=plans.insight(plan, asked, guest, code.kind),
             )
             with contextlib.ExitStack() as undo:
                 undo.callback(self._undo_create, _handle(plan))
@@ -396,6 +397,19 @@ class WasmEngine:
             raise syscall_error("open", path, error) from error
         try:
             return ring.read(fd, after, ended=ended)
+        finally:
+            os.close(fd)
+
+    def host_counts(self, handle: Handle) -> tuple[HostCount, ...] | None:
+        """Of a core module that is traced or watched; components have no functions that can be stood in front of."""
+        try:
+            fd = os.open(f"{handle.bundle}/{ring.NAME}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise syscall_error("open", ring.NAME, error) from error
+        try:
+            return ring.read_counts(fd)
         finally:
             os.close(fd)
 

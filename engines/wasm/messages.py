@@ -17,7 +17,7 @@ from forgeone_shim.shim.supervision import Failed, Launched, Supervision
 from forgeone_shim.shim.wire import ProtocolError
 
 # Another one for each change of what is said, here or in what is said in it.
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 class Code(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -6,7 +6,7 @@ import posixpath
 
 from engines.base import ContainerPlan, Resources
 from engines.wasm.annotations import Asked
-from engines.wasm.aot.target import Variant
+from engines.wasm.aot.target import Kind, Variant
 from engines.wasm.card import Identity, Limits
 from engines.wasm.guest.plan import GuestPlan, Preopen
 from engines.wasm.messages import Insight
@@ -61,13 +61,13 @@ def guest(plan: ContainerPlan, asked: Asked, choice: Wanted) -> GuestPlan:
     )
 
 
-def insight(plan: ContainerPlan, asked: Asked, guest: GuestPlan) -> Insight:
-    """What the guest may know of its container."""
+def insight(plan: ContainerPlan, asked: Asked, guest: GuestPlan, kind: Kind) -> Insight:
+    """What the guest may know of its container; a watched one's calls are recorded if they can be at all."""
     return Insight(
         bundle=plan.bundle,
         identity=Identity(plan.container_id, plan.spec.name, plan.sandbox_id),
         limits=limits(plan.spec.resources, Limits(linear_memory=guest.memory_max, cpu_budget=guest.cpu_budget * 1000)),
-        trace=asked.trace,
+        trace=asked.trace or (plan.watched and kind is Kind.MODULE),
     )
 
 

@@ -15,6 +15,7 @@ from engines.base import (
     Handle,
     HandlerSettings,
     HostCalls,
+    HostCount,
     ImagePlan,
     Imprint,
     Live,
@@ -164,6 +165,10 @@ class AbsentEngine:
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
         """Refused."""
         self._refuse(handle, after, ended)
+
+    def host_counts(self, _handle: Handle) -> tuple[HostCount, ...] | None:
+        """None: its engine would know."""
+        return None
 
     def imprint(self, handle: Handle) -> Imprint:
         """Refused."""

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from engines.base import HostCall, HostCalls
+from engines.base import HostCall, HostCalls, HostCount
 from engines.wasm.tracing.calls import CALLS, ERRNO, P1, TEXTS_MAX, Call, Form
 from forgeone_shim.errors import FailedPrecondition, InternalError
 
@@ -25,17 +25,17 @@ NAME: Final = "trace"
 
 # A page of a linear memory.
 PAGE: Final = 64 * 1024
-PAGES: Final = 17
+PAGES: Final = 18
 SIZE: Final = PAGES * PAGE
 RECORD_SHIFT: Final = 8
 RECORD_SIZE: Final = 1 << RECORD_SHIFT
-# The first page is the header's.
-SLOTS: Final = (SIZE - PAGE) // RECORD_SIZE
+# The first page is the header's, the last one counts.
+SLOTS: Final = (SIZE - 2 * PAGE) // RECORD_SIZE
 # Records that are read at once; a part of all.
 _PIECE: Final = 128
 
 # The header.
-MAGIC: Final = b"F1TRACE\x01"
+MAGIC: Final = b"F1TRACE\x02"
 HEAD: Final = 8  # u64: calls begun so far
 EPOCH: Final = 16  # i64: what makes nanoseconds since the epoch of the recorder's clock
 NOW: Final = 24  # u64: where the clock is asked to write while EPOCH is found
@@ -43,6 +43,12 @@ _NAMES_LENGTH: Final = 32  # u32
 _NAMES: Final = 64
 NAMES_MAX: Final = PAGE - _NAMES
 _HEADER: Final = struct.Struct("<8sQqQI")
+
+# Of each function, by its index: how often it was called (u64), and the number of the first of those calls (u64).
+COUNTERS: Final = SIZE - PAGE
+COUNTER_SHIFT: Final = 4
+FUNCTIONS_MAX: Final = PAGE >> COUNTER_SHIFT
+_COUNTER: Final = struct.Struct("<QQ")
 
 # A record.
 NUMBER: Final = 0  # u64: of the call, from 1
@@ -103,6 +109,8 @@ def header(functions: Sequence[Function], epoch: int) -> bytes:
     :raises FailedPrecondition: there are more than fit.
     """
     names = msgspec.json.encode(functions)
+    if len(functions) > FUNCTIONS_MAX:
+        raise FailedPrecondition(f"{len(functions)} imports are more than {FUNCTIONS_MAX}")
     if len(names) > NAMES_MAX:
         raise FailedPrecondition(f"the names of {len(functions)} imports take more than {NAMES_MAX} bytes")
     return _HEADER.pack(MAGIC, 0, epoch, 0, len(names)).ljust(_NAMES, b"\0") + names
@@ -130,6 +138,27 @@ def read(fd: int, after: int = 0, *, ended: bool = False) -> HostCalls:
             lost += 1
     end = max(number, begun)
     return HostCalls(tuple(calls), lost + end - number, end)
+
+
+def read_counts(fd: int) -> tuple[HostCount, ...]:
+    """How often each function was called until now, in the order of their first calls.
+
+    :raises InternalError: it is not such a file, or somebody has spoilt it.
+    """
+    functions, _, _ = _parse_header(os.pread(fd, PAGE, 0), os.fstat(fd).st_size)
+    if len(functions) > FUNCTIONS_MAX:
+        raise InternalError(f"a trace of {len(functions)} functions")
+    content = os.pread(fd, len(functions) << COUNTER_SHIFT, COUNTERS)
+    if len(content) != len(functions) << COUNTER_SHIFT:
+        raise InternalError("a trace has become shorter")
+    counts: dict[str, int] = {}
+    for (count, _), function in sorted(
+        (pair for pair in zip(_COUNTER.iter_unpack(content), functions, strict=True) if pair[0][0]),
+        key=lambda pair: pair[0][1],
+    ):
+        name = f"{_plain(function.module)} {_plain(function.name)}"
+        counts[name] = min(counts.get(name, 0) + count, _MAX)
+    return tuple(HostCount(name, count) for name, count in counts.items())
 
 
 def _copied(fd: int, after: int, begun: int) -> list[tuple[int, bytes]]:

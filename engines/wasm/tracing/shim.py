@@ -74,9 +74,14 @@ def recorder(functions: Sequence[Function], *, memory: bool) -> str:
 
 
 _BEGIN = f"""
-(func $begin (param $function i32) (result i32) (local $n i64) (local $at i32)
+(func $begin (param $function i32) (result i32) (local $n i64) (local $at i32) (local $counter i32)
   (local.set $n (i64.load $ring offset={ring.HEAD} (i32.const 0)))
   (i64.store $ring offset={ring.HEAD} (i32.const 0) (i64.add (local.get $n) (i64.const 1)))
+  (local.set $counter (i32.add (i32.const {ring.COUNTERS})
+    (i32.shl (local.get $function) (i32.const {ring.COUNTER_SHIFT}))))
+  (if (i64.eqz (i64.load $ring (local.get $counter)))
+    (then (i64.store $ring offset=8 (local.get $counter) (i64.add (local.get $n) (i64.const 1)))))
+  (i64.store $ring (local.get $counter) (i64.add (i64.load $ring (local.get $counter)) (i64.const 1)))
   (local.set $at (i32.add (i32.const {ring.PAGE}) (i32.shl
     (i32.and (i32.wrap_i64 (local.get $n)) (i32.const {ring.SLOTS - 1})) (i32.const {ring.RECORD_SHIFT}))))
   (i64.store $ring offset={ring.NUMBER} (local.get $at) (i64.const 0))

@@ -76,7 +76,7 @@ def test_a_guest_may_know_who_it_is_and_what_it_may_use() -> None:
     resources = Resources(memory_limit=1 << 28, cpu_quota=-1, cpu_period=100_000, cpu_shares=512)
     asked = Asked(cpu_budget=1.5, memory_max=1 << 20, trace=True)
     of = plan("/a", resources=resources)
-    found = plans.insight(of, asked, _guest("/a", asked=asked, resources=resources))
+    found = plans.insight(of, asked, _guest("/a", asked=asked, resources=resources), Kind.COMPONENT)
     assert found.identity == Identity(of.container_id, of.spec.name, of.sandbox_id)
     assert found.limits == Limits(memory=1 << 28, linear_memory=1 << 20, cpu_shares=512, cpu_budget=1_500_000_000), (
         "a quota below zero is none"
@@ -96,7 +96,7 @@ def _note(*exports: str) -> Note:
         module="/app.wasm",
         exports=exports,
         guest=_guest("/app.wasm", "serve", env=("PATH=/bin",), cwd="/srv"),
-        insight=plans.insight(plan("/app.wasm"), Asked(), _guest("/app.wasm")),
+        insight=plans.insight(plan("/app.wasm"), Asked(), _guest("/app.wasm"), Kind.MODULE),
         jail=JailPlan(rootfs="/r", uid=0, gid=0, filters=(), cwd="/srv"),
     )
 
@@ -125,3 +125,19 @@ def test_any_other_command_is_unimplemented(command: str) -> None:
 def test_no_command_is_refused(argv: tuple[str, ...]) -> None:
     with pytest.raises(InvalidInput):
         commands.choose(argv, _note())
+
+
+@pytest.mark.parametrize(
+    ("asked", "watched", "kind", "traced"),
+    [
+        (False, False, Kind.MODULE, False),
+        (False, True, Kind.MODULE, True),
+        # What it asks of the kernel is watched all the same.
+        (False, True, Kind.COMPONENT, False),
+        # Whoever asks for it is told why it cannot be.
+        (True, False, Kind.COMPONENT, True),
+    ],
+)
+def test_calls_of_a_watched_module_are_recorded(*, asked: bool, watched: bool, kind: Kind, traced: bool) -> None:
+    of = plan("/app.wasm", watched=watched)
+    assert plans.insight(of, Asked(trace=asked), _guest("/app.wasm"), kind).trace is traced

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.base import HostCalls
+from engines.base import HostCalls, HostCount
 from engines.wasm.guest.plan import GuestPlan, Preopen
 from engines.wasm.guest.running import prepare, run
 from engines.wasm.guest.trace import Tracer
@@ -102,6 +102,45 @@ def test_of_more_calls_than_fit_the_latest_are_kept(guests: Guests, trace: int) 
     assert (len(reading.calls), reading.lost, reading.next) == (ring.SLOTS, 1000, calls)
     assert [one.number for one in reading.calls] == list(range(1001, calls + 1))
     assert ring.read(trace, reading.next) == HostCalls((), 0, calls)
+
+
+def test_every_call_is_counted_in_the_order_of_first_calls(guests: Guests, trace: int, tmp_path: Path) -> None:
+    plan = GuestPlan(argv=("x",), preopens=(Preopen(str(tmp_path), "/"),))
+    assert ring.read_counts(trace) == (), "its guest has not got so far"
+    _traced(guests, FILES, plan, trace)
+    wasi = "wasi_snapshot_preview1"
+    assert ring.read_counts(trace) == (
+        HostCount(f"{wasi} path_open", 1),
+        HostCount(f"{wasi} fd_write", 1),
+        HostCount(f"{wasi} fd_seek", 1),
+        HostCount(f"{wasi} path_rename", 2),
+        HostCount(f"{wasi} proc_exit", 1),
+    )
+
+
+def test_calls_are_counted_beyond_those_that_are_kept(guests: Guests, trace: int) -> None:
+    calls = ring.SLOTS + 1000
+    _traced(guests, SPIN, GuestPlan(argv=("x", str(calls)), function="turn"), trace)
+    assert ring.read_counts(trace) == (HostCount("wasi_snapshot_preview1 sched_yield", calls),)
+
+
+@given(st.binary(max_size=400), st.integers(0, 300))
+@settings(max_examples=50)
+def test_counts_that_somebody_has_spoilt_are_refused_or_read(noise: bytes, at: int) -> None:
+    functions = [Function("m", f"f{n}", (), ()) for n in range(3)]
+    content = bytearray(ring.header(functions, 0).ljust(ring.SIZE, b"\0"))
+    content[ring.COUNTERS : ring.COUNTERS + len(noise)] = noise
+    content[at : at + len(noise) // 8] = noise[: len(noise) // 8]
+    fd = os.memfd_create("trace")
+    try:
+        os.write(fd, content)
+        for one in ring.read_counts(fd):
+            assert one.count > 0
+            assert one.name.isprintable()
+    except InternalError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def test_what_a_killed_guest_called_can_be_read(guests: Guests, trace: int) -> None:
