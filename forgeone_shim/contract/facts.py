@@ -164,12 +164,58 @@ class Bound:
     :param given: whether the pod brought one.
     :param signers: the ids of the issuers who signed what it brought; all of it, or there are none.
     :param policies: the names of the policies that apply, floors first.
+    :param namespace: the pod's, which decides about that.
     """
 
     contract: Contract = UNRESTRICTED
     given: bool = False
     signers: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractFacts:
+    """Of the contract that holds, what rules are written over.
+
+    Whoever may write a pod's annotations may claim anything in them. Where ``signers`` is not empty, ``trust_label``
+    and ``runtime_policy_id`` are theirs.
+    """
+
+    given: bool = False
+    signers: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    runtime_policy_id: str = ""
+    trusted_issuers: tuple[str, ...] = ()
+    minimum_entropy: int = 0
+    exec_mode: str = ""
+    trust_label: str = ""
+    egress_restricted: bool = False
+    ingress_restricted: bool = False
+    watched: bool = False
+    on_drift: str = ""
+    snapshot: bool = True
+
+    @classmethod
+    def of(cls, bound: Bound) -> ContractFacts:
+        """The rules' view of what holds."""
+        contract = bound.contract
+        network = contract.profile.network
+        return cls(
+            given=bound.given,
+            signers=bound.signers,
+            policies=bound.policies,
+            runtime_policy_id=contract.runtime_policy_id,
+            trusted_issuers=contract.trusted_issuers or (),
+            minimum_entropy=contract.minimum_entropy,
+            exec_mode=contract.exec_mode,
+            trust_label=contract.profile.trust_label,
+            egress_restricted=network is not None and network.egress is not None,
+            ingress_restricted=network is not None and network.ingress is not None,
+            watched=contract.behaviour.watch,
+            on_drift=contract.behaviour.on_drift,
+            snapshot=contract.profile.snapshot,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

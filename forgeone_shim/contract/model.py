@@ -20,7 +20,6 @@ VOLUME_KINDS: Final = (
     "csi",
     "downward-api",
     "empty-dir",
-    "ephemeral",
     "host-path",
     "image",
     "persistent",

@@ -35,7 +35,8 @@ MAX_TEXT: Final = 1024
 _MAX_VALUES: Final = 4096
 _MAX_DEPTH: Final = 12
 _MAX_ENTROPY: Final = 65536
-_ROOT: Final = "$"
+ROOT: Final = "$"
+"""What the paths of fields begin with while they are read."""
 
 T = TypeVar("T")
 
@@ -59,35 +60,36 @@ class Document:
 
 def document(where: str, value: object) -> Document:
     """A whole document. :raises InvalidInput: naming ``where`` and the field."""
-    with _located(where):
-        _bounded(_ROOT, value)
-        with Table(_ROOT, value) as table:
+    with located(where):
+        bounded(ROOT, value)
+        with Table(ROOT, value) as table:
             scope = table.table("scope", _scope) or Scope()
             containers = table.table("containers", _containers) or {}
             return Document(_contract(table), scope, containers)
 
 
-def policy_contract(where: str, value: object) -> Contract:
-    """A policy's. It names no policy, being one. :raises InvalidInput: naming ``where`` and the field."""
-    with _located(where):
-        _bounded(_ROOT, value)
-        with Table(_ROOT, value) as table:
-            if "runtime_policy_id" in table.given:
-                raise table.wrong("runtime_policy_id", "is of contracts that pods bring")
-            return _contract(table)
+def policy_contract(table: Table) -> Contract:
+    """A policy's. It names no policy, being one. :raises InvalidInput: naming the field."""
+    if "runtime_policy_id" in table.given:
+        raise table.wrong("runtime_policy_id", "is of contracts that pods bring")
+    return _contract(table)
 
 
 @contextmanager
-def _located(where: str) -> Iterator[None]:
+def located(where: str) -> Iterator[None]:
+    """Errors about :data:`ROOT` become errors about ``where``."""
     try:
         yield
     except InvalidInput as error:
-        path = error.field.removeprefix(_ROOT).removeprefix(".")
+        path = error.field.removeprefix(ROOT).removeprefix(".")
         raise InvalidInput(f"{where}: {path}" if path else where, error.reason, fix=error.fix) from None
 
 
-def _bounded(where: str, value: object) -> None:
-    """Refuse what no field can be: nothing at all, fractions, and whatever is too large or too deep."""
+def bounded(where: str, value: object, *, max_text: int = MAX_TEXT, lines: bool = False) -> None:
+    """Refuse what no field can be: nothing at all, fractions, and whatever is too large or too deep.
+
+    :param lines: texts may have several.
+    """
     left: list[tuple[str, object, int]] = [(where, value, 0)]
     seen = 0
     while left:
@@ -105,13 +107,14 @@ def _bounded(where: str, value: object) -> None:
                 raise InvalidInput(at, f"has {len(one)} members, more than {MAX_LIST}")
             left += [(f"{at}[{index}]", item, depth + 1) for index, item in enumerate(one)]
         else:
-            _plain(at, one)
+            _plain(at, one, max_text, lines=lines)
 
 
-def _plain(at: str, one: object) -> None:
+def _plain(at: str, one: object, max_text: int, *, lines: bool) -> None:
     if isinstance(one, str):
-        if not 0 < len(one) <= MAX_TEXT or not one.isprintable():
-            raise InvalidInput(at, f"is not a text of 1 to {MAX_TEXT} printable characters")
+        shown = one.replace("\n", "").replace("\t", "") if lines else one
+        if not 0 < len(one) <= max_text or not shown.isprintable():
+            raise InvalidInput(at, f"is not a text of 1 to {max_text} printable characters")
     elif isinstance(one, int):
         if abs(one) > values.MAX_NUMBER:
             raise InvalidInput(at, "is too large a number")
