@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +42,7 @@ class Snapshot:
     signed: Signed
     torn: bool
     _ahead: tuple[bytes, ...] = ()
+    _first: int | None = None
     _edge: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
     _cache: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
 
@@ -63,6 +65,13 @@ class Snapshot:
         """Entries in the log."""
         return self.signed.checkpoint.size
 
+    def bundle_or_ahead(self, number: int) -> Iterator[bytes]:
+        """The entries of a bundle, as many as the log has."""
+        low, settled = number * WIDTH, self.settled.size
+        if low < settled:
+            yield from self.bundle(number)
+        yield from self._ahead[max(0, low - settled) : max(0, low + WIDTH - settled)]
+
     def entry(self, index: int) -> bytes:
         """One entry. :raises NotFound: there is none, or it was given up to keep the log small."""
         if not 0 <= index < self.size:
@@ -80,19 +89,19 @@ class Snapshot:
 
     def entries(self, first: int) -> Iterator[bytes]:
         """Those from an index on."""
-        for number in range(first // WIDTH, -(-self.settled.size // WIDTH)):
-            yield from self.bundle(number)[max(0, first - number * WIDTH) :]
-        yield from self._ahead[max(0, first - self.settled.size) :]
+        for number in range(first // WIDTH, -(-self.size // WIDTH)):
+            yield from islice(self.bundle_or_ahead(number), max(0, first - number * WIDTH), None)
 
     @property
     def first(self) -> int:
         """The oldest entry that is kept: the beginning of the bundles without a gap that the log ends with."""
-        whole = self.settled.size // WIDTH
-        first = whole
-        for number, _ in reversed(self.files.bundles()):
-            if number == first - 1:
-                first = number
-        return first * WIDTH
+        if self._first is None:
+            first = self.settled.size // WIDTH
+            for number, _ in reversed(self.files.bundles()):
+                if number == first - 1:
+                    first = number
+            self._first = first * WIDTH
+        return self._first
 
     def tile(self, level: int, number: int) -> list[bytes]:
         """As many of a tile's hashes as the log has."""

@@ -276,6 +276,24 @@ class ContractConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """The audit log. ``keep`` is how many bytes of entries stay on the node, 0: all of them.
+
+    ``on_damage``: ``refuse`` to start anything once the log was found damaged, until somebody has accepted that, or
+    ``report`` it only. ``arguments``: the arguments of commands run in containers are logged, not their hash alone.
+    """
+
+    keep: int = 1024 * 1024 * 1024
+    on_damage: str = "refuse"
+    arguments: bool = False
+
+    def __post_init__(self) -> None:
+        if self.keep:
+            checks.in_range("audit.keep", self.keep, 1024 * 1024, 2**62)
+        checks.one_of("audit.on_damage", self.on_damage, ("refuse", "report"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingConfig:
     """Where clients stream exec, attach and port-forward through; port 0 is any free one, ``idle_timeout`` in seconds.
 
@@ -328,6 +346,7 @@ class Config:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)
     contract: ContractConfig = field(default_factory=ContractConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
 
     def __post_init__(self) -> None:

@@ -42,6 +42,16 @@ class Paths:
         return self.root / "lock", self.state / "lock"
 
     @property
+    def audit(self) -> Path:
+        """The audit log."""
+        return self.root / "audit"
+
+    @property
+    def keys(self) -> Path:
+        """The node's own keys."""
+        return self.root / "keys"
+
+    @property
     def layers(self) -> Path:
         """Unpacked image layers."""
         return self.root / "layers"

@@ -93,6 +93,9 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "contract.policies_dir": "/x/policies.d",
         "contract.default_policy": "house",
         "contract.issuers_dir": "/x/issuers.d",
+        "audit.keep": "0",
+        "audit.on_damage": "report",
+        "audit.arguments": "true",
     }
     text = special.get(key.path, "program" if key.path.startswith("native.") and key.type is str else text)
     by_flag = load([key.flag, text], {})
