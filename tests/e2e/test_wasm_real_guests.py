@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from cri.api import runtime_pb2 as pb
 from hack.guests import find
 from hack.lab.daemon import Daemon
 from tests.e2e.conftest import Push
@@ -67,3 +69,27 @@ def test_a_component_of_cpython_starts_at_once(forgeoned: Daemon, push: Push, po
     assert pod.wait(id_).exit_code == 0
     assert time.monotonic() - before < 5
     assert pod.log(id_) == "hello from cpython nobody\n"
+
+
+@pytest.mark.parametrize("language", ["go", "rust"])
+def test_what_a_compiler_of_a_language_makes_runs(
+    forgeoned: Daemon, push: Push, pod: WasmPod, tmp_path: Path, language: str
+) -> None:
+    name = pulled(forgeoned, push, f"{language}.wasm")
+
+    def ended(*words: str) -> tuple[int, str]:
+        config = pod.container(name, name=words[0])
+        config.args[:] = words
+        config.envs.append(pb.KeyValue(key="WHO", value=b"me"))
+        config.mounts.add(host_path=str(tmp_path), container_path="/data")
+        id_ = pod.start(config)
+        return pod.wait(id_).exit_code, pod.log(id_)
+
+    assert ended("hello") == (0, f"hello from {language} me\n")
+    assert ended("exit", "7") == (7, "")
+    assert ended("sum") == (0, "7999998000000\n")
+    assert ended("write", "/data/file", "text") == (0, "")
+    assert (tmp_path / "file").read_text() == "text"
+    code, log = ended("what")
+    assert code == (2 if language == "go" else 134)
+    assert "what is what?" in log
