@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Vetted:
-    """A verdict, and the evidence that it is by, unless there was no need of any or it is remembered."""
+    """A verdict, and the evidence that it is by, unless there was no need of any."""
 
     endorsement: Endorsement
     evidence: Evidence | None = None
@@ -121,14 +121,12 @@ class Vetting:
         auth: Callable[[], bytes | None],
         deadline: Deadline,
     ) -> Vetted:
-        """Judge an image by what the first of the ``searches`` finds that is enough.
+        """Judge an image by what the first of the ``searches`` finds that is enough, and remember a good verdict.
 
         :param target: what the image's name stands for in its registry, for the verifiers.
         :param auth: what they may tell the registry, as containers-auth.json(5).
         :raises UntrustedImage: nobody found enough. Unavailable: nor could all be asked.
         """
-        if (known := self.known(case)) is not None:
-            return Vetted(known)
         vetted = Vetted(Endorsement()) if self._policy is None else self._judge(self._policy, case, searches)
         signers = (*vetted.endorsement.signers, *case.signers)
         if self._verifiers is not None:

@@ -1,0 +1,420 @@
+"""Images judged at their pull and when containers are made of them: what is asked, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
+from forgeone_shim.attestation.trust import Requirements
+from forgeone_shim.config.model import PackagesConfig, SignaturesConfig
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import ForgeError, InvalidInput, Unavailable, UntrustedImage
+from forgeone_shim.registry import vetting
+from forgeone_shim.registry.endorsing import subjects
+from forgeone_shim.registry.evidence import fallback_tag
+from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.reference import Reference
+from forgeone_shim.registry.service import ImageService
+from forgeone_shim.registry.vetting import Case, Vetting
+from tests.unit.package.conftest import KEY, Make, make
+
+from .conftest import Node
+from .registry_double import Contents, FakeRegistry, sha256, tar_of
+from .test_evidence import BUNDLE
+from .test_packages import serve
+
+__all__ = ["make"]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Demands a bundle that says ``SIGNER signs DIGEST``."""
+
+    signer: str
+    wanted: frozenset[Kind] = frozenset({Kind.BUNDLES})
+    expires: float | None = None
+
+    def check(self, subject: Subject, evidence: Evidence, now: datetime) -> Endorsement:
+        if not {f"{self.signer} signs {digest}".encode() for digest in subject.digests} & {*evidence.bundles}:
+            raise UntrustedImage(f"{subject.reference} is not signed by {self.signer}", fix=f"ask {self.signer}")
+        return Endorsement((f"key:{self.signer}",), expires=self.expires)
+
+
+@dataclass(frozen=True)
+class Reject:
+    """Demands what cannot be had."""
+
+    wanted: frozenset[Kind] = frozenset()
+
+    def check(self, subject: Subject, evidence: Evidence, now: datetime) -> Endorsement:
+        raise UntrustedImage(f"{subject.reference} is rejected")
+
+
+class Policies:
+    """Rules by repository, or by namespace and repository."""
+
+    def __init__(self, digest: str = "one", **rules: Signed | Reject) -> None:
+        self.digest, self.rules = digest, rules
+        self.checks = 0
+
+    def required(self, reference: Reference, namespace: str = "") -> Requirements:
+        self.checks += 1
+        name = reference.repository
+        found = self.rules.get(f"{namespace}_{name}", self.rules.get(name))
+        return Requirements(() if found is None else (found,))
+
+
+class Listener:
+    """A witness that remembers."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, ...]] = []
+
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+        self.heard.append(("endorsed", subject.digest, namespace, *found.signers))
+
+    def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:
+        self.heard.append(("refused", subject.digest, namespace, why))
+        return "audit:7"
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Policies:
+    """What policies the node's files hold, to be changed before it reads them."""
+    held = Policies(app=Signed("alice"))
+
+    def read(config: SignaturesConfig, before: Vetting | None = None) -> Vetting | None:
+        return Vetting(held, None) if config.policy else None
+
+    monkeypatch.setattr(vetting.Vetting, "open", read)
+    monkeypatch.setattr("forgeone_shim.registry.source._ROUNDS", 1)
+    return held
+
+
+@pytest.fixture
+def listener(node: Node, loaded: Policies) -> Listener:
+    listener = Listener()
+    node.images = ImageService(
+        node.store,
+        node.root,
+        node.config,
+        node.layers,
+        pinned=(),
+        layers_in_use=lambda: set(node.in_use),
+        signatures=SignaturesConfig(policy="/policy.json"),
+        witness=listener,
+    )
+    return listener
+
+
+def reload(node: Node) -> None:
+    node.images.reconfigure(node.config, [], signatures=SignaturesConfig(policy="/policy.json"))
+
+
+def sign(contents: Contents, digest: str, signer: str = "alice") -> str:
+    """Returns the digest of the signature's blob."""
+    contents.referrers = contents.referrers if contents.referrers is not None else {}
+    data = f"{signer} signs {digest}".encode()
+    entry = contents.add_artifact(layers=[(BUNDLE, data, {})], subject=digest, kind=BUNDLE)
+    contents.referrers.setdefault(digest, []).append(entry)
+    return sha256(data)
+
+
+def name(registry: FakeRegistry, repository: str = "app", tag: str = "v1") -> str:
+    return f"{registry.host}/{repository}:{tag}"
+
+
+def test_a_signed_image_comes_and_says_who_signed_it(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    image = node.images.pull(name(registry), None, NEVER, namespace="team")
+    assert listener.heard == [("endorsed", digest, "team", "key:alice")]
+    before = len(registry.seen), loaded.checks
+    assert node.images.endorsement(image, name(registry), "team", NEVER).signers == ("key:alice",)
+    assert (len(registry.seen), loaded.checks) == before
+
+
+def test_of_an_image_that_nobody_signed_nothing_comes(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    manifest = contents.add_image("v1")
+    with pytest.raises(UntrustedImage) as caught:
+        node.images.pull(name(registry), None, NEVER)
+    text = f"SignatureValidationFailed: {name(registry)} is not signed by alice [audit:7] (ask alice)"
+    assert str(caught.value) == text
+    assert listener.heard == [("refused", manifest["digest"], "", f"{name(registry)} is not signed by alice")]
+    assert node.left_over() == []
+    assert not {path.rpartition("/")[2] for path in registry.paths("/blobs/")} & {*contents.layer_digests(manifest)}
+
+
+def test_a_signature_over_the_index_counts_for_what_it_names(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    entry = {**contents.add_image(), "platform": {"os": "linux", "architecture": "amd64"}}
+    index = contents.add_index("v1", entries=[entry])
+    sign(contents, index["digest"])
+    image = node.images.pull(name(registry), None, NEVER)
+    reload(node)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+
+
+def test_what_was_found_at_the_pull_counts_without_the_registry(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    sign(contents, digest, "bob")
+    image = node.images.pull(name(registry), None, NEVER)
+    loaded.rules["app"] = Signed("bob")
+    reload(node)
+    registry.seen.clear()
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:bob",)
+    assert registry.seen == []
+
+
+def test_an_image_from_before_the_policy_is_judged_when_a_container_is_made(
+    node: Node, registry: FakeRegistry, contents: Contents, loaded: Policies
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    image = node.images.pull(name(registry), None, NEVER)
+    assert node.images.endorsement(image, name(registry), "", NEVER) == Endorsement()
+    reload(node)
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+    sign(contents, digest)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    # It is kept from now on, through a restart and with the registry gone.
+    contents.manifests.clear()
+    contents.blobs.clear()
+    reload(node)
+    image = node.images.resolve(image.id)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    node.images.remove(image.id)
+    assert node.left_over() == []
+
+
+def test_a_policy_that_became_stricter_counts_for_what_is_here(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    image = node.images.pull(name(registry), None, NEVER)
+    loaded.rules["app"] = Reject()
+    reload(node)
+    registry.seen.clear()
+    with pytest.raises(UntrustedImage, match="is rejected"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+    assert registry.seen == []
+
+
+def test_each_namespace_has_its_own_policy(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    loaded.rules["strict_app"] = Signed("bob")
+    image = node.images.pull(name(registry), None, NEVER, namespace="lax")
+    with pytest.raises(UntrustedImage, match="bob"):
+        node.images.pull(name(registry), None, NEVER, namespace="strict")
+    with pytest.raises(UntrustedImage, match="bob"):
+        node.images.endorsement(image, name(registry), "strict", NEVER)
+    assert node.images.endorsement(image, name(registry), "lax", NEVER).signers == ("key:alice",)
+
+
+def test_a_name_is_judged_by_its_own_policy_whatever_else_the_image_is_called(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    """The same bytes under a name that demands nothing open no door to one that does."""
+    contents.add_image("v1")
+    image = node.images.pull(name(registry, "free"), None, NEVER)
+    assert node.images.endorsement(image, name(registry, "free"), "", NEVER).signers == ()
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+    # By its id it is what it was pulled as.
+    for said in (image.id, image.id.removeprefix("sha256:"), image.id[7:20], ""):
+        assert node.images.endorsement(image, said, "", NEVER).signers == ()
+
+
+def test_the_same_files_packed_otherwise_under_another_name_stay_signed_under_theirs(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    layers = [tar_of({"hello": b"hello"})]
+    digest = contents.add_image("v1", layers=layers, packed="gzip")["digest"]
+    sign(contents, digest)
+    image = node.images.pull(name(registry), None, NEVER)
+    contents.add_image("v2", layers=layers, packed="zstd")
+    assert node.images.pull(name(registry, "free", "v2"), None, NEVER).id == image.id
+    reload(node)
+    image = node.images.resolve(image.id)
+    assert image.manifest_digest != digest
+    registry.seen.clear()
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    assert registry.seen == []
+
+
+def test_a_name_with_another_images_digest_is_refused(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    image = node.images.pull(name(registry), None, NEVER)
+    with pytest.raises(UntrustedImage, match="is not the image"):
+        node.images.endorsement(image, f"{registry.host}/app@{sha256(b'another')}", "", NEVER)
+
+
+def test_a_registry_that_cannot_be_asked_is_no_verdict(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    contents.add_image("v1")
+    registry.hook = lambda handler: "/referrers/" in handler.path and handler.answer(503)
+    with pytest.raises(Unavailable, match=r"not signed by alice; .*server error 503"):
+        node.images.pull(name(registry), None, NEVER)
+    assert listener.heard == []
+    assert node.left_over() == []
+
+
+def test_a_verdict_is_asked_for_again_when_it_has_expired(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    loaded.rules["app"] = Signed("alice", expires=1.0)
+    image = node.images.pull(name(registry), None, NEVER)
+    before = loaded.checks
+    node.images.endorsement(image, name(registry), "", NEVER)
+    node.images.endorsement(image, name(registry), "", NEVER)
+    assert loaded.checks == before + 2
+
+
+def test_newer_evidence_takes_the_place_of_the_older(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    first = node.images.pull(name(registry), None, NEVER)
+    sign(contents, digest, "bob")
+    second = node.images.pull(name(registry), None, NEVER)
+    old, new = *first.evidence.values(), *second.evidence.values()
+    assert old != new
+    assert (node.images.document(old), node.images.document(new) is not None) == (None, True)
+    assert old not in second.blobs
+    # Removed and pulled again it is there again, whatever is remembered.
+    node.images.remove(second.id)
+    assert node.left_over() == []
+    assert [*node.images.pull(name(registry), None, NEVER).evidence.values()] == [new]
+    node.images.collect_garbage()
+    assert node.images.document(new) is not None
+
+
+def test_kept_evidence_that_was_tampered_with_is_none(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    image = node.images.pull(name(registry), None, NEVER)
+    (digest,) = image.evidence.values()
+    (node.root / "images" / "sha256" / digest[7:]).write_bytes(b"mallory")
+    contents.referrers = {}
+    reload(node)
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+
+
+def test_who_signed_a_package_stands_behind_it_without_other_evidence(
+    node: Node,
+    registry: FakeRegistry,
+    contents: Contents,
+    listener: Listener,
+    loaded: Policies,
+    make: Make,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "keys").mkdir(mode=0o755)
+    (tmp_path / "keys" / "it.pem").write_bytes(KEY.public.pem())
+    digest = serve(contents, make())
+    keys = PackagesConfig(trusted_keys=str(tmp_path / "keys"))
+    node.images.reconfigure(node.config, [], keys)
+    loaded.rules["logger"] = Signed("alice")
+    image = node.images.pull(name(registry, "logger"), None, NEVER)
+    assert listener.heard == [("endorsed", digest, "", f"key:{KEY.public.id}")]
+    assert node.images.endorsement(image, name(registry, "logger"), "", NEVER).signers == (f"key:{KEY.public.id}",)
+    loaded.rules["logger"] = Reject()
+    reload(node)
+    with pytest.raises(UntrustedImage, match="is rejected"):
+        node.images.endorsement(image, name(registry, "logger"), "", NEVER)
+
+
+def test_an_unsigned_package_has_to_meet_the_policies(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies, make: Make
+) -> None:
+    serve(contents, make(key=None))
+    node.images.reconfigure(node.config, [], PackagesConfig(trusted_keys="/nowhere", unsigned="allow"))
+    loaded.rules["logger"] = Signed("alice")
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.pull(name(registry, "logger"), None, NEVER)
+
+
+def test_an_image_cannot_say_itself_that_it_is_a_signed_package(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener
+) -> None:
+    made = contents.add_image()
+    document = json.loads(contents.manifests[made["digest"]][1])
+    document["annotations"] = {"forgeone.dev/package-signers": KEY.public.id}
+    contents.add_manifest(document, "v1")
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.pull(name(registry), None, NEVER)
+
+
+def test_only_so_many_verdicts_are_remembered(loaded: Policies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vetting, "MAX_VERDICTS", 2)
+    made = Vetting(loaded, None)
+    cases = [Case(Subject(Reference.parse(f"free:v{number}"), sha256(b"x"))) for number in range(3)]
+    for case in cases:
+        made.vet(case, (), pytest.fail, lambda: None, NEVER)
+    assert [made.known(case) is not None for case in cases] == [False, True, True]
+
+
+def test_policies_that_cannot_be_read_change_nothing(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(config: SignaturesConfig, before: Vetting | None = None) -> Vetting | None:
+        raise InvalidInput("policy.json", "is malformed")
+
+    before = node.images._settings
+    monkeypatch.setattr(vetting.Vetting, "open", fails)
+    with pytest.raises(ForgeError, match="malformed"):
+        node.images.reconfigure(replace(node.config, keep_blobs=True), ["*"], signatures=SignaturesConfig(policy="/x"))
+    assert node.images._settings is before
+
+
+def index_of(*digests: str) -> bytes:
+    entries = [{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": one, "size": 1} for one in digests]
+    return json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+
+
+@pytest.fixture
+def image() -> Iterator[Image]:
+    return Image(
+        id=sha256(b"config"),
+        repo_tags=("a.example/x:v1", "b.example/y:v2"),
+        repo_digests=(f"a.example/x@{sha256(b'index')}", f"c.example/z@{sha256(b'manifest')}"),
+        manifest_digest=sha256(b"manifest"),
+    )
+
+
+def test_an_image_is_judged_by_what_led_to_it(image: Image) -> None:
+    manifest, index, inner = sha256(b"manifest"), sha256(b"index"), sha256(b"inner")
+    reference = Reference.parse("a.example/x:v1")
+
+    def judged(kept: dict[str, bytes], said: str = "a.example/x:v1") -> list[Subject]:
+        return subjects(image, said, kept.get)
+
+    assert judged({index: index_of(manifest)}) == [Subject(reference, manifest, index)]
+    assert judged({index: index_of(inner), inner: index_of(manifest)}) == [Subject(reference, manifest, index)]
+    # An index that does not lead to it, or is not kept, lends it no signature.
+    for kept in ({}, {index: index_of(inner)}, {index: b"{}"}, {index: index_of(index)}):
+        assert judged(kept) == [Subject(reference, manifest)]
+    assert judged({}, "d.example/other") == [Subject(Reference.parse("d.example/other"), manifest)]
+    assert [str(one.reference) for one in judged({}, image.id)] == [*image.repo_tags, image.repo_digests[1]]
+    assert fallback_tag(manifest) == manifest.replace(":", "-")
