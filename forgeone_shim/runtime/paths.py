@@ -62,6 +62,11 @@ class Paths:
         return self.state / "shim"
 
     @property
+    def behaviour(self) -> Path:
+        """Where what counts system calls is pinned, while some container is watched: a bpf file system."""
+        return self.state / "bpf"
+
+    @property
     def checkpoints(self) -> Path:
         """Where checkpoints are put together."""
         return self.root / "checkpoints"

@@ -31,6 +31,14 @@ _GRAVE = (
 GRAVE_CALLS: Final = frozenset(_GRAVE.split())
 
 
+_ENTERING = (
+    "access capset chdir close close_range execve fchown getegid geteuid getgid getuid ioctl lseek mmap munmap "
+    "newfstatat openat prctl read rt_sigaction rt_sigprocmask seccomp setgroups setresgid setresuid statx umask write"
+)
+#: What crun does in a container on the way to a command that is executed there (as seen of crun 1.8).
+ENTERING: Final = frozenset(_ENTERING.split())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
     """``system`` and ``host`` are calls that the baseline does not have, in their order; ``missing`` system calls that
