@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from cri.streaming.server import Grant
 from engines.base import ContainerSpec, ExecResult, HostCalls, Resources, SandboxSpec
@@ -121,6 +121,9 @@ class RuntimePort(Protocol):
 
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host; with ``follow`` until it ends."""
+
+    def inspect(self, id_: str) -> dict[str, Any]:
+        """Everything that is known of a container or a pod."""
 
     def paused_containers(self) -> list[str]:
         """Their ids."""

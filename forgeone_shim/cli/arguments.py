@@ -17,6 +17,18 @@ def images(verbs: Any, common: argparse.ArgumentParser) -> None:
     load.add_argument("file", nargs="?", default="-", help="default: standard input")
 
 
+def dna(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
+    """``forge dna``."""
+    verbs = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+
+    show = _verb(verbs, "show", "who a container is", common, output)
+    show.add_argument("container", help="a container, or a pod with one container")
+
+    diff = _verb(verbs, "diff", "what decides what runs and differs between two containers", common, output)
+    diff.add_argument("before", help="a container, or a pod with one container")
+    diff.add_argument("after", help="another")
+
+
 def packages(
     parser: argparse.ArgumentParser,
     common: argparse.ArgumentParser,

@@ -142,6 +142,11 @@ def parser() -> argparse.ArgumentParser:
     trace.add_argument("-f", "--follow", action="store_true", help="go on until the container ends")
     trace.add_argument("container", help="a container that is traced, running or ended, or a pod with one container")
 
+    inspect = verb("inspect", "everything that is known of containers or pods, as JSON")
+    inspect.add_argument("names", nargs="+", metavar="name", help="a container, or a pod")
+
+    arguments.dna(verb("dna", "fingerprints of containers"), common, output)
+
     resume = verb("resume", "let paused containers go on")
     resume.add_argument("names", nargs="+", metavar="name", help="a container, or a pod (all that run in it)")
 
@@ -179,8 +184,10 @@ def _dispatch(args: argparse.Namespace) -> int:
     from forgeone_shim.cli import (
         client,
         containers,
+        dna,
         forward,
         images,
+        inspect,
         listing,
         logs,
         pause,
@@ -206,6 +213,8 @@ def _dispatch(args: argparse.Namespace) -> int:
         "pause": pause.pause,
         "resume": pause.resume,
         "trace": trace.command,
+        "inspect": inspect.command,
+        "dna": dna.command,
         "rm": containers.remove,
     }
     with client.Client(args.socket or client.DEFAULT_SOCKET) as connection:

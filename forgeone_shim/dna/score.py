@@ -41,8 +41,8 @@ class Contract(StrEnum):
 class Watched:
     """What is known of a container's behaviour.
 
-    ``watched``: what it does is recorded. ``baseline``: and compared with one of its image. ``drift`` is how far the two
-    differ, 0 (not at all) to 1.
+    ``watched``: what it does is recorded. ``baseline``: and compared with one of its image. ``drift`` is how far the
+    two differ, 0 (not at all) to 1.
     """
 
     watched: bool = False

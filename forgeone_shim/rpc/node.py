@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from engines.base import HostCall, HostCalls
 from forgeone_shim.config.reload import Outcome
@@ -70,6 +72,9 @@ class Node(Protocol):
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host."""
 
+    def inspect(self, id_: str) -> dict[str, Any]:
+        """Everything that is known of a container or a pod."""
+
 
 class Call(Protocol):
     """The call under way, as the server hands it to a method beside the request."""
@@ -117,6 +122,11 @@ class NodeServicer:
                 piece = map(_host_call, found.calls[at : at + _CALLS])
                 yield node_pb2.TraceContainerResponse(calls=piece, lost=lost)
                 lost = 0
+
+    def Inspect(self, request: node_pb2.InspectRequest, _call: Call) -> node_pb2.InspectResponse:
+        """One document."""
+        document = self._node.inspect(request.id)
+        return node_pb2.InspectResponse(document=msgspec.json.encode(document).decode())
 
     def PullImage(self, request: node_pb2.PullImageRequest, call: Call) -> Iterator[node_pb2.PullImageResponse]:
         """Progress of each layer, then the image."""

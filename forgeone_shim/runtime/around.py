@@ -8,7 +8,7 @@ from forgeone_shim.config.model import NativeConfig
 from forgeone_shim.contract.facts import RuntimeFacts
 from forgeone_shim.kernel import capabilities
 from forgeone_shim.lifecycle.machine import State
-from forgeone_shim.runtime import facts
+from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
 
@@ -17,9 +17,13 @@ class Around:
     """The records there are, and the node's own settings. Thread-safe."""
 
     def __init__(
-        self, sandboxes: Table[SandboxRecord], containers: Table[ContainerRecord], native: NativeConfig
+        self,
+        sandboxes: Table[SandboxRecord],
+        containers: Table[ContainerRecord],
+        identity: Identity,
+        native: NativeConfig,
     ) -> None:
-        self._sandboxes, self._containers = sandboxes, containers
+        self._sandboxes, self._containers, self._identity = sandboxes, containers, identity
         self.follow(native)
 
     def follow(self, native: NativeConfig) -> None:
@@ -40,7 +44,7 @@ class Around:
 
     def runtime(self, record: ContainerRecord) -> RuntimeFacts:
         """How it runs."""
-        return facts.runtime(record)
+        return self._identity.facts(record)
 
     def capabilities(self) -> Collection[str]:
         """Those that a container has without asking."""

@@ -6,7 +6,7 @@ import os
 import posixpath
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, suggested, userns
 from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
+from forgeone_shim.runtime.identity import Born
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import argv, process, signal_number
@@ -100,7 +101,9 @@ class Containers:
         wasm = choose.wasm_first(sandbox.record.engine)
         image = self._images.choose(spec.image, spec.user_specified_image, wasm=wasm)
         volumes = image_volumes.find(spec, self._images, wasm=wasm)
-        record = replace(self._plan(sandbox.record, spec, image, volumes), restored=checkpoint is not None)
+        restored = checkpoint is not None
+        seeded = self._p.identity.seeded(restored=restored)
+        record = replace(self._plan(sandbox.record, spec, image, volumes), restored=restored, **seeded)
         record = self._p.guard.create(sandbox.record, record, image, volumes, deadline)
         with sandbox.state:
             self._require_ready(sandbox.record)
@@ -171,10 +174,13 @@ class Containers:
         if checkpoint is None:
             start_error = self._create_processes(entry, plan, deadline)
         deadline.check("while the container was created")
+        born: Mapping[str, object] = {}
+        if checkpoint is None and not start_error:
+            born = self._p.identity.born(record, sandbox.record, plan, self._p.handle(record))
         with sandbox.state:
             self._require_ready(sandbox.record)
             self.endings.step(
-                entry, Event.BOOT, user=plan.process.user, start_error=start_error, cleaned=bool(start_error)
+                entry, Event.BOOT, user=plan.process.user, start_error=start_error, cleaned=bool(start_error), **born
             )
         if self._watch is not None and not entry.record.unstarted:
             self._watch.follow(record.id, entry.pid)
@@ -256,10 +262,11 @@ class Containers:
                 raise InvalidInput("command", entry.record.start_error)
             self._p.guard.container(Point.START, entry.record, deadline)
             started_at = time.time_ns()
+            born: Mapping[str, object] = {}
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
             try:
                 if entry.record.restored:
-                    self._restore(entry, engine, handle, deadline)
+                    born = self._restore(entry, engine, handle, deadline)
                 else:
                     engine.start(handle, deadline)
             except FailedPrecondition:
@@ -267,22 +274,23 @@ class Containers:
                 if engine.look(handle).state is not LiveState.RUNNING:
                     raise
             with entry.state:
-                self.endings.step(entry, Event.START, started_at=started_at)
+                self.endings.step(entry, Event.START, started_at=started_at, **born)
 
-    def _restore(self, entry: Entry[ContainerRecord], engine: Engine, handle: Handle, deadline: Deadline) -> None:
+    def _restore(self, entry: Entry[ContainerRecord], engine: Engine, handle: Handle, deadline: Deadline) -> Born:
         record, images = entry.record, self._p.paths.checkpoint(entry.record.id)
         live = engine.look(handle)
-        if live.state in (LiveState.RUNNING, LiveState.PAUSED):
-            # An earlier call restored it and failed to store that.
-            entry.pid = live.pid
-        else:
+        pod = self._p.sandboxes.find(record.sandbox_id).record
+        # An earlier call may have restored it and failed to store that.
+        there = live.state in (LiveState.RUNNING, LiveState.PAUSED)
+        if not there:
             engine.delete(handle)
-            pod = self._p.sandboxes.find(record.sandbox_id).record
-            plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
-            entry.pid = engine.restore(plan, str(images), deadline)
+        plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
+        entry.pid = live.pid if there else engine.restore(plan, str(images), deadline)
+        born = self._p.identity.born(record, pod, plan, handle)
         if self._watch is not None:
             self._watch.follow(record.id, entry.pid)
         shutil.rmtree(images, ignore_errors=True)
+        return born
 
     # -- stop
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-from engines.base import ContainerPlan, NamespaceMode, ProfileType
+from engines.base import ContainerPlan, Engine, Handle, NamespaceMode, ProfileType
 from forgeone_shim.config.handlers import DEFAULT_ENGINE
 from forgeone_shim.contract.facts import Bound, RuntimeFacts
 from forgeone_shim.dna import entropy, fingerprint
@@ -16,7 +16,6 @@ from forgeone_shim.dna.score import Contract, Score, Standing, Watched
 from forgeone_shim.dna.source import Source
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel import capabilities
-from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.suggested import filled
 
@@ -42,8 +41,8 @@ class Born(TypedDict):
 class Identity:
     """Thread-safe."""
 
-    def __init__(self, parts: Parts, source: Source) -> None:
-        self._p, self.source = parts, source
+    def __init__(self, engines: Mapping[str, Engine], source: Source) -> None:
+        self._engines, self.source = engines, source
         self._watched: Callable[[ContainerRecord], Watched] = lambda _: scores.UNWATCHED
 
     def watched_by(self, look: Callable[[ContainerRecord], Watched]) -> None:
@@ -58,12 +57,12 @@ class Identity:
         seedings = (entropy.duplicated(Cause.RESTORE) if restored else self.source.seeded(Cause.CREATE),)
         return Seeded(seedings=seedings, entropy=entropy.bits(seedings))
 
-    def born(self, record: ContainerRecord, pod: SandboxRecord, plan: ContainerPlan) -> Born:
+    def born(self, record: ContainerRecord, pod: SandboxRecord, plan: ContainerPlan, handle: Handle) -> Born:
         """Of a container that its engine has just made.
 
         :raises ForgeError: what was made cannot be read.
         """
-        imprint = self._p.engines[record.engine].imprint(self._p.handle(record))
+        imprint = self._engines[record.engine].imprint(handle)
         bound = record.bound
         genome = fingerprint.genome(
             plan,
@@ -76,7 +75,7 @@ class Identity:
         )
         return Born(dna=fingerprint.digest(genome), genome=genome, seal=imprint.seal)
 
-    def changed(self, record: ContainerRecord) -> str:
+    def changed(self, record: ContainerRecord, handle: Handle) -> str:
         """What is not as it was when the container was created, in one clause; empty: nothing.
 
         Its record, and what its engine keeps of it on disk: from there commands are executed in it. Nothing is read
@@ -88,7 +87,7 @@ class Identity:
         if found != record.dna:
             return f"its fingerprint is {found}, and was {record.dna}"
         try:
-            seal = self._p.engines[record.engine].seal(self._p.handle(record))
+            seal = self._engines[record.engine].seal(handle)
         except NotFound:
             return "what its engine keeps of it is gone"
         return "" if seal == record.seal else f"what its engine keeps of it is {seal}, and was {record.seal}"

@@ -16,6 +16,7 @@ from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.network import Network
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
+from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
@@ -46,6 +47,7 @@ class Parts:
     containers: Table[ContainerRecord]
     blockio: Classes
     labeller: Labeller
+    identity: Identity
     guard: Guard
 
     def handle(self, record: ContainerRecord) -> Handle:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from engines.base import Console, ContainerSpec, Engine, ExecResult, HostCalls, Resources, SandboxSpec, Stdio
 from forgeone_shim import abi
@@ -21,6 +21,7 @@ from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.devices.blockio import Classes
+from forgeone_shim.dna.source import Source
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
@@ -38,7 +39,9 @@ from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.guard import Guard, Open, Unrecorded
 from forgeone_shim.runtime.handlers import Handlers
+from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.insight import Insight
+from forgeone_shim.runtime.inspection import Inspection
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
@@ -89,6 +92,7 @@ class Runtime:
         self._updates = Updates(parts)
         self._pauses = Pauses(parts, self._containers.endings)
         self._insight = Insight(parts)
+        self.inspection = Inspection(parts, parts.identity)
         self._containers.report_to(self._insight)
         self._recheck = Recheck(parts, self._sandboxes, self._containers)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
@@ -139,7 +143,8 @@ class Runtime:
             abi=abi.VERSION,
             audience=readiness,
         )
-        around = Around(sandboxes, containers, config.native)
+        identity = Identity(present, Source())
+        around = Around(sandboxes, containers, identity, config.native)
         parts = Parts(
             config=config,
             paths=paths,
@@ -162,12 +167,15 @@ class Runtime:
                 config.selinux.categories,
                 lambda: (entry.record.selinux for entry in sandboxes.all()),
             ),
+            identity=identity,
             guard=Guard(Open(), Unrecorded(), images, around),
         )
         runtime = cls(parts, images, locks)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
+        # So that a source that is stuck is known before a container counts on it.
+        parts.pool.submit(identity.source.health)
         parts.pool.submit(readiness.all, images.list(), runtime._warming)
         return runtime
 
@@ -294,6 +302,10 @@ class Runtime:
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host; with ``follow`` until it ends."""
         return self._insight.host_calls(id_, deadline, follow=follow)
+
+    def inspect(self, id_: str) -> dict[str, Any]:
+        """Everything that is known of a container or a pod, by id or unique prefix; NotFound: there is neither."""
+        return self.inspection.of(id_)
 
     def paused_containers(self) -> list[str]:
         """Their ids: CRI calls them running."""
