@@ -175,7 +175,8 @@ class ImageService:
         def take() -> tuple[str, ...]:
             self._records.pin(pinned)
             self._settings = settings
-            return () if settings.vetting is before.vetting else ("signature policies",)
+            was, now = (one.vetting.digest if one.vetting is not None else "" for one in (before, settings))
+            return () if was == now else ("signature policies",)
 
         return take
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
-from forgeone_shim.attestation.trust import Requirements
+from forgeone_shim.attestation.requirements import Requirements
 from forgeone_shim.config.model import SignaturesConfig
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import Unavailable, UntrustedImage
