@@ -291,7 +291,6 @@ class Checkpoints:
             raise FailedPrecondition(f"the checkpoint is of the {pod.engine} engine, the handler has {handler.engine}")
         for one, wanted in zip(specs, saved, strict=True):
             self._compare(one, wanted)
-        self._sandboxes.may_restore(spec, deadline)
         known = {entry.record.id for entry in self._p.sandboxes.all()}
         sandbox_id = self._sandboxes.run(spec, deadline)
         try:

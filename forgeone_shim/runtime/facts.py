@@ -9,6 +9,7 @@ from contextlib import suppress
 from engines.base import NamespaceMode, Profile, Resources, SandboxSpec, Security
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.config.handlers import WASM_ENGINE
+from forgeone_shim.contract import volumes
 from forgeone_shim.contract.facts import (
     AttestationFacts,
     ContainerFacts,
@@ -59,7 +60,9 @@ def pod(spec: SandboxSpec, engines: Iterable[str], container: Security | None = 
     )
 
 
-def container(record: ContainerRecord, image: Image | None, defaults: Collection[str]) -> ContainerFacts:
+def container(
+    record: ContainerRecord, image: Image | None, *, pod_uid: str, defaults: Collection[str]
+) -> ContainerFacts:
     """A container that exists, or (with its ``image``) is about to. ``defaults``: capabilities it need not ask for."""
     spec, security = record.spec, record.spec.security
     limits = filled(record.resources or spec.resources, record.suggested)
@@ -77,7 +80,7 @@ def container(record: ContainerRecord, image: Image | None, defaults: Collection
         readonly_rootfs=security.readonly_rootfs,
         seccomp=_profile(security.seccomp, privileged=security.privileged),
         apparmor=_profile(security.apparmor, privileged=security.privileged),
-        mounts=tuple(_mounts(record)),
+        mounts=tuple(_mounts(record, pod_uid)),
         devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
         memory=limits.memory_limit or _number(limits, "memory.max"),
         cpu=cpu(limits),
@@ -162,14 +165,14 @@ def _profile(profile: Profile | None, *, privileged: bool) -> str:
     return "unconfined" if privileged or profile is None else str(profile.type)
 
 
-def _mounts(record: ContainerRecord) -> Iterable[MountFacts]:
+def _mounts(record: ContainerRecord, pod_uid: str) -> Iterable[MountFacts]:
     for one in record.spec.mounts:
         source = one.image if one.image else os.path.realpath(one.source)
         yield MountFacts(
             destination=one.destination,
             source=source,
             readonly=one.readonly or bool(one.image),
-            kind="image" if one.image else "",
+            kind="image" if one.image else volumes.kind(source, pod_uid),
             propagation=str(one.propagation),
         )
 

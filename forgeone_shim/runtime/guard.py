@@ -9,10 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
-from engines.base import Resources
+from engines.base import Resources, SandboxSpec
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.contract.facts import Bound, Facts, PodFacts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
+from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     Denied,
@@ -27,9 +28,6 @@ from forgeone_shim.registry.model import Image
 from forgeone_shim.runtime import facts
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 
-PREFIX: Final = "zta.forgeone.dev/"
-"""Begins the annotations that make a contract."""
-
 NO_REQUEST: Final = RequestFacts()
 
 # Answers, and not the lack of one: a deadline that passed, or a registry that cannot be reached, is told as it is.
@@ -39,8 +37,12 @@ _REFUSALS: Final = (InvalidInput, PermissionDenied, FailedPrecondition, NotFound
 class Judge(Protocol):
     """The policies of this node (:class:`forgeone_shim.contract.policies.Policies`)."""
 
-    def bind(self, annotations: Mapping[str, str], container: str = "") -> Bound:
-        """The contract that holds for a pod with these annotations, or for its container of that name.
+    @property
+    def digest(self) -> str:
+        """Of everything that they decide by."""
+
+    def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
+        """The contract that holds for the pod of that namespace and name, or for its container.
 
         :raises ForgeError: what it says is no contract, or not one that the policies accept.
         """
@@ -101,9 +103,10 @@ class Guard:
         self._judge, self._witness, self._endorser, self._around = judge, witness, endorser, around
         self._node = facts.node()
 
-    def follow(self, judge: Judge) -> None:
-        """From now on these are the policies."""
-        self._judge = judge
+    def follow(self, judge: Judge) -> bool:
+        """From now on these are the policies. Says whether they differ from those before."""
+        before, self._judge = self._judge, judge
+        return before.digest != judge.digest
 
     # -- what is to be made
 
@@ -112,19 +115,9 @@ class Guard:
 
         :raises Denied: it may not be started.
         """
-        return self._pod(Point.SANDBOX, record, deadline)
-
-    def restore(self, record: SandboxRecord, deadline: Deadline) -> None:
-        """RestorePod, before anything of the pod is made.
-
-        :raises Denied: it may not be made from a checkpoint.
-        """
-        self._pod(Point.RESTORE, record, deadline)
-
-    def _pod(self, point: Point, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
-        judge = self._judge
+        judge, point = self._judge, Point.SANDBOX
         try:
-            record = replace(record, bound=judge.bind(record.spec.annotations))
+            record = replace(record, bound=_bound(judge, record.spec))
         except _REFUSALS as error:
             raise self._denied(point, record, _refusal(error), deadline) from error
         self._judged(judge, point, record, deadline, NO_REQUEST)
@@ -146,7 +139,7 @@ class Guard:
         judge, spec = self._judge, record.spec
         try:
             _no_contract_of_its_own(spec.annotations)
-            record = replace(record, bound=judge.bind(pod.spec.annotations, spec.name))
+            record = replace(record, bound=_bound(judge, pod.spec, spec.name))
             named = ((spec.user_specified_image or spec.image, image), *volumes)
             found = []
             for number, (name, one) in enumerate(named):
@@ -174,12 +167,12 @@ class Guard:
         """
         self._again(point, record, deadline, request)
 
-    def pod(self, point: Point, record: SandboxRecord, deadline: Deadline, request: RequestFacts = NO_REQUEST) -> None:
-        """Something is to be done to a pod.
+    def forward(self, record: SandboxRecord, ports: tuple[int, ...], deadline: Deadline) -> None:
+        """Ports of a pod are to be reached; none named: all of them.
 
-        :raises Denied: it may not.
+        :raises Denied: they may not.
         """
-        self._again(point, record, deadline, request)
+        self._again(Point.PORT_FORWARD, record, deadline, RequestFacts(ports=ports))
 
     def update(self, record: ContainerRecord, asked: Resources, deadline: Deadline) -> None:
         """The limits of a container are to change; ``record`` has the new ones.
@@ -231,7 +224,7 @@ class Guard:
         return Facts(
             pod=self._pod_of(pod, record),
             contract=record.bound,
-            container=facts.container(record, image, self._around.capabilities()),
+            container=facts.container(record, image, pod_uid=pod.spec.uid, defaults=self._around.capabilities()),
             runtime=self._around.runtime(record),
             node=self._node,
             request=request,
@@ -262,6 +255,10 @@ class Guard:
         return Denied(ruling.by, ruling.reason, entry, starts=point.starts)
 
 
+def _bound(judge: Judge, pod: SandboxSpec, container: str = "") -> Bound:
+    return judge.bind(pod.annotations, container, namespace=pod.namespace, name=pod.name)
+
+
 def _refusal(error: ForgeError) -> Ruling:
     """Why there is nothing that could be judged."""
     if isinstance(error, InvalidInput):
@@ -276,29 +273,6 @@ def _no_contract_of_its_own(annotations: Mapping[str, str]) -> None:
 
 
 # ruff: noqa: ARG002
-class Open:
-    """No policies: what Kubernetes allows."""
-
-    def bind(self, annotations: Mapping[str, str], container: str = "") -> Bound:
-        """A pod that brings a contract is refused here."""
-        for key in annotations:
-            if key.startswith(PREFIX):
-                raise InvalidInput(f"annotations[{key}]", "this node takes no contracts")
-        return Bound()
-
-    def rebind(self, bound: Bound) -> Bound:
-        """The same."""
-        return bound
-
-    def concerned(self, point: Point, bound: Bound) -> bool:
-        """Nothing is denied."""
-        return False
-
-    def judge(self, point: Point, of: Facts) -> Ruling:
-        """It may."""
-        return Ruling(allowed=True)
-
-
 class Unrecorded:
     """A node without a log."""
 

@@ -14,6 +14,7 @@ from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.network import Network
+from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
@@ -49,6 +50,7 @@ class Parts:
     labeller: Labeller
     identity: Identity
     guard: Guard
+    around: Around
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

@@ -10,40 +10,25 @@ from forgeone_shim.errors import Denied, NotFound
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
-from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
-from forgeone_shim.runtime.sandboxes import Sandboxes
+from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.table import Entry
 
 
 class Recheck:
     """Thread-safe. Nobody waits for what is stopped here: the janitor does it, and repeats it until it is done.
 
-    It has no grace period: what may not run does not get to go on for a while.
+    It has no grace period: what may not run does not get to go on for a while. Its pod stays, for a kubelet to make
+    another of it, and to be told why that may not be.
     """
 
-    def __init__(self, parts: Parts, sandboxes: Sandboxes, containers: Containers) -> None:
-        self._p, self._sandboxes, self._containers = parts, sandboxes, containers
+    def __init__(self, parts: Parts, containers: Containers) -> None:
+        self._p, self._containers = parts, containers
         self._log = structlog.get_logger("guard")
 
     def all(self) -> None:
-        """Every pod, and every container that runs."""
-        for sandbox in self._p.sandboxes.all():
-            self.sandbox(sandbox)
+        """Every container that runs."""
         for container in self._p.containers.all():
             self.container(container)
-
-    def sandbox(self, entry: Entry[SandboxRecord]) -> None:
-        """One pod. Its end is the end of its containers."""
-        record = entry.record
-        if record.state is not State.BOOTED:
-            return
-        try:
-            self._p.guard.pod(Point.RECOVER, record, Deadline())
-        except Denied as error:
-            self._log.warning("stopped", sandbox=record.id, why=str(error))
-            self._p.janitor.until_done(
-                f"stop sandbox {record.id[:13]}, which is denied", lambda: self._sandboxes.stop_entry(entry, NEVER)
-            )
 
     def container(self, entry: Entry[ContainerRecord]) -> None:
         """One container. One that was not started yet is judged when it is to be."""

@@ -90,8 +90,6 @@ class Recovery:
         if not alive:
             self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))
             self._sandboxes.lost(entry)
-            return
-        self._recheck.sandbox(entry)
 
     def _intact(self, record: SandboxRecord) -> bool:
         ns = record.namespaces

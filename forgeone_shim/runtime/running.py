@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from engines.base import Console, ExecResult, Stdio
@@ -10,6 +11,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.lifecycle.machine import LIVE, State
 from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.recorded import Recorded
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
 
@@ -25,20 +27,27 @@ class Running:
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside and wait; ``timeout`` in seconds."""
         entry = self.may_exec(id_, argv)
-        engine = self._p.engines[entry.record.engine]
-        return engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
+        engine, chronicle = self._p.engines[entry.record.engine], self._p.chronicle
+        with chronicle.session("exec", entry.record, Deadline(), **chronicle.command(argv)) as told:
+            result = engine.exec_sync(self._p.handle(entry.record), argv, timeout, EXEC_OUTPUT_LIMIT)
+            told["exit_code"] = result.exit_code
+        return result
 
     def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
         """Start ``argv`` inside and hand over its streams."""
         entry = self.may_exec(id_, argv, tty=stdio.tty)
-        return self._p.engines[entry.record.engine].exec_console(self._p.handle(entry.record), argv, stdio)
+        engine, handle, told = self._p.engines[entry.record.engine], self._p.handle(entry.record), self._p.chronicle
+        end = told.begin("exec", entry.record, Deadline(), **told.command(argv), tty=stdio.tty, stdin=stdio.stdin)
+        return _recorded(lambda: engine.exec_console(handle, argv, stdio), end)
 
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of the first process; a terminal is there only if the container has one."""
         entry = self.may_attach(id_)
         spec = entry.record.spec
         stdio = replace(stdio, stdin=stdio.stdin and spec.stdin, tty=stdio.tty and spec.tty)
-        return self._p.engines[entry.record.engine].attach_console(self._p.handle(entry.record), stdio)
+        engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+        end = self._p.chronicle.begin("attach", entry.record, Deadline(), tty=stdio.tty, stdin=stdio.stdin)
+        return _recorded(lambda: engine.attach_console(handle, stdio), end)
 
     def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> Entry[ContainerRecord]:
         """A container that ``argv`` may be run in now.
@@ -68,7 +77,7 @@ class Running:
         record = self._p.sandboxes.find(sandbox_id).record
         if record.state is not State.BOOTED:
             raise FailedPrecondition(f"sandbox {record.id[:13]} is not ready ({record.state})")
-        self._p.guard.pod(Point.PORT_FORWARD, record, Deadline(), RequestFacts(ports=ports))
+        self._p.guard.forward(record, ports, Deadline())
         return record
 
     def reopen_log(self, id_: str) -> None:
@@ -89,3 +98,11 @@ class Running:
         if entry.record.state not in LIVE.union(others):
             raise FailedPrecondition(f"container {entry.record.id[:13]} is not running ({entry.record.state})")
         return entry
+
+
+def _recorded(make: Callable[[], Console], end: Callable[..., None]) -> Console:
+    try:
+        return Recorded(make(), end)
+    except BaseException as error:
+        end(error=type(error).__name__)
+        raise

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from engines.base import Console, ContainerSpec, Engine, ExecResult, HostCalls, Resources, SandboxSpec, Stdio
-from forgeone_shim import abi
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
+from forgeone_shim.contract.policies import Policies
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.dna.source import Source
@@ -32,19 +32,17 @@ from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
-from forgeone_shim.runtime.guard import Guard, Open, Unrecorded
+from forgeone_shim.runtime.guard import Guard, Unrecorded
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.inspection import Inspection
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
-from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.pauses import Pauses
 from forgeone_shim.runtime.readiness import Readiness
@@ -66,6 +64,10 @@ from forgeone_shim.runtime.views import (
 from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
+
+from forgeone_shim import abi
+from forgeone_shim.runtime import absent, choose
+from forgeone_shim.runtime.parts import Parts
 
 ENGINE_GROUP: Final = "forgeone.engines"
 _LOCK_PATIENCE: Final = 30.0
@@ -94,7 +96,7 @@ class Runtime:
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)
         self._containers.report_to(self._insight)
-        self._recheck = Recheck(parts, self._sandboxes, self._containers)
+        self._recheck = Recheck(parts, self._containers)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
         self._ends = ThreadPoolExecutor(16, thread_name_prefix="ended")
         self._watch = ExitWatch(
@@ -115,6 +117,7 @@ class Runtime:
         paths = Paths(Path(config.root), Path(config.state))
         paths.prepare()
         files = handler_files.read(Path(config.handlers_dir))
+        contracts = _policies(config)
         locks = [_take(path) for path in paths.locks]
         store = StateStore(paths.database)
         layers = LayerStore(paths.layers)
@@ -168,7 +171,8 @@ class Runtime:
                 lambda: (entry.record.selinux for entry in sandboxes.all()),
             ),
             identity=identity,
-            guard=Guard(Open(), Unrecorded(), images, around),
+            guard=Guard(contracts, Unrecorded(), images, around),
+            around=around,
         )
         runtime = cls(parts, images, locks)
         runtime._checkpoints.sweep()
@@ -185,6 +189,7 @@ class Runtime:
         :raises ForgeError: it cannot be used; nothing has changed then.
         """
         before, files = self._p.handlers.all(), handler_files.read(Path(config.handlers_dir))
+        contracts = _policies(config)
         plain = asdict(config)
         # All are asked before any changes, and cannot fail after that.
         takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
@@ -193,7 +198,11 @@ class Runtime:
         policies = take_images()
         take_handlers()
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
+        self._p.around.follow(config.native)
         edited = [key for take in takes for key in take()]
+        if self._p.guard.follow(contracts):
+            edited.append("policies")
+            self._p.pool.submit(self._recheck.all)
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *policies, *(f"handler {name}" for name in sorted(different)))
 
@@ -495,6 +504,11 @@ class Runtime:
             container_bytes, container_inodes = self._p.rootfs.usage(entry.record.id)
             used, inodes = used + container_bytes, inodes + container_inodes
         return FilesystemUsage(str(self._p.paths.root), used, inodes, time.time_ns())
+
+
+def _policies(config: Config) -> Policies:
+    given = config.contract
+    return Policies.load(Path(given.policies_dir), Path(given.issuers_dir), given.default_policy)
 
 
 def _take(path: Path) -> int:

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Final
 
 from engines.base import Resources
-from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.lifecycle.machine import LIVE, State
@@ -70,7 +69,10 @@ class Updates:
         """
         entry = self._p.sandboxes.find(id_)
         self._require_ready(entry.record)
-        self._p.guard.pod(Point.UPDATE, entry.record, Deadline())
+        asked = resources or Resources()
+        for container in self._p.containers.all():
+            if container.record.sandbox_id == entry.record.id and container.record.state is not State.TERMINATED:
+                self._p.guard.update(container.record, asked, Deadline())
         with entry.state:
             record = entry.record
             self._require_ready(record)

@@ -18,8 +18,8 @@ class Lenient:
     def container(self, point: str, _record: object, _deadline: object, _request: object = None) -> None:
         self._ask(point)
 
-    def pod(self, point: str, _record: object, _deadline: object, _request: object = None) -> None:
-        self._ask(point)
+    def forward(self, _record: object, _ports: object, _deadline: object) -> None:
+        self._ask("port-forward")
 
     def update(self, _record: object, _asked: object, _deadline: object) -> None:
         self._ask("update")
@@ -27,9 +27,6 @@ class Lenient:
     def sandbox(self, record: Any, _deadline: object) -> Any:
         self._ask("sandbox")
         return record
-
-    def restore(self, _record: object, _deadline: object) -> None:
-        self._ask("restore")
 
     def create(self, _pod: object, record: Any, *_: object) -> Any:
         self._ask("create")
