@@ -62,10 +62,10 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def parse(data: bytes, name: str) -> Envelope:
-    """Read an envelope. :raises FailedPrecondition: it is none; ``name`` is what it is called."""
-    if len(data) > MAX_ENVELOPE:
-        raise FailedPrecondition(f"{name} is larger than {MAX_ENVELOPE} bytes")
+def parse(data: bytes, name: str, *, limit: int = MAX_ENVELOPE) -> Envelope:
+    """Read an envelope of at most ``limit`` bytes, called ``name``. :raises FailedPrecondition: it is none."""
+    if len(data) > limit:
+        raise FailedPrecondition(f"{name} is larger than {limit} bytes")
     try:
         found = msgspec.json.decode(data, type=_Envelope)
         signatures = tuple(Signature(each.keyid, _decode(each.sig)) for each in found.signatures)
