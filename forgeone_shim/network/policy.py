@@ -7,7 +7,7 @@ change or evade it there is refused (:func:`unenforceable`).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -118,8 +118,8 @@ def unenforceable(
 ) -> str:
     """Why a rule could not be enforced on a pod, or on one of its containers; empty where it can.
 
-    ``capabilities`` are all that the container's processes could have, names without ``CAP_``; of the default ones
-    :func:`restrained` has taken what cannot stay.
+    ``capabilities`` are all that the container's processes could have, names without ``CAP_``: :func:`withheld` ones
+    are not among them.
     """
     if rule is None or not rule.restricts:
         return ""
@@ -131,18 +131,16 @@ def unenforceable(
     return f"a container with {held[0]} could get around its pod's rules" if held else ""
 
 
-def restrained(rule: NetworkRule | None, security: Security) -> Security:
-    """The same without the one default capability that evades rules: packet sockets do not pass through them.
+def withheld(rule: NetworkRule | None, security: Security) -> tuple[str, ...]:
+    """The default capabilities that a new container is not given in a pod with that rule, names without ``CAP_``.
 
-    A container that asks for it by name keeps it, and is refused for it.
+    Packet sockets do not pass through rules. A container that asks for them by name gets them, and is refused for it.
     """
     if rule is None or not rule.restricts or security.privileged:
-        return security
+        return ()
     named = (*security.add_capabilities, *security.add_ambient_capabilities)
     asked = {name.upper().removeprefix("CAP_") for name in named}
-    if asked & {_RAW, "ALL"}:
-        return security
-    return replace(security, drop_capabilities=(*security.drop_capabilities, _RAW))
+    return () if asked & {_RAW, "ALL"} else (_RAW,)
 
 
 def _passes(peers: Iterable[Peer], names: dict[str, str]) -> Iterator[Pass]:

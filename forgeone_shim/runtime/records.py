@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, SELinuxLabels, User
+from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec, Security, SELinuxLabels, User
 from forgeone_shim.config.handlers import Handler
 from forgeone_shim.contract.facts import Bound, ImageFacts
 from forgeone_shim.contract.model import Contract
@@ -82,7 +82,8 @@ class ContainerRecord:
     started, and then those of a checkpoint.
 
     ``bound`` is the contract that holds for it. ``trusted`` is what was known of its image when it was created, and
-    ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``dna`` is
+    ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``withheld`` are default
+    capabilities that its pod's network rule took. ``dna`` is
     the hash of everything that decides what runs (``genome``), empty where none was computed, and ``seal`` that of what
     its engine keeps of it on disk. ``entropy`` is how many bits of fresh seed it has received since somebody else could
     have had its state, by ``seedings``. ``denied`` says why it was stopped that ran until the policies
@@ -119,6 +120,7 @@ class ContainerRecord:
     trusted: ImageFacts | None = None
     trusted_volumes: tuple[ImageFacts, ...] = ()
     argv: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
     dna: str = ""
     genome: Genome | None = None
     seal: str = ""
@@ -135,6 +137,14 @@ class ContainerRecord:
     def verified_by(self) -> tuple[str, ...]:
         """Who is known to stand behind its image."""
         return () if self.trusted is None else self.trusted.verified_by
+
+    @property
+    def security(self) -> Security:
+        """What was asked for, less the capabilities that it was not given."""
+        asked = self.spec.security
+        if not self.withheld:
+            return asked
+        return replace(asked, drop_capabilities=(*asked.drop_capabilities, *self.withheld))
 
     @property
     def unstarted(self) -> bool:
