@@ -18,6 +18,7 @@ def status(node: NodeStatus) -> pb.StatusResponse:
                 _condition("RuntimeReady", node.runtime),
                 _condition("NetworkReady", node.network),
                 _condition("ConfigurationLoaded", node.configuration),
+                _condition("AuditLogSound", node.audit),
             ]
         ),
         runtime_handlers=[

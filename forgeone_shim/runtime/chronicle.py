@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -13,11 +17,14 @@ from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ticket import Log, Ticket
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, Unavailable
-from forgeone_shim.lifecycle.machine import Event, Subject, Transition
+from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.version import VERSION
 
 PATIENCE: Final = 5.0
 """Seconds that a caller waits for the disk at most."""
+
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 # What each step is called once it is done.
 _DONE: Final[Mapping[Event, str]] = MappingProxyType(
@@ -39,15 +46,20 @@ class Chronicle:
     :meth:`told` and :meth:`note` only queue; whoever answers a client waits with :meth:`settled` first.
     """
 
-    def __init__(self, log: Log, sandbox: Callable[[str], SandboxRecord | None]) -> None:
-        """``sandbox`` finds a sandbox by its id, and takes no lock that a step is made under."""
-        self._log, self._sandbox = log, sandbox
+    def __init__(self, log: Log, sandbox: Callable[[str], SandboxRecord | None], *, arguments: bool = False) -> None:
+        """``sandbox`` finds a sandbox by its id, and takes no lock that a step is made under.
+
+        :param arguments: those of commands are told; otherwise only their hash is.
+        """
+        self._log, self._sandbox, self._arguments = log, sandbox, arguments
         self._out = structlog.get_logger("audit")
 
     def told(self, made: Transition) -> None:
         """A step of a life: a subscriber of the lifecycle."""
         about = self.about(made.record) or {"sandbox": made.sandbox_id}
-        data = {**about, "event": str(made.event), "from": str(made.before), "to": str(made.after), **_ending(made)}
+        data = {**about, "event": str(made.event), "from": str(made.before), "to": str(made.after)}
+        if made.event is Event.EXIT:
+            data |= _end_of(made.record)
         name = f"{made.subject}.{_DONE[made.event]}"
         self._log.append(Entry(type=name, subject=f"{made.subject}/{made.id}", data=data, at=made.at))
 
@@ -71,6 +83,34 @@ class Chronicle:
                 return ticket.wait(left)
         except (Unavailable, DeadlineExceeded):
             return f"{ticket.id}, not written yet"
+
+    def started(self) -> None:
+        """forgeoned runs."""
+        self.note("node.started", "node", version=VERSION, pid=os.getpid(), boot=_BOOT.read_text().strip())
+
+    def recovered(self, records: Iterable[SandboxRecord | ContainerRecord]) -> None:
+        """What there is after a start: steps that a killed forgeoned stored, and did not log, can be seen by it."""
+        for record in records:
+            ended = _end_of(record) if record.state is State.TERMINATED else {}
+            self.noted("recovered", record, state=str(record.state), **ended)
+
+    def reloaded(self, refused: str) -> None:
+        """The configuration was read again; ``refused`` says why it does not count, if so."""
+        if refused:
+            self.note("node.configuration.refused", "node", reason=refused)
+        else:
+            self.note("node.configuration.loaded", "node")
+
+    def stopped(self) -> None:
+        """forgeoned ends; containers go on."""
+        self.note("node.stopped", "node", pid=os.getpid())
+
+    def command(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What is told of a command."""
+        if self._arguments:
+            return {"command": list(argv)}
+        digest = sha256(b"\0".join(one.encode("utf-8", "surrogateescape") for one in argv)).hexdigest()
+        return {"program": argv[0] if argv else "", "arguments": len(argv), "sha256": digest}
 
     def require(self) -> None:
         """:raises Unavailable: the log cannot be written, so nothing may start."""
@@ -105,6 +145,46 @@ class Chronicle:
             raise
         self.settle(deadline, must=must)
 
+    @contextmanager
+    def session(
+        self, kind: str, record: SandboxRecord | ContainerRecord, deadline: Deadline, **data: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Around something that is done inside: that it began is durable before it does, and that it ended is told.
+
+        What is put into the given dictionary is told with its end.
+
+        :raises Unavailable: it cannot be logged, so it is not done.
+        """
+        end = self.begin(kind, record, deadline, **data)
+        told: dict[str, Any] = {}
+        try:
+            yield told
+        except BaseException as error:
+            told["error"] = type(error).__name__
+            raise
+        finally:
+            end(**told)
+
+    def begin(
+        self, kind: str, record: SandboxRecord | ContainerRecord, deadline: Deadline, **data: Any
+    ) -> Callable[..., None]:
+        """The same for what ends in another place: there the returned function is called, with what is told of it.
+
+        :raises Unavailable: it cannot be logged, so it is not done.
+        """
+        self.require()
+        ticket, started = self.noted(f"{kind}.began", record, **data), time.monotonic()
+        try:
+            with deadline.within(PATIENCE) as left:
+                began = ticket.wait(left)
+        except DeadlineExceeded as error:
+            raise Unavailable(error.what) from error
+
+        def end(**told: Any) -> None:
+            self.noted(f"{kind}.ended", record, began=began, seconds=round(time.monotonic() - started, 3), **told)
+
+        return end
+
     def about(self, record: object) -> dict[str, Any]:
         """What each entry of a pod or a container says of it."""
         if isinstance(record, SandboxRecord):
@@ -126,8 +206,7 @@ def _pod(record: SandboxRecord) -> dict[str, Any]:
     return {"sandbox": record.id, "pod": pod, "handler": spec.runtime_handler, "engine": record.engine}
 
 
-def _ending(made: Transition) -> dict[str, Any]:
-    record = made.record
-    if made.event is not Event.EXIT or not isinstance(record, ContainerRecord):
+def _end_of(record: object) -> dict[str, Any]:
+    if not isinstance(record, ContainerRecord):
         return {}
     return {"exit_code": record.exit_code, "reason": record.reason, "message": record.message}

@@ -15,6 +15,7 @@ from forgeone_shim.kernel.cgroups import CgroupHost
 from forgeone_shim.lifecycle.machine import Lifecycle
 from forgeone_shim.network.network import Network
 from forgeone_shim.runtime.around import Around
+from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
@@ -51,6 +52,7 @@ class Parts:
     identity: Identity
     guard: Guard
     around: Around
+    chronicle: Chronicle
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""

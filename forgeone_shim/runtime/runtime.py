@@ -10,12 +10,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Final
 
 from engines.base import Console, ContainerSpec, Engine, ExecResult, HostCalls, Resources, SandboxSpec, Stdio
+from forgeone_shim import abi
+from forgeone_shim.audit import log as audit
+from forgeone_shim.audit.ledger import Ledger
+from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
 from forgeone_shim.contract.policies import Policies
@@ -32,17 +37,20 @@ from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
+from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
+from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.events import EventHub, Feed, Happening
-from forgeone_shim.runtime.guard import Guard, Unrecorded
+from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.inspection import Inspection
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
+from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.pauses import Pauses
 from forgeone_shim.runtime.readiness import Readiness
@@ -65,10 +73,6 @@ from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
 
-from forgeone_shim import abi
-from forgeone_shim.runtime import absent, choose
-from forgeone_shim.runtime.parts import Parts
-
 ENGINE_GROUP: Final = "forgeone.engines"
 _LOCK_PATIENCE: Final = 30.0
 
@@ -82,8 +86,11 @@ def load_engines(config: Config) -> dict[str, Engine]:
 class Runtime:
     """One per process and root. Made by :meth:`open`; every verb may be called from any thread."""
 
-    def __init__(self, parts: Parts, images: ImageService, locks: Sequence[int]) -> None:
+    def __init__(self, parts: Parts, images: ImageService, log: AuditLog, locks: Sequence[int]) -> None:
         self.images = images
+        self._log, self._chronicle = log, parts.chronicle
+        # Before all others: what they do with a step does not matter to the log.
+        parts.lifecycle.subscribe(self._chronicle.told)
         self.lifecycle = parts.lifecycle
         self._p, self._locks = parts, locks
         self._configuration = Condition(ready=True)
@@ -120,10 +127,24 @@ class Runtime:
         contracts = _policies(config)
         locks = [_take(path) for path in paths.locks]
         store = StateStore(paths.database)
+        log = AuditLog.open(
+            paths.audit,
+            paths.keys,
+            Ledger(store),
+            name=os.uname().nodename,
+            options=audit.Options(config.audit.keep, refuse=config.audit.on_damage == "refuse"),
+        )
         layers = LayerStore(paths.layers)
         containers = Table(store, CONTAINER_KIND, "container", ContainerRecord)
 
         sandboxes = Table(store, SANDBOX_KIND, "sandbox", SandboxRecord)
+
+        def sandbox(id_: str) -> SandboxRecord | None:
+            with contextlib.suppress(NotFound):
+                return sandboxes.find(id_).record
+            return None
+
+        chronicle = Chronicle(log, sandbox, arguments=config.audit.arguments)
 
         def layers_in_use() -> set[str]:
             return {layer for entry in containers.all() for layer in entry.record.used_layers}
@@ -171,12 +192,15 @@ class Runtime:
                 lambda: (entry.record.selinux for entry in sandboxes.all()),
             ),
             identity=identity,
-            guard=Guard(contracts, Unrecorded(), images, around),
+            guard=Guard(contracts, chronicle, images, around),
+            chronicle=chronicle,
             around=around,
         )
-        runtime = cls(parts, images, locks)
+        runtime = cls(parts, images, log, locks)
+        chronicle.started()
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
+        chronicle.recovered([*(one.record for one in sandboxes.all()), *(one.record for one in containers.all())])
         parts.janitor.until_done("collect unused layers", images.collect_garbage)
         # So that a source that is stuck is known before a container counts on it.
         parts.pool.submit(identity.source.health)
@@ -208,6 +232,7 @@ class Runtime:
 
     def configuration_refused(self, why: str) -> None:
         """What the last reload was refused for, for Status; empty: it was not."""
+        self._chronicle.reloaded(why)
         self._configuration = Condition(False, "Refused", why) if why else Condition(ready=True)
 
     def close(self) -> None:
@@ -224,6 +249,8 @@ class Runtime:
             engine.close()
         self._p.shim.close()
         self._p.layers.close()
+        self._chronicle.stopped()
+        self._log.close()
         self._p.store.close()
         for lock in self._locks:
             os.close(lock)
@@ -235,19 +262,25 @@ class Runtime:
 
     def run_sandbox(self, spec: SandboxSpec, deadline: Deadline) -> str:
         """Returns the id of a ready sandbox."""
-        return self._sandboxes.run(spec, deadline)
+        with self._chronicle.settled(deadline):
+            return self._sandboxes.run(spec, deadline)
 
     def stop_sandbox(self, id_: str, deadline: Deadline) -> None:
         """Kill what runs in it and give back its network; a missing one is no error."""
-        self._sandboxes.stop(id_, deadline)
+        with self._chronicle.settled(deadline, must=False):
+            self._sandboxes.stop(id_, deadline)
 
     def remove_sandbox(self, id_: str, deadline: Deadline) -> None:
         """Stop it and forget it with its containers; a missing one is no error."""
-        self._sandboxes.remove(id_, deadline)
+        with self._chronicle.settled(deadline, must=False):
+            self._sandboxes.remove(id_, deadline)
 
     def update_sandbox(self, id_: str, overhead: Resources | None, resources: Resources | None) -> None:
         """Keep what a pod is to have now; ``None`` leaves what it had."""
-        self._updates.sandbox(id_, overhead, resources)
+        with self._chronicle.settled(Deadline()):
+            self._updates.sandbox(id_, overhead, resources)
+            record = self._p.sandboxes.find(id_).record
+            self._chronicle.noted("updated", record, overhead=overhead, resources=resources)
 
     def sandbox(self, id_: str) -> SandboxView:
         """By id or unique prefix."""
@@ -282,31 +315,39 @@ class Runtime:
 
     def create_container(self, sandbox_id: str, spec: ContainerSpec, deadline: Deadline) -> str:
         """Returns the id of a container that waits to be started."""
-        return self._containers.create(sandbox_id, spec, deadline)
+        with self._chronicle.settled(deadline):
+            return self._containers.create(sandbox_id, spec, deadline)
 
     def start_container(self, id_: str, deadline: Deadline) -> None:
         """Let it run."""
-        self._containers.start(id_, deadline)
+        with self._chronicle.settled(deadline):
+            self._containers.start(id_, deadline)
 
     def stop_container(self, id_: str, timeout: float, deadline: Deadline) -> None:
         """Ask it to stop; kill it ``timeout`` seconds later."""
-        self._containers.stop(id_, timeout, deadline)
+        with self._chronicle.settled(deadline, must=False):
+            self._containers.stop(id_, timeout, deadline)
 
     def remove_container(self, id_: str, deadline: Deadline) -> None:
         """Kill it if need be and forget it; a missing one is no error."""
-        self._containers.remove(id_, deadline)
+        with self._chronicle.settled(deadline, must=False):
+            self._containers.remove(id_, deadline)
 
     def update_container(self, id_: str, resources: Resources, deadline: Deadline) -> None:
         """Change the limits that are set; all or none of them."""
-        self._updates.container(id_, resources, deadline)
+        with self._chronicle.settled(deadline):
+            self._updates.container(id_, resources, deadline)
+            self._chronicle.noted("updated", self._p.containers.find(id_).record, resources=resources)
 
     def pause_container(self, id_: str, deadline: Deadline) -> None:
         """Stop its processes where they are; one that is paused already is no error."""
-        self._pauses.pause(id_, deadline)
+        with self._chronicle.settled(deadline, must=False):
+            self._pauses.pause(id_, deadline)
 
     def resume_container(self, id_: str, deadline: Deadline) -> None:
         """Let a paused one go on; one that runs is no error."""
-        self._pauses.resume(id_, deadline)
+        with self._chronicle.settled(deadline):
+            self._pauses.resume(id_, deadline)
 
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host; with ``follow`` until it ends."""
@@ -404,13 +445,18 @@ class Runtime:
 
     def checkpoint_container(self, id_: str, location: str, deadline: Deadline) -> None:
         """Save a running container into an archive."""
-        self._checkpoints.container(id_, location, deadline)
+        with self._chronicle.settled(deadline):
+            self._checkpoints.container(id_, location, deadline)
+            self._chronicle.noted("checkpointed", self._p.containers.find(id_).record, path=location)
 
     def checkpoint_pod(
         self, id_: str, path: str, container_ids: Sequence[str], options: Mapping[str, str], deadline: Deadline
     ) -> None:
         """Save running containers of a pod, all as of one moment, into a directory."""
-        self._checkpoints.pod(id_, path, container_ids, options, deadline)
+        with self._chronicle.settled(deadline):
+            self._checkpoints.pod(id_, path, container_ids, options, deadline)
+            record = self._p.sandboxes.find(id_).record
+            self._chronicle.noted("checkpointed", record, path=path, containers=list(container_ids))
 
     def restore_pod(
         self,
@@ -421,7 +467,25 @@ class Runtime:
         deadline: Deadline,
     ) -> tuple[str, tuple[RestoredContainer, ...]]:
         """A pod whose containers go on, once started, where the checkpoint has them; the ids of both."""
-        return self._checkpoints.restore(path, spec, options, containers, deadline)
+        with self._chronicle.settled(deadline):
+            id_, made = self._checkpoints.restore(path, spec, options, containers, deadline)
+            self._chronicle.noted("restored", self._p.sandboxes.find(id_).record, path=path)
+            return id_, made
+
+    # -- audit log
+
+    def forwarding(self, sandbox_id: str, ports: Sequence[int]) -> AbstractContextManager[dict[str, Any]]:
+        """Around a client's connections to a pod's ports; what is put into the dictionary is logged with their end."""
+        record = self._p.sandboxes.find(sandbox_id).record
+        return self._chronicle.session("portforward", record, Deadline(), ports=list(ports))
+
+    def rotate_audit_key(self, deadline: Deadline) -> str:
+        """Sign the audit log with a new key; what it is verified with."""
+        return str(self._log.rotate(deadline))
+
+    def accept_audit_damage(self, deadline: Deadline) -> None:
+        """Somebody has looked into the log that was found damaged."""
+        self._log.accept(deadline)
 
     # -- events
 
@@ -458,7 +522,9 @@ class Runtime:
         features = {name: engine.features() for name, engine in self._p.engines.items()}
         handlers = [HandlerStatus(handler.name, features[handler.engine]) for handler in self._p.handlers.all()]
         network = Condition(ready, reason, message)
-        return NodeStatus(self._runtime_condition(), network, tuple(handlers), self._configuration)
+        problem = self._log.problem()
+        log = Condition(False, "AuditLogNotSound", problem) if problem else Condition(ready=True)
+        return NodeStatus(self._runtime_condition(), network, tuple(handlers), self._configuration, log)
 
     def _runtime_condition(self) -> Condition:
         for name, engine in self._p.engines.items():

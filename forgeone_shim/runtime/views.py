@@ -84,12 +84,16 @@ class HandlerStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """Answer to CRI Status. ``configuration`` is not ready when the last reload was refused."""
+    """Answer to CRI Status. ``configuration`` is not ready when the last reload was refused.
+
+    ``audit`` is not ready while the audit log cannot be written, or after it was found damaged.
+    """
 
     runtime: Condition
     network: Condition
     handlers: tuple[HandlerStatus, ...]
     configuration: Condition = Condition(ready=True)
+    audit: Condition = Condition(ready=True)
 
 
 @dataclass(frozen=True, slots=True)

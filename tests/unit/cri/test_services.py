@@ -65,6 +65,7 @@ def test_status_has_its_conditions_and_every_handler(cri: RuntimeServiceStub, ru
         "RuntimeReady": (True, ""),
         "NetworkReady": (False, "NoBridge"),
         "ConfigurationLoaded": (True, ""),
+        "AuditLogSound": (True, ""),
     }
     handlers = {h.name: h.features.recursive_read_only_mounts for h in answer.runtime_handlers}
     assert handlers == {"": True, "forgeone-native": True}
