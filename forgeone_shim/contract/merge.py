@@ -28,8 +28,8 @@ from forgeone_shim.contract.model import (
 )
 from forgeone_shim.errors import InvalidInput
 
-MAX_MEMBERS: Final = 1024
-"""Of a joined list: two of 64 members each could become 4096."""
+MAX_MEMBERS: Final = 256
+"""Of a joined list, before what others cover is left out: two of 64 members each could become 4096."""
 
 
 class _Sorts(Protocol):
@@ -237,12 +237,12 @@ def _join(
     if a is None or b is None:
         pairs = ((one, one) for one in a or b or ())
     met = {found for one, other in pairs if (found := meet(one, other)) is not None}
+    if len(met) > MAX_MEMBERS:
+        raise InvalidInput(field, f"joined with a policy's it has {len(met)} members, more than {MAX_MEMBERS}")
     kept: list[T] = []
     for one in sorted(met):
         if not any(covers(other, one) for other in kept):
             kept = [*(other for other in kept if not covers(one, other)), one]
-    if len(kept) > MAX_MEMBERS:
-        raise InvalidInput(field, f"joined with a policy's it has {len(kept)} members, more than {MAX_MEMBERS}")
     return tuple(sorted(kept))
 
 
