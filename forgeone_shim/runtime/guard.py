@@ -30,6 +30,9 @@ from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 
 NO_REQUEST: Final = RequestFacts()
 
+# Where what lies on disk of a container decides what is run.
+_GENUINE: Final = frozenset({Point.START, Point.RECOVER, Point.EXEC})
+
 # Answers, and not the lack of one: a deadline that passed, or a registry that cannot be reached, is told as it is.
 _REFUSALS: Final = (InvalidInput, PermissionDenied, FailedPrecondition, NotFound)
 
@@ -55,6 +58,9 @@ class Judge(Protocol):
 
     def concerned(self, point: Point, bound: Bound) -> bool:
         """Whether anything could be denied at that point: otherwise no facts are gathered."""
+
+    def mark(self, bound: Bound) -> str:
+        """The digest of the policies that apply; empty where none do."""
 
     def judge(self, point: Point, of: Facts) -> Ruling:
         """Whether it may be done."""
@@ -92,6 +98,9 @@ class Surroundings(Protocol):
     def runtime(self, record: ContainerRecord) -> RuntimeFacts:
         """How it runs: engine, entropy, trust."""
 
+    def changed(self, record: ContainerRecord) -> str:
+        """What is not as it was when the container was created, in one clause; empty: nothing."""
+
     def capabilities(self) -> Collection[str]:
         """Those that a container has without asking."""
 
@@ -107,6 +116,10 @@ class Guard:
         """From now on these are the policies. Says whether they differ from those before."""
         before, self._judge = self._judge, judge
         return before.digest != judge.digest
+
+    def mark(self, record: SandboxRecord | ContainerRecord) -> str:
+        """The digest of the policies that apply to it; empty where none do."""
+        return self._judge.mark(record.bound)
 
     # -- what is to be made
 
@@ -189,6 +202,10 @@ class Guard:
             record = replace(record, bound=judge.rebind(record.bound))
         except _REFUSALS as error:
             raise self._denied(point, record, _refusal(error), deadline) from error
+        if isinstance(record, ContainerRecord) and point in _GENUINE:
+            changed = self._around.changed(record)
+            if changed:
+                raise self._denied(point, record, Ruling(allowed=False, rule="dna", reason=changed), deadline)
         self._judged(judge, point, record, deadline, request)
 
     def _judged(
@@ -270,16 +287,3 @@ def _no_contract_of_its_own(annotations: Mapping[str, str]) -> None:
     for key in annotations:
         if key.startswith(PREFIX):
             raise InvalidInput(f"annotations[{key}]", "is for pods, and this is a container's", fix=f"{key}.CONTAINER")
-
-
-# ruff: noqa: ARG002
-class Unrecorded:
-    """A node without a log."""
-
-    def denied(self, point: str, subject: str, deadline: Deadline, *, rule: str, reason: str, **data: Any) -> str:
-        """There is no entry."""
-        return "not recorded"
-
-    def about(self, record: object) -> dict[str, Any]:
-        """Nobody reads it."""
-        return {}
