@@ -41,6 +41,7 @@ from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.process import argv, process, signal_number
 from forgeone_shim.runtime.records import ContainerRecord, ImageVolume, SandboxRecord, container_key
 from forgeone_shim.runtime.table import Entry
+from forgeone_shim.runtime.watching import Watching
 from forgeone_shim.shim.exits import LOST_CODE, Exit, ExitWatch, read_exit
 
 _SETTLE_SECONDS = 60.0
@@ -56,6 +57,7 @@ class Containers:
         self.endings = Endings(parts)
         self._watch: ExitWatch | None = None
         self._insight: Insight | None = None
+        self._watching: Watching | None = None
 
     def report_to(self, insight: Insight) -> None:
         """Whom to tell of containers that are found at the start."""
@@ -65,6 +67,10 @@ class Containers:
         """Where to report the first processes of new containers."""
         self._watch = watch
         self.endings.watch(watch)
+
+    def watched_by(self, watching: Watching) -> None:
+        """Who watches what containers do that ask for it."""
+        self._watching = watching
 
     def of(self, sandbox_id: str) -> list[Entry[ContainerRecord]]:
         """The containers of a sandbox."""
@@ -105,6 +111,8 @@ class Containers:
         seeded = self._p.identity.seeded(restored=restored)
         record = replace(self._plan(sandbox.record, spec, image, volumes), restored=restored, **seeded)
         record = self._p.guard.create(sandbox.record, record, image, volumes, deadline)
+        if self._watching is not None:
+            self._watching.prepare(record)
         with sandbox.state:
             self._require_ready(sandbox.record)
             entry = self._p.containers.add(record)
@@ -176,7 +184,7 @@ class Containers:
         deadline.check("while the container was created")
         born: Mapping[str, object] = {}
         if checkpoint is None and not start_error:
-            born = self._p.identity.born(record, sandbox.record, plan, self._p.handle(record))
+            born = self._p.identity.born(record, sandbox.record, plan, self._p.guard.mark(record))
         with sandbox.state:
             self._require_ready(sandbox.record)
             self.endings.step(
@@ -232,6 +240,7 @@ class Containers:
             pod_annotations=pod.spec.annotations,
             image_id=image.id,
             module=image.module,
+            watched=record.contract.behaviour.watch,
         )
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:
@@ -264,6 +273,8 @@ class Containers:
             started_at = time.time_ns()
             born: Mapping[str, object] = {}
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)
+            if self._watching is not None and not entry.record.restored:
+                self._watching.begin(entry)
             try:
                 if entry.record.restored:
                     born = self._restore(entry, engine, handle, deadline)
@@ -286,7 +297,14 @@ class Containers:
             engine.delete(handle)
         plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
         entry.pid = live.pid if there else engine.restore(plan, str(images), deadline)
-        born = self._p.identity.born(record, pod, plan, handle)
+        born = self._p.identity.born(record, pod, plan, self._p.guard.mark(record))
+        if self._watching is not None:
+            try:
+                # It has no control group before it runs.
+                self._watching.begin(entry)
+            except BaseException:
+                engine.delete(handle)
+                raise
         if self._watch is not None:
             self._watch.follow(record.id, entry.pid)
         shutil.rmtree(images, ignore_errors=True)
@@ -326,6 +344,8 @@ class Containers:
 
     def _drop(self, entry: Entry[ContainerRecord]) -> None:
         """Forget its record. Whoever was told of its creation is told of its end and removal, once."""
+        if self._watching is not None:
+            self._watching.forget(entry.record.id)
         with entry.state:
             if entry.dropped or entry.record.state is State.CREATED:
                 self._p.containers.drop(entry)

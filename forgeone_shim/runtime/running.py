@@ -14,6 +14,7 @@ from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.recorded import Recorded
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
+from forgeone_shim.runtime.watching import Watching
 
 EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
 
@@ -21,8 +22,8 @@ EXEC_OUTPUT_LIMIT = 16 * 1024 * 1024
 class Running:
     """Every verb is FailedPrecondition on a container that does not run; one that waits to be started has streams."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._p = parts
+    def __init__(self, parts: Parts, watching: Watching | None = None) -> None:
+        self._p, self._watching = parts, watching
 
     def exec_sync(self, id_: str, argv: tuple[str, ...], timeout: float | None) -> ExecResult:
         """Run ``argv`` inside and wait; ``timeout`` in seconds."""
@@ -58,6 +59,8 @@ class Running:
         if not argv:
             raise InvalidInput("cmd", "is empty")
         self._p.guard.container(Point.EXEC, entry.record, Deadline(), RequestFacts(command=argv, tty=tty))
+        if self._watching is not None:
+            self._watching.executing(entry.record)
         return entry
 
     def may_attach(self, id_: str) -> Entry[ContainerRecord]:

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from forgeone_shim.contract.model import Behaviour
+from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.dna.behaviour import drift as drifts
 from forgeone_shim.dna.behaviour import names
 from forgeone_shim.dna.behaviour.baseline import Baseline
@@ -26,13 +27,16 @@ from forgeone_shim.errors import FailedPrecondition, ForgeError, NotFound, sysca
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
+from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.parts import Parts
+from forgeone_shim.runtime.pauses import Pauses
 from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.table import Entry
 
 _KIND: Final = "watched"
 # A guest counts its calls by writing to memory: nothing tells of that.
 _LOOK_EVERY: Final = 1.0
+_PAUSE_SECONDS: Final = 30.0
 _WASM: Final = "wasm"
 
 
@@ -80,6 +84,24 @@ class Acts(Protocol):
 
     def pause(self, entry: Entry[ContainerRecord]) -> None:
         """Stop its processes where they are. FailedPrecondition: it does not run any more."""
+
+
+class Answers:
+    """:class:`Acts` by the verbs."""
+
+    def __init__(self, endings: Endings, pauses: Pauses) -> None:
+        self._endings, self._pauses = endings, pauses
+
+    def stop(self, entry: Entry[ContainerRecord], why: str) -> None:
+        """It has no grace period: whoever has taken it over would have one too."""
+        with entry.state:
+            if entry.record.state in (State.RUNNING, State.PAUSED):
+                entry.change(denied=why)
+        self._endings.stop(entry, 0, NEVER)
+
+    def pause(self, entry: Entry[ContainerRecord]) -> None:
+        """FailedPrecondition: it does not run any more."""
+        self._pauses.pause(entry.record.id, Deadline.after(_PAUSE_SECONDS))
 
 
 class Watching:
