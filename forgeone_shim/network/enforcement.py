@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from forgeone_shim.contract.model import NetworkRule
-from forgeone_shim.errors import InternalError
+from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.network import links, policy, ruleset
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink
@@ -83,28 +83,38 @@ class Enforcement:
         with self._lock:
             self._pods[restraint.sandbox_id] = restraint
 
-    def enforce(self, restraint: Restraint) -> None:
-        """Keep a pod to its rule, and tell the pods whose rules name it. May be repeated, and with another rule.
-
-        When this returns the kernel has the rule as it is meant, whatever has happened to the pod's tables.
+    def admit(self, restraint: Restraint) -> None:
+        """A new pod: it is kept to its rule when this returns, and those that may talk to it can. May be repeated.
 
         :raises InvalidInput: the rule cannot be enforced.
         :raises NotFound: the pod has no network namespace any more.
-        :raises InternalError: the kernel refused. The pod may then have no container.
+        :raises InternalError: the kernel refused.
         """
         id_ = restraint.sandbox_id
-        with self._lock:
-            before = self._pods.get(id_)
-            self._pods[id_] = restraint
         with ExitStack() as undo:
+            with self._lock:
+                before = self._pods.get(id_)
+                self._pods[id_] = restraint
             if before is None:
                 undo.callback(self.forget, id_)
-            if restraint.restricts or id_ in self._held:
-                with _kernel_errors(f"keep sandbox {id_} to its network rule"):
-                    self._enforce(restraint)
+            self._keep(restraint)
             undo.pop_all()
         if before is None or before.pod != restraint.pod:
             self._announce(restraint)
+
+    def enforce(self, restraint: Restraint) -> None:
+        """Keep a pod that is known to its rule, which may be another by now.
+
+        When this returns the kernel has the rule as it is meant, whatever has happened to the pod's tables. It is next
+        to nothing where nothing has.
+
+        :raises NotFound: the pod is leaving, or has no network namespace any more.
+        :raises InternalError: the kernel refused. The pod may then have no container.
+        """
+        with self._lock:
+            self._require(restraint.sandbox_id)
+            self._pods[restraint.sandbox_id] = restraint
+        self._keep(restraint)
 
     def holds(self, sandbox_id: str) -> bool:
         """Whether a pod is kept to a rule."""
@@ -147,19 +157,31 @@ class Enforcement:
             for one in held.values():
                 one.netlink.close()
 
-    def _enforce(self, restraint: Restraint) -> None:
-        id_, node = restraint.sandbox_id, node_addresses()
+    def _require(self, sandbox_id: str) -> None:
+        # What came after a pod's leave would stay, and let whoever gets its addresses next be taken for it.
+        if sandbox_id not in self._pods:
+            raise NotFound("attached pod", sandbox_id)
+
+    def _keep(self, restraint: Restraint) -> None:
+        id_ = restraint.sandbox_id
         held = self._held.get(id_)
-        if held is None or held.restraint.netns != restraint.netns:
-            opened = _Held(restraint)
+        if held is None and not restraint.restricts:
+            return
+        with _kernel_errors(f"keep sandbox {id_} to its network rule"):
+            node = node_addresses()
+            opened = _Held(restraint) if held is None else None
             with self._lock:
-                before, self._held[id_] = self._held.get(id_), opened
-            if before is not None:
-                self._retry(f"let go of a network of sandbox {id_[:13]}", before.netlink.close)
-        with self._lock:
-            held = self._held[id_]
-            held.restraint = restraint
-            self._update(held, node)
+                try:
+                    self._require(id_)
+                    held = self._held.get(id_) or opened
+                    if held is None:
+                        raise NotFound("attached pod", id_)
+                    self._held[id_] = held
+                    held.restraint = restraint
+                    self._update(held, node)
+                finally:
+                    if opened is not None and self._held.get(id_) is not opened:
+                        opened.netlink.close()
 
     def _announce(self, arrived: Restraint) -> None:
         """Let others talk to a new pod. One that cannot be told stays closed to it a little longer."""

@@ -72,7 +72,7 @@ class Network:
         """
         got = self._attach(pod, pinned, deadline)
         try:
-            self._enforcement.enforce(_restraint(pod, got.ips, got.dns))
+            self._enforcement.admit(_restraint(pod, got.ips, got.dns))
         except BaseException:
             self._abandon(pod.sandbox_id)
             raise
@@ -103,7 +103,7 @@ class Network:
         """Keep a pod that is attached to its rule, whatever has happened to its tables; next to nothing without one.
 
         :raises InvalidInput: the rule cannot be enforced.
-        :raises NotFound: the pod has no network namespace any more.
+        :raises NotFound: the pod is leaving, or has no network namespace any more.
         :raises InternalError: the kernel refused. The pod may then have no container.
         """
         if pod.restricted or self._enforcement.holds(pod.sandbox_id):

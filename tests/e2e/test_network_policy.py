@@ -59,7 +59,7 @@ class Node:
         for port in (80, 90):
             self.lab.serve(pod.netns, port)
         self.lab.serve(pod.netns, 53, udp=True)
-        self.enforcement.enforce(self.restraint(pod, rule))
+        self.enforcement.admit(self.restraint(pod, rule))
         return pod
 
     def restraint(self, pod: Pod, rule: NetworkRule | None = None) -> Restraint:
@@ -189,7 +189,7 @@ def test_rules_follow_the_pods_that_they_name(node: Node) -> None:
         assert is_refused(pod.netns, db.ipv6, 80)
     counted = node.refused("app")[0]
     assert counted >= 2
-    node.enforcement.enforce(node.restraint(db))
+    node.enforcement.admit(node.restraint(db))
     assert answers(app.netns, db.ipv4, 80)
     # The rules that count packets stayed where they were.
     assert node.refused("app")[0] >= counted
@@ -306,12 +306,12 @@ def test_a_pod_whose_rule_cannot_be_enforced_is_nobodys_peer(node: Node) -> None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "transact", refuse)
         with pytest.raises(InternalError, match="keep sandbox db to its network rule"):
-            node.enforcement.enforce(node.restraint(db, NOTHING))
+            node.enforcement.admit(node.restraint(db, NOTHING))
     assert node.enforcement.drops("db") is None
     assert is_refused(app.netns, db.ipv4, 80)
     gone = replace(node.restraint(db, NOTHING), netns="/nowhere")
     with pytest.raises(NotFound):
-        node.enforcement.enforce(gone)
+        node.enforcement.admit(gone)
 
 
 @on_a_node
@@ -344,7 +344,7 @@ def test_pods_that_come_and_go_at_once_are_all_known(node: Node) -> None:
     for pod in pods:
         node.lab.serve(pod.netns, 80)
     rule = NetworkRule(egress=(Peer(pod="shop/*"),), ingress=(Peer(pod="shop/*"),))
-    in_parallel([partial(node.enforcement.enforce, node.restraint(pod, rule)) for pod in pods])
+    in_parallel([partial(node.enforcement.admit, node.restraint(pod, rule)) for pod in pods])
     in_parallel([partial(node.enforcement.forget, pod.name) for pod in pods[4:]])
     for pod in pods[1:4]:
         assert answers(pods[0].netns, pod.ipv4, 80)
@@ -358,7 +358,7 @@ def test_a_large_rule_is_one_transaction(node: Node) -> None:
     app = node.pod("app", NetworkRule(egress=(*cidrs, Peer(pod="shop/*")), dns=False))
     many = tuple(f"10.98.{number // 200}.{number % 200}" for number in range(3000))
     local = Local(namespace="shop", name="many", ips=many)
-    node.enforcement.enforce(Restraint(sandbox_id="many", netns="", pod=local))
+    node.enforcement.admit(Restraint(sandbox_id="many", netns="", pod=local))
     listed = table(app)
     assert listed.count("ip daddr 172.") == 500
     assert listed.count("10.98.") == 3000
@@ -403,6 +403,18 @@ def test_nothing_is_held_of_a_pod_that_left(node: Node) -> None:
     assert not node.enforcement.holds("app")
     assert node.enforcement.drops("app") is None
     assert answers(app.netns, "127.0.0.1", 80)
+
+
+@on_a_node
+def test_a_pod_that_left_does_not_come_back_by_a_container_that_was_about_to_start(node: Node) -> None:
+    rule = NetworkRule(egress=(DB,))
+    app, db = node.pod("app", rule), node.pod("db")
+    for pod, its in ((db, None), (app, rule)):
+        node.enforcement.forget(pod.name)
+        with pytest.raises(NotFound):
+            node.enforcement.enforce(node.restraint(pod, its))
+    later = node.pod("later", rule)
+    assert is_refused(later.netns, db.ipv4, 80)
 
 
 @on_a_node
