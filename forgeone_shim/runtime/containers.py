@@ -231,7 +231,9 @@ class Containers:
             process=process(spec, image.config, user, image.module, pod.handler.default_env),
             namespaces=placement.namespaces(self._p, pod, spec),
             pod_mounts=placement.pod_mounts(self._p, pod, spec),
-            spec=image_volumes.mounted(record, self._p.rootfs, labels.mount, owners),
+            spec=replace(
+                image_volumes.mounted(record, self._p.rootfs, labels.mount, owners), security=record.security
+            ),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, pod.spec, spec)),
             selinux=labels,
             rdt_class=classes.name(classes.RDT, pod.spec, spec),
@@ -270,6 +272,7 @@ class Containers:
                     self.endings.fail_start(entry)
                 raise InvalidInput("command", entry.record.start_error)
             self._p.guard.container(Point.START, entry.record, deadline)
+            placement.restrain(self._p, self._p.sandboxes.find(entry.record.sandbox_id).record)
             started_at = time.time_ns()
             born: Mapping[str, object] = {}
             engine, handle = self._p.engines[entry.record.engine], self._p.handle(entry.record)

@@ -75,7 +75,7 @@ def container(
         user=record.user.uid if image is None else _user(security, image),
         group=record.user.gid if image is None else security.run_as_group or 0,
         privileged=security.privileged,
-        capabilities=held(security, defaults) if record.engine != WASM_ENGINE else (),
+        capabilities=held(record.security, defaults) if record.engine != WASM_ENGINE else (),
         no_new_privs=security.no_new_privs,
         readonly_rootfs=security.readonly_rootfs,
         seccomp=_profile(security.seccomp, privileged=security.privileged),

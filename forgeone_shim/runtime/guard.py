@@ -6,6 +6,7 @@ Nothing is made, changed or reached into before its verb has asked here. What ca
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Protocol
 
@@ -13,6 +14,7 @@ from engines.base import Resources, SandboxSpec
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.contract.facts import Bound, Facts, PodFacts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
+from forgeone_shim.contract.model import NetworkRule
 from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
@@ -24,6 +26,7 @@ from forgeone_shim.errors import (
     NotFound,
     PermissionDenied,
 )
+from forgeone_shim.network.policy import withheld
 from forgeone_shim.registry.model import Image
 from forgeone_shim.runtime import facts
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
@@ -160,7 +163,9 @@ class Guard:
                 found.append(facts.image(one, name, endorsement, volume=number > 0))
         except _REFUSALS as error:
             raise self._denied(Point.CREATE, record, _refusal(error), deadline) from error
-        record = replace(record, trusted=found[0], trusted_volumes=tuple(found[1:]))
+        # What a checkpoint's processes have they keep.
+        taken = () if record.restored else withheld(record.contract.profile.network, spec.security)
+        record = replace(record, trusted=found[0], trusted_volumes=tuple(found[1:]), withheld=taken)
         for point in (Point.CREATE, Point.RESTORE) if record.restored else (Point.CREATE,):
             if not judge.concerned(point, record.bound):
                 continue
@@ -249,6 +254,14 @@ class Guard:
 
     def _pod_of(self, pod: SandboxRecord, record: ContainerRecord) -> PodFacts:
         return facts.pod(pod.spec, (*self._around.engines_of(pod.id), record.engine), record.spec.security)
+
+    def network(self, record: SandboxRecord) -> NetworkRule | None:
+        """The network rule that a pod is to be kept to now."""
+        bound = record.bound
+        with suppress(*_REFUSALS):
+            # Where a policy is gone whatever is asked about its containers is denied; its packets stay as they are.
+            bound = self._judge.rebind(bound)
+        return bound.contract.profile.network
 
     # -- denials
 

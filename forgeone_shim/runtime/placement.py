@@ -49,7 +49,7 @@ def _target_pid(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> in
     return target.pid
 
 
-def attachable(sandbox: SandboxRecord) -> PodFacts:
+def attachable(parts: Parts, sandbox: SandboxRecord) -> PodFacts:
     """What the network is told of a pod that has one of its own."""
     spec = sandbox.spec
     return PodFacts(
@@ -64,8 +64,17 @@ def attachable(sandbox: SandboxRecord) -> PodFacts:
         dns=spec.dns,
         cgroup_parent=spec.cgroup_parent,
         conf_dir=sandbox.handler.cni_conf_dir,
-        rule=sandbox.contract.profile.network,
+        rule=parts.guard.network(sandbox),
     )
+
+
+def restrain(parts: Parts, sandbox: SandboxRecord) -> None:
+    """Keep a pod that is attached to its network rule, under the policies of now and whatever befell its tables.
+
+    :raises ForgeError: it cannot be; no container may be started in it.
+    """
+    if sandbox.namespaces.network is not None:
+        parts.network.enforce(attachable(parts, sandbox), sandbox.ips)
 
 
 def pod_mounts(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import Denied, NotFound
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime import placement
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
-from forgeone_shim.runtime.records import ContainerRecord
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
 
 
@@ -26,9 +29,16 @@ class Recheck:
         self._log = structlog.get_logger("guard")
 
     def all(self) -> None:
-        """Every container that runs."""
+        """Every container that runs, and the packets of every pod."""
+        for sandbox in self._p.sandboxes.all():
+            name = f"keep sandbox {sandbox.record.id[:13]} to its network rule"
+            self._p.janitor.until_done(name, partial(self._restrain, sandbox))
         for container in self._p.containers.all():
             self.container(container)
+
+    def _restrain(self, entry: Entry[SandboxRecord]) -> None:
+        if entry.record.state is State.BOOTED:
+            placement.restrain(self._p, entry.record)
 
     def container(self, entry: Entry[ContainerRecord]) -> None:
         """One container. One that was not started yet is judged when it is to be."""

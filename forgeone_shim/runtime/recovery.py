@@ -15,6 +15,7 @@ from engines.base import Handle, Namespaces, SandboxPlan, SandboxSpec
 from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime import placement
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.recheck import Recheck
@@ -37,6 +38,10 @@ class Recovery:
 
     def run(self) -> None:
         """Reconcile every record, then remove what no record knows."""
+        attached = (one.record for one in self._p.sandboxes.all() if one.record.state is State.BOOTED)
+        self._p.network.know(
+            (placement.attachable(self._p, one), one.ips) for one in attached if one.namespaces.network is not None
+        )
         # Threads of its own: what is stuck here must not be in the way of the pods that are started beside it.
         pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="recovery")
         jobs = [pool.submit(self._container, entry) for entry in self._p.containers.all()]
@@ -90,6 +95,8 @@ class Recovery:
         if not alive:
             self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))
             self._sandboxes.lost(entry)
+            return
+        placement.restrain(self._p, record)
 
     def _intact(self, record: SandboxRecord) -> bool:
         ns = record.namespaces

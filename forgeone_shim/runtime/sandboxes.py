@@ -18,8 +18,8 @@ from forgeone_shim.errors import AlreadyExists, FailedPrecondition, InvalidInput
 from forgeone_shim.kernel import cgroups, mounts, namespaces
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.network import podfiles
-from forgeone_shim.network.facts import Attachment, PodFacts
-from forgeone_shim.runtime import userns
+from forgeone_shim.network.facts import Attachment
+from forgeone_shim.runtime import placement, userns
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
@@ -169,22 +169,9 @@ class Sandboxes:
     def _attach_network(
         self, record: SandboxRecord, pinned: Future[None], deadline: Deadline
     ) -> Future[Attachment] | None:
-        netns, spec = record.namespaces.network, record.spec
-        if netns is None:
+        if record.namespaces.network is None:
             return None
-        pod = PodFacts(
-            sandbox_id=record.id,
-            netns=netns,
-            name=spec.name,
-            namespace=spec.namespace,
-            uid=spec.uid,
-            hostname=record.hostname,
-            annotations=spec.annotations,
-            port_mappings=spec.port_mappings,
-            dns=spec.dns,
-            cgroup_parent=spec.cgroup_parent,
-            conf_dir=record.handler.cni_conf_dir,
-        )
+        pod = placement.attachable(self._p, record)
         return self._p.pool.submit(self._p.network.attach, pod, pinned.result, deadline)
 
     def _step(self, entry: Entry[SandboxRecord], event: Event, **fields: object) -> None:
