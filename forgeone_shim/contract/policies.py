@@ -110,6 +110,11 @@ class Policies:
         applying = self._applying(bound.contract, bound.namespace)
         return bound.contract != UNRESTRICTED or any(one is None or one.concerned(point) for one in applying)
 
+    def mark(self, bound: Bound) -> str:
+        """The digest of the policies that applied when the contract was bound; empty where none did."""
+        told = [f"{name} {self._all[name].digest}" for name in bound.policies if name in self._all]
+        return f"sha256:{sha256(chr(10).join(told).encode()).hexdigest()}" if told else ""
+
     def judge(self, point: Point, facts: Facts) -> Ruling:
         """Whether it may be done. What cannot be decided may not.
 

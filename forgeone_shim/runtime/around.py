@@ -46,6 +46,10 @@ class Around:
         """How it runs."""
         return self._identity.facts(record)
 
+    def changed(self, record: ContainerRecord) -> str:
+        """What is not as it was when the container was created; empty: nothing."""
+        return self._identity.changed(record)
+
     def capabilities(self) -> Collection[str]:
         """Those that a container has without asking."""
         return self._capabilities

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from engines.base import ContainerPlan, Engine, Handle, NamespaceMode, ProfileType
 from forgeone_shim.config.handlers import DEFAULT_ENGINE
-from forgeone_shim.contract.facts import Bound, RuntimeFacts
+from forgeone_shim.contract.facts import RuntimeFacts
 from forgeone_shim.dna import entropy, fingerprint
 from forgeone_shim.dna import score as scores
 from forgeone_shim.dna.entropy import Cause, Seeding
@@ -16,10 +16,10 @@ from forgeone_shim.dna.score import Contract, Score, Standing, Watched
 from forgeone_shim.dna.source import Source
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel import capabilities
+from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.suggested import filled
 
-_UNBOUND = Bound()
 _PREFIX = "CAP_"
 
 
@@ -41,8 +41,8 @@ class Born(TypedDict):
 class Identity:
     """Thread-safe."""
 
-    def __init__(self, engines: Mapping[str, Engine], source: Source) -> None:
-        self._engines, self.source = engines, source
+    def __init__(self, engines: Mapping[str, Engine], paths: Paths, source: Source) -> None:
+        self._engines, self._paths, self.source = engines, paths, source
         self._watched: Callable[[ContainerRecord], Watched] = lambda _: scores.UNWATCHED
 
     def watched_by(self, look: Callable[[ContainerRecord], Watched]) -> None:
@@ -57,37 +57,36 @@ class Identity:
         seedings = (entropy.duplicated(Cause.RESTORE) if restored else self.source.seeded(Cause.CREATE),)
         return Seeded(seedings=seedings, entropy=entropy.bits(seedings))
 
-    def born(self, record: ContainerRecord, pod: SandboxRecord, plan: ContainerPlan, handle: Handle) -> Born:
-        """Of a container that its engine has just made.
+    def born(self, record: ContainerRecord, pod: SandboxRecord, plan: ContainerPlan, policy: str) -> Born:
+        """Of a container that its engine has just made. ``policy`` is the digest of the policies that apply to it.
 
         :raises ForgeError: what was made cannot be read.
         """
-        imprint = self._engines[record.engine].imprint(handle)
-        bound = record.bound
+        imprint = self._engines[record.engine].imprint(self._handle(record))
         genome = fingerprint.genome(
             plan,
             imprint,
             engine=record.engine,
             layers=record.layers,
             pod_uid=pod.spec.uid,
-            policy=" ".join(bound.policies),
-            contract=bound.contract.digest if bound != _UNBOUND else "",
+            policy=policy,
+            contract=record.contract.digest if _bound(record) else "",
         )
         return Born(dna=fingerprint.digest(genome), genome=genome, seal=imprint.seal)
 
-    def changed(self, record: ContainerRecord, handle: Handle) -> str:
+    def changed(self, record: ContainerRecord) -> str:
         """What is not as it was when the container was created, in one clause; empty: nothing.
 
         Its record, and what its engine keeps of it on disk: from there commands are executed in it. Nothing is read
         for a container that has no contract and no policy.
         """
-        if record.genome is None or record.bound == _UNBOUND:
+        if record.genome is None or not _bound(record):
             return ""
         found = fingerprint.digest(record.genome)
         if found != record.dna:
             return f"its fingerprint is {found}, and was {record.dna}"
         try:
-            seal = self._engines[record.engine].seal(handle)
+            seal = self._engines[record.engine].seal(self._handle(record))
         except NotFound:
             return "what its engine keeps of it is gone"
         return "" if seal == record.seal else f"what its engine keeps of it is {seal}, and was {record.seal}"
@@ -116,6 +115,9 @@ class Identity:
             trust_score=self.score(record).total,
             drifted=self._watched(record).drift > 0,
         )
+
+    def _handle(self, record: ContainerRecord) -> Handle:
+        return self._paths.handle(record.id, record.sandbox_id, record.cgroup)
 
     def _standing(self, record: ContainerRecord) -> Standing:
         trusted, bound, watched = record.trusted, record.bound, self._watched(record)
@@ -148,3 +150,8 @@ class Identity:
             "readonly_rootfs": security.readonly_rootfs,
             "no_added_capabilities": held <= capabilities.DEFAULT,
         }
+
+
+def _bound(record: ContainerRecord) -> bool:
+    """Whether its pod brought a contract, or a policy of this node applies to it."""
+    return record.bound.given or bool(record.bound.policies)

@@ -25,8 +25,6 @@ Json = dict[str, Any]
 Section = Callable[[ContainerRecord], object]
 PodSection = Callable[[SandboxRecord], object]
 
-_UNBOUND = Bound()
-
 
 class Inspection:
     """Thread-safe, once all sections are added."""
@@ -160,7 +158,7 @@ def _contract(bound: Bound) -> Json:
         "given": bound.given,
         "signers": bound.signers,
         "policies": bound.policies,
-        "digest": contract.digest if bound != _UNBOUND else "",
+        "digest": contract.digest if bound.given or bound.policies else "",
         "effective": contract,
     }
 

@@ -56,10 +56,4 @@ class Parts:
 
     def handle(self, record: ContainerRecord) -> Handle:
         """How the engine finds a container."""
-        return Handle(
-            container_id=record.id,
-            sandbox_id=record.sandbox_id,
-            bundle=str(self.paths.bundle(record.id)),
-            exits=str(self.paths.exits),
-            cgroup=record.cgroup,
-        )
+        return self.paths.handle(record.id, record.sandbox_id, record.cgroup)

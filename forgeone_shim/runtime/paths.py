@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engines.base import Handle
+
 
 @dataclass(frozen=True, slots=True)
 class Paths:
@@ -82,6 +84,16 @@ class Paths:
     def shm(self, sandbox_id: str) -> Path:
         """The pod's /dev/shm."""
         return self.sandboxes / sandbox_id / "shm"
+
+    def handle(self, container_id: str, sandbox_id: str, cgroup: str) -> Handle:
+        """How an engine finds a container."""
+        return Handle(
+            container_id=container_id,
+            sandbox_id=sandbox_id,
+            bundle=str(self.bundle(container_id)),
+            exits=str(self.exits),
+            cgroup=cgroup,
+        )
 
     def bundle(self, container_id: str) -> Path:
         """A container's own directory."""
