@@ -231,9 +231,7 @@ class Containers:
             process=process(spec, image.config, user, image.module, pod.handler.default_env),
             namespaces=placement.namespaces(self._p, pod, spec),
             pod_mounts=placement.pod_mounts(self._p, pod, spec),
-            spec=replace(
-                image_volumes.mounted(record, self._p.rootfs, labels.mount, owners), security=record.security
-            ),
+            spec=replace(image_volumes.mounted(record, self._p.rootfs, labels.mount, owners), security=record.security),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, pod.spec, spec)),
             selinux=labels,
             rdt_class=classes.name(classes.RDT, pod.spec, spec),

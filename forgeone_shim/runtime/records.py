@@ -82,12 +82,11 @@ class ContainerRecord:
     started, and then those of a checkpoint.
 
     ``bound`` is the contract that holds for it. ``trusted`` is what was known of its image when it was created, and
-    ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``withheld`` are default
-    capabilities that its pod's network rule took. ``dna`` is
-    the hash of everything that decides what runs (``genome``), empty where none was computed, and ``seal`` that of what
-    its engine keeps of it on disk. ``entropy`` is how many bits of fresh seed it has received since somebody else could
-    have had its state, by ``seedings``. ``denied`` says why it was stopped that ran until the policies
-    were asked again.
+    ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``withheld``
+    are default capabilities that its pod's network rule took. ``dna`` is the hash of everything that decides what runs
+    (``genome``), empty where none was computed, and ``seal`` that of what its engine keeps of it on disk. ``entropy``
+    is how many bits of fresh seed it has received since somebody else could have had its state, by ``seedings``.
+    ``denied`` says why it was stopped that ran until the policies were asked again.
     """
 
     id: str
