@@ -27,8 +27,6 @@ from forgeone_shim.contract.policies import Policies
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.dna.source import Source
-from forgeone_shim.dna.behaviour.baseline import Baseline
-from forgeone_shim.dna.behaviour.baseline import parse as parse_baseline
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.fs.layers import LayerStore
 from forgeone_shim.fs.rootfs import RootfsStore
@@ -41,6 +39,7 @@ from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.around import Around
+from forgeone_shim.runtime.behaviours import Behaviours
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.containers import Containers
@@ -71,7 +70,7 @@ from forgeone_shim.runtime.views import (
     NodeStatus,
     SandboxView,
 )
-from forgeone_shim.runtime.watching import Answers, Finding, Watching
+from forgeone_shim.runtime.watching import Answers, Watching
 from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
@@ -105,6 +104,7 @@ class Runtime:
         self._watching = Watching(parts, Answers(self._containers.endings, self._pauses))
         self._containers.watched_by(self._watching)
         parts.identity.watched_by(self._watching.standing)
+        self.behaviours = Behaviours(self._watching, images, parts.chronicle)
         self._running = Running(parts, self._watching)
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)
@@ -495,49 +495,6 @@ class Runtime:
     def accept_audit_damage(self, deadline: Deadline) -> None:
         """Somebody has looked into the log that was found damaged."""
         self._log.accept(deadline)
-
-    # -- behaviour
-
-    def behaviour(self, id_: str) -> Finding:
-        """What a watched container did, and how that differs from what is usual for its image."""
-        return self._watching.find(id_)
-
-    def learn_behaviour(self, id_: str, deadline: Deadline, *, anew: bool) -> Baseline:
-        """What a watched container did is usual for its image; with ``anew``, nothing else is."""
-        with self._chronicle.settled(deadline):
-            return self._watching.learn(id_, anew=anew)
-
-    def pin_baseline(self, image: str, deadline: Deadline) -> Baseline:
-        """What was learned of an image is what its containers are compared with."""
-        with self._chronicle.settled(deadline):
-            return self._watching.pin(self._image_id(image))
-
-    def adopt_baseline(self, document: bytes, deadline: Deadline) -> Baseline:
-        """The same with a baseline that was learned elsewhere."""
-        found = parse_baseline(document)
-        with self._chronicle.settled(deadline):
-            self._watching.adopt(found)
-        return found
-
-    def unpin_baseline(self, image: str, deadline: Deadline) -> None:
-        """The containers of an image are compared with nothing, but where a contract names a baseline."""
-        with self._chronicle.settled(deadline):
-            self._watching.unpin(self._image_id(image))
-
-    def baseline(self, image: str) -> Baseline:
-        """What the containers of an image are compared with; without one, what was learned of it."""
-        id_ = self._image_id(image)
-        found = self._watching.library.pinned(id_) or self._watching.library.draft(id_)
-        if found is None:
-            raise NotFound("baseline of image", image)
-        return found
-
-    def _image_id(self, image: str) -> str:
-        """An image may have gone whose baseline is still here: then its id is what is asked for."""
-        try:
-            return self.images.resolve(image).id
-        except NotFound:
-            return image
 
     # -- events
 
