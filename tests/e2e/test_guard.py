@@ -11,8 +11,11 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
+from engines.base import Security
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
+from forgeone_shim.runtime import checkpoint_files as files
+from hack.lab import images
 from hack.lab.daemon import Daemon
 from hack.lab.guests import guest, say, sleep
 from hack.lab.settings import patient
@@ -183,3 +186,223 @@ def test_a_policy_denies_at_each_point_and_at_no_other(node: Node, point: Point,
     # A kubelet tries again and again: each answer has an entry of its own.
     assert denied(verb, "house/told", starts=point in STARTS) != first
     allowed(VERBS[point](node, node.plan(engine), engine))
+
+
+def _privileged(pod: Pod, container: pb.ContainerConfig) -> None:
+    pod.config.linux.security_context.privileged = container.linux.security_context.privileged = True
+
+
+def _host_network(pod: Pod, container: pb.ContainerConfig) -> None:
+    for context in (pod.config.linux.security_context, container.linux.security_context):
+        context.namespace_options.network = pb.NODE
+
+
+def _mounts_etc(_pod: Pod, container: pb.ContainerConfig) -> None:
+    container.mounts.add(host_path="/etc", container_path="/host", readonly=True)
+
+
+def _adds(_pod: Pod, container: pb.ContainerConfig) -> None:
+    container.linux.security_context.capabilities.add_capabilities.append("SYS_TIME")
+
+
+def _unlimited(_pod: Pod, _container: pb.ContainerConfig) -> None:
+    """As it is."""
+
+
+def _too_much(_pod: Pod, container: pb.ContainerConfig) -> None:
+    container.linux.resources.memory_limit_in_bytes = 128 << 20
+
+
+BASIC = "CHOWN,DAC_OVERRIDE,FSETID,FOWNER,MKNOD,NET_RAW,SETGID,SETUID,SETFCAP,SETPCAP,NET_BIND_SERVICE,SYS_CHROOT,KILL"
+FIELDS = [
+    ({"privileged": "false"}, _privileged, "profile.privileged", ENGINES),
+    ({"host_network": "false"}, _host_network, "profile.host_network", ENGINES),
+    ({"host_paths": "/srv"}, _mounts_etc, "profile.host_paths", ENGINES),
+    ({"host_paths": "/srv,/etc:ro"}, _mounts_etc, "", ENGINES),
+    ({"volumes": "config-map"}, _mounts_etc, "profile.volumes", ENGINES),
+    ({"capabilities": f"{BASIC},AUDIT_WRITE"}, _adds, "profile.capabilities", ("native",)),
+    ({"capabilities": f"{BASIC},AUDIT_WRITE"}, _unlimited, "", ENGINES),
+    ({"capabilities": "none"}, _unlimited, "profile.capabilities", ("native",)),
+    ({"memory": "64Mi"}, _unlimited, "profile.resources.memory", ENGINES),
+    ({"memory": "64Mi"}, _too_much, "profile.resources.memory", ENGINES),
+    ({"memory": "128Mi"}, _too_much, "", ENGINES),
+    ({"images": "ghcr.io/**"}, _unlimited, "profile.images", ENGINES),
+    ({"images": "127.0.0.1:*/**"}, _unlimited, "", ENGINES),
+    ({"trusted_issuers": "key:sha256:" + "0" * 64}, _unlimited, "trusted_issuers", ENGINES),
+    ({"exec_mode": "microvm"}, _unlimited, "exec_mode", ENGINES),
+]
+
+
+@pytest.mark.parametrize(
+    ("contract", "change", "rule", "engine"),
+    [(fields, change, rule, engine) for fields, change, rule, engines in FIELDS for engine in engines],
+)
+def test_what_a_contract_takes_away_no_pod_gets(
+    node: Node,
+    contract: dict[str, str],
+    change: Callable[[Pod, pb.ContainerConfig], None],
+    rule: str,
+    engine: str,
+) -> None:
+    pod = node.plan(engine, **contract)
+    container = node.container(pod, engine)
+    change(pod, container)
+
+    def life() -> None:
+        pod.run().start(container)
+
+    if rule:
+        denied(life, rule, starts=True)
+    else:
+        life()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("verb", ["exec", "attach", "port_forward", "checkpoint", "update"])
+def test_what_may_not_be_done_to_a_container_is_not(node: Node, verb: str, engine: str) -> None:
+    made = VERBS[Point(verb.replace("_", "-"))](node, node.plan(engine, **{verb: "false"}), engine)
+    denied(made, f"rbac.{verb}", starts=False)
+
+
+def test_a_ceiling_holds_for_updates_too(node: Node) -> None:
+    pod = node.plan(memory="64Mi")
+    container = node.container(pod)
+    container.linux.resources.memory_limit_in_bytes = 32 << 20
+    id_ = pod.run().start(container)
+
+    def limit(mebibytes: int) -> None:
+        limits = pb.LinuxContainerResources(memory_limit_in_bytes=mebibytes << 20)
+        request = pb.UpdateContainerResourcesRequest(container_id=id_, linux=limits)
+        node.daemon.runtime.UpdateContainerResources(request, timeout=patient(30))
+
+    limit(64)
+    denied(lambda: limit(65), "profile.resources.memory", starts=False)
+    assert pod.status(id_).resources.linux.memory_limit_in_bytes == 64 << 20
+
+
+def test_a_contract_that_cannot_be_read_is_denied_with_its_field(node: Node) -> None:
+    code, text = refused(node.plan(minimum_entropy="lots").run)
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "minimum_entropy" in text
+    assert "audit:" in text
+    assert "minimum_entropi" in refused(node.plan(minimum_entropi="1").run)[1]
+    pod = node.plan().run()
+    container = node.container(pod)
+    # Nobody but a CRI client could write it there, and it would be without effect.
+    container.annotations[PREFIX + "exec"] = "false"
+    assert "audit:" in refused(lambda: pod.create(container))[1]
+
+
+def test_a_contract_may_be_for_one_container_alone(node: Node) -> None:
+    pod = node.plan(**{"exec.quiet": "false"}).run()
+    loud, quiet = (pod.start(node.container(pod, name=name)) for name in ("loud", "quiet"))
+    assert pod.exec(loud, "true").exit_code == 0
+    denied(lambda: pod.exec(quiet, "true"), "rbac.exec", starts=False)
+
+
+def test_an_image_volume_is_held_to_the_same_rules(node: Node, push: Push) -> None:
+    other = push("library/data:1", images.build([images.layer([images.Entry("file", b"x", 0o644)])], {}))
+    node.daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=other)), timeout=patient(60))
+    pod = node.plan(images="127.0.0.1:*/busybox").run()
+    container = node.container(pod)
+    pod.create(container)
+    container = node.container(pod, name="other")
+    container.mounts.add(container_path="/data", readonly=True, image=pb.ImageSpec(image=other))
+    denied(lambda: pod.create(container), "profile.images", starts=True)
+
+
+def test_a_retry_of_what_was_allowed_is_not_asked_about_again(node: Node) -> None:
+    pod = node.plan()
+    first = pod.run().id
+    container = node.container(pod)
+    made = pod.create(container)
+    node.policy("later", HOUSE.replace("name: house", "name: later").replace("!('deny' in pod.labels) ||", "false &&"))
+    try:
+        assert node.reload() == ["policies"]
+        assert pod.run().id == first
+        assert pod.create(container) == made
+        denied(node.plan().run, "later/told", starts=True)
+    finally:
+        Path(node.daemon.config.contract.policies_dir, "later.yaml").unlink()
+        node.reload()
+
+
+def _ends(pod: Pod, id_: str) -> None:
+    status = pod.wait(id_)
+    assert (status.reason, status.exit_code) == ("Denied", 137)
+    assert re.fullmatch(r"denied by late/told: .* \[audit:\d+\].*", status.message)
+
+
+LATE = (
+    HOUSE.replace("name: house", "name: late")
+    .replace("'deny' in pod.labels", "'late' in pod.labels")
+    .replace("pod.labels['deny'] != point", "point != 'recover'")
+)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_what_runs_is_judged_again_and_stopped_where_it_is_denied(node: Node, engine: str, how: str) -> None:
+    doomed, other = node.plan(engine), node.plan(engine)
+    doomed.config.labels["late"] = "yes"
+    denied_one, other_one = (pod.run().start(node.container(pod, engine)) for pod in (doomed, other))
+    waiting = doomed.create(node.container(doomed, engine, name="waiting"))
+    node.policy("late", LATE)
+    try:
+        if how == "reload":
+            node.reload()
+        else:
+            node.daemon.kill()
+            node.daemon.start()
+        _ends(doomed, denied_one)
+        # What was not started yet is judged when it is to be.
+        assert doomed.status(waiting).state == pb.CONTAINER_CREATED
+        assert other.status(other_one).state == pb.CONTAINER_RUNNING
+    finally:
+        Path(node.daemon.config.contract.policies_dir, "late.yaml").unlink()
+        node.reload()
+
+
+def test_a_policy_that_cannot_be_used_changes_nothing_and_starts_nothing(node: Node) -> None:
+    node.policy("bad", "apiVersion: forgeone.dev/v1\nkind: ZTAPolicy\nmetadata: {name: bad}\nspec: {flor: true}\n")
+    path = Path(node.daemon.config.contract.policies_dir, "bad.yaml")
+    try:
+        code, text = refused(node.reload)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert "bad.yaml" in text
+        assert "flor" in text
+        denied(node.plan(deny="sandbox").run, "house/told", starts=True)
+        node.daemon.stop()
+        with pytest.raises(RuntimeError, match=r"bad\.yaml"):
+            node.daemon.start()
+    finally:
+        path.unlink()
+        node.daemon.start()
+    denied(node.plan(deny="sandbox").run, "house/told", starts=True)
+
+
+def test_a_pod_is_not_made_from_a_checkpoint_where_that_is_denied(node: Node) -> None:
+    listed = node.daemon.images.ListImages(pb.ListImagesRequest()).images
+    image_id = next(one.id for one in listed if node.images["native"] in one.repo_tags)
+    directory = node.daemon.directory / "checkpoint"
+    (directory / files.CONTAINERS / "0" / files.IMAGES).mkdir(parents=True)
+    (directory / files.CONTAINERS / "0" / files.DIFF).write_bytes(b"")
+    pod = node.plan(deny=Point.RESTORE)
+    container = node.container(pod)
+    saved = files.SavedContainer(
+        name="main",
+        directory="0",
+        image_id=image_id,
+        args=SLEEP,
+        cwd="/",
+        uid=0,
+        gid=0,
+        groups=(),
+        confined=files.confinement(Security()),
+    )
+    files.write_pod(
+        directory, files.SavedPod(format=files.FORMAT, engine="native", name="p", namespace="n", containers=(saved,))
+    )
+    request = pb.RestorePodRequest(checkpoint_path=str(directory), config=pod.config, container_configs=[container])
+    denied(lambda: node.daemon.runtime.RestorePod(request, timeout=patient(60)), "house/told", starts=False)
+    assert not node.daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
