@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Final
+from typing import Final, TypeVar
 
-from forgeone_shim.errors import FailedPrecondition, InvalidInput
+import msgspec
+
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.package import manifest as packages
 from forgeone_shim.package import media
 from forgeone_shim.registry.digest import is_digest
+from forgeone_shim.registry.evidence import kind_of, parse_artifact
 from forgeone_shim.registry.hosts import Endpoint
 from forgeone_shim.registry.layout import FULL_NAME, REF_NAME, Archive, Section
-from forgeone_shim.registry.manifest import MAX_CONFIG, MAX_MANIFEST, Descriptor, Index, Manifest, parse_manifest
+from forgeone_shim.registry.manifest import (
+    MAX_CONFIG,
+    MAX_MANIFEST,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    Manifest,
+    parse_manifest,
+)
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.source import Document
 from forgeone_shim.registry.transport import Session
 
 MAX_IMAGES: Final = 1000
+_EVIDENCE_TAG = re.compile(r"sha256-([0-9a-f]{64})(?:\.sig|\.att)?")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +50,46 @@ def named(archive: Archive, name: str) -> list[Named]:
 
     :raises InvalidInput: one has no name, or several would have the same.
     """
-    if not archive.entries or len(archive.entries) > MAX_IMAGES:
+    if len(archive.entries) > MAX_IMAGES:
         raise InvalidInput("file", f"{archive.name} holds {len(archive.entries)} images")
+    entries = [entry for entry in archive.entries if not _is_evidence(archive, entry)]
+    if not entries:
+        raise InvalidInput("file", f"{archive.name} holds no image")
     if name:
-        digests = {entry.digest for entry in archive.entries}
+        digests = {entry.digest for entry in entries}
         if len(digests) > 1:
             raise InvalidInput("name", f"{archive.name} holds {len(digests)} images", fix="leave out the name")
-        return [Named(Reference.parse(name), archive.entries[0])]
-    found = [Named(_name(archive, entry), entry) for entry in archive.entries]
+        return [Named(Reference.parse(name), entries[0])]
+    found = [Named(_name(archive, entry), entry) for entry in entries]
     by_name: dict[Reference, str] = {}
     for each in found:
         if by_name.setdefault(each.reference, each.target.digest) != each.target.digest:
             raise InvalidInput("file", f"{archive.name}: two of its images are called {each.reference}")
     return found
+
+
+class _Subject(msgspec.Struct, frozen=True):
+    digest: str
+
+
+class _About(msgspec.Struct, frozen=True):
+    """What a manifest says it is about."""
+
+    subject: _Subject | None = None
+
+
+def _tag(entry: Descriptor) -> str:
+    return (entry.annotations or {}).get(REF_NAME, "").rpartition(":")[2]
+
+
+def _is_evidence(archive: Archive, entry: Descriptor) -> bool:
+    """Whether it is no image, but says who stands behind one."""
+    if _EVIDENCE_TAG.fullmatch(_tag(entry)):
+        return True
+    if entry.media_type != OCI_MANIFEST:
+        return False
+    layers = parse_artifact(archive.read(entry.digest, MAX_MANIFEST), f"{archive.name}: {entry.digest}")
+    return bool(layers) and all(kind_of(layer) is not None for layer in layers)
 
 
 def _name(archive: Archive, entry: Descriptor) -> Reference:
@@ -86,9 +127,46 @@ class LayoutSource:
             content = Index(tuple(compress(content.entries, here)), absent)
         return Document(data, digest, content)
 
-    def document(self, blob: Descriptor) -> bytes:
+    def document(self, blob: Descriptor, limit: int = MAX_CONFIG, _: str = "") -> bytes:
         """A small blob, verified."""
-        return self._archive.read(blob.digest, MAX_CONFIG)
+        return self._archive.read(blob.digest, limit)
+
+    def served(
+        self,
+        reference: str,
+        parse: Callable[[bytes, str, str], _R],
+        *,
+        optional: bool = True,  # noqa: ARG002
+    ) -> tuple[bytes, str, _R]:
+        """What a digest names, or the tag of something about the image, taken apart."""
+        digest = reference
+        if not is_digest(reference):
+            tagged = [entry.digest for entry in self._archive.entries if _tag(entry) == reference]
+            if not tagged:
+                raise NotFound("manifest", reference, where=self._archive.name)
+            digest = tagged[0]
+        data = self._archive.read(digest, MAX_MANIFEST)
+        return data, digest, parse(data, "", f"manifest {digest}")
+
+    def referrers(self, digest: str, parse: Callable[[bytes, str], Sequence[_R]]) -> list[_R]:
+        """What of the archive is about the manifest of this digest, or does not say what it is about."""
+        found = [
+            {"mediaType": entry.media_type, "digest": entry.digest}
+            for entry in self._archive.entries
+            if entry.media_type == OCI_MANIFEST
+            and not _EVIDENCE_TAG.fullmatch(_tag(entry))
+            and _is_evidence(self._archive, entry)
+            and self._about(entry) in ("", digest)
+        ]
+        document = msgspec.json.encode({"schemaVersion": 2, "manifests": found})
+        return [*parse(document, f"{self._archive.name}: what is about {digest}")]
+
+    def _about(self, entry: Descriptor) -> str:
+        try:
+            said = msgspec.json.decode(self._archive.read(entry.digest, MAX_MANIFEST), type=_About)
+        except msgspec.MsgspecError:
+            return "?"
+        return said.subject.digest if said.subject is not None else ""
 
     def blob_endpoints(self) -> list[Endpoint]:
         """The file alone."""

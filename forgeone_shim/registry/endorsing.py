@@ -23,6 +23,7 @@ from forgeone_shim.errors import InvalidInput, NotFound, Unavailable, UntrustedI
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
 from forgeone_shim.registry import authfiles
+from forgeone_shim.registry.archives import LayoutSource
 from forgeone_shim.registry.digest import digest_of
 from forgeone_shim.registry.evidence import Found, search
 from forgeone_shim.registry.fetch import BlobFolder, Resolved
@@ -122,11 +123,15 @@ class Endorser:
             entry = self._witness.refused(subject, namespace, error.reason, deadline)
             raise UntrustedImage(f"{error.reason} [{entry}]" if entry else error.reason, fix=error.fix) from None
         self._tell(subject, namespace, vetted.endorsement)
-        if not vetted.evidence:
-            return resolved
-        data = msgspec.msgpack.encode(vetted.evidence)
-        digest = digest_of(data)
-        return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
+        return _with(resolved, vetted.evidence)
+
+    def imported(self, source: LayoutSource, resolved: Resolved) -> Resolved:
+        """Keep what an archive has of those who stand behind an image; that is judged when a container is made."""
+        digests = dict.fromkeys((resolved.manifest_digest, resolved.target))
+        found = search(source, tuple(digests), frozenset(Kind))
+        for problem in found.problems:
+            self._log.warning("a signature was passed over", image=str(source.reference), why=problem)
+        return _with(resolved, found.evidence)
 
     def created(self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking) -> Endorsement:
         """Judge an image of this node that was asked for by ``name``, or by an id: then by any name that it has here.
@@ -272,6 +277,14 @@ def _named(image: Image, name: str) -> Reference | None:
         return Reference.parse(name)
     except InvalidInput:
         return None
+
+
+def _with(resolved: Resolved, evidence: Evidence | None) -> Resolved:
+    if not evidence:
+        return resolved
+    data = msgspec.msgpack.encode(evidence)
+    digest = digest_of(data)
+    return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
 
 
 def _target(data: bytes | None, digest: str) -> Target:

@@ -340,7 +340,8 @@ class ImageService:
     def load(self, archive: Archive, deadline: Deadline, name: str = "") -> tuple[Image, ...]:
         """Bring the images of an archive here, as a pull does: under ``name``, or under those that it has for them.
 
-        Those that came before one that fails stay.
+        Those that came before one that fails stay. Signatures that the archive has of them are kept; by whom they must
+        be is asked when a container is made, since here nobody says for which pods they are.
 
         :raises InvalidInput: one has no name, or it is no archive. UntrustedImage: a package is not trusted.
         """
@@ -364,6 +365,7 @@ class ImageService:
             resolved = resolve(source, settings.platform, settings.trust, modules_first=modules_first)
             if resolved.manifest_digest == first:
                 return  # of two that share the name, the archive has one
+            resolved = self._endorser.imported(source, resolved)
             yield self._bring(source, resolved, settings, _no_listener)
             if not resolved.shared:
                 return

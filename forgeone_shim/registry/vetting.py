@@ -24,6 +24,9 @@ from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.verifiers import Target, Verifiers
 
 MAX_VERDICTS: Final = 4096
+WARNED_SECONDS: Final = 300.0
+"""How long a verdict with a warning is remembered: whoever was missed may sign tomorrow."""
+
 _MAX_PROBLEMS: Final = 4
 
 Search = Callable[[frozenset[Kind]], Found | None]
@@ -56,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Vetted:
-    """A verdict, and the evidence that it is by, unless there was no need of any."""
+    """A verdict (its attestations without predicates), and the evidence that it is by, unless there was no need."""
 
     endorsement: Endorsement
     evidence: Evidence | None = None
@@ -132,9 +135,15 @@ class Vetting:
         if self._verifiers is not None:
             programs = self._verifiers.check(case.subject.reference, target(), auth(), deadline)
             signers = (*signers, *(f"verifier:{name}" for name in programs))
-        endorsement = replace(vetted.endorsement, signers=tuple(dict.fromkeys(signers)))
+        # What is attested may be a whole bill of materials, and is not for remembering.
+        said = tuple(replace(statement, predicate=None) for statement in vetted.endorsement.attestations)
+        endorsement = replace(vetted.endorsement, signers=tuple(dict.fromkeys(signers)), attestations=said)
+        remembered = endorsement
+        if endorsement.warnings:
+            soon = time.time() + WARNED_SECONDS
+            remembered = replace(endorsement, expires=min(soon, endorsement.expires or soon))
         with self._lock:
-            self._known[case] = endorsement
+            self._known[case] = remembered
             self._known.move_to_end(case)
             if len(self._known) > MAX_VERDICTS:
                 self._known.popitem(last=False)
@@ -148,6 +157,7 @@ class Vetting:
         if not wanted:
             return Vetted(requirements.check(case.subject, Evidence()))
         failure: UntrustedImage | None = None
+        tolerated: Vetted | None = None
         problems: list[str] = []
         unreached = False
         for search in searches:
@@ -157,9 +167,15 @@ class Vetting:
             problems += found.problems
             unreached = unreached or found.unreached
             try:
-                return Vetted(requirements.check(case.subject, found.evidence), found.evidence)
+                vetted = Vetted(requirements.check(case.subject, found.evidence), found.evidence)
             except UntrustedImage as error:
                 failure = error
+                continue
+            if not vetted.endorsement.warnings:
+                return vetted
+            tolerated = vetted
+        if tolerated is not None:
+            return tolerated
         raise _refusal(case, failure, tuple(dict.fromkeys(problems)), unreached=unreached)
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pytest
 
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
-from forgeone_shim.attestation.trust import Requirements
+from forgeone_shim.attestation.requirements import Requirements
+from forgeone_shim.attestation.rules import Warned
 from forgeone_shim.config.model import PackagesConfig, SignaturesConfig
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import ForgeError, InvalidInput, Unavailable, UntrustedImage
-from forgeone_shim.registry import vetting
+from forgeone_shim.registry import layout, vetting
 from forgeone_shim.registry.endorsing import subjects
 from forgeone_shim.registry.evidence import fallback_tag
+from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.service import ImageService
@@ -418,3 +422,78 @@ def test_an_image_is_judged_by_what_led_to_it(image: Image) -> None:
     assert judged({}, "d.example/other") == [Subject(Reference.parse("d.example/other"), manifest)]
     assert [str(one.reference) for one in judged({}, image.id)] == [*image.repo_tags, image.repo_digests[1]]
     assert fallback_tag(manifest) == manifest.replace(":", "-")
+
+
+def archive(contents: Contents, path: Path, *entries: dict[str, object]) -> Path:
+    """A layout of everything that a registry has, with this index."""
+    held = {**contents.blobs, **{name: data for name, (_, data) in contents.manifests.items() if ":" in name}}
+    blobs = [layout.Blob(name, len(data), lambda data=data: io.BytesIO(data)) for name, data in held.items()]
+    with path.open("wb") as file:
+        layout.write(file, entries, blobs)
+    return path
+
+
+def load(node: Node, path: Path, said: str = "") -> Image:
+    with path.open("rb") as file:
+        (image,) = node.images.load(Archive(cast(BinaryIO, file), path.name), NEVER, said)
+        return image
+
+
+def noted(entry: dict[str, object], **notes: str) -> dict[str, object]:
+    return {**entry, "annotations": {key.replace("_", "."): value for key, value in notes.items()}}
+
+
+@pytest.mark.parametrize("form", ["subject", "kind", "tag"])
+def test_signatures_come_with_an_archive_and_count_when_a_container_is_made(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, tmp_path: Path, form: str
+) -> None:
+    made = contents.add_image()
+    digest = str(made["digest"])
+    said = f"alice signs {digest}".encode()
+    signature = contents.add_artifact(layers=[(BUNDLE, said, {})], subject=digest if form == "subject" else "")
+    if form == "kind":
+        signature = noted(signature, kind="dev.cosignproject.cosign/sigs")
+    elif form == "tag":
+        listing = contents.add_index(entries=[signature])
+        signature = noted(listing, org_opencontainers_image_ref_name=fallback_tag(digest))
+    image = load(node, archive(contents, tmp_path / "it.tar", made, signature), name(registry))
+    assert image.repo_tags == (name(registry),)
+    contents.manifests.clear()
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    node.images.remove(image.id)
+    assert node.left_over() == []
+
+
+def test_an_archive_without_signatures_is_taken_and_refused_when_a_container_is_made(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, tmp_path: Path
+) -> None:
+    made = contents.add_image()
+    other = contents.add_artifact(layers=[(BUNDLE, b"alice signs it", {})], subject=sha256(b"another"))
+    image = load(node, archive(contents, tmp_path / "it.tar", made, other), name(registry))
+    assert image.evidence == {}
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+    with pytest.raises(InvalidInput, match="holds no image"):
+        load(node, archive(contents, tmp_path / "it.tar", other), name(registry))
+
+
+def test_what_would_only_be_warned_of_is_looked_for_again_soon(
+    node: Node,
+    registry: FakeRegistry,
+    contents: Contents,
+    listener: Listener,
+    loaded: Policies,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded.rules["app"] = cast(Signed, Warned(Signed("alice")))
+    digest = contents.add_image("v1")["digest"]
+    image = node.images.pull(name(registry), None, NEVER)
+    assert listener.heard == [("endorsed", digest, "")]
+    sign(contents, digest)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ()
+    monkeypatch.setattr(vetting, "WARNED_SECONDS", -1.0)
+    reload(node)
+    contents.referrers = {}
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ()
+    sign(contents, digest)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
