@@ -10,6 +10,7 @@ from engines.base import ContainerSpec, ExecResult, HostCalls, Resources, Sandbo
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.rpc.behaviour import Behaviours
 from forgeone_shim.runtime.checkpoints import RestoredContainer
 from forgeone_shim.runtime.events import Feed
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage, NodeStatus, SandboxView
@@ -124,6 +125,10 @@ class RuntimePort(Protocol):
 
     def inspect(self, id_: str) -> dict[str, Any]:
         """Everything that is known of a container or a pod."""
+
+    @property
+    def behaviours(self) -> Behaviours:
+        """What containers do, and what is usual for their images."""
 
     def paused_containers(self) -> list[str]:
         """Their ids."""

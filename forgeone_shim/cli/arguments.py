@@ -28,6 +28,21 @@ def dna(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, output
     diff.add_argument("before", help="a container, or a pod with one container")
     diff.add_argument("after", help="another")
 
+    learn = _verb(verbs, "learn", "what a watched container did is usual for its image", common, output)
+    learn.add_argument("--anew", action="store_true", help="forget what was learned before")
+    learn.add_argument("container", help="a container, running or ended, or a pod with one container")
+
+    pin = _verb(verbs, "pin", "compare the containers of an image with what was learned of it", common, output)
+    pin.add_argument("--remove", action="store_true", help="compare them with nothing any more")
+    pin.add_argument("--file", default="", metavar="FILE", help="a baseline that was learned elsewhere; -: stdin")
+    pin.add_argument("image", nargs="?", default="", help="by name or id")
+
+    drift = _verb(verbs, "drift", "how a watched container differs from what is usual for its image", common, output)
+    drift.add_argument("container", help="a container, running or ended, or a pod with one container")
+
+    seccomp = _verb(verbs, "seccomp", "a seccomp profile that lets through what is usual for an image", common)
+    seccomp.add_argument("image", help="by name or id")
+
 
 def packages(
     parser: argparse.ArgumentParser,

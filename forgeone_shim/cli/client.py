@@ -150,3 +150,14 @@ def running_container(client: Client, name: str) -> Target:
     if len(live) != 1:
         raise FailedPrecondition(f"pod {name!r} has {len(live)} running containers", fix="name the container")
     return Target(Noun.CONTAINER, live[0].id, live[0].metadata.name, live[0])
+
+
+def any_container(client: Client, name: str) -> str:
+    """The id of the container that ``name`` means, or of its pod's only one; also of one that has ended."""
+    found = client.find(name)
+    if found.noun is Noun.CONTAINER:
+        return found.id
+    items = client.containers(found.id)
+    if len(items) != 1:
+        raise FailedPrecondition(f"pod {name!r} has {len(items)} containers", fix="name the container")
+    return str(items[0].id)

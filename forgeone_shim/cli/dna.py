@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from forgeone_shim.cli import inspect
+from forgeone_shim.cli import behaviour, inspect
 from forgeone_shim.cli.client import Client
 
 
@@ -14,5 +14,9 @@ def command(client: Client, args: argparse.Namespace) -> int:
     commands: dict[str, Callable[[Client, argparse.Namespace], int]] = {
         "show": inspect.show,
         "diff": inspect.diff,
+        "learn": behaviour.learn,
+        "pin": behaviour.pin,
+        "drift": behaviour.drift,
+        "seccomp": behaviour.seccomp,
     }
     return commands[args.action](client, args)

@@ -8,9 +8,8 @@ import json
 import sys
 from typing import Any
 
-from forgeone_shim.cli.client import Client, Noun
+from forgeone_shim.cli.client import Client, any_container
 from forgeone_shim.cli.output import printable
-from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.rpc import node_pb2
 
 _WASI = ("wasi_snapshot_preview1", "wasi_unstable")
@@ -18,7 +17,7 @@ _WASI = ("wasi_snapshot_preview1", "wasi_unstable")
 
 def command(client: Client, args: argparse.Namespace) -> int:
     """Print them, a line each."""
-    request = node_pb2.TraceContainerRequest(container_id=_container(client, args.container), follow=args.follow)
+    request = node_pb2.TraceContainerRequest(container_id=any_container(client, args.container), follow=args.follow)
     shown = _json if args.output == "json" else _line
     with client.errors():
         for message in client.node.TraceContainer(request, timeout=None):
@@ -27,17 +26,6 @@ def command(client: Client, args: argparse.Namespace) -> int:
             sys.stdout.write("".join(shown(call) for call in message.calls))
             sys.stdout.flush()
     return 0
-
-
-def _container(client: Client, name: str) -> str:
-    """One that has ended, too: what it called last is why somebody asks."""
-    found = client.find(name)
-    if found.noun is Noun.CONTAINER:
-        return found.id
-    items = client.containers(found.id)
-    if len(items) != 1:
-        raise FailedPrecondition(f"pod {name!r} has {len(items)} containers", fix="name the container")
-    return str(items[0].id)
 
 
 def _line(call: Any) -> str:

@@ -15,6 +15,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
 from forgeone_shim.rpc import node_pb2
+from forgeone_shim.rpc.behaviour import BehaviourMethods, Behaviours
 
 # One message for so many parts of a layer, or for so many bytes, whichever is more: enough for a progress bar.
 _PARTS, _STEP = 100, 256 * 1024
@@ -75,6 +76,10 @@ class Node(Protocol):
     def inspect(self, id_: str) -> dict[str, Any]:
         """Everything that is known of a container or a pod."""
 
+    @property
+    def behaviours(self) -> Behaviours:
+        """What containers do."""
+
 
 class Call(Protocol):
     """The call under way, as the server hands it to a method beside the request."""
@@ -84,11 +89,12 @@ class Call(Protocol):
         """The client's."""
 
 
-class NodeServicer:
+class NodeServicer(BehaviourMethods):
     """``forgeone.v1.Node`` over a runtime."""
 
     def __init__(self, node: Node, reload: Callable[[], Outcome]) -> None:
         """``reload`` reads the configuration again and says what became of it."""
+        super().__init__(node)
         self._node, self._reload = node, reload
 
     def Reload(self, _request: node_pb2.ReloadRequest, _call: Call) -> node_pb2.ReloadResponse:
