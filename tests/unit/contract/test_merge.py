@@ -33,7 +33,7 @@ def _allows(contract: Contract, point: Point, found: Facts) -> bool:
     return not violated(point, found, contract)[0]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(contracts, contracts, _points, facts())
 def test_what_is_joined_allows_what_both_allow_and_nothing_else(
     floor: Contract, contract: Contract, point: Point, found: Facts
@@ -42,7 +42,7 @@ def test_what_is_joined_allows_what_both_allow_and_nothing_else(
     assert _allows(tighten(floor, contract), point, found) is both
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(contracts, contracts)
 def test_joining_in_any_order_or_twice_is_the_same(one: Contract, other: Contract) -> None:
     joined = tighten(one, other)
@@ -51,7 +51,7 @@ def test_joining_in_any_order_or_twice_is_the_same(one: Contract, other: Contrac
     assert joined.digest == tighten(other, one).digest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(contracts, contracts, contracts, _points, facts())
 def test_it_does_not_matter_which_two_of_three_are_joined_first(
     a: Contract, b: Contract, c: Contract, point: Point, found: Facts
@@ -72,7 +72,7 @@ def _passes(rule: tuple[Peer, ...] | None, address: str, pod: str, port: int, pr
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     contracts,
     contracts,
@@ -98,7 +98,7 @@ def _matches(pattern: str, subject: str) -> bool:
     return patterns.subjects_meet(pattern, subject) == subject
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(contracts, contracts, st.sampled_from(("a", "b", "a.b", "a.c", "a.b.c", "a.x.c", "a.b.c.d", "b.b")))
 def test_a_subject_is_allowed_where_both_allow_it(a: Contract, b: Contract, subject: str) -> None:
     joined = tighten(a, b).profile.bus
@@ -167,8 +167,7 @@ def test_a_list_that_would_grow_without_bound_is_refused() -> None:
         Contract(profile=TrustProfile(images=tuple(ImageRule((f"{word}{n}.io/**",)) for n in range(64))))
         for word in ("**/a", "b")
     )
-    assert MAX_MEMBERS < 64 * 64
-    with pytest.raises(InvalidInput, match="more than 1024"):
+    with pytest.raises(InvalidInput, match=f"more than {MAX_MEMBERS}"):
         tighten(wide, other)
 
 

@@ -422,7 +422,7 @@ _values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(_values)
 def test_any_value_is_a_contract_or_refused(value: object) -> None:
     try:
@@ -433,7 +433,7 @@ def test_any_value_is_a_contract_or_refused(value: object) -> None:
     assert found.contract.digest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from((*parse.FIELDS, "contract", "exec.web", "x")), st.text(max_size=40), max_size=4))
 def test_any_annotations_are_a_contract_or_refused(texts: dict[str, str]) -> None:
     try:
@@ -442,7 +442,7 @@ def test_any_annotations_are_a_contract_or_refused(texts: dict[str, str]) -> Non
         assert PREFIX in error.field
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_document_or_refused(data: bytes) -> None:
     for text in (data, b"{" + data, b"profile: " + data):
