@@ -318,7 +318,11 @@ def _load(directory: Path) -> _Loaded:
     # Another version's, or what one that was killed had begun.
     for path in _directories(directory):
         _clear(path)
-    return _made(directory / _NEW, here)
+    try:
+        return _made(directory / _NEW, here)
+    except BaseException:
+        _remove(directory)
+        raise
 
 
 def _pinned(here: Path) -> _Loaded:
