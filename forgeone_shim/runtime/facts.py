@@ -180,12 +180,12 @@ def _mounts(record: ContainerRecord, pod_uid: str) -> Iterable[MountFacts]:
 def _asked(name: str, found: Image, repositories: Sequence[str]) -> tuple[str, str]:
     """Repository and digest of the image by the name that the pod has for it; a name that is not its own is none."""
     repository, wanted = "", ""
-    try:
+    with suppress(InvalidInput):
         reference = Reference.parse(name)
         repository, wanted = (reference.name if reference.name in repositories else ""), reference.digest
-    except InvalidInput:
-        # An id.
-        repository = repositories[0] if repositories else ""
+    if not repository and repositories and found.id.startswith((name, f"sha256:{name}")):
+        # By its id it is all that it is called here.
+        repository = repositories[0]
     digests = []
     for one in found.repo_digests:
         with suppress(InvalidInput):

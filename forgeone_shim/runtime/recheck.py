@@ -29,12 +29,21 @@ class Recheck:
         self._log = structlog.get_logger("guard")
 
     def all(self) -> None:
-        """Every container that runs, and the packets of every pod."""
+        """Every container that runs or is about to, and the packets of every pod."""
         for sandbox in self._p.sandboxes.all():
             name = f"keep sandbox {sandbox.record.id[:13]} to its network rule"
             self._p.janitor.until_done(name, partial(self._restrain, sandbox))
         for container in self._p.containers.all():
-            self.container(container)
+            if container.record.state in (State.CREATED, State.BOOTED):
+                name = f"judge container {container.record.id[:13]} again"
+                self._p.janitor.until_done(name, partial(self._after_start, container))
+            else:
+                self.container(container)
+
+    def _after_start(self, entry: Entry[ContainerRecord]) -> None:
+        # A start under way may have been judged before the policies changed. It holds the lock to its end.
+        with entry.work:
+            self.container(entry)
 
     def _restrain(self, entry: Entry[SandboxRecord]) -> None:
         if entry.record.state is State.BOOTED:

@@ -1,0 +1,154 @@
+"""What policies are told of a pod, a container and an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engines.base import (
+    ContainerSpec,
+    Mount,
+    NamespaceMode,
+    NamespaceOptions,
+    PortMapping,
+    Profile,
+    ProfileType,
+    Resources,
+    SandboxSpec,
+    Security,
+    User,
+)
+from forgeone_shim.attestation.evidence import Endorsement
+from forgeone_shim.kernel.capabilities import DEFAULT, KNOWN
+from forgeone_shim.registry.model import Image, ImageConfig
+from forgeone_shim.runtime import facts
+from tests.unit.runtime.test_guard import CONTAINER
+
+BASE = sorted(name.removeprefix("CAP_") for name in DEFAULT)
+ALL = [name.removeprefix("CAP_") for name in KNOWN]
+NODE = NamespaceMode.NODE
+
+
+@pytest.mark.parametrize(
+    ("security", "held"),
+    [
+        (Security(), BASE),
+        (Security(drop_capabilities=("ALL",)), []),
+        (Security(drop_capabilities=("all",), add_capabilities=("cap_kill",)), ["KILL"]),
+        (Security(drop_capabilities=("KILL",)), [name for name in BASE if name != "KILL"]),
+        (Security(add_capabilities=("SYS_TIME",)), sorted([*BASE, "SYS_TIME"])),
+        (Security(add_ambient_capabilities=("CAP_SYS_TIME",)), sorted([*BASE, "SYS_TIME"])),
+        (Security(add_capabilities=("ALL",)), sorted(ALL)),
+        (Security(add_capabilities=("ALL",), drop_capabilities=("SYS_ADMIN",)), sorted({*ALL} - {"SYS_ADMIN"})),
+        (Security(privileged=True, drop_capabilities=("ALL",)), ALL),
+    ],
+)
+def test_capabilities_are_all_that_its_processes_could_have(security: Security, held: list[str]) -> None:
+    assert list(facts.held(security, DEFAULT)) == held
+
+
+@pytest.mark.parametrize(
+    ("limits", "thousandths"),
+    [
+        (Resources(), 0),
+        (Resources(cpu_quota=-1, cpu_period=100_000), 0),
+        (Resources(cpu_quota=150_000, cpu_period=100_000), 1500),
+        (Resources(cpu_quota=50_000), 500),
+        (Resources(unified={"cpu.max": "50000 100000"}), 500),
+        (Resources(unified={"cpu.max": "50000"}), 500),
+        (Resources(unified={"cpu.max": "max 100000"}), 0),
+        (Resources(unified={"cpu.max": "1 0"}), 1000),
+    ],
+)
+def test_processor_time_is_told_in_thousandths(limits: Resources, thousandths: int) -> None:
+    assert facts.cpu(limits) == thousandths
+
+
+def test_what_either_shares_of_the_host_counts() -> None:
+    pod = SandboxSpec(
+        name="p",
+        uid="u",
+        namespace="n",
+        security=Security(namespaces=NamespaceOptions(network=NODE), privileged=True),
+        port_mappings=(PortMapping(80, 8080), PortMapping(81, 0)),
+    )
+    told = facts.pod(pod, ("native", "wasm", "native"), Security(namespaces=NamespaceOptions(pid=NODE)))
+    assert (told.host_network, told.host_pid, told.host_ipc, told.privileged) == (True, True, False, True)
+    assert (told.host_ports, told.engines, told.user_namespace) == (("8080/tcp",), ("native", "wasm"), False)
+
+
+def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/s"
+    record = replace(
+        CONTAINER,
+        spec=ContainerSpec(
+            name="main",
+            envs=(("TOKEN", "secret"),),
+            mounts=(
+                Mount("/a", str(tmp_path / "link"), readonly=True),
+                Mount("/b", volume),
+                Mount("/c", "", image="i"),
+            ),
+            resources=Resources(memory_limit=7, unified={"pids.max": "max"}),
+            security=Security(seccomp=Profile(ProfileType.RUNTIME_DEFAULT)),
+        ),
+        user=User(uid=7, gid=8),
+        argv=("run",),
+    )
+    told = facts.container(record, None, pod_uid="u", defaults=DEFAULT)
+    assert (told.user, told.group, told.argv, told.memory, told.pids) == (7, 8, ("run",), 7, 0)
+    assert (told.seccomp, told.apparmor) == ("runtime-default", "unconfined")
+    # Rules may look for a variable; what is in it is nobody's business.
+    assert told.env == ("TOKEN",)
+    assert [(one.source, one.kind, one.readonly) for one in told.mounts] == [
+        (str(tmp_path / "real"), "host-path", True),
+        (volume, "secret", False),
+        ("i", "image", True),
+    ]
+    wasm = facts.container(replace(record, engine="wasm"), None, pod_uid="u", defaults=DEFAULT)
+    assert wasm.capabilities == ()
+
+
+@pytest.mark.parametrize(
+    ("security", "config", "user"),
+    [
+        (Security(run_as_user=7), ImageConfig(user="8"), 7),
+        (Security(), ImageConfig(user="8:9"), 8),
+        (Security(), ImageConfig(user="name"), 0),
+        (Security(run_as_username="name"), ImageConfig(user="8"), 0),
+    ],
+)
+def test_before_its_files_are_there_a_name_may_be_roots(security: Security, config: ImageConfig, user: int) -> None:
+    record = replace(CONTAINER, spec=ContainerSpec(name="main", security=security))
+    found = facts.container(record, Image(id="i", config=config), pod_uid="u", defaults=())
+    assert found.user == user
+
+
+A, B = (f"sha256:{digit * 64}" for digit in "ab")
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "digest"),
+    [
+        ("app:1", "docker.io/library/app", A),
+        (f"quay.io/org/app@{B}", "quay.io/org/app", B),
+        # By its id it has the first of its names.
+        ("sha256:" + "1" * 64, "docker.io/library/app", A),
+        ("1" * 64, "docker.io/library/app", A),
+        # A name that others have is not its name.
+        ("trusted/app:1", "", "sha256:" + "c" * 64),
+    ],
+)
+def test_an_image_has_the_repository_that_the_pod_calls_it_by(name: str, repository: str, digest: str) -> None:
+    image = Image(
+        id="sha256:" + "1" * 64,
+        repo_tags=("docker.io/library/app:1",),
+        repo_digests=(f"docker.io/library/app@{A}", f"quay.io/org/app@{B}"),
+        manifest_digest="sha256:" + "c" * 64,
+    )
+    told = facts.image(image, name, Endorsement(("key",)))
+    assert (told.repository, told.digest, told.verified_by, told.name) == (repository, digest, ("key",), name)
