@@ -17,7 +17,7 @@ from forgeone_shim.errors import InvalidInput
 
 VERSIONS: Final = (4, 6)
 MAX_PASSES: Final = 512
-"""The kernel holds each packet that begins something to one after the other."""
+"""Of peers, each way: the kernel holds a packet that begins something to one after the other."""
 
 _TCP, _UDP, _SCTP = 6, 17, 132
 _ICMP: Final = {4: 1, 6: 58}
@@ -91,10 +91,10 @@ def plan(rule: NetworkRule, facts: Surroundings) -> Ruleset:
     names = {selector: f"pods{index}" for index, selector in enumerate(selectors)}
     egress = ingress = None
     if rule.egress is not None:
-        egress = _limited("egress", [*_passes(rule.egress, names), *_dns(rule, facts)])
+        egress = (*_limited("egress", _passes(rule.egress, names)), *_dns(rule, facts))
     if rule.ingress is not None:
         node = (Pass(version, group=f"{_NODE}v{version}") for version in VERSIONS if rule.node)
-        ingress = _limited("ingress", [*node, *_passes(rule.ingress, names)])
+        ingress = (*node, *_limited("ingress", _passes(rule.ingress, names)))
     members = {f"{names[one]}v": _addresses(one, facts.pods) for one in selectors}
     if ingress is not None and rule.node:
         members[f"{_NODE}v"] = facts.node
@@ -123,6 +123,10 @@ def unenforceable(
     """
     if rule is None or not rule.restricts:
         return ""
+    try:
+        plan(rule, Surroundings())
+    except InvalidInput as error:
+        return error.what
     if host_network:
         return "the pod uses the host's network, where its packets cannot be told from the host's"
     if privileged:

@@ -141,10 +141,14 @@ def test_ports_that_touch_are_one_range() -> None:
 
 
 def test_a_rule_that_would_slow_every_packet_down_is_refused() -> None:
-    many = tuple(Peer(cidr=f"10.{n // 256}.{n % 256}.0/24", ports=(PortRange(1, 1),)) for n in range(MAX_PASSES // 3))
-    plan(to(*many), FACTS)
-    with pytest.raises(InvalidInput, match=r"network\.egress: \d+ combinations"):
-        plan(to(*many, Peer(cidr="11.0.0.0/8"), Peer(cidr="12.0.0.0/8"), Peer(cidr="13.0.0.0/8")), FACTS)
+    ports = tuple(PortRange(port, port) for port in range(1, 17, 2))
+    many = tuple(Peer(cidr=f"10.{n}.0.0/16", protocol="tcp", ports=ports) for n in range(MAX_PASSES // 8))
+    plan(NetworkRule(egress=many, ingress=many), FACTS)
+    assert not unenforceable(to(*many), host_network=False)
+    for rule in (to(*many, Peer(cidr="11.0.0.0/8")), NetworkRule(ingress=(*many, Peer(cidr="11.0.0.0/8")))):
+        with pytest.raises(InvalidInput, match=r"network\.\w+: 513 combinations"):
+            plan(rule, FACTS)
+        assert "513 combinations" in unenforceable(rule, host_network=False)
 
 
 def test_a_pod_is_meant_by_its_name_or_its_whole_namespace() -> None:
