@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from forgeone_shim.cli import arguments
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.version import VERSION
+
+from forgeone_shim.cli import arguments
 
 # As docker and podman do: a failure of the tool itself must not look like the exit code of what it ran.
 _OWN_FAILURE = 125
@@ -127,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--pull", choices=("missing", "always", "never"), default="missing")
     run.add_argument("--log-dir", default="/var/log/forgeone", metavar="DIRECTORY", help="where its logs are kept")
     run.add_argument("--stop-timeout", type=_count, default=10, metavar="SECONDS", help="grace when interrupted")
+    run.add_argument("--contract", default="", metavar="FILE", help="its contract: YAML, JSON, or a signed envelope")
     run.add_argument("--config", default="", metavar="FILE", help="of a forgeoned that is started for this call")
     run.add_argument("image", help="a name, an id, or a package's file")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- arguments")

@@ -24,6 +24,8 @@ from forgeone_shim.cli.client import Client
 from forgeone_shim.cli.pull import credentials, pull
 from forgeone_shim.cli.remote import Detach
 from forgeone_shim.cli.stream import Session
+from forgeone_shim.contract import parse
+from forgeone_shim.contract.reader import MAX_DOCUMENT
 from forgeone_shim.errors import InvalidInput, syscall_error
 from forgeone_shim.package import media, project
 from forgeone_shim.package.file import SUFFIX
@@ -132,6 +134,8 @@ def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
     if cpu := project.millicores(args.cpus or 0, "--cpus"):
         container.linux.resources.cpu_period, container.linux.resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
     container.mounts.extend(_mount(text) for text in args.volume)
+    if args.contract:
+        pod.annotations[parse.PREFIX + parse.DOCUMENT] = _contract(Path(args.contract))
     return Plan(pod, container, args.handler, directory)
 
 
@@ -261,6 +265,17 @@ def _mount(text: str) -> Any:
     if not Path(host).exists():
         raise InvalidInput("--volume", f"{host!r} does not exist")
     return cri.Mount(host_path=str(Path(host).absolute()), container_path=inside, readonly=mode == "ro")
+
+
+def _contract(path: Path) -> str:
+    """A file's content, which is a contract: what is wrong with it is said before there is a pod."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_DOCUMENT + 1)
+        parse.read(str(path), data, ())
+        return data.decode()
+    except OSError as error:
+        raise InvalidInput("--contract", f"{path}: {error.strerror}") from None
 
 
 def _port(text: str) -> Any:

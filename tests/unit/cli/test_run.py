@@ -40,6 +40,21 @@ def test_a_path_is_told_from_a_name(image: str, file: bool) -> None:
     assert run.is_file(image) is file
 
 
+def test_a_contract_is_the_pods_and_one_with_a_mistake_makes_no_pod(
+    node: NodeDouble, forge: Forge, tmp_path: Path, here: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "contract.yaml"
+    path.write_text("rbac: {exec: false}\n")
+    assert forge("run", "-d", "--contract", str(path), "app") == 0
+    (pod,) = node.pods.pods.values()
+    assert pod.annotations["zta.forgeone.dev/contract"] == "rbac: {exec: false}\n"
+    path.write_text("rbac: {exek: false}\n")
+    for wrong, said in ((path, "exek"), (tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
+        assert forge("run", "-d", "--contract", str(wrong), "app") == 125
+        assert said in capsys.readouterr().err
+    assert len(node.pods.pods) == 1
+
+
 def test_a_package_s_file_needs_no_path_in_front(
     node: NodeDouble, forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: Any
 ) -> None:
