@@ -9,10 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from forgeone_shim.cli import arguments
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.version import VERSION
-
-from forgeone_shim.cli import arguments
 
 # As docker and podman do: a failure of the tool itself must not look like the exit code of what it ran.
 _OWN_FAILURE = 125
