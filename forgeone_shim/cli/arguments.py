@@ -99,6 +99,20 @@ def packages(
     pull.add_argument("reference")
 
 
+def verify(parser: argparse.ArgumentParser) -> None:
+    """``forge verify``."""
+    parser.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
+    parser.add_argument("--namespace", default="", help="by the policies for pods of this Kubernetes namespace")
+    parser.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a public key, one of which must have signed it, in place of the node's policies",
+    )
+    parser.add_argument("image")
+
+
 def _verb(verbs: Any, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents

@@ -83,6 +83,8 @@ def parser() -> argparse.ArgumentParser:
     pull.add_argument("--handler", default="", help="for pods of this runtime handler: it may choose between platforms")
     pull.add_argument("image")
 
+    arguments.verify(verb("verify", "check in its registry who stands behind an image", output, login))
+
     rmi = verb("rmi", "remove images")
     rmi.add_argument("images", nargs="+", metavar="image")
 
@@ -171,6 +173,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import pkg
 
         return pkg.command(args)
+    if args.verb == "verify":
+        from forgeone_shim.cli import verify
+
+        return verify.command(args)
     if args.verb in {"exec", "run"}:
         args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if args.verb == "exec" and not args.command:

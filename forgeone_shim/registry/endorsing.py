@@ -103,19 +103,17 @@ class Endorser:
 
         :raises UntrustedImage: it may not come. Unavailable: a place of signatures cannot be asked.
         """
-        index = resolved.target if resolved.target != resolved.manifest_digest else ""
-        subject = Subject(source.reference, resolved.manifest_digest, index)
-        own = packaged.signers(resolved.manifest.annotations) if resolved.manifest.artifact == media.ARTIFACT else ()
-        deadline = source.session.deadline
+        case, deadline = case_of(source.reference, resolved, namespace), source.session.deadline
+        subject = case.subject
 
         def find(wanted: frozenset[Kind]) -> Found:
             return search(source, subject.digests, wanted)
 
         try:
             vetted = vetting.vet(
-                Case(subject, namespace, own),
+                case,
                 (find,),
-                lambda: _target(resolved.documents[resolved.target], resolved.target),
+                lambda: target_of(resolved),
                 lambda: auth_document(source.reference.registry, source.credentials),
                 deadline,
             )
@@ -211,6 +209,19 @@ class Endorser:
             blobs = tuple(blob for blob in now.blobs if blob not in dropped - set(evidence_of.values()))
             self._records.replace(replace(now, evidence=evidence_of, blobs=(*blobs, digest)))
             self._documents.retain(self._records.needed()[1], dropped - {""})
+
+
+def case_of(reference: Reference, resolved: Resolved, namespace: str) -> Case:
+    """An image that is about to come, or not, for pods of a namespace."""
+    index = resolved.target if resolved.target != resolved.manifest_digest else ""
+    package = resolved.manifest.artifact == media.ARTIFACT
+    signers = packaged.signers(resolved.manifest.annotations) if package else ()
+    return Case(Subject(reference, resolved.manifest_digest, index), namespace, signers)
+
+
+def target_of(resolved: Resolved) -> Target:
+    """What its name stands for in its registry."""
+    return _target(resolved.documents[resolved.target], resolved.target)
 
 
 def subjects(image: Image, name: str, read: Read) -> list[Subject]:

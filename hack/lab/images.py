@@ -146,9 +146,9 @@ def build(
     manifest = {
         "schemaVersion": 2,
         "mediaType": manifest_type,
-        "config": _descriptor(blob, _DOCKER_CONFIG if docker else _OCI_CONFIG),
+        "config": descriptor(blob, _DOCKER_CONFIG if docker else _OCI_CONFIG),
         "layers": [
-            _descriptor(item.blob, _DOCKER_LAYER if docker else _LAYER_TYPES[item.compression]) for item in layers
+            descriptor(item.blob, _DOCKER_LAYER if docker else _LAYER_TYPES[item.compression]) for item in layers
         ],
     }
     return BuiltImage(json.dumps(manifest).encode(), manifest_type, blob, tuple(layers))
@@ -168,8 +168,8 @@ def push(registry: str, name: str, image: BuiltImage) -> str:
     repository, _, tag = name.partition(":")
     with urllib3.PoolManager(retries=False) as http:
         for blob in (*(item.blob for item in image.layers), image.config):
-            _push_blob(http, registry, repository, blob)
-        _put_manifest(
+            push_blob(http, registry, repository, blob)
+        put_manifest(
             http, registry, repository, tag or "latest", manifest=image.manifest, media_type=image.manifest_type
         )
     return f"{registry}/{repository}:{tag or 'latest'}"
@@ -182,10 +182,10 @@ def push_index(registry: str, name: str, images: Mapping[str, BuiltImage]) -> st
     for text, image in images.items():
         push(registry, f"{repository}:{text.replace('/', '-')}", image)
         parts = dict(zip(("os", "architecture", "variant"), text.split("/"), strict=False))
-        manifests.append({**_descriptor(image.manifest, image.manifest_type), "platform": parts})
+        manifests.append({**descriptor(image.manifest, image.manifest_type), "platform": parts})
     index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).encode()
     with urllib3.PoolManager(retries=False) as http:
-        _put_manifest(http, registry, repository, tag or "latest", manifest=index, media_type=OCI_INDEX)
+        put_manifest(http, registry, repository, tag or "latest", manifest=index, media_type=OCI_INDEX)
     return f"{registry}/{repository}:{tag or 'latest'}"
 
 
@@ -194,29 +194,31 @@ def push_artifact(registry: str, name: str, kind: str, files: Mapping[str, bytes
     repository, _, tag = name.partition(":")
     empty = "application/vnd.oci.empty.v1+json"
     layers = [
-        {**_descriptor(data, "application/octet-stream"), "annotations": {"org.opencontainers.image.title": title}}
+        {**descriptor(data, "application/octet-stream"), "annotations": {"org.opencontainers.image.title": title}}
         for title, data in files.items()
     ]
     manifest = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "artifactType": kind,
-        "config": _descriptor(b"{}", empty),
+        "config": descriptor(b"{}", empty),
         "layers": layers,
     }
     with urllib3.PoolManager(retries=False) as http:
         for blob in (*files.values(), b"{}"):
-            _push_blob(http, registry, repository, blob)
+            push_blob(http, registry, repository, blob)
         text = json.dumps(manifest).encode()
-        _put_manifest(http, registry, repository, tag or "latest", manifest=text, media_type=OCI_MANIFEST)
+        put_manifest(http, registry, repository, tag or "latest", manifest=text, media_type=OCI_MANIFEST)
     return f"{registry}/{repository}:{tag or 'latest'}"
 
 
-def _descriptor(blob: bytes, media_type: str) -> dict[str, object]:
+def descriptor(blob: bytes, media_type: str) -> dict[str, object]:
+    """What a manifest says of a blob."""
     return {"mediaType": media_type, "digest": digest(blob), "size": len(blob)}
 
 
-def _push_blob(http: urllib3.PoolManager, registry: str, repository: str, blob: bytes) -> None:
+def push_blob(http: urllib3.PoolManager, registry: str, repository: str, blob: bytes) -> None:
+    """Push a blob that is not there yet."""
     base = f"http://{registry}/v2/{repository}/blobs/"
     if http.request("HEAD", base + digest(blob)).status == 200:
         return
@@ -228,9 +230,10 @@ def _push_blob(http: urllib3.PoolManager, registry: str, repository: str, blob: 
     _expect(http.request("PUT", target, body=blob, headers={"Content-Type": "application/octet-stream"}), 201)
 
 
-def _put_manifest(
+def put_manifest(
     http: urllib3.PoolManager, registry: str, repository: str, tag: str, *, manifest: bytes, media_type: str
 ) -> None:
+    """Push a manifest or an index, whose blobs are there, under a tag or its digest."""
     url = f"http://{registry}/v2/{repository}/manifests/{tag}"
     _expect(http.request("PUT", url, body=manifest, headers={"Content-Type": media_type}), 201)
 
