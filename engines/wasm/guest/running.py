@@ -63,7 +63,19 @@ def rehearse(engine: Engine) -> None:
     """Make what :func:`prepare` makes for every guest, and let go of it, in a process that guests are forked from.
 
     Nothing of it runs. What Python and the library make when they do it for the first times, 40 pages, is shared then.
+
+    It is done by a thread that has ended when this returns. The library draws random numbers from a generator that each
+    thread has for itself, seeded when it is first used: one of the thread that forks would go on alike in every guest.
     """
+    # Not above: a process that is not forked from has no use for it.
+    from threading import Thread
+
+    thread = Thread(target=_rehearse, args=(engine,), name="rehearsal")
+    thread.start()
+    thread.join()
+
+
+def _rehearse(engine: Engine) -> None:
     plan = GuestPlan(argv=("",), env=("A=",), preopens=(Preopen(path="/", name="/", readonly=True),))
     for _ in range(_REHEARSALS):
         _store(plan, engine, sockets_wanted=False)
