@@ -1,0 +1,276 @@
+"""Who containers are: fingerprints of what runs, fresh seed, scores, and what is refused because of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from wasmtime import wat2wasm
+
+from cri.api import runtime_pb2 as pb
+from forgeone_shim.dna.fingerprint import FORMAT
+from forgeone_shim.rpc import node_pb2, node_pb2_grpc
+from hack.lab.daemon import Daemon
+from hack.lab.settings import patient
+from tests.e2e.conftest import Push
+from tests.e2e.pods import Pod
+from tests.e2e.test_checkpoints import _crun, with_criu
+from tests.e2e.wasm_pods import WasmPod, image, pull
+
+pytestmark = pytest.mark.root
+
+LABEL = "zta.forgeone.dev/trust_label"
+ENTROPY = "zta.forgeone.dev/minimum_entropy"
+
+# Prints 32 bytes of what its host calls random, in letters.
+RANDOM = """(module
+  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+  (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 0) "\\40\\00\\00\\00\\41\\00\\00\\00")
+  (func (export "_start") (local $at i32)
+    (drop (call $random (i32.const 256) (i32.const 32)))
+    (loop $each
+      (i32.store8 (i32.add (i32.const 64) (i32.mul (local.get $at) (i32.const 2)))
+        (i32.add (i32.const 97) (i32.and (i32.load8_u (i32.add (i32.const 256) (local.get $at))) (i32.const 15))))
+      (i32.store8 (i32.add (i32.const 65) (i32.mul (local.get $at) (i32.const 2)))
+        (i32.add (i32.const 97) (i32.shr_u (i32.load8_u (i32.add (i32.const 256) (local.get $at))) (i32.const 4))))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $each (i32.lt_u (local.get $at) (i32.const 32))))
+    (i32.store8 (i32.const 128) (i32.const 10))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 248)))))"""
+
+
+@pytest.fixture(scope="module")
+def node(forgeoned: Daemon, busybox: str) -> Daemon:
+    forgeoned.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
+    return forgeoned
+
+
+@pytest.fixture(scope="module")
+def guest(forgeoned: Daemon, push: Push) -> str:
+    return pull(forgeoned, push("random:1", image({"random.wasm": wat2wasm(RANDOM)})))
+
+
+@pytest.fixture
+def pod(node: Daemon, nothing_left: None) -> Iterator[Pod]:
+    running = Pod.plan(node).run()
+    yield running
+    running.remove()
+
+
+@pytest.fixture
+def bound(node: Daemon, nothing_left: None) -> Iterator[Pod]:
+    """A pod with a contract."""
+    planned = Pod.plan(node)
+    planned.config.annotations.update({LABEL: "tests", ENTROPY: "256"})
+    yield planned.run()
+    planned.remove()
+
+
+def inspect(daemon: Daemon, id_: str) -> dict[str, Any]:
+    stub = node_pb2_grpc.NodeStub(daemon.channel)
+    found: dict[str, Any] = json.loads(stub.Inspect(node_pb2.InspectRequest(id=id_), timeout=patient(30)).document)
+    return found
+
+
+def start(pod: Pod, container_id: str) -> None:
+    pod.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=container_id), timeout=patient(60))
+
+
+def test_a_container_is_fingerprinted_before_it_runs(pod: Pod, busybox: str) -> None:
+    config = pod.container(busybox, "sleep", "1000")
+    config.envs.add(key="SECRET", value=b"hunter2")
+    config.linux.resources.memory_limit_in_bytes = 64 << 20
+    # As kubelets ask for it; what is not asked for is not confined.
+    config.linux.security_context.seccomp.profile_type = pb.SecurityProfile.RuntimeDefault
+    id_ = pod.create(config)
+    found = inspect(pod.daemon, id_[:12])
+    genome = found["dna"]["genome"]
+    assert found["kind"] == "container" and found["id"] == id_ and found["pod"]["id"] == pod.id
+    assert found["lifecycle"]["state"] == "booted" and found["lifecycle"]["started_at"] is None
+    assert found["dna"]["hash"].startswith("sha256:") and found["dna"]["seal"].startswith("sha256:")
+    assert found["dna"]["runtime_entropy"] == found["entropy"]["bits"] == 256
+    assert [event["cause"] for event in found["entropy"]["events"]] == ["create"]
+    assert found["entropy"]["source"]["ready"] is True
+    assert (genome["format"], genome["engine"], genome["argv"]) == (FORMAT, "native", ["sleep", "1000"])
+    assert genome["engine_version"].startswith("crun ") and genome["image"] == found["image"]["id"]
+    assert genome["seccomp"].startswith("sha256:") and "CAP_CHOWN" in genome["capabilities"]
+    assert genome["namespaces"]["network"] == "pod" and genome["layers"] and "SECRET" in genome["env"]
+    assert "hunter2" not in json.dumps(found)
+    assert found["dna"]["resource_limits"]["memory_limit"] == 64 << 20
+    assert found["score"]["total"] == sum(part["points"] for part in found["score"]["parts"].values()) > 0
+    start(pod, id_)
+    running = inspect(pod.daemon, id_)
+    assert running["lifecycle"]["state"] == "running" and running["lifecycle"]["pid"] > 0
+    assert running["dna"] == found["dna"]
+
+
+def test_replicas_are_alike_and_whatever_decides_what_runs_tells_them_apart(pod: Pod, busybox: str) -> None:
+    def hash_of(name: str, *command: str, **security: Any) -> str:
+        config = pod.container(busybox, *command, name=name)
+        for key, value in security.items():
+            setattr(config.linux.security_context, key, value)
+        return str(inspect(pod.daemon, pod.create(config))["dna"]["hash"])
+
+    one = hash_of("a", "sleep", "1")
+    assert hash_of("b", "sleep", "1") == one
+    others = {hash_of("c", "sleep", "2"), hash_of("d", "sleep", "1", readonly_rootfs=True), hash_of("e", "sh")}
+    assert len(others | {one}) == 4
+
+
+def test_a_guest_has_one_too(node: Daemon, guest: str, nothing_left: None) -> None:
+    pod = WasmPod.plan(node).run()
+    first, second = (pod.create(pod.container(guest, name=name)) for name in ("a", "b"))
+    found = inspect(node, first)
+    genome = found["dna"]["genome"]
+    assert genome["engine_version"].startswith("wasmtime ") and genome["seccomp"].startswith("sha256:")
+    assert genome["engine_facts"]["module"] == "/random.wasm" and genome["capabilities"] == []
+    assert found["entropy"]["bits"] == 256 and found["score"]["parts"]["isolation"]["points"] == 26
+    assert inspect(node, second)["dna"]["hash"] == found["dna"]["hash"]
+    pod.remove()
+
+
+def test_no_two_guests_forked_from_one_process_draw_the_same(node: Daemon, guest: str, nothing_left: None) -> None:
+    pod = WasmPod.plan(node).run()
+    drawn = []
+    for number in range(4):
+        id_ = pod.start(pod.container(guest, name=f"n{number}"))
+        pod.wait(id_)
+        drawn.append(pod.log(id_).strip())
+    assert all(len(text) == 64 and len(set(text)) > 8 for text in drawn) and len(set(drawn)) == len(drawn), drawn
+    pod.remove()
+
+
+def test_a_command_that_cannot_be_executed_has_none(pod: Pod, busybox: str) -> None:
+    id_ = pod.create(pod.container(busybox, "/no/such/thing"))
+    found = inspect(pod.daemon, id_)
+    assert found["dna"]["hash"] == "" and found["dna"]["genome"] is None
+
+
+def test_a_pod_is_shown_with_its_containers_also_those_that_have_ended(pod: Pod, busybox: str) -> None:
+    id_ = pod.start(pod.container(busybox, "true"))
+    pod.wait(id_)
+    found = inspect(pod.daemon, pod.id)
+    assert (found["kind"], found["contract"]["given"]) == ("pod", False) and found["addresses"]
+    (container,) = found["containers"]
+    assert container["id"] == id_ and container["lifecycle"]["exit_code"] == 0 and container["dna"]["hash"]
+    with pytest.raises(grpc.RpcError) as refused:
+        inspect(pod.daemon, "f" * 64)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_the_contract_is_in_it(bound: Pod, busybox: str) -> None:
+    plain = Pod.plan(bound.daemon).run()
+    mine, other = (inspect(bound.daemon, one.start(one.container(busybox))) for one in (bound, plain))
+    assert mine["contract"]["given"] and mine["dna"]["trust_label"] == "tests"
+    assert mine["contract"]["effective"]["minimum_entropy"] == 256
+    assert mine["dna"]["genome"]["contract"] == mine["contract"]["digest"] != ""
+    assert other["dna"]["genome"]["contract"] == other["contract"]["digest"] == ""
+    assert mine["dna"]["hash"] != other["dna"]["hash"] and mine["score"]["total"] == other["score"]["total"] + 10
+    plain.remove()
+
+
+def config_of(pod: Pod, container_id: str) -> Path:
+    request = pb.ContainerStatusRequest(container_id=container_id, verbose=True)
+    answer = pod.daemon.runtime.ContainerStatus(request, timeout=patient(30))
+    return Path(json.loads(answer.info["info"])["runtimeSpec"])
+
+
+def test_what_was_changed_on_disk_does_not_start_where_there_is_a_contract(bound: Pod, busybox: str) -> None:
+    id_ = bound.create(bound.container(busybox))
+    path = config_of(bound, id_)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"1000"', b'"1001"'))
+    with pytest.raises(grpc.RpcError) as refused:
+        start(bound, id_)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "denied by dna: what its engine keeps of it" in refused.value.details()
+    path.write_bytes(whole)
+    start(bound, id_)
+    path.write_bytes(whole.replace(b'"uid":0', b'"uid":1'))
+    with pytest.raises(grpc.RpcError) as refused:
+        bound.exec(id_, "id")
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    path.write_bytes(whole)
+    assert bound.exec(id_, "true").exit_code == 0
+
+
+def test_a_fingerprint_outlives_forgeoned(
+    daemon_factory: Callable[..., Daemon], busybox: str, nothing_left: None
+) -> None:
+    daemon = daemon_factory({})
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
+    pod = Pod.plan(daemon)
+    pod.config.annotations[LABEL] = "tests"
+    id_ = pod.run().start(pod.container(busybox))
+    before = inspect(daemon, id_)
+    daemon.kill()
+    daemon.start()
+    after = inspect(daemon, id_)
+    assert (after["dna"], after["entropy"]["events"]) == (before["dna"], before["entropy"]["events"])
+    assert after["lifecycle"]["state"] == "running"
+    pod.remove()
+
+
+@with_criu
+def test_what_was_restored_has_no_seed_of_its_own(
+    daemon_factory: Callable[..., Daemon], busybox: str, tmp_path: Path
+) -> None:
+    daemon = daemon_factory({"native.crun": shutil.which(_crun()) or _crun()})
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
+    pod = Pod.plan(daemon).run()
+    id_ = pod.start(pod.container(busybox))
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    request = pb.CheckpointPodRequest(pod_sandbox_id=pod.id, container_ids=[id_], output_path=str(saved))
+    daemon.runtime.CheckpointPod(request, timeout=patient(120))
+    assert inspect(daemon, id_)["entropy"]["bits"] == 256
+    forks = []
+    for demanded in ("", "1"):
+        fork = Pod.plan(daemon)
+        if demanded:
+            fork.config.annotations[ENTROPY] = demanded
+        wanted = pb.RestorePodRequest(
+            checkpoint_path=str(saved), config=fork.config, container_configs=[pod.container(busybox)]
+        )
+        if demanded:
+            with pytest.raises(grpc.RpcError) as refused:
+                made = daemon.runtime.RestorePod(wanted, timeout=patient(120))
+                start(fork, made.restored_containers[0].container_id)
+            assert "minimum_entropy" in refused.value.details()
+            continue
+        made = daemon.runtime.RestorePod(wanted, timeout=patient(120))
+        fork.id, restored = made.pod_sandbox_id, made.restored_containers[0].container_id
+        start(fork, restored)
+        found = inspect(daemon, restored)
+        assert (found["entropy"]["bits"], found["entropy"]["events"][0]["cause"]) == (0, "restore")
+        assert found["lifecycle"]["restored"] and found["dna"]["hash"].startswith("sha256:")
+        forks.append(fork)
+    for one in (pod, *forks):
+        one.remove()
+
+
+def test_the_command_line_shows_and_compares(pod: Pod, busybox: str) -> None:
+    def forge(*words: str, code: int = 0) -> str:
+        argv = [sys.executable, "-m", "forgeone_shim.cli.main", "--socket", pod.daemon.socket, *words]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=patient(60), check=False, env=os.environ)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    one, other = (pod.create(pod.container(busybox, "sleep", n, name=f"s{n}")) for n in ("7", "8"))
+    assert [each["kind"] for each in json.loads(forge("inspect", pod.id, other))] == ["pod", "container"]
+    shown = forge("dna", "show", one)
+    assert "256 bits" in shown and inspect(pod.daemon, one)["dna"]["hash"] in shown
+    assert [line.split() for line in forge("dna", "diff", one, other, code=1).splitlines()] == [
+        ["FIELD", "BEFORE", "AFTER"],
+        ["argv", '["sleep",', '"7"]', '["sleep",', '"8"]'],
+    ]
