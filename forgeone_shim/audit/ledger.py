@@ -13,6 +13,7 @@ T = TypeVar("T")
 KIND: Final = "audit"
 MARK: Final = "mark"
 DAMAGE: Final = "damage"
+_LONGEST: Final = 2000
 
 
 class Store(Protocol):
@@ -60,17 +61,27 @@ class Ledger:
         """How far the log had come."""
         return self._store.get(KIND, MARK, Mark)
 
-    def save(self, mark: Mark) -> None:
-        """It has come so far."""
+    def save(self, mark: Mark, before: Mark | None) -> bool:
+        """It has come so far, from ``before``; says whether nobody else wrote to it meanwhile."""
+        if self.mark() != before:
+            return False
         self._store.put(KIND, MARK, mark)
+        return True
 
     def damage(self) -> Damage | None:
         """What nobody has accepted yet."""
         return self._store.get(KIND, DAMAGE, Damage)
 
     def report(self, damage: Damage) -> None:
-        """The log was found damaged."""
+        """The log was found damaged; what was reported before, and not accepted, is not forgotten for it."""
+        before = self.damage()
+        if before is not None and before != damage:
+            damage = Damage(f"{before.reason} ({before.kept}); then {damage.reason}"[-_LONGEST:], damage.kept)
         self._store.put(KIND, DAMAGE, damage)
+
+    def begin(self) -> None:
+        """Another log takes the place of the one that there was."""
+        self._store.delete(KIND, MARK)
 
     def accept(self) -> None:
         """Somebody has looked at it."""

@@ -69,6 +69,7 @@ class AuditLog:
         self._signer = keys.signer(origin, key.current)
         self._out = structlog.get_logger("audit")
         self._frontier = Frontier() if found is None else _frontier(found)
+        self._directory = files.directory
         self._segments = Segments(files.wal, () if found is None else found.groups)
         self._tiler = Tiler(files, found)
         lock = threading.Lock()
@@ -81,6 +82,7 @@ class AuditLog:
         self._closing = self._written = self._hurry = False
         self._ahead_bytes = 0
         self._prune = 0, 0
+        self._marked = ledger.mark()
         self._rotating = threading.Lock()
         self._threads = [
             threading.Thread(target=self._write, name="audit", daemon=True),
@@ -130,8 +132,7 @@ class AuditLog:
         elif found.torn:
             self.append(Entry(type="audit.torn", subject=SUBJECT, data={"at": found.size}))
         if damage is not None:
-            self._damage = f"{damage.reason}; it was moved to {damage.kept}"
-            self._out.error("the audit log was damaged", reason=damage.reason, kept=damage.kept)
+            self._tell(damage)
         for thread in self._threads:
             thread.start()
 
@@ -308,11 +309,21 @@ class AuditLog:
             self._out.warning("the node's key was replaced, but not its file", error=str(error))
 
     def _remember(self, checkpoint: Checkpoint) -> None:
+        mark = Mark.of(checkpoint)
         try:
-            self._ledger.save(Mark.of(checkpoint))
+            if self._ledger.save(mark, self._marked):
+                self._marked = mark
+            elif not self._damage:
+                found = Damage("two processes write it", str(self._directory))
+                self._ledger.report(found)
+                self._tell(found)
         except Exception as error:
             # It is in the log, and cannot be taken back; the next group's mark covers it.
             self._out.warning("how far the audit log came was not stored", error=str(error))
+
+    def _tell(self, damage: Damage) -> None:
+        self._out.error("the audit log was damaged", reason=damage.reason, kept=damage.kept)
+        self._damage = f"{damage.reason} ({damage.kept})"
 
     # -- the tiles
 
@@ -388,6 +399,7 @@ def _set_aside(directory: Path, reason: str, ledger: Ledger) -> None:
     with contextlib.suppress(FileNotFoundError):
         directory.rename(kept)
     ledger.report(Damage(reason, str(kept)))
+    ledger.begin()
 
 
 def _finish_rotation(key: NodeKey, found: Snapshot | None) -> None:
