@@ -15,7 +15,6 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from cryptography.x509.verification import (
@@ -61,6 +60,7 @@ _UNREADABLE: Final = (
 _ISSUER_1: Final = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.1")
 _ISSUER_2: Final = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 _BUILD_SIGNER: Final = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.9")
+_UTF8_STRING: Final = 0x0C
 _OTHER_NAME: Final = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.7")
 
 
@@ -165,11 +165,11 @@ def names(certificate: x509.Certificate, name: str) -> Names:
     try:
         extensions = certificate.extensions
         issuer_1, issuer_2 = _extension(extensions, _ISSUER_1), _extension(extensions, _ISSUER_2)
-        issuers = {*([issuer_1.decode()] if issuer_1 else ()), *([asn1.decode_der(str, issuer_2)] if issuer_2 else ())}
+        issuers = {*([issuer_1.decode()] if issuer_1 else ()), *([_text(issuer_2)] if issuer_2 else ())}
         if len(issuers) > 1:
             raise Unverified(f"{name}: its certificate names two issuers")
         signer = _extension(extensions, _BUILD_SIGNER)
-        issuer, build_signer = "".join(issuers), asn1.decode_der(str, signer) if signer else ""
+        issuer, build_signer = "".join(issuers), _text(signer) if signer else ""
         try:
             found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
@@ -179,9 +179,7 @@ def names(certificate: x509.Certificate, name: str) -> Names:
             tuple(found.get_values_for_type(x509.DNSName)),
             tuple(found.get_values_for_type(x509.UniformResourceIdentifier)),
             tuple(
-                asn1.decode_der(str, each.value)
-                for each in found.get_values_for_type(x509.OtherName)
-                if each.type_id == _OTHER_NAME
+                _text(each.value) for each in found.get_values_for_type(x509.OtherName) if each.type_id == _OTHER_NAME
             ),
             issuer,
             build_signer,
@@ -201,6 +199,17 @@ def _read_whole(certificate: x509.Certificate) -> None:
         name.rfc4514_string()
     _ = certificate.extensions, certificate.not_valid_before_utc, certificate.not_valid_after_utc
     certificate.public_key()
+
+
+def _text(der_: bytes) -> str:
+    """A UTF8String, and nothing after it (X.690 sections 8.1.3 and 8.21). :raises ValueError: it is none."""
+    if len(der_) < 2 or der_[0] != _UTF8_STRING:
+        raise ValueError("an extension is no text")
+    octets = der_[2 : 2 + (der_[1] & 0x7F)] if der_[1] & 0x80 else der_[1:2]
+    text = der_[2 + (len(octets) if der_[1] & 0x80 else 0) :]
+    if not octets or int.from_bytes(octets, "big") != len(text):
+        raise ValueError("an extension is no text")
+    return text.decode()
 
 
 def _extension(extensions: x509.Extensions, oid: x509.ObjectIdentifier) -> bytes:

@@ -1,0 +1,122 @@
+"""Signers without keys: Fulcio's certificates by a trusted root, verified by sigstore and here."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+
+from forgeone_shim.attestation import bundles, legacy
+from forgeone_shim.attestation.authorities import Fulcio, Identity
+from forgeone_shim.attestation.evidence import SimpleSignature
+from forgeone_shim.attestation.keyless import Keyless, TrustedRoot
+from forgeone_shim.attestation.publickeys import read as read_key
+from forgeone_shim.attestation.signed import Unverified
+from forgeone_shim.errors import InvalidInput
+from tests.unit.attestation import making
+from tests.unit.attestation.making import NOW, P256, fixture
+
+ANYBODY = Identity(issuer_pattern=re.compile("^https://"), subject_pattern=re.compile("."))
+MITR = Identity("https://github.com/login/oauth", "mitr@redhat.com")
+
+
+def root(name: str) -> TrustedRoot:
+    return TrustedRoot.parse(fixture(f"sigstore-conformance/{name}-root.json"), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "good"),
+    [
+        ("keyless-dsse", "production", True),
+        ("keyless-rekor2-dsse", "rekor2", True),
+        ("keyless-dsse", "rekor2", False),
+        ("keyless-dsse-mismatch-sig", "production", False),
+        ("managed-key", "production", False),
+    ],
+)
+def test_bundles_without_keys_verify_by_the_root_of_their_makers(name: str, of: str, good: bool) -> None:
+    pytest.importorskip("sigstore")
+    read = bundles.parse(fixture(f"sigstore-conformance/{name}.json"), name)
+    authority = Keyless(root(of), (ANYBODY,))
+    if good:
+        assert authority.verify(read, NOW).name.startswith("keyless:https://github.com/")
+        with pytest.raises(Unverified, match="who is not trusted"):
+            Keyless(root(of), (MITR,)).verify(read, NOW)
+    else:
+        with pytest.raises(Unverified, match=name):
+            authority.verify(read, NOW)
+
+
+def test_a_signature_of_before_bundles_verifies_by_the_log_s_time() -> None:
+    found = making.cosign_signature("fulcio-rekor-valid")
+    authority = Keyless(root("production"), (MITR,))
+    assert authority.verify(legacy.signature(found, "it"), NOW).name == "keyless:mitr@redhat.com"
+    later = json.loads(found.rekor)
+    later["Payload"]["integratedTime"] += 1
+    bad = [
+        replace(found, rekor=""),
+        replace(found, certificate=""),
+        replace(found, rekor=json.dumps(later)),
+        replace(found, payload=found.payload + b" "),
+        replace(found, rekor=making.cosign_signature("key-rekor-valid").rekor),
+    ]
+    for one in bad:
+        with pytest.raises(Unverified):
+            authority.verify(legacy.signature(one, "it"), NOW)
+    with pytest.raises(Unverified):
+        Keyless(root("rekor2"), (MITR,)).verify(legacy.signature(found, "it"), NOW)
+
+
+def fulcio(ca: making.Ca, log: making.Log, *, transparency: bool = False) -> Fulcio:
+    keys = (read_key(making.pem(log.key), "log"),)
+    return Fulcio(
+        (ca.certificate,), (Identity("https://idp", "a@example.com"),), keys, (), keys if transparency else ()
+    )
+
+
+def signed(
+    ca: making.Ca, log: making.Log, email: str = "a@example.com", issuer: str = "https://idp"
+) -> SimpleSignature:
+    chain = ca.signer(
+        x509.SubjectAlternativeName([x509.RFC822Name(email)]),
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.1"), issuer.encode()),
+        since=timedelta(minutes=-10),
+        until=timedelta(minutes=0),
+    )
+    return making.simple(P256, chain=chain, log=log)
+
+
+def test_a_certificate_of_minutes_holds_for_what_the_log_saw_in_those_minutes() -> None:
+    ca, log = making.Ca(), making.Log()
+    late = replace(log, time=int((NOW + timedelta(hours=1)).timestamp()))
+    authority = fulcio(ca, log)
+    years_later = datetime(2030, 1, 1, tzinfo=UTC)
+    assert authority.verify(legacy.signature(signed(ca, log), "it"), years_later).name == "keyless:a@example.com"
+    for one in (
+        signed(ca, late),
+        signed(making.Ca(), log),
+        signed(ca, making.Log()),
+        signed(ca, log, email="b@example.com"),
+        signed(ca, log, issuer="https://evil"),
+    ):
+        with pytest.raises(Unverified):
+            authority.verify(legacy.signature(one, "it"), NOW)
+
+
+def test_a_certificate_that_no_transparency_log_has_is_refused_where_one_is_asked_for() -> None:
+    ca, log = making.Ca(), making.Log()
+    with pytest.raises(Unverified, match="transparency log"):
+        fulcio(ca, log, transparency=True).verify(legacy.signature(signed(ca, log), "it"), NOW)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b'{"mediaType": "x", "certificateAuthorities": [], "tlogs": []}', b"[" * 50_000],
+)
+def test_what_is_no_trusted_root_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="mine"):
+        TrustedRoot.parse(data, "mine")

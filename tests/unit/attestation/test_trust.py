@@ -1,0 +1,254 @@
+"""All policies of a node together: which are about an image, and what is remembered of the files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from forgeone_shim.attestation import certificates
+from forgeone_shim.attestation.certificates import Profile
+from forgeone_shim.attestation.evidence import MAX_ITEMS, Evidence, Kind
+from forgeone_shim.attestation.requirements import Requirements
+from forgeone_shim.attestation.signed import Unverified
+from forgeone_shim.attestation.trust import Sources, TrustPolicy
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, UntrustedImage
+from forgeone_shim.registry.reference import Reference
+from tests.unit.attestation import making
+from tests.unit.attestation.making import NOW, P256, STRANGER, b64, bundle, jws, pem, simple, subject
+
+SIGNED = Evidence(bundles=(bundle(P256),))
+APP = Reference.parse("registry.example/team/app:v1")
+CA = making.Ca()
+
+
+def keyed(key: making.Private = P256) -> dict[str, object]:
+    return {"type": "sigstoreSigned", "keyData": b64(pem(key)), "signedIdentity": {"type": "matchRepository"}}
+
+
+def image_policy(name: str, glob: str, key: making.Private) -> dict[str, object]:
+    return {
+        "apiVersion": "policy.sigstore.dev/v1beta1",
+        "kind": "ClusterImagePolicy",
+        "metadata": {"name": name},
+        "spec": {"images": [{"glob": glob}], "authorities": [{"key": {"data": pem(key).decode()}}]},
+    }
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """One policy of each kind."""
+    for name in ("namespaces", "images", "roots/x509/ca/mine"):
+        (tmp_path / name).mkdir(parents=True)
+    write(tmp_path / "policy.json", {"default": [keyed()]})
+    write(tmp_path / "namespaces/free.json", {"default": [{"type": "insecureAcceptAnything"}]})
+    write(tmp_path / "images/strict.json", image_policy("strict", "registry.example/strict/**", STRANGER))
+    (tmp_path / "roots/x509/ca/mine/root.pem").write_bytes(CA.pem)
+    write(
+        tmp_path / "trustpolicy.json",
+        {
+            "version": "1.0",
+            "trustPolicies": [
+                {
+                    "name": "notarised",
+                    "registryScopes": ["registry.example/notarised"],
+                    "signatureVerification": {"level": "strict"},
+                    "trustStores": ["ca:mine"],
+                    "trustedIdentities": ["*"],
+                }
+            ],
+        },
+    )
+    return Sources(
+        tmp_path / "policy.json",
+        tmp_path / "namespaces",
+        tmp_path / "images",
+        tmp_path / "trustpolicy.json",
+        tmp_path / "roots",
+    )
+
+
+def write(path: Path, document: object) -> None:
+    path.write_text(json.dumps(document))
+
+
+def test_every_policy_that_is_about_an_image_has_to_be_met(sources: Sources) -> None:
+    trust = TrustPolicy.load(sources)
+    assert trust.required(APP).check(subject(), SIGNED, NOW).signers
+    strict = trust.required(Reference.parse("registry.example/strict/app"))
+    about = subject("registry.example/strict/app")
+    with pytest.raises(UntrustedImage, match="ClusterImagePolicy strict"):
+        strict.check(about, SIGNED, NOW)
+    assert len(strict.check(about, Evidence(bundles=(bundle(P256), bundle(STRANGER))), NOW).signers) == 2
+    notarised = trust.required(Reference.parse("registry.example/notarised"))
+    assert notarised.wanted == {Kind.BUNDLES, Kind.SIMPLE, Kind.ATTESTATIONS, Kind.NOTATION}
+    with pytest.raises(UntrustedImage, match="trust policy notarised"):
+        notarised.check(subject("registry.example/notarised"), SIGNED, NOW)
+    both = Evidence(bundles=SIGNED.bundles, notation=(jws(P256, CA.signer()),))
+    assert len(notarised.check(subject("registry.example/notarised"), both, NOW).signers) == 2
+
+
+def test_a_namespace_has_a_policy_of_its_own_in_place_of_the_node_s(sources: Sources) -> None:
+    trust = TrustPolicy.load(sources)
+    for namespace, free in (("", False), ("other", False), ("../policy", False), ("free", True)):
+        required = trust.required(APP, namespace)
+        assert (required.wanted == frozenset()) is free
+    # What is not in the namespace's own file still counts.
+    assert trust.required(Reference.parse("registry.example/strict/app"), "free").wanted
+
+
+@pytest.mark.parametrize(("unmatched", "warnings"), [("allow", 0), ("warn", 1), ("deny", None)])
+def test_an_image_that_no_policy_is_about_is_as_the_node_has_it(
+    sources: Sources, unmatched: str, warnings: int | None
+) -> None:
+    trust = TrustPolicy.load(Sources(images=sources.images, unmatched=unmatched))
+    required = trust.required(APP)
+    assert not required.wanted
+    if warnings is None:
+        with pytest.raises(UntrustedImage, match="no policy of this node is about it"):
+            required.check(subject(), SIGNED, NOW)
+    else:
+        assert len(required.check(subject(), SIGNED, NOW).warnings) == warnings
+
+
+def test_the_digest_changes_with_every_file_that_was_read(sources: Sources, tmp_path: Path) -> None:
+    seen = {TrustPolicy.load(sources).digest}
+    assert TrustPolicy.load(sources).digest in seen
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file():
+            path.write_bytes(path.read_bytes() + b"\n")
+            seen.add(TrustPolicy.load(sources).digest)
+    (tmp_path / "images/more.json").write_bytes((tmp_path / "images/strict.json").read_bytes())
+    seen.add(TrustPolicy.load(sources).digest)
+    seen.add(TrustPolicy.load(Sources(sources.policy, unmatched="deny")).digest)
+    seen.add(TrustPolicy.load(Sources(sources.policy, unmatched="warn")).digest)
+    assert len(seen) == 9
+
+
+def test_a_bad_file_refuses_them_all_by_name(sources: Sources, tmp_path: Path) -> None:
+    (tmp_path / "images/broken.yaml").write_text("kind: [")
+    with pytest.raises(InvalidInput, match=r"images/broken\.yaml"):
+        TrustPolicy.load(sources)
+    (tmp_path / "images/broken.yaml").unlink()
+    (tmp_path / "policy.json").unlink()
+    with pytest.raises(FailedPrecondition, match=r"policy\.json: No such file"):
+        TrustPolicy.load(sources)
+    (tmp_path / "policy.json").mkdir()
+    with pytest.raises(FailedPrecondition, match=r"policy\.json"):
+        TrustPolicy.load(sources)
+
+
+def test_no_more_evidence_is_looked_at_than_the_limit(sources: Sources) -> None:
+    required = TrustPolicy.load(sources).required(APP)
+    junk = tuple(bundle(STRANGER) for _ in range(2)) * (MAX_ITEMS // 2)
+    with pytest.raises(UntrustedImage, match=f"has {MAX_ITEMS + 1} bundles"):
+        required.check(subject(), Evidence(bundles=(*junk, bundle(P256))), NOW)
+    assert required.check(subject(), Evidence(bundles=(*junk[1:], bundle(P256))), NOW).signers
+
+
+def test_a_refusal_stays_short_whatever_was_found(sources: Sources) -> None:
+    junk = tuple(f"{'x' * 5000}{number}".encode() for number in range(MAX_ITEMS))
+    with pytest.raises(UntrustedImage) as caught:
+        TrustPolicy.load(sources).required(APP).check(subject(), Evidence(bundles=junk), NOW)
+    assert len(str(caught.value)) < 2000
+
+
+def test_what_needs_no_evidence_needs_none(sources: Sources) -> None:
+    assert Requirements().check(subject(), Evidence(), NOW).signers == ()
+    assert TrustPolicy.load(sources).required(APP, "free").check(subject(), Evidence(), NOW).signers == ()
+
+
+def test_whoever_asks_does_not_load_what_verifies() -> None:
+    check = (
+        "import sys, forgeone_shim.attestation.requirements;"
+        "sys.exit(any(n.split('.')[0] in ('cryptography', 'sigstore', 'yaml') for n in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_sigstore_is_loaded_only_for_signers_without_keys(sources: Sources) -> None:
+    check = (
+        "import sys; from pathlib import Path; from forgeone_shim.attestation.trust import Sources, TrustPolicy;"
+        f"TrustPolicy.load(Sources(Path({str(sources.policy)!r})));"
+        "sys.exit('sigstore' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_critical_extension_that_is_unknown_refuses_its_certificate() -> None:
+    ca = making.Ca()
+    odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    wanted = [(making.usage(), True), (odd, True)]
+    leaf = making.certificate(P256, "signer", ca, wanted, making.timedelta(days=-1), making.timedelta(days=1))
+    with pytest.raises(Unverified, match=r"1\.2\.3\.4"):
+        certificates.verify([leaf], [ca.certificate], NOW, Profile.PRIVATE, "it")
+    good = making.certificate(
+        P256, "signer", ca, [(making.usage(), True), (odd, False)], making.timedelta(days=-1), making.timedelta(days=1)
+    )
+    assert len(certificates.verify([good], [ca.certificate], NOW, Profile.PRIVATE, "it")) == 2
+
+
+def test_a_signer_s_certificate_does_not_issue_others() -> None:
+    ca = making.Ca()
+    chain = ca.signer()
+    middle = making.Ca("middle")
+    middle.certificate, middle.key = chain[0], P256
+    forged = middle.signer()[0]
+    with pytest.raises(Unverified, match="not trusted"):
+        certificates.verify([forged, *chain], [ca.certificate], NOW, Profile.PRIVATE, "it")
+
+
+def test_a_root_that_issues_signers_alone_has_no_authorities_below() -> None:
+    ca = making.Ca()
+    wanted = [(x509.BasicConstraints(True, 0), True), (making.usage(key_cert_sign=True), True)]
+    ca.certificate = making.certificate(
+        ca.key, "root", None, wanted, making.timedelta(days=-9), making.timedelta(days=9)
+    )
+    assert len(certificates.verify(ca.signer(), [ca.certificate], NOW, Profile.PRIVATE, "it")) == 2
+    with pytest.raises(Unverified, match="path length"):
+        certificates.verify(making.Ca("between", ca).signer(), [ca.certificate], NOW, Profile.PRIVATE, "it")
+
+
+@pytest.mark.parametrize(
+    ("der", "text"),
+    [
+        (b"\x0c\x03abc", "abc"),
+        (b"\x0c\x81\x80" + b"a" * 128, "a" * 128),
+        (b"\x0c\x82\x01\x00" + b"a" * 256, "a" * 256),
+        (b"", None),
+        (b"\x0c", None),
+        (b"\x0c\x03ab", None),
+        (b"\x0c\x03abcd", None),
+        (b"\x04\x03abc", None),
+        (b"\x0c\x80abc", None),
+        (b"\x0c\x01\xff", None),
+    ],
+)
+def test_fulcio_s_extensions_are_texts_or_refuse_their_certificate(der: bytes, text: str | None) -> None:
+    issuer = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), der)
+    leaf = making.Ca().signer(issuer)[0]
+    if text is None and der:
+        with pytest.raises(Unverified, match="cannot be read"):
+            certificates.names(leaf, "it")
+    else:
+        assert certificates.names(leaf, "it").issuer == (text or "")
+
+
+def test_a_certificate_with_two_issuers_has_none() -> None:
+    extensions = [
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.1"), b"https://one"),
+        x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8"), b"\x0c\x0bhttps://two"),
+    ]
+    with pytest.raises(Unverified, match="two issuers"):
+        certificates.names(making.Ca().signer(*extensions)[0], "it")
+
+
+def test_a_signature_is_not_taken_for_another_repository_with_the_same_key(sources: Sources) -> None:
+    required = TrustPolicy.load(sources).required(Reference.parse("registry.example/team/other:v1"))
+    moved = Evidence(simple=(simple(P256),), bundles=(bundle(P256, making.statement(name=str(APP))),))
+    with pytest.raises(UntrustedImage, match=r"is for 'registry\.example/team/app"):
+        required.check(subject("registry.example/team/other:v1"), moved, NOW)
