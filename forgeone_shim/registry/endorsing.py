@@ -54,7 +54,7 @@ Read = Callable[[str], bytes | None]
 class Witness(Protocol):
     """Who is told what came of a pull."""
 
-    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement, deadline: Deadline) -> None:
         """An image may come, and somebody stands behind it."""
 
     def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:
@@ -64,7 +64,7 @@ class Witness(Protocol):
 class NoWitness:
     """Nobody is told."""
 
-    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement, deadline: Deadline) -> None:
         """Nothing."""
 
     def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:  # noqa: ARG002
@@ -120,7 +120,7 @@ class Endorser:
         except UntrustedImage as error:
             entry = self._witness.refused(subject, namespace, error.reason, deadline)
             raise UntrustedImage(f"{error.reason} [{entry}]" if entry else error.reason, fix=error.fix) from None
-        self._tell(subject, namespace, vetted.endorsement)
+        self._tell(subject, namespace, vetted.endorsement, deadline)
         return _with(resolved, vetted.evidence)
 
     def imported(self, source: LayoutSource, resolved: Resolved) -> Resolved:
@@ -177,11 +177,11 @@ class Endorser:
             self._keep(image, subject, vetted.evidence)
         return vetted.endorsement
 
-    def _tell(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+    def _tell(self, subject: Subject, namespace: str, found: Endorsement, deadline: Deadline) -> None:
         for warning in found.warnings:
             self._log.warning("an image would be refused", image=str(subject.reference), why=warning)
         if found.signers or found.warnings:
-            self._witness.endorsed(subject, namespace, found)
+            self._witness.endorsed(subject, namespace, found, deadline)
 
     def _kept(self, image: Image, subject: Subject) -> Evidence | None:
         digest = image.evidence.get(_place(subject), "")

@@ -54,6 +54,7 @@ from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.pauses import Pauses
+from forgeone_shim.runtime.pulls import Pulls
 from forgeone_shim.runtime.readiness import Readiness
 from forgeone_shim.runtime.recheck import Recheck
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
@@ -171,6 +172,7 @@ class Runtime:
             layers_in_use=layers_in_use,
             packages=config.packages,
             signatures=config.signatures,
+            witness=Pulls(chronicle),
             abi=abi.VERSION,
             audience=readiness,
         )

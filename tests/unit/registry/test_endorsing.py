@@ -80,7 +80,7 @@ class Listener:
     def __init__(self) -> None:
         self.heard: list[tuple[str, ...]] = []
 
-    def endorsed(self, subject: Subject, namespace: str, found: Endorsement) -> None:
+    def endorsed(self, subject: Subject, namespace: str, found: Endorsement, deadline: Deadline) -> None:
         self.heard.append(("endorsed", subject.digest, namespace, *found.signers))
 
     def refused(self, subject: Subject, namespace: str, why: str, deadline: Deadline) -> str:
