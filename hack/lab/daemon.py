@@ -54,6 +54,7 @@ class Daemon:
         every other host.
     :param environ: more environment for the process.
     :param settings: keys of the configuration that differ, by their dotted names (``native.log_rate``).
+    :param repository: the checkout whose forgeoned it is.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class Daemon:
         registries: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
+        repository: Path = REPOSITORY,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="forgeone-lab-"))
         # As /run and /var/lib are: the root of a pod with a user namespace passes through to its own.
         self.directory.chmod(0o711)
         self.tag = secrets.token_hex(3)
-        self._environ = dict(environ or {})
+        self._environ, self._repository = dict(environ or {}), repository
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
@@ -116,7 +118,7 @@ class Daemon:
         :raises RuntimeError: it ended, or said nothing in time; carries the end of its log.
         """
         argv = [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)]
-        self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=REPOSITORY)
+        self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=self._repository)
         # Calls that others make while there is no daemon leave a channel that tries again only after a while.
         grpc.channel_ready_future(self.channel).result(patient(_READY_SECONDS))
         return self
