@@ -207,6 +207,7 @@ class Images(_Partly):
         self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
         self.paused: set[str] = set()
+        self.documents: dict[str, Any] = {}
         self.archive: Any = ()
         self.imported: list[Any] = []
         self.received = ("", b"")
@@ -258,6 +259,9 @@ class Images(_Partly):
     def ResumeContainer(self, request: Any, call: Any) -> Any:
         self.paused.discard(request.container_id)
         return node_pb2.ResumeContainerResponse()
+
+    def Inspect(self, request: Any, call: Any) -> Any:
+        return node_pb2.InspectResponse(document=json.dumps(self.documents[request.id]))
 
     def TraceContainer(self, request: Any, call: Any) -> Any:
         calls = [

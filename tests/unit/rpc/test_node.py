@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -149,3 +150,9 @@ def test_calls_of_a_guest_come_in_messages_that_any_client_takes() -> None:
     assert [(len(one.calls), one.lost) for one in messages] == [(512, 3), (488, 0)]
     last = messages[-1].calls[-1]
     assert (last.number, last.returned, last.HasField("duration")) == (1000, False, False)
+
+
+def test_an_inspection_is_one_document() -> None:
+    node = SimpleNamespace(inspect=lambda id_: {"kind": "container", "id": id_, "signer": ("a",)})
+    answer = NodeServicer(node, unused).Inspect(node_pb2.InspectRequest(id="c"), CALL)
+    assert json.loads(answer.document) == {"kind": "container", "id": "c", "signer": ["a"]}
