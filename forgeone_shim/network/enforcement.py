@@ -73,10 +73,15 @@ class Enforcement:
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
+        self._report: Callable[[str], object] = lambda _: None
         self._lock = Lock()
         self._pods: dict[str, Restraint] = {}
         self._held: dict[str, _Held] = {}
         self._log = structlog.get_logger("enforcement")
+
+    def report_to(self, report: Callable[[str], object]) -> None:
+        """Whom to tell, by the pod's id, that somebody had changed its tables; must return quickly."""
+        self._report = report
 
     def know(self, restraint: Restraint) -> None:
         """A pod that was there before this process: rules may name it from now on, its own is for :meth:`enforce`."""
@@ -215,13 +220,13 @@ class Enforcement:
         restraint = held.restraint
         rule, pods = restraint.rule or NetworkRule(), tuple(one.pod for one in self._pods.values())
         wanted = policy.plan(rule, Surroundings(node=node, resolvers=restraint.resolvers, pods=pods))
+        changed = False
         for _ in range(_TRIES):
             generation = ruleset.read_generation(held.netlink.ask(ruleset.ask_generation()))
             untouched = generation == held.generation
             if untouched and wanted == held.rules:
                 return
-            if held.rules is not None and not untouched:
-                self._log.warning("somebody changed its rules", sandbox=restraint.sandbox_id)
+            changed = changed or (held.rules is not None and not untouched)
             requests = ruleset.change(held.rules, wanted) if held.rules is not None and untouched else None
             if requests is None:
                 requests = ruleset.install(wanted, self._drops(held))
@@ -229,10 +234,20 @@ class Enforcement:
             errors = transact(held.netlink, requests, generation)
             if not errors:
                 held.rules, held.generation = wanted, ruleset.next_generation(generation)
+                if changed:
+                    self._tell(restraint.sandbox_id)
                 return
             if errors[0].errno != errno.ERESTART and rules is None:
                 raise errors[0]
         raise OSError(errno.EBUSY, "somebody keeps changing the pod's tables")
+
+    def _tell(self, sandbox_id: str) -> None:
+        self._log.warning("somebody had changed its tables; its rules are back", sandbox=sandbox_id)
+        try:
+            self._report(sandbox_id)
+        except Exception as error:
+            # The rules are what counts.
+            self._log.warning("that was not recorded", sandbox=sandbox_id, error=str(error))
 
     @staticmethod
     def _drops(held: _Held) -> Drops:

@@ -25,7 +25,6 @@ from forgeone_shim.network.enforcement import Enforcement, Restraint
 from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.network.pod import PodNetwork
 from forgeone_shim.network.policy import Local
-from forgeone_shim.network.ruleset import Drops
 from forgeone_shim.state.store import StateStore
 
 _RANGES: Final = "network.ranges"
@@ -109,6 +108,10 @@ class Network:
         if pod.restricted or self._enforcement.holds(pod.sandbox_id):
             self._enforcement.enforce(_restraint(pod, ips, self._dns(pod)))
 
+    def report_to(self, report: Callable[[str], object]) -> None:
+        """Whom to tell, by the pod's id, that its rules had been tampered with and are back; must return quickly."""
+        self._enforcement.report_to(report)
+
     def detach(self, sandbox_id: str) -> None:
         """Take a pod off its network. Its host ports are free when this returns, and no rule lets its addresses in.
 
@@ -130,14 +133,18 @@ class Network:
         got = self._cni.attachment(pod.sandbox_id)
         return None if got is None else got.dns
 
-    def drops(self, sandbox_id: str) -> Drops | None:
-        """What was refused of a pod, each way; ``None`` unless it is kept to a rule. InternalError: the kernel's."""
-        return self._enforcement.drops(sandbox_id)
+    def refused(self, sandbox_id: str) -> Json | None:
+        """Packets and bytes that were refused of a pod, each way; ``None`` unless it is kept to a rule.
+
+        :raises InternalError: the kernel does not tell.
+        """
+        drops = self._enforcement.drops(sandbox_id)
+        return None if drops is None else asdict(drops)
 
     def details(self, sandbox_id: str) -> Json:
         """What there is to tell people of a pod's network; empty for the built-in one without a rule."""
-        found, drops = self._cni.details(sandbox_id), self._enforcement.drops(sandbox_id)
-        return found if drops is None else {**found, "refused": asdict(drops)}
+        found, refused = self._cni.details(sandbox_id), self.refused(sandbox_id)
+        return found if refused is None else {**found, "refused": refused}
 
     def reconcile(self, known: Callable[[], set[str]]) -> tuple[str, ...]:
         """Finish what was cut off; the ids of the pods that are left to do. See :meth:`PodNetwork.reconcile`."""

@@ -49,6 +49,8 @@ class Node:
         self.lab = lab
         self.retries: list[Callable[[], None]] = []
         self.enforcement = Enforcement(self._retry)
+        self.tampered: list[str] = []
+        self.enforcement.report_to(self.tampered.append)
 
     def _retry(self, _name: str, job: Callable[[], None]) -> None:
         self.retries.append(job)
@@ -231,6 +233,8 @@ def test_rules_that_somebody_took_away_are_back_before_the_next_container_starts
         assert without_counters(table(app) if tamper[1] != "ruleset" else "") != without_counters(before)
         node.enforcement.enforce(node.restraint(app, rule))
         assert without_counters(table(app)) == without_counters(before), tamper
+        node.enforcement.enforce(node.restraint(app, rule))
+    assert node.tampered == ["app"] * len(tampers)
     assert is_refused(app.netns, other.ipv4, 80)
     assert written == (1, 0)
 
