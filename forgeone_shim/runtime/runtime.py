@@ -109,6 +109,8 @@ class Runtime:
         self._running = Running(parts, self._watching)
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)
+        self.inspection.pod_section("refused", lambda record: parts.network.refused(record.id))
+        parts.network.report_to(self._tampered)
         self._containers.report_to(self._insight)
         self._recheck = Recheck(parts, self._containers)
         self._checkpoints = Checkpoints(parts, images, self._sandboxes, self._containers)
@@ -265,6 +267,9 @@ class Runtime:
         self._p.store.close()
         for lock in self._locks:
             os.close(lock)
+
+    def _tampered(self, sandbox_id: str) -> None:
+        self._chronicle.noted("network.repaired", self._p.sandboxes.find(sandbox_id).record)
 
     def _ended(self, container_id: str, found: Exit) -> None:
         self._ends.submit(self._containers.endings.report, container_id, found)
