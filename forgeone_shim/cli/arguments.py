@@ -113,6 +113,61 @@ def verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image")
 
 
+def contracts(
+    contract: argparse.ArgumentParser,
+    policy: argparse.ArgumentParser,
+    common: argparse.ArgumentParser,
+    output: argparse.ArgumentParser,
+) -> None:
+    """``forge contract`` and ``forge policy``."""
+    given = argparse.ArgumentParser(add_help=False)
+    given.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
+    given.add_argument("--policies", default="", metavar="DIRECTORY", help="in place of contract.policies_dir")
+    given.add_argument(
+        "--issuers", action="append", default=[], metavar="FILE", help="a public key, or a directory of them"
+    )
+    given.add_argument("--default", default=None, metavar="NAME", help="in place of contract.default_policy")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("-n", "--namespace", default="", help="of pods whose manifest says none (default: default)")
+
+    verbs = contract.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    lint = _verb(verbs, "lint", "whether contracts, and those of pods' manifests, can be read", common, where)
+    lint.add_argument("files", nargs="+", metavar="file", help="a contract, signed or not, or a manifest; -: stdin")
+
+    explain = _verb(
+        verbs, "explain", "what a contract comes to under policies, and whose word it is", common, output, given, where
+    )
+    explain.add_argument("--pod", default="pod", help="for a contract by itself: the pod's name")
+    explain.add_argument("--container", default="", metavar="NAME", help="for one container of the pod")
+    explain.add_argument("file", help="a contract, signed or not, or a manifest")
+
+    sign = _verb(verbs, "sign", "put a contract into an envelope with a signature, or add one to an envelope", common)
+    sign.add_argument("--key", required=True, metavar="FILE")
+    sign.add_argument("-o", dest="file_out", default="-", metavar="FILE", help="default: standard output")
+    sign.add_argument("file", help="a contract")
+
+    test = _verb(verbs, "test", "try policies on pods' manifests", common, output, given, where)
+    test.add_argument(
+        "--at",
+        action="append",
+        default=[],
+        metavar="POINT",
+        help="where a node asks, such as exec (default: sandbox, create and start)",
+    )
+    test.add_argument("--engine", default="native", choices=("native", "wasm", "microvm"))
+    test.add_argument("--user", type=int, default=0, help="of images whose containers ask for none (default: 0)")
+    test.add_argument("--digest", default="", help="of images by tag")
+    test.add_argument("--signed-by", action="append", default=[], metavar="SIGNER", help="as in trusted_issuers")
+    test.add_argument("--entropy", type=int, default=256, metavar="BITS", help="that containers start with")
+    test.add_argument("--trust-score", type=int, default=100, metavar="N", help="that containers have")
+    test.add_argument("files", nargs="+", metavar="file", help="a manifest; -: stdin")
+
+    verbs = policy.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    _verb(verbs, "list", "the policies of this node", common, output, given)
+    check = _verb(verbs, "check", "whether policies can be used, and together", common, given)
+    check.add_argument("files", nargs="*", metavar="file", help="default: those of contract.policies_dir")
+
+
 def _verb(verbs: Any, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents

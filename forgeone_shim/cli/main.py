@@ -83,6 +83,13 @@ def parser() -> argparse.ArgumentParser:
     pull.add_argument("--handler", default="", help="for pods of this runtime handler: it may choose between platforms")
     pull.add_argument("image")
 
+    arguments.contracts(
+        verb("contract", "read, explain, sign and try contracts of pods"),
+        verb("policy", "what this node's policies are, and whether they can be used"),
+        common,
+        output,
+    )
+
     arguments.verify(verb("verify", "check in its registry who stands behind an image", output, login))
 
     rmi = verb("rmi", "remove images")
@@ -173,6 +180,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import pkg
 
         return pkg.command(args)
+    if args.verb in {"contract", "policy"}:
+        from forgeone_shim.cli import contracts
+
+        return contracts.contract(args) if args.verb == "contract" else contracts.of_policies(args)
     if args.verb == "verify":
         from forgeone_shim.cli import verify
 
