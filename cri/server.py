@@ -60,6 +60,8 @@ _CHANGES: Final = (
     "Restore",
     "Reopen",
     "Reload",
+    "Rotate",
+    "Accept",
     "Import",
 )
 # The only fields of a request that reach the log.

@@ -160,6 +160,12 @@ class RuntimePort(Protocol):
     ) -> tuple[str, tuple[RestoredContainer, ...]]:
         """A pod of a checkpoint, and its containers, waiting to be started."""
 
+    def rotate_audit_key(self, deadline: Deadline) -> str:
+        """Sign the audit log with a new key; what it is verified with."""
+
+    def accept_audit_damage(self, deadline: Deadline) -> None:
+        """Let things start again after the audit log was found damaged."""
+
     def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> None:
         """Denied where ``argv`` may not be run in it."""
 

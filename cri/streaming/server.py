@@ -14,8 +14,9 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -25,7 +26,7 @@ from cri.streaming.tokens import Tokens
 from cri.streaming.wire import Wire
 from engines.base import Console, Stdio
 from forgeone_shim.config.model import StreamingConfig
-from forgeone_shim.errors import InternalError, InvalidInput
+from forgeone_shim.errors import ForgeError, InternalError, InvalidInput
 
 REQUEST_SECONDS: Final = 10.0
 """How long a client may take for its TLS handshake and its request."""
@@ -48,6 +49,9 @@ class StreamsPort(Protocol):
 
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         """A TCP socket that belongs to the pod's network, to be connected to ``port``."""
+
+    def forwarding(self, sandbox_id: str, ports: Sequence[int]) -> AbstractContextManager[dict[str, Any]]:
+        """Around a session; what is put into the dictionary is told with its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +273,23 @@ class StreamingServer:
             case AttachGrant(id_, stdio), command.SpdyLink() | command.WebSocketLink():
                 end = command_session(loop, link, early, lambda: runtime.attach_console(id_, stdio))
             case ForwardGrant(id_, ports), forward.SpdyLink() | forward.WebSocketLink() | forward.TunnelLink():
-                end = forward_session(
-                    loop, link, early, lambda family, port: runtime.pod_socket(id_, family, port), frozenset(ports)
-                )
+                end = self._forward(loop, link, early, id_, ports)
         log.info("session ended", end=end, seconds=round(time.monotonic() - started, 3))
+
+    def _forward(self, loop: Loop, link: forward.Link, early: bytes, sandbox_id: str, ports: Sequence[int]) -> str:
+        reached: list[int] = []
+
+        def dial(family: socket.AddressFamily, port: int) -> socket.socket:
+            if port not in reached:
+                reached.append(port)
+            return self._runtime.pod_socket(sandbox_id, family, port)
+
+        try:
+            with self._runtime.forwarding(sandbox_id, ports) as told:
+                told["reached"] = reached
+                return forward_session(loop, link, early, dial, frozenset(ports))
+        except ForgeError as error:
+            return str(error)
 
 
 def _request(loop: Loop) -> tuple[http.Request, bytes]:

@@ -73,6 +73,12 @@ class Node(Protocol):
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host."""
 
+    def rotate_audit_key(self, deadline: Deadline) -> str:
+        """Sign the audit log with a new key; what it is verified with."""
+
+    def accept_audit_damage(self, deadline: Deadline) -> None:
+        """Let things start again."""
+
     def inspect(self, id_: str) -> dict[str, Any]:
         """Everything that is known of a container or a pod."""
 
@@ -101,6 +107,17 @@ class NodeServicer(BehaviourMethods):
         """What applies now, and what waits for a restart."""
         outcome = self._reload()
         return node_pb2.ReloadResponse(changed=outcome.changed, needs_restart=outcome.restart)
+
+    def RotateAuditKey(self, _request: node_pb2.RotateAuditKeyRequest, call: Call) -> node_pb2.RotateAuditKeyResponse:
+        """The new key."""
+        return node_pb2.RotateAuditKeyResponse(key=self._node.rotate_audit_key(call.deadline))
+
+    def AcceptAuditDamage(
+        self, _request: node_pb2.AcceptAuditDamageRequest, call: Call
+    ) -> node_pb2.AcceptAuditDamageResponse:
+        """Things may start again."""
+        self._node.accept_audit_damage(call.deadline)
+        return node_pb2.AcceptAuditDamageResponse()
 
     def PauseContainer(self, request: node_pb2.PauseContainerRequest, call: Call) -> node_pb2.PauseContainerResponse:
         """None of its processes runs any more."""

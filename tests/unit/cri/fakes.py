@@ -327,6 +327,12 @@ class FakeRuntime:
     def listen(self) -> Feed:
         return self._events.listen()
 
+    def rotate_audit_key(self, deadline: Deadline) -> str:
+        return "node+00000000+A"
+
+    def accept_audit_damage(self, deadline: Deadline) -> None:
+        pass
+
     def may_exec(self, id_: str, argv: tuple[str, ...], *, tty: bool = False) -> None:
         self.container(id_)
 

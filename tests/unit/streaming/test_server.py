@@ -7,7 +7,8 @@ import datetime
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,9 @@ class Runtime:
 
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         return socket.socket(family, socket.SOCK_STREAM)
+
+    def forwarding(self, sandbox_id: str, ports: Sequence[int]) -> AbstractContextManager[dict[str, object]]:
+        return nullcontext({})
 
 
 @pytest.fixture
