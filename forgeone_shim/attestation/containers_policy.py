@@ -161,16 +161,17 @@ def read(path: Path, files: Files) -> ContainersPolicy:
     :raises FailedPrecondition: a file cannot be read, or others than root could have written it.
     """
     found = document(str(path), files.read(path), _Policy)
-    transports = {
-        name: {
-            scope: _rules(each, f"{path}.transports[{name!r}][{scope!r}]", scope, files) for scope, each in of.items()
-        }
-        for name, of in found.transports.items()
-    }
-    return ContainersPolicy(_rules(found.default, f"{path}.default", None, files), transports.get(_TRANSPORT, {}))
+    pulled = found.transports.get(_TRANSPORT, {})
+    return ContainersPolicy(
+        _rules(found.default, f"{path}.default", "", files),
+        {
+            scope: _rules(each, f"{path}.transports[{_TRANSPORT!r}][{scope!r}]", scope, files)
+            for scope, each in pulled.items()
+        },
+    )
 
 
-def _rules(found: list[_Requirement], where: str, scope: str | None, files: Files) -> tuple[Rule, ...]:
+def _rules(found: list[_Requirement], where: str, scope: str, files: Files) -> tuple[Rule, ...]:
     policy = f"{where.partition('.transports')[0].removesuffix('.default')}, " + (
         f"scope {scope!r}" if scope else "its default"
     )

@@ -112,10 +112,12 @@ class ImagePolicy:
     rule: Rule
 
     def about(self, reference: Reference) -> bool:
-        """Whether it is about an image of this name; with a digest that stands in the tag's place."""
-        text = f"{reference.name}@{reference.digest}" if reference.digest else f"{reference.name}:{reference.tag}"
-        # What go-containerregistry calls Docker's registry; the shorter name is in policies, too.
-        names = (text, f"index.{text}") if reference.registry == "docker.io" else (text,)
+        """Whether it is about an image of this name. One with tag and digest goes by either."""
+        names = [f"{reference.name}:{reference.tag}"] if reference.tag else []
+        names += [f"{reference.name}@{reference.digest}"] if reference.digest else []
+        if reference.registry == "docker.io":
+            # So go-containerregistry calls it; the shorter name is in policies, too.
+            names += [f"index.{name}" for name in names]
         return any(glob.fullmatch(name) for glob in self.globs for name in names)
 
 

@@ -87,10 +87,12 @@ class Endorsed:
         """Signers and attestations of every endorser that spoke."""
         reasons: list[str] = []
         found: list[Endorsement] = []
+        read: dict[frozenset[Kind], tuple[Signed, ...]] = {}
         for endorser in self.endorsers:
-            offered = candidates(evidence, endorser.formats, reasons)
+            if endorser.formats not in read:
+                read[endorser.formats] = candidates(evidence, endorser.formats, reasons)
             try:
-                found.append(_endorsement(endorser, offered, subject, now, reasons))
+                found.append(_endorsement(endorser, read[endorser.formats], subject, now, reasons))
             except Unverified as error:
                 reasons.append(error.what)
         if not found:
@@ -100,9 +102,14 @@ class Endorsed:
 
 def refusal(subject: Subject, policy: str, reasons: Iterable[str]) -> str:
     """One sentence about an image that a policy refuses, with what was wrong about the evidence."""
-    unlike = list(dict.fromkeys(reason[:_MAX_REASON] for reason in reasons))
+    unlike = list(dict.fromkeys(_printable(reason[:_MAX_REASON]) for reason in reasons))
     more = f"; and {len(unlike) - _MAX_REASONS} more" if len(unlike) > _MAX_REASONS else ""
     return f"{subject.reference}: refused by {policy}: {'; '.join(unlike[:_MAX_REASONS])}{more}"
+
+
+def _printable(text: str) -> str:
+    """Evidence is anybody's, and this goes to logs and terminals."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def candidates(evidence: Evidence, formats: frozenset[Kind], reasons: list[str]) -> tuple[Signed, ...]:

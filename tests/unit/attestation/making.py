@@ -188,7 +188,9 @@ class Log:
     def entry(self, body: bytes, kind: str, *, promised: bool = True) -> dict[str, Any]:
         root = sha256(b"\x00" + body).digest()
         note = f"log.example\n1\n{b64(root)}\n"
-        checkpoint = f"{note}\n\u2014 log.example {b64(b'hint' + sign(self.key, note.encode()))}\n"
+        checkpoint = (
+            f"{note}\n\u2014 log.example {b64(sha256(spki(self.key)).digest()[:4] + sign(self.key, note.encode()))}\n"
+        )
         return {
             "logIndex": "7",
             "logId": {"keyId": b64(sha256(spki(self.key)).digest())},

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgeone_shim.attestation import bundles, publickeys, rekor, statements
+from forgeone_shim.attestation import bundles, legacy, publickeys, rekor, statements
 from forgeone_shim.attestation.authorities import Keys
+from forgeone_shim.attestation.evidence import LegacyAttestation
 from forgeone_shim.attestation.signed import Unverified
 from forgeone_shim.errors import FailedPrecondition
 from tests.unit.attestation import making
@@ -205,3 +206,17 @@ def test_a_bundle_with_any_value_replaced_says_nothing_else(path: tuple[str | in
     assert read.payload == making.statement()
     with contextlib.suppress(Unverified):
         assert rekor.witnessed(read, verifier.der, (log,)) == LOG.time
+
+
+def test_envelopes_made_here_are_taken_by_securesystemslib_and_the_other_way_around() -> None:
+    sslib = pytest.importorskip("securesystemslib.dsse")
+    signers = pytest.importorskip("securesystemslib.signer")
+    key_ = signers.SSlibKey.from_crypto(P256.public_key())
+    sent = json.loads(bundle(P256))["dsseEnvelope"]
+    sent["signatures"][0]["keyid"] = key_.keyid
+    assert sslib.Envelope.from_dict(sent).verify([key_], 1)
+    made = sslib.Envelope(making.statement(), making.IN_TOTO, {})
+    made.sign(signers.CryptoSigner(P256, key_))
+    (back,) = legacy.attestations(LegacyAttestation(json.dumps(made.to_dict()).encode()), "it")
+    assert Keys((publickeys.read(pem(P256), "key"),)).verify(back, NOW).name
+    assert back.payload == making.statement()
