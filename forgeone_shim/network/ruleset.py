@@ -160,7 +160,7 @@ def read_drops(replies: Iterable[Reply]) -> Drops:
             items = attributes(reply.body[_GENMSG_BYTES:])
             data = attributes(items.get(_OBJ_DATA, b""))
             packets, size = (int.from_bytes(data.get(key, b""), "big") for key in (_COUNTER_PACKETS, _COUNTER_BYTES))
-            found[items.get(_OBJ_NAME, b"").rstrip(b"\0").decode()] = Count(packets, size)
+            found[items.get(_OBJ_NAME, b"").rstrip(b"\0").decode(errors="replace")] = Count(packets, size)
     return Drops(egress=found.get(EGRESS, Count()), ingress=found.get(INGRESS, Count()))
 
 

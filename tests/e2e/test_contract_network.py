@@ -196,6 +196,8 @@ def test_rules_that_somebody_flushed_are_back_when_a_container_starts(
     assert reaches(app, web)
     forgeoned.runtime.StartContainer(pb.StartContainerRequest(container_id=id_), timeout=patient(60))
     assert is_kept_from(app, web)
+    entries = [path.read_bytes() for path in (Path(forgeoned.config.root) / "audit").rglob("*") if path.is_file()]
+    assert any(b"dev.forgeone.sandbox.network.repaired" in entry for entry in entries)
 
 
 @pytest.mark.parametrize("engine", ["native", "wasm"])

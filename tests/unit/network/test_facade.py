@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 
+from engines.base import DNSConfig
 from forgeone_shim.config.model import CniConfig, NetworkConfig
-from forgeone_shim.errors import FailedPrecondition, InvalidInput
+from forgeone_shim.contract.model import NetworkRule, Peer
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.network import network as facade
+from forgeone_shim.network import podfiles
 from forgeone_shim.network.bandwidth import EGRESS, INGRESS, UNLIMITED, Limits
+from forgeone_shim.network.enforcement import Enforcement
 from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.network import Network
 from tests.unit.network.cni.fakes import Node
@@ -83,6 +87,43 @@ def test_the_builtin_network_is_told_of_a_pods_bandwidth(host: Host) -> None:
     with pytest.raises(InvalidInput, match="egress-bandwidth"):
         host.both.attach(host.pod("pod3", annotations={EGRESS: "fast"}))
     assert "pod3" not in host.builtin.pods
+
+
+def test_a_pod_that_cannot_be_kept_to_its_rule_is_taken_off_its_network_again(host: Host) -> None:
+    ruled = host.pod("ruled", netns="/nowhere", rule=NetworkRule(egress=()))
+    with pytest.raises(NotFound, match="network namespace"):
+        host.both.attach(ruled)
+    assert not host.builtin.pods
+    host.write("first")
+    with pytest.raises(NotFound, match="network namespace"):
+        host.both.attach(ruled)
+    assert host.fakes.told() == ["ADD first", "DEL first"]
+    # It is nobody's to be kept to a rule later.
+    with pytest.raises(NotFound):
+        host.both.enforce(ruled, ("10.9.0.2",))
+
+
+def test_a_rule_knows_the_name_servers_that_the_pod_will_ask(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Enforcement, "admit", lambda _self, restraint: seen.append(restraint.resolvers))
+    resolv_conf = host.directory / "resolv.conf"
+    resolv_conf.write_text("# nameserver 192.0.2.1\nnameserver 192.0.2.9\nnameserver nonsense\nsearch a.example\n")
+    monkeypatch.setattr(podfiles, "HOST_RESOLV_CONF", resolv_conf)
+    rule = NetworkRule(egress=(Peer(),))
+    host.both.attach(host.pod("asked", rule=rule, dns=DNSConfig(servers=("10.96.0.10", "fd00::a"))))
+    host.both.attach(host.pod("hosts", rule=rule))
+    host.both.attach(host.pod("searches", rule=rule, dns=DNSConfig(searches=("a.example",))))
+    host.both.attach(host.pod("free"))
+    assert seen == [("10.96.0.10", "fd00::a"), ("192.0.2.9",), (), ()]
+
+
+def test_a_pod_without_a_rule_is_not_looked_at_when_a_container_starts(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.both.attach(host.pod())
+    monkeypatch.setattr(facade, "_restraint", None)
+    host.both.enforce(host.pod(), ("10.88.0.2",))
+    host.both.enforce(host.pod("unknown"), ())
 
 
 def test_without_a_configuration_pods_are_on_the_builtin_network(host: Host) -> None:
