@@ -289,7 +289,7 @@ class Watching:
         """
         found = self.find(container_id)
         made = self.library.learn(found.observed.image, found.observed.engine, found.profile, anew=anew)
-        self._note(found.observed.container, "learned", image=made.image, baseline=made.digest)
+        self._note(found.observed.container, "learned", baseline=made.digest)
         return made
 
     def pin(self, image: str) -> Baseline:
@@ -483,6 +483,8 @@ class Watching:
                 directory.mkdir(parents=True, exist_ok=True)
                 cgroups.write(f"{directory}/cgroup.procs", str(pid))
             return group_at(mount, str(directory))
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise FailedPrecondition(f"container {record.id[:13]} died before it was started") from error
         except OSError as error:
             raise syscall_error("watch", directory, error) from error
 

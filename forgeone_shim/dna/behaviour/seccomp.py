@@ -13,8 +13,8 @@ _NATIVE: Final = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 _FOREIGN: Final = {"x86_64": "SCMP_ARCH_X86", "aarch64": "SCMP_ARCH_ARM"}
 _RUNTIME = (
     "brk capset chdir close close_range dup2 dup3 execve exit exit_group fchown fcntl fstat futex getdents64 getpid "
-    "ioctl lseek mmap munmap newfstatat openat prctl read restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn "
-    "seccomp setgid setgroups setresgid setresuid setsid setuid statx umask write"
+    "ioctl lseek mmap munmap newfstatat openat poll ppoll prctl pselect6 read restart_syscall rt_sigaction "
+    "rt_sigprocmask rt_sigreturn seccomp select setgid setgroups setresgid setresuid setsid setuid statx umask write"
 )
 #: What crun does itself once the filter is in force, before the container's first instruction or that of a command
 #: which is executed in it (strace says so; a few more for versions to come); and what a kernel makes a process do that
