@@ -32,6 +32,8 @@ _TABLE: Final[Mapping[str, tuple[pb.MetricType.ValueType, tuple[str, ...], str]]
         "cpu_usage_seconds_total": (_C, (), "Seconds of CPU time."),
         "cpu_user_seconds_total": (_C, (), "Seconds of CPU time spent outside the kernel."),
         "file_descriptors": (_G, (), "Open file descriptors of all processes."),
+        "forgeone_entropy_bits": (_G, (), "Bits of fresh seed since its state could last be somebody else's."),
+        "forgeone_trust_score": (_G, (), "How far it is to be trusted, 0 to 100."),
         "fs_inodes_free": (_G, _DEVICE, "Free inodes of the filesystem that the writable layer is on."),
         "fs_inodes_total": (_G, _DEVICE, "Inodes of the filesystem that the writable layer is on."),
         "fs_limit_bytes": (_G, _DEVICE, "Size of the filesystem that the writable layer is on."),

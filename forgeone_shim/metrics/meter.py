@@ -60,8 +60,14 @@ class PodSamples:
 class Meter:
     """Thread-safe. Where a cgroup is gone its readings are empty, never an error."""
 
-    def __init__(self, host: CgroupHost, measure_layer: Callable[[str], FilesystemUsage]) -> None:
-        self._host = host
+    def __init__(
+        self,
+        host: CgroupHost,
+        measure_layer: Callable[[str], FilesystemUsage],
+        more: Callable[[str], Iterable[Sample]] = lambda _: (),
+    ) -> None:
+        """``more`` is what else there is to tell of a container, by its id."""
+        self._host, self._more = host, more
         self._layers = WritableLayers(measure_layer)
         self._rates = Rates()
         self._device = cache(_device)
@@ -120,6 +126,7 @@ class Meter:
             *samples.of_container(self._host, read, usage, self._page_sizes),
             *samples.of_processes(self._processes(view.cgroup)),
             *samples.of_layer(layer, self._device(layer.mountpoint)),
+            *self._more(view.id),
         )
 
     def _interfaces(self, view: SandboxView, live: Sequence[ContainerView]) -> tuple[Interface, ...]:

@@ -273,6 +273,12 @@ def of_layer(layer: FilesystemUsage, device: str) -> Iterator[Sample]:
         yield Sample("container_fs_inodes_free", found.f_ffree, (device,))
 
 
+def of_trust(score: int, entropy: int) -> Iterator[Sample]:
+    """How far a container is to be trusted, and its bits of fresh seed."""
+    yield Sample("container_forgeone_trust_score", score)
+    yield Sample("container_forgeone_entropy_bits", entropy)
+
+
 def of_interfaces(found: Iterable[Interface]) -> Iterator[Sample]:
     """A pod's network."""
     for one in found:

@@ -34,6 +34,7 @@ from forgeone_shim.kernel import cgroups, selinux
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
 from forgeone_shim.metrics.meter import Meter
+from forgeone_shim.metrics.samples import Sample, of_trust
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.service import ImageService
@@ -123,7 +124,7 @@ class Runtime:
         )
         self._containers.watch(self._watch)
         self._events = EventHub(parts.lifecycle, self._happening)
-        self.meter = Meter(parts.cgroups, self._layer_usage)
+        self.meter = Meter(parts.cgroups, self._layer_usage, self._trust)
         parts.lifecycle.subscribe(self._forget_usage)
         parts.lifecycle.subscribe(self._insight.told)
         parts.lifecycle.subscribe(self._watching.told)
@@ -525,6 +526,13 @@ class Runtime:
     def _layer_usage(self, container_id: str) -> FilesystemUsage:
         used, inodes = self._p.rootfs.usage(container_id)
         return FilesystemUsage(str(self._p.paths.root), used, inodes, time.time_ns())
+
+    def _trust(self, container_id: str) -> tuple[Sample, ...]:
+        try:
+            record = self._p.containers.find(container_id).record
+        except NotFound:
+            return ()
+        return tuple(of_trust(self._p.identity.score(record).total, record.entropy))
 
     def _forget_usage(self, made: Transition) -> None:
         if made.event is Event.REMOVE:

@@ -96,7 +96,7 @@ def test_metrics_are_those_of_the_descriptors(pod: Pod, busybox: str) -> None:
     id_ = busy(pod, busybox)
     descriptors = pod.daemon.runtime.ListMetricDescriptors(pb.ListMetricDescriptorsRequest()).descriptors
     labels = {one.name: len(one.label_keys) for one in descriptors}
-    assert len(labels) == 56
+    assert len(labels) == 58
     until, throttled = time.monotonic() + patient(20), "container_cpu_cfs_throttled_periods_total"
     values: dict[str, int] = {}
     # What it has to do before it is busy takes a while, and may leave time in every period.
@@ -113,6 +113,7 @@ def test_metrics_are_those_of_the_descriptors(pod: Pod, busybox: str) -> None:
     assert values["container_spec_memory_limit_bytes"] == 64 << 20
     assert values[throttled] > 0
     assert values["container_file_descriptors"] > 0
+    assert values["container_forgeone_entropy_bits"] == 256 and values["container_forgeone_trust_score"] > 0
     assert values["container_start_time_seconds"] <= values["container_last_seen"]
     # Devices and huge pages are not everywhere, nor is pressure.
     spared = re.compile("container_(blkio|fs_reads|fs_writes|hugetlb|pressure|spec_.*(shares|swap|reservation))")

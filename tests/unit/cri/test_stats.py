@@ -67,7 +67,7 @@ def test_metrics_are_labelled_as_their_descriptors_say(cri: RuntimeServiceStub, 
     pod, container = run(cri, images)
     descriptors = cri.ListMetricDescriptors(pb.ListMetricDescriptorsRequest()).descriptors
     keys = {one.name: list(one.label_keys) for one in descriptors}
-    assert len(keys) == 56
+    assert len(keys) == 58
     assert all(one.help for one in descriptors)
     [found] = cri.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest()).pod_metrics
     [received], [of_container] = found.metrics, found.container_metrics

@@ -18,6 +18,7 @@ from forgeone_shim.metrics.samples import (
     of_limits,
     of_processes,
     of_spec,
+    of_trust,
     of_usage,
     of_v1,
     of_v2,
@@ -237,6 +238,7 @@ def test_every_sample_has_a_descriptor_with_as_many_labels() -> None:
         *of_processes([os.getpid()]),
         *of_layer(FilesystemUsage("/", 1, 1, 1), "/dev/x"),
         *of_interfaces(parse(NET_DEV)),
+        *of_trust(1, 256),
     ]
-    assert len(known) == 56
+    assert len(known) == 58
     assert {one.name: len(one.labels) for one in found}.items() <= known.items()
