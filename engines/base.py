@@ -89,7 +89,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Limits. Zero means "not set" except where noted; memory in bytes, CPU times in microseconds."""
+    """Limits. Zero means "not set" except where noted; memory in bytes, CPU times in microseconds.
+
+    ``pids_limit`` is of processes and threads, and of no caller's making: CRI has no such field, contracts do.
+    """
 
     cpu_period: int = 0
     cpu_quota: int = 0
@@ -101,6 +104,7 @@ class Resources:
     oom_score_adj: int = 0
     hugepages: tuple[tuple[str, int], ...] = ()
     unified: Mapping[str, str] = field(default_factory=dict)
+    pids_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

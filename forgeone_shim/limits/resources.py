@@ -27,6 +27,8 @@ def limits(resources: Resources, host: Host) -> dict[str, object]:
     pages = [{"pageSize": size, "limit": limit} for size, limit in hugepages(resources, host).items()]
     if pages:
         found["hugepageLimits"] = pages
+    if resources.pids_limit:
+        found["pids"] = {"limit": resources.pids_limit}
     if resources.unified:
         found["unified"] = unified.check(resources, host.cgroups)
     return found

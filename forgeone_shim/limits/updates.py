@@ -53,7 +53,7 @@ def plan(resources: Resources, host: Host, cgroup: str) -> list[Write]:
     """
     files = _Files(host.cgroups, cgroup)
     found = [*_cpusets(resources, files), *_cpu(resources, files), *_hugepages(resources, host, files)]
-    found += [*_memory(resources, host, files), *_unified(resources, host, files)]
+    found += [*_memory(resources, host, files), *_pids(resources, files), *_unified(resources, host, files)]
     # A unified key has the last word on its file.
     return [write for write in {write.path: write for write in found}.values() if not _same(write)]
 
@@ -205,6 +205,11 @@ def _memory(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:
         grows_past = limit < 0 or limit > int(write.before)
         writes.insert(0 if grows_past else len(writes), write)
     yield from writes
+
+
+def _pids(resources: Resources, files: _Files) -> Iterator[Write]:
+    if resources.pids_limit:
+        yield files.write("pids", "pids.max", str(resources.pids_limit), f"{_FIELD}.pids_limit")
 
 
 def _unified(resources: Resources, host: Host, files: _Files) -> Iterator[Write]:

@@ -84,7 +84,7 @@ def container(
         devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
         memory=limits.memory_limit or _number(limits, "memory.max"),
         cpu=cpu(limits),
-        pids=_number(limits, "pids.max"),
+        pids=limits.pids_limit or _number(limits, "pids.max"),
         labels=spec.labels,
         annotations=spec.annotations,
         tty=spec.tty,

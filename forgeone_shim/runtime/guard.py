@@ -28,7 +28,7 @@ from forgeone_shim.errors import (
 )
 from forgeone_shim.network.policy import withheld
 from forgeone_shim.registry.model import Image
-from forgeone_shim.runtime import facts
+from forgeone_shim.runtime import facts, suggested
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 
 NO_REQUEST: Final = RequestFacts()
@@ -156,6 +156,7 @@ class Guard:
         try:
             _no_contract_of_its_own(spec.annotations)
             record = replace(record, bound=_bound(judge, pod.spec, spec.name))
+            record = replace(record, suggested=suggested.capped(record.suggested, record.contract))
             named = ((spec.user_specified_image or spec.image, image), *volumes)
             found = []
             for number, (name, one) in enumerate(named):

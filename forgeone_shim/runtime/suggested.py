@@ -1,4 +1,4 @@
-"""Limits that a package suggests for itself, where neither the container nor its pod says any."""
+"""Limits that others than a container's author give it: its package suggests some, its contract demands one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from engines.base import Resources
+from forgeone_shim.contract.model import Contract
 from forgeone_shim.package import image as packages
 
 # In microseconds: what the kernel has by itself, and every runtime asks for.
@@ -27,6 +28,12 @@ def limits(pod: Resources, notes: Mapping[str, str]) -> Resources | None:
     return None if found == Resources() else found
 
 
+def capped(suggested: Resources | None, contract: Contract) -> Resources | None:
+    """The same with a limit of processes where the contract has a ceiling, which no caller of CRI could ask for."""
+    pids = contract.profile.resources.pids
+    return replace(suggested or Resources(), pids_limit=pids) if pids else suggested
+
+
 def filled(asked: Resources, suggested: Resources | None) -> Resources:
     """What an engine is given of what was asked for.
 
@@ -41,6 +48,8 @@ def filled(asked: Resources, suggested: Resources | None) -> Resources:
     if suggested.cpu_quota and not (asked.cpu_quota or "cpu.max" in asked.unified):
         period = asked.cpu_period or suggested.cpu_period
         found = replace(found, cpu_period=period, cpu_quota=suggested.cpu_quota * period // suggested.cpu_period)
+    if suggested.pids_limit and "pids.max" not in asked.unified:
+        found = replace(found, pids_limit=suggested.pids_limit)
     return found
 
 

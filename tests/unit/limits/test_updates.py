@@ -14,6 +14,7 @@ from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 from forgeone_shim.kernel.cgroups import Mode
 from forgeone_shim.kernel.host import Host
 from forgeone_shim.limits import updates
+from forgeone_shim.limits.resources import limits
 from forgeone_shim.limits.updates import Write
 from tests.unit.native.conftest import make_host
 
@@ -32,6 +33,7 @@ V1 = {
     "memory/pod/c/memory.limit_in_bytes": "67108864",
     "memory/pod/c/memory.memsw.limit_in_bytes": "67108864",
     "memory/pod/c/memory.usage_in_bytes": "1000000",
+    "pids/pod/c/pids.max": "max",
 }
 V2 = {
     "pod/cpuset.cpus.effective": "0-1",
@@ -44,6 +46,7 @@ V2 = {
     "pod/c/memory.high": "max",
     "pod/c/memory.reclaim": "",
     "pod/c/cgroup.procs": "1",
+    "pod/c/pids.max": "max",
 }
 
 
@@ -115,6 +118,13 @@ def test_v2_has_cpu_time_in_one_file_and_shares_as_weight(v2: Host) -> None:
     assert found == [("cpu.weight", "10000"), ("cpu.max", "50000 100000")]
     assert planned(v2, cpu_period=200000) == [("cpu.max", "max 200000")]
     assert (updates.weight(2), updates.weight(1024)) == (1, 39)
+
+
+def test_a_limit_of_processes_is_of_the_pids_controller(v1: Host, v2: Host) -> None:
+    assert planned(v1, pids_limit=10) == planned(v2, pids_limit=10) == [("pids.max", "10")]
+    # What somebody says of the file itself goes before it.
+    assert planned(v2, pids_limit=10, unified={"pids.max": "5"}) == [("pids.max", "5")]
+    assert limits(Resources(pids_limit=10), v1) == {"pids": {"limit": 10}}
 
 
 @pytest.mark.parametrize(("mode", "cpus"), [(Mode.V1, "2-4"), (Mode.V2, "1-2")])
