@@ -153,7 +153,8 @@ class Recorder:
     def close(self) -> None:
         """Let go of it; what is watched goes on being counted."""
         with self._lock:
-            self.settle()
+            if self._loaded is not None and not self._loaded.watched():
+                self._unload()
             self._let_go()
 
     # -- in the kernel
