@@ -35,7 +35,7 @@ def signer(name: str, key: SigningKey) -> Signer:
     return Signer(verifier(name, key.public), key)
 
 
-def read_verifier(directory: Path, name: str) -> tuple[Verifier, ...]:
+def read_verifiers(directory: Path, name: str) -> tuple[Verifier, ...]:
     """The node's public key, and the one it is being replaced with, for those who verify.
 
     :raises NotFound: there is none. :raises FailedPrecondition: it cannot be used.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import base64
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
+import msgspec
+
 from forgeone_shim.audit.checkpoint import Checkpoint
+from forgeone_shim.errors import FailedPrecondition
 
 T = TypeVar("T")
 
@@ -14,6 +20,7 @@ KIND: Final = "audit"
 MARK: Final = "mark"
 DAMAGE: Final = "damage"
 _LONGEST: Final = 2000
+_PATIENCE: Final = 10.0
 
 
 class Store(Protocol):
@@ -86,3 +93,18 @@ class Ledger:
     def accept(self) -> None:
         """Somebody has looked at it."""
         self._store.delete(KIND, DAMAGE)
+
+
+def read_mark(database: Path) -> Mark | None:
+    """The mark, by somebody who does not own the database: it is only read.
+
+    :raises FailedPrecondition: it cannot be.
+    """
+    if not database.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=_PATIENCE)) as found:
+            row = found.execute("SELECT doc FROM docs WHERE kind=? AND key=?", (KIND, MARK)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=Mark)
+    except (sqlite3.Error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise FailedPrecondition(f"the database {database} cannot be read: {error}") from error

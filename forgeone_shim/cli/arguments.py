@@ -168,6 +168,44 @@ def contracts(
     check.add_argument("files", nargs="*", metavar="file", help="default: those of contract.policies_dir")
 
 
+def audit(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
+    """``forge audit``."""
+    verbs = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--log", default="", metavar="DIR", help="an exported log (default: this node's)")
+    where.add_argument("--key", default="", metavar="KEY", help="whose it has to be: NAME+ID+KEY, or a file with that")
+    where.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
+
+    tail = _verb(verbs, "tail", "show the last entries", common, output, where)
+    tail.add_argument("-n", dest="lines", type=int, default=20, metavar="N", help="so many (default: 20)")
+    tail.add_argument("-f", "--follow", action="store_true", help="go on with those to come")
+
+    verify = _verb(verbs, "verify", "look at every byte: whether all is as it was signed", common, where)
+    verify.add_argument(
+        "--since", default="", metavar="N|FILE", help="read entries from N on only; or an earlier checkpoint, kept"
+    )
+
+    receipt = _verb(verbs, "receipt", "the proof that an entry is in the log", common, where)
+    receipt.add_argument("-o", dest="file", default="-", metavar="FILE", help="where to; %% is the entry's number")
+    receipt.add_argument("entry", help="audit:N, or the id of a container, pod or image: all of its entries")
+
+    check = _verb(verbs, "check", "verify a receipt, without a log", common, output)
+    check.add_argument("--key", required=True, metavar="KEY", help="whose it has to be: NAME+ID+KEY, or a file")
+    check.add_argument("receipt", metavar="FILE")
+
+    proof = _verb(verbs, "proof", "the proof that the log only grew, as witnesses are asked with", common, where)
+    proof.add_argument("--from", dest="old", required=True, metavar="N", help="since it had so many entries")
+    proof.add_argument("-o", dest="file", default="-", metavar="FILE")
+
+    export = _verb(verbs, "export", "the log as files that a web server can serve", common, where)
+    export.add_argument("directory")
+
+    key = _verb(verbs, "key", "the key that the node signs with", common)
+    _verb(key.add_subparsers(dest="key_action", metavar="rotate", required=True), "rotate", "replace it", common)
+
+    _verb(verbs, "accept", "let things start again after the log was found damaged", common)
+
+
 def _verb(verbs: Any, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents

@@ -165,6 +165,8 @@ def parser() -> argparse.ArgumentParser:
     remove.add_argument("-a", "--all", action="store_true", help="every pod")
     remove.add_argument("names", nargs="*", metavar="name")
 
+    arguments.audit(verb("audit", "read, verify and prove the node's audit log"), common, output)
+
     verb("reload", "have forgeoned read its configuration again", output)
 
     verb("version", "versions of forge and forgeoned", output)
@@ -188,6 +190,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import verify
 
         return verify.command(args)
+    if args.verb == "audit" and args.action not in {"key", "accept"}:
+        from forgeone_shim.cli import audit
+
+        return audit.command(args)
     if args.verb in {"exec", "run"}:
         args.command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if args.verb == "exec" and not args.command:
@@ -200,6 +206,7 @@ def _dispatch(args: argparse.Namespace) -> int:
         return run.anywhere(args)
     # Here, not above: `forge --help` and `forge doctor` need neither gRPC nor the generated interface.
     from forgeone_shim.cli import (
+        audit,
         client,
         containers,
         dna,
@@ -216,6 +223,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     )
 
     commands: dict[str, Callable[[client.Client, argparse.Namespace], int]] = {
+        "audit": audit.operate,
         "pods": listing.pods,
         "ps": listing.containers,
         "images": images.command,
