@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from threading import Lock
 from typing import Final
 
@@ -25,7 +26,7 @@ from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.network import links, policy, ruleset
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink
 from forgeone_shim.network.nftables import transact
-from forgeone_shim.network.policy import Local, Ruleset, Surroundings
+from forgeone_shim.network.policy import Address, Local, Ruleset, Surroundings
 from forgeone_shim.network.ruleset import Drops
 
 _ROOM: Final = 8 << 20
@@ -58,8 +59,19 @@ class _Held:
         self.restraint = restraint
         self.rules: Ruleset | None = None
         self.generation = _UNKNOWN
+        self._planned: tuple[NetworkRule, tuple[str, ...], Ruleset] | None = None
         self.netlink = run_in(restraint.netns, lambda: Netlink(NETLINK_NETFILTER))
         self.netlink.grow(_ROOM)
+
+    def plan(self, node: tuple[Address, ...], pods: tuple[Local, ...]) -> Ruleset:
+        """What its table is to be now."""
+        rule, resolvers = self.restraint.rule or NetworkRule(), self.restraint.resolvers
+        facts = Surroundings(node=node, resolvers=resolvers, pods=pods)
+        if self._planned is not None and self._planned[:2] == (rule, resolvers):
+            return replace(self._planned[2], groups=policy.groups(rule, facts))
+        made = policy.plan(rule, facts)
+        self._planned = (rule, resolvers, made)
+        return made
 
     @property
     def selected(self) -> frozenset[str]:
@@ -215,11 +227,9 @@ class Enforcement:
             if id_ != other.sandbox_id and any(policy.means(one, other.pod) for one in held.selected)
         ]
 
-    def _update(self, held: _Held, node: tuple[str, ...]) -> None:
+    def _update(self, held: _Held, node: tuple[Address, ...]) -> None:
         """Bring the kernel in line with the rule, the pods and the node of now. Raises OSError."""
-        restraint = held.restraint
-        rule, pods = restraint.rule or NetworkRule(), tuple(one.pod for one in self._pods.values())
-        wanted = policy.plan(rule, Surroundings(node=node, resolvers=restraint.resolvers, pods=pods))
+        wanted = held.plan(node, tuple(one.pod for one in self._pods.values()))
         changed = False
         for _ in range(_TRIES):
             generation = ruleset.read_generation(held.netlink.ask(ruleset.ask_generation()))
@@ -235,7 +245,7 @@ class Enforcement:
             if not errors:
                 held.rules, held.generation = wanted, ruleset.next_generation(generation)
                 if changed:
-                    self._tell(restraint.sandbox_id)
+                    self._tell(held.restraint.sandbox_id)
                 return
             if errors[0].errno != errno.ERESTART and rules is None:
                 raise errors[0]
@@ -258,13 +268,16 @@ class Enforcement:
         return ruleset.read_drops(replies)
 
 
-def node_addresses() -> tuple[str, ...]:
+def node_addresses() -> tuple[Address, ...]:
     """Under which the node talks to its pods. Raises OSError."""
     with Netlink() as netlink:
         found = links.parse_addresses(netlink.ask(links.list_addresses()))
-    return tuple(
-        sorted({str(one) for one in found if not one.is_loopback and not (one.version == 6 and one.is_link_local)})
-    )
+    return tuple((one.version, one.packed) for one in found if not (one.is_loopback or _is_everybodys(one)))
+
+
+def _is_everybodys(address: IPv4Address | IPv6Address) -> bool:
+    """Whether it says nothing of who has it: each link has its own such range."""
+    return address.version == 6 and address.is_link_local
 
 
 @contextmanager

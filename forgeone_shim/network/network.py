@@ -24,7 +24,7 @@ from forgeone_shim.network.cni.results import prefer
 from forgeone_shim.network.enforcement import Enforcement, Restraint
 from forgeone_shim.network.facts import Attachment, PodFacts
 from forgeone_shim.network.pod import PodNetwork
-from forgeone_shim.network.policy import Local
+from forgeone_shim.network.policy import Local, packed
 from forgeone_shim.state.store import StateStore
 
 _RANGES: Final = "network.ranges"
@@ -205,7 +205,7 @@ def _restraint(pod: PodFacts, ips: tuple[str, ...], dns: DNSConfig | None) -> Re
     return Restraint(
         sandbox_id=pod.sandbox_id,
         netns=pod.netns,
-        pod=Local(namespace=pod.namespace, name=pod.name, ips=ips),
+        pod=Local(namespace=pod.namespace, name=pod.name, addresses=packed(ips)),
         # What the network says of name servers is the second choice, before the host's own.
         resolvers=podfiles.name_servers(pod.dns or dns) if pod.restricted else (),
         rule=pod.rule,

@@ -29,6 +29,8 @@ _RAW: Final = "NET_RAW"
 _BEYOND: Final = ("NET_ADMIN", _RAW, "SYS_ADMIN", "SYS_MODULE")
 
 Range = IPv4Network | IPv6Network
+Address = tuple[int, bytes]
+"""The version of IP and the address as packets have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +39,14 @@ class Local:
 
     namespace: str
     name: str
-    ips: tuple[str, ...]
+    addresses: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What a rule is applied to: the node's own addresses, the pod's name servers, and the pods of this node."""
 
-    node: tuple[str, ...] = ()
+    node: tuple[Address, ...] = ()
     resolvers: tuple[str, ...] = ()
     pods: tuple[Local, ...] = ()
 
@@ -82,24 +84,34 @@ class Ruleset:
     groups: tuple[AddressSet, ...] = ()
 
 
+def packed(ips: Iterable[str]) -> tuple[Address, ...]:
+    """Addresses as they are compared."""
+    return tuple((one.version, one.packed) for one in map(ip_address, ips))
+
+
 def plan(rule: NetworkRule, facts: Surroundings) -> Ruleset:
     """What the kernel is to hold the pod's packets to.
 
     :raises InvalidInput: the rule has more combinations of peers, protocols and ports than are enforced.
     """
-    selectors = sorted(selected(rule))
-    names = {selector: f"pods{index}" for index, selector in enumerate(selectors)}
-    egress = ingress = None
+    names, egress, ingress = _names(rule), None, None
     if rule.egress is not None:
         egress = (*_limited("egress", _passes(rule.egress, names)), *_dns(rule, facts))
     if rule.ingress is not None:
         node = (Pass(version, group=f"{_NODE}v{version}") for version in VERSIONS if rule.node)
         ingress = (*node, *_limited("ingress", _passes(rule.ingress, names)))
-    members = {f"{names[one]}v": _addresses(one, facts.pods) for one in selectors}
-    if ingress is not None and rule.node:
-        members[f"{_NODE}v"] = facts.node
-    groups = [_group(name, version, ips) for name, ips in members.items() for version in VERSIONS]
-    return Ruleset(egress, ingress, tuple(groups))
+    return Ruleset(egress, ingress, groups(rule, facts))
+
+
+def groups(rule: NetworkRule, facts: Surroundings) -> tuple[AddressSet, ...]:
+    """The part of :func:`plan` that changes while the rule stays."""
+    found = {
+        f"{name}v": [address for pod in facts.pods if means(selector, pod) for address in pod.addresses]
+        for selector, name in _names(rule).items()
+    }
+    if rule.ingress is not None and rule.node:
+        found[f"{_NODE}v"] = list(facts.node)
+    return tuple(_group(name, version, members) for name, members in found.items() for version in VERSIONS)
 
 
 def selected(rule: NetworkRule) -> frozenset[str]:
@@ -202,10 +214,9 @@ def _limited(field: str, passes: Iterable[Pass]) -> tuple[Pass, ...]:
     return distinct
 
 
-def _addresses(selector: str, pods: Iterable[Local]) -> tuple[str, ...]:
-    return tuple(ip for pod in pods if means(selector, pod) for ip in pod.ips)
+def _names(rule: NetworkRule) -> dict[str, str]:
+    return {selector: f"pods{index}" for index, selector in enumerate(sorted(selected(rule)))}
 
 
-def _group(name: str, version: int, ips: Iterable[str]) -> AddressSet:
-    found = {address.packed for address in map(ip_address, ips) if address.version == version}
-    return AddressSet(f"{name}{version}", version, tuple(sorted(found)))
+def _group(name: str, version: int, members: Iterable[Address]) -> AddressSet:
+    return AddressSet(f"{name}{version}", version, tuple(sorted({data for of, data in members if of == version})))

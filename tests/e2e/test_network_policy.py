@@ -19,7 +19,7 @@ from forgeone_shim.network import enforcement as room
 from forgeone_shim.network import ruleset
 from forgeone_shim.network.enforcement import Enforcement, Restraint
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
-from forgeone_shim.network.policy import Local
+from forgeone_shim.network.policy import Local, packed
 from forgeone_shim.network.ruleset import TABLE
 from tests.e2e.network_lab import (
     HOST_IP,
@@ -65,7 +65,7 @@ class Node:
         return pod
 
     def restraint(self, pod: Pod, rule: NetworkRule | None = None) -> Restraint:
-        local = Local(namespace="shop", name=pod.name, ips=pod.attachment.ips)
+        local = Local(namespace="shop", name=pod.name, addresses=packed(pod.attachment.ips))
         return Restraint(sandbox_id=pod.name, netns=pod.netns, pod=local, resolvers=(OUTSIDE_IP,), rule=rule)
 
     def refused(self, name: str) -> tuple[int, int]:
@@ -361,7 +361,7 @@ def test_a_large_rule_is_one_transaction(node: Node) -> None:
     cidrs = [Peer(cidr=f"172.{16 + number // 256}.{number % 256}.0/24", protocol="tcp") for number in range(500)]
     app = node.pod("app", NetworkRule(egress=(*cidrs, Peer(pod="shop/*")), dns=False))
     many = tuple(f"10.98.{number // 200}.{number % 200}" for number in range(3000))
-    local = Local(namespace="shop", name="many", ips=many)
+    local = Local(namespace="shop", name="many", addresses=packed(many))
     node.enforcement.admit(Restraint(sandbox_id="many", netns="", pod=local))
     listed = table(app)
     assert listed.count("ip daddr 172.") == 500

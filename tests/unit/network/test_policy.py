@@ -20,14 +20,16 @@ from forgeone_shim.network.policy import (
     Ruleset,
     Surroundings,
     means,
+    packed,
     plan,
     unenforceable,
     withheld,
 )
 
-SHOP = Local(namespace="shop", name="db", ips=("10.88.0.5", "fd88::5"))
-WEB = Local(namespace="web", name="front", ips=("10.88.0.6",))
-FACTS = Surroundings(node=("10.88.0.1", "fd88::1"), resolvers=("10.96.0.10",), pods=(SHOP, WEB))
+SHOP = Local(namespace="shop", name="db", addresses=packed(("10.88.0.5", "fd88::5")))
+WEB = Local(namespace="web", name="front", addresses=packed(("10.88.0.6",)))
+NODE = ("10.88.0.1", "fd88::1")
+FACTS = Surroundings(node=packed(NODE), resolvers=("10.96.0.10",), pods=(SHOP, WEB))
 TCP, UDP, SCTP, ICMP, ICMPV6, ESP = 6, 17, 132, 1, 58, 50
 
 
@@ -215,6 +217,6 @@ def test_joined_rules_let_through_what_both_do_and_no_more(
     for may in (leaves, enters):
         separately = may(a, address, protocol, port) and may(b, address, protocol, port)
         # Each may let the node or the name servers in by naming them; joined, that name is what counts.
-        named = address in (*FACTS.node, *FACTS.resolvers) or port == 53
+        named = address in (*NODE, *FACTS.resolvers) or port == 53
         assert not may(both, address, protocol, port) or separately
         assert named or may(both, address, protocol, port) is separately

@@ -12,7 +12,7 @@ from forgeone_shim.contract.model import NetworkRule, Peer
 from forgeone_shim.network import ruleset
 from forgeone_shim.network.netlink import Reply, Request, attribute, nested, text
 from forgeone_shim.network.nftables import SUBSYSTEM, genmsg
-from forgeone_shim.network.policy import Local, Ruleset, Surroundings, plan
+from forgeone_shim.network.policy import Local, Ruleset, Surroundings, packed, plan
 from forgeone_shim.network.ruleset import Count, Drops
 
 RULE = NetworkRule(egress=(Peer(pod="shop/*"),), ingress=())
@@ -20,7 +20,8 @@ NEWSETELEM, DELSETELEM = SUBSYSTEM | 12, SUBSYSTEM | 14
 
 
 def rules(*ips: str, rule: NetworkRule = RULE) -> Ruleset:
-    return plan(rule, Surroundings(node=("10.88.0.1",), pods=(Local(namespace="shop", name="db", ips=ips),)))
+    pod = Local(namespace="shop", name="db", addresses=packed(ips))
+    return plan(rule, Surroundings(node=packed(("10.88.0.1",)), pods=(pod,)))
 
 
 def changes(before: Ruleset, after: Ruleset) -> list[int]:
