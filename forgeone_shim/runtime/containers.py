@@ -32,7 +32,16 @@ from forgeone_shim.fs.users import resolve_user
 from forgeone_shim.lifecycle.machine import Event, State, Subject
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import checkpoint_files, choose, classes, image_volumes, placement, suggested, userns
+from forgeone_shim.runtime import (
+    checkpoint_files,
+    choose,
+    classes,
+    generation,
+    image_volumes,
+    placement,
+    suggested,
+    userns,
+)
 from forgeone_shim.runtime.endings import Endings
 from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.identity import Born
@@ -219,6 +228,7 @@ class Containers:
         user = resolve_user(rootfs, image.config.user, spec.security)
         if record.log_path:
             Path(record.log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        started = process(spec, image.config, user, image.module, pod.handler.default_env)
         return ContainerPlan(
             container_id=record.id,
             sandbox_id=record.sandbox_id,
@@ -228,9 +238,9 @@ class Containers:
             log_path=record.log_path,
             hostname=pod.hostname,
             cgroup=record.cgroup,
-            process=process(spec, image.config, user, image.module, pod.handler.default_env),
+            process=started,
             namespaces=placement.namespaces(self._p, pod, spec),
-            pod_mounts=placement.pod_mounts(self._p, pod, spec),
+            pod_mounts=(*placement.pod_mounts(self._p, pod, spec), *generation.mount(started.env, spec.mounts, bundle)),
             spec=replace(image_volumes.mounted(record, self._p.rootfs, labels.mount, owners), security=record.security),
             blockio=self._p.blockio.find(classes.name(classes.BLOCKIO, pod.spec, spec)),
             selinux=labels,

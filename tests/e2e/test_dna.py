@@ -228,7 +228,11 @@ def test_what_was_restored_has_no_seed_of_its_own(
     daemon = daemon_factory({"native.crun": shutil.which(_crun()) or _crun()})
     daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
     pod = Pod.plan(daemon).run()
-    id_ = pod.start(pod.container(busybox))
+    config = pod.container(busybox)
+    config.envs.add(key="FORGEONE_GENERATION", value=b"/run/generation")
+    id_ = pod.start(config)
+    generation = pod.exec(id_, "cat", "/run/generation").stdout
+    assert len(generation) == 33 and pod.exec(id_, "cat", "/run/generation").stdout == generation
     saved = tmp_path / "saved"
     saved.mkdir()
     request = pb.CheckpointPodRequest(pod_sandbox_id=pod.id, container_ids=[id_], output_path=str(saved))
@@ -239,9 +243,7 @@ def test_what_was_restored_has_no_seed_of_its_own(
         fork = Pod.plan(daemon)
         if demanded:
             fork.config.annotations[ENTROPY] = demanded
-        wanted = pb.RestorePodRequest(
-            checkpoint_path=str(saved), config=fork.config, container_configs=[pod.container(busybox)]
-        )
+        wanted = pb.RestorePodRequest(checkpoint_path=str(saved), config=fork.config, container_configs=[config])
         if demanded:
             with pytest.raises(grpc.RpcError) as refused:
                 made = daemon.runtime.RestorePod(wanted, timeout=patient(120))
@@ -253,6 +255,7 @@ def test_what_was_restored_has_no_seed_of_its_own(
         start(fork, restored)
         found = inspect(daemon, restored)
         assert (found["entropy"]["bits"], found["entropy"]["events"][0]["cause"]) == (0, "restore")
+        assert fork.exec(restored, "cat", "/run/generation").stdout not in (generation, b"")
         assert found["lifecycle"]["restored"] and found["dna"]["hash"].startswith("sha256:")
         forks.append(fork)
     for one in (pod, *forks):
@@ -274,3 +277,19 @@ def test_the_command_line_shows_and_compares(pod: Pod, busybox: str) -> None:
         ["FIELD", "BEFORE", "AFTER"],
         ["argv", '["sleep",', '"7"]', '["sleep",', '"8"]'],
     ]
+
+
+def test_each_container_that_asks_for_a_generation_has_another(pod: Pod, busybox: str) -> None:
+    seen = set()
+    for number in range(2):
+        config = pod.container(busybox, "cat", "/run/generation", name=f"g{number}")
+        config.envs.add(key="FORGEONE_GENERATION", value=b"/run/generation")
+        id_ = pod.start(config)
+        pod.wait(id_)
+        seen.add(pod.log(id_))
+    assert len(seen) == 2 and all(len(text) == 33 for text in seen)
+    config = pod.container(busybox, name="bad")
+    config.envs.add(key="FORGEONE_GENERATION", value=b"/proc/x")
+    with pytest.raises(grpc.RpcError) as refused:
+        pod.create(config)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
