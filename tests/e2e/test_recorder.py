@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from forgeone_shim.dna.behaviour import names, program, recorder
+from forgeone_shim.dna.behaviour import names, recorder
 from forgeone_shim.dna.behaviour.program import LEVELS
 from forgeone_shim.dna.behaviour.recorder import Group, Recorder, group_at
 from forgeone_shim.errors import FailedPrecondition, ResourceExhausted
@@ -36,12 +36,8 @@ def unified() -> str:
     mount = cgroups.detect().unified
     if not mount:
         pytest.skip("this host has no unified control group hierarchy")
-    if not program.supported():
-        pytest.skip(f"there is no program for {platform.machine()}")
-    try:
-        os.close(ebpf.create_map(ebpf.MapType.RINGBUF, 0, 0, mmap.PAGESIZE))
-    except OSError as error:
-        pytest.skip(f"bpf(2) is not allowed here: {error.strerror}")
+    if reason := recorder.problem():
+        pytest.skip(f"nothing can be counted here: {reason}")
     return mount
 
 

@@ -343,28 +343,9 @@ _MAP_NAMES: Final = tuple(one.name for one in fields(Maps))
 def _made(new: Path, here: Path) -> _Loaded:
     """Pinned under its own name once all of it is there, and attached."""
     with ExitStack() as undo, ExitStack() as held:
-
-        def kept(fd: int) -> int:
-            undo.callback(os.close, fd)
-            return fd
-
-        def passing(fd: int) -> int:
-            held.callback(os.close, fd)
-            return fd
-
-        maps = Maps(
-            control=kept(ebpf.create_map(MapType.ARRAY, 4, program.CONTROL_SIZE, 1, name="forge_control")),
-            groups=kept(ebpf.create_map(MapType.HASH, _KEY.size, ENTRY.size, CAPACITY, name="forge_groups")),
-            counts=kept(
-                ebpf.create_map(MapType.ARRAY_OF_MAPS, 4, 4, CAPACITY, inner=passing(_count_map()), name="forge_counts")
-            ),
-            orders=kept(
-                ebpf.create_map(MapType.ARRAY_OF_MAPS, 4, 4, CAPACITY, inner=passing(_order_map()), name="forge_orders")
-            ),
-            news=kept(ebpf.create_map(MapType.RINGBUF, 0, 0, _NEWS_BYTES, name="forge_news")),
-        )
-        code = passing(ebpf.load_program(program.assemble(maps), program.LICENCE, "forge_calls"))
-        link = kept(ebpf.attach_raw_tracepoint(code, program.TRACEPOINT))
+        maps, code = _create(undo, held)
+        link = ebpf.attach_raw_tracepoint(code, program.TRACEPOINT)
+        undo.callback(os.close, link)
         new.mkdir(mode=0o700)
         undo.callback(_clear, new)
         for name, fd in (*zip(_MAP_NAMES, astuple(maps), strict=True), (_LINK, link)):
@@ -372,6 +353,42 @@ def _made(new: Path, here: Path) -> _Loaded:
         new.rename(here)
         undo.pop_all()
         return _Loaded(maps, link)
+
+
+def _create(kept: ExitStack, passing: ExitStack) -> tuple[Maps, int]:
+    """The maps, and the program that works with them, attached to nothing; each stack closes what is its own."""
+
+    def made(kind: MapType, sizes: tuple[int, int], entries: int, name: str, inner: int = 0) -> int:
+        fd = ebpf.create_map(kind, *sizes, entries, inner=inner, name=name)
+        kept.callback(os.close, fd)
+        return fd
+
+    count, order = _count_map(), _order_map()
+    for fd in (count, order):
+        passing.callback(os.close, fd)
+    maps = Maps(
+        control=made(MapType.ARRAY, (4, program.CONTROL_SIZE), 1, "forge_control"),
+        groups=made(MapType.HASH, (_KEY.size, ENTRY.size), CAPACITY, "forge_groups"),
+        counts=made(MapType.ARRAY_OF_MAPS, (4, 4), CAPACITY, "forge_counts", count),
+        orders=made(MapType.ARRAY_OF_MAPS, (4, 4), CAPACITY, "forge_orders", order),
+        news=made(MapType.RINGBUF, (0, 0), _NEWS_BYTES, "forge_news"),
+    )
+    code = ebpf.load_program(program.assemble(maps), program.LICENCE, "forge_calls")
+    passing.callback(os.close, code)
+    return maps, code
+
+
+def problem() -> str:
+    """Why nobody can be watched on this host, in one clause; empty where everybody can. Attaches nothing."""
+    reason = _unfit()
+    if reason:
+        return reason
+    try:
+        with ExitStack() as stack:
+            _create(stack, stack)
+    except OSError as error:
+        return f"bpf: {error.strerror or error}"
+    return ""
 
 
 def _count_map() -> int:
