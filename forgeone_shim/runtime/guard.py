@@ -36,6 +36,9 @@ NO_REQUEST: Final = RequestFacts()
 # Where what lies on disk of a container decides what is run.
 _GENUINE: Final = frozenset({Point.START, Point.RECOVER, Point.EXEC})
 
+# An event of Kubernetes has 1024 characters, and the entry's id comes last.
+_REASON_MAX: Final = 600
+
 # Answers, and not the lack of one: a deadline that passed, or a registry that cannot be reached, is told as it is.
 _REFUSALS: Final = (InvalidInput, PermissionDenied, FailedPrecondition, NotFound)
 
@@ -283,7 +286,9 @@ class Guard:
         entry = self._witness.denied(
             str(point), f"{kind}/{record.id}", deadline, rule=ruling.by, reason=ruling.reason, **told
         )
-        return Denied(ruling.by, ruling.reason, entry, starts=point.starts)
+        # The log has all of it.
+        reason = ruling.reason if len(ruling.reason) <= _REASON_MAX else f"{ruling.reason[:_REASON_MAX]}…"
+        return Denied(ruling.by, reason, entry, starts=point.starts)
 
 
 def _bound(judge: Judge, pod: SandboxSpec, container: str = "") -> Bound:

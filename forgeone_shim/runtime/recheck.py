@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 import structlog
 
@@ -15,6 +16,8 @@ from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
+
+_PATIENCE: Final = 0.5
 
 
 class Recheck:
@@ -34,15 +37,16 @@ class Recheck:
             name = f"keep sandbox {sandbox.record.id[:13]} to its network rule"
             self._p.janitor.until_done(name, partial(self._restrain, sandbox))
         for container in self._p.containers.all():
-            if container.record.state in (State.CREATED, State.BOOTED):
-                name = f"judge container {container.record.id[:13]} again"
-                self._p.janitor.until_done(name, partial(self._after_start, container))
-            else:
-                self.container(container)
+            name = f"judge container {container.record.id[:13]} again"
+            self._p.janitor.until_done(name, partial(self._again, container))
 
-    def _after_start(self, entry: Entry[ContainerRecord]) -> None:
-        # A start under way may have been judged before the policies changed. It holds the lock to its end.
-        with entry.work:
+    def _again(self, entry: Entry[ContainerRecord]) -> None:
+        if entry.record.state not in (State.CREATED, State.BOOTED):
+            self.container(entry)
+            return
+        # A start under way may have been judged before the policies changed. It holds the lock to its end; meanwhile
+        # others have to be judged, too.
+        with entry.working(Deadline.after(_PATIENCE)):
             self.container(entry)
 
     def _restrain(self, entry: Entry[SandboxRecord]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -245,6 +247,21 @@ def test_a_container_that_is_not_what_it_was_neither_starts_nor_is_reached_into(
                 guard(around).container(point, CONTAINER, Deadline())
         else:
             guard(around).container(point, CONTAINER, Deadline())
+
+
+def test_a_reason_leaves_room_for_the_entry_in_what_a_kubelet_shows() -> None:
+    around = Around(refuse=InvalidInput("field", "x" * 5000))
+    with pytest.raises(Denied) as raised:
+        guard(around).sandbox(POD, Deadline())
+    assert len(str(raised.value)) < 700
+    assert str(raised.value).endswith("… [audit:1]")
+    assert len(around.noted[0]["reason"]) == 5000
+
+
+def test_a_node_without_policies_loads_nothing_that_policies_need() -> None:
+    heavy = "cel_expr_python", "sigstore", "yaml", "cryptography"
+    code = f"import sys, cri.daemon; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_policies_that_follow_others_judge_from_then_on() -> None:
