@@ -16,13 +16,15 @@ from typing import TypeVar
 from engines.base import Engine, Problem
 from forgeone_shim.attestation.keys import read_trusted
 from forgeone_shim.config import handlers as handler_files
-from forgeone_shim.config.model import Config
+from forgeone_shim.config.model import Config, SignaturesConfig
 from forgeone_shim.devices import blockio
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.kernel import cgroups, selinux, syscalls
 from forgeone_shim.network import links
 from forgeone_shim.network.netlink import Netlink, NetlinkError
+from forgeone_shim.registry.verifiers import Verifiers
+from forgeone_shim.registry.vetting import Vetting
 from forgeone_shim.runtime.handlers import Handlers
 
 ENGINE_GROUP = "forgeone.engines"
@@ -76,6 +78,7 @@ def look(config: Config) -> list[Check]:
         Check("classes", _classes(config.resources.blockio_config_file)),
         Check("labels", _labels(config.selinux.mode)),
         Check("package keys", _package_keys(config.packages.trusted_keys)),
+        Check("signatures", _signatures(config.signatures)),
         Check("handlers", _handlers(config)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
@@ -221,6 +224,19 @@ def _package_keys(directory: str) -> tuple[Finding, ...]:
     except ForgeError as error:
         why = "no package is taken by its signature"
         return (Finding(Problem(f"package keys: {error.what}", why, error.fix or "correct or remove it", fatal=False)),)
+    return ()
+
+
+def _signatures(config: SignaturesConfig) -> tuple[Finding, ...]:
+    """Whether what images have to be signed by can be read, and who has to be asked about them be started."""
+    try:
+        Vetting.open(config)
+    except ForgeError as error:
+        fix = error.fix or "correct or remove it"
+        return (Finding(Problem(f"signatures: {error.what}", "forgeoned does not start with it", fix)),)
+    if config.verifiers_dir and (fault := Verifiers(Path(config.verifiers_dir), config.verifier_timeout).fault()):
+        what = f"verifiers of {config.verifiers_dir}: {fault}"
+        return (Finding(Problem(what, "every image is refused", "put programs there that only root can change")),)
     return ()
 
 

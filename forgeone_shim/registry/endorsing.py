@@ -194,21 +194,18 @@ class Endorser:
             return None
 
     def _keep(self, image: Image, subject: Subject, evidence: Evidence) -> None:
-        data = msgspec.msgpack.encode(evidence)
-        digest, place = digest_of(data), _place(subject)
+        data, place = msgspec.msgpack.encode(evidence), _place(subject)
+        digest = digest_of(data)
+        if image.evidence.get(place) == digest:
+            return
         with self._gated():
-            try:
-                now = self._records.find(image.id)
-            except NotFound:
-                return
-            if now.evidence.get(place) == digest:
-                return
+            # Inside, nobody collects what no record names yet.
             self._documents.write(digest, data)
-            dropped = {now.evidence.get(place, "")} - {digest}
-            evidence_of = {**now.evidence, place: digest}
-            blobs = tuple(blob for blob in now.blobs if blob not in dropped - set(evidence_of.values()))
-            self._records.replace(replace(now, evidence=evidence_of, blobs=(*blobs, digest)))
-            self._documents.retain(self._records.needed()[1], dropped - {""})
+            try:
+                stale = self._records.keep_evidence(image.id, place, digest)
+            except NotFound:
+                stale = (digest,)
+            self._documents.retain(self._records.needed()[1], stale)
 
 
 def case_of(reference: Reference, resolved: Resolved, namespace: str) -> Case:

@@ -120,6 +120,21 @@ class ImageRecords:
         known = self._store.get(_KIND, image_id, Image)
         return tuple(known.evidence.values()) if known is not None else ()
 
+    def keep_evidence(self, image_id: str, name: str, digest: str) -> tuple[str, ...]:
+        """Say where the evidence is that an image of this name was judged by; returns what it takes the place of.
+
+        :raises NotFound: the image has gone.
+        """
+        with self._store.transaction():
+            known = self._store.get(_KIND, image_id, Image)
+            if known is None:
+                raise NotFound("image", image_id)
+            evidence = {**known.evidence, name: digest}
+            stale = {*known.evidence.values()} - {*evidence.values()}
+            blobs = tuple(dict.fromkeys((*(blob for blob in known.blobs if blob not in stale), digest)))
+            self._store.put(_KIND, image_id, replace(known, evidence=evidence, blobs=blobs))
+        return tuple(stale)
+
     def replace(self, image: Image) -> None:
         """Say something else of an image that is here; one that is gone stays so."""
         with self._store.transaction():

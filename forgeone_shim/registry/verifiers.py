@@ -67,23 +67,31 @@ class Verifiers:
             each.result()
         return tuple(program.name for program in programs)
 
+    def fault(self) -> str:
+        """Why no image can be judged now; ``""``: nothing is in the way."""
+        return self._look()[1]
+
     def _programs(self, name: str) -> list[Path]:
-        try:
-            found = sorted(self.directory.iterdir())
-            fault = f"it {why}" if (why := untrusted(self.directory.stat())) else replaceable(str(self.directory))
-            fault = fault or next(filter(None, map(_fault, found)), "")
-        except OSError as error:
-            found, fault = [], f"{error.filename}: {error.strerror}"
-        if not fault and not found:
-            fault = "it is empty"
-        if not fault and len(found) > MAX_PROGRAMS:
-            fault = f"it has {len(found)} entries, more than {MAX_PROGRAMS}"
+        found, fault = self._look()
         if fault:
             raise UntrustedImage(
                 f"{name}: no verifier of {self.directory} can be asked: {fault}",
                 fix="put programs there that only root can change, or leave signatures.verifiers_dir empty",
             )
         return found
+
+    def _look(self) -> tuple[list[Path], str]:
+        try:
+            found = sorted(self.directory.iterdir())
+            fault = f"it {why}" if (why := untrusted(self.directory.stat())) else replaceable(str(self.directory))
+            fault = fault or next(filter(None, map(_fault, found)), "")
+        except OSError as error:
+            return [], f"{error.filename}: {error.strerror}"
+        if not found:
+            fault = fault or "it is empty"
+        elif len(found) > MAX_PROGRAMS:
+            fault = fault or f"it has {len(found)} entries, more than {MAX_PROGRAMS}"
+        return found, fault
 
     def _ask(self, program: Path, reference: Reference, target: Target, auth: bytes | None, deadline: Deadline) -> None:
         argv = [

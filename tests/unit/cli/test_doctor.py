@@ -9,7 +9,7 @@ from engines.base import Problem
 from forgeone_shim.cli import doctor, host
 from forgeone_shim.cli import main as cli
 from forgeone_shim.cli.host import Check, Finding, filesystem_of, hugetlb_trap
-from forgeone_shim.config.model import Config
+from forgeone_shim.config.model import Config, SignaturesConfig
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 
 CRUN = Finding(Problem("crun is missing", "it runs containers", "apt-get install -y crun"))
@@ -131,6 +131,17 @@ def test_a_key_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (finding,) = host._package_keys(str(tmp_path))
     assert "bad.pem" in finding.problem.what
     assert not finding.problem.fatal
+
+
+def test_policies_about_images_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    assert host._signatures(SignaturesConfig()) == ()
+    (tmp_path / "policy.json").write_text("{}")
+    (finding,) = host._signatures(SignaturesConfig(policy=str(tmp_path / "policy.json")))
+    assert "policy.json" in finding.problem.what
+    assert finding.problem.fatal
+    (tmp_path / "programs").mkdir(mode=0o755)
+    (finding,) = host._signatures(SignaturesConfig(verifiers_dir=str(tmp_path / "programs")))
+    assert "it is empty" in finding.problem.what
 
 
 def test_selinux_without_labels_for_containers_is_told(tmp_path: Path) -> None:
