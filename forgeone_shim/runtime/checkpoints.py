@@ -270,6 +270,7 @@ class Checkpoints:
         :raises InvalidInput: there is no such checkpoint, or the containers asked for are not those in it.
         :raises FailedPrecondition: a container is asked for as it was not, the handler's engine is another, or others
             than root could have written the checkpoint.
+        :raises Denied: the pod, or one of its containers, may not be made from it.
         """
         _no_options(options)
         request = (_absolute("checkpoint_path", checkpoint_path), spec, tuple(specs))
@@ -291,6 +292,7 @@ class Checkpoints:
             raise FailedPrecondition(f"the checkpoint is of the {pod.engine} engine, the handler has {handler.engine}")
         for one, wanted in zip(specs, saved, strict=True):
             self._compare(one, wanted)
+        self._sandboxes.may_restore(spec, deadline)
         known = {entry.record.id for entry in self._p.sandboxes.all()}
         sandbox_id = self._sandboxes.run(spec, deadline)
         try:

@@ -134,7 +134,17 @@ class Guard:
 
         :raises Denied: it may not be started.
         """
-        judge, point = self._judge, Point.SANDBOX
+        return self._pod(Point.SANDBOX, record, deadline)
+
+    def restore(self, record: SandboxRecord, deadline: Deadline) -> None:
+        """RestorePod, before anything of the pod is made. Its containers are asked about when they are.
+
+        :raises Denied: it may not be made from a checkpoint.
+        """
+        self._pod(Point.RESTORE, record, deadline)
+
+    def _pod(self, point: Point, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
+        judge = self._judge
         try:
             record = replace(record, bound=_bound(judge, record.spec))
         except _REFUSALS as error:

@@ -78,6 +78,12 @@ class Sandboxes:
                 raise
         return entry.record.id
 
+    def may_restore(self, spec: SandboxSpec, deadline: Deadline) -> None:
+        """Whether such a pod may be made from a checkpoint. :raises Denied: it may not."""
+        record = self._plan(spec)
+        self._p.labeller.settle(record.selinux)
+        self._p.guard.restore(record, deadline)
+
     def _plan(self, spec: SandboxSpec) -> SandboxRecord:
         handler = self._p.handlers.find(spec.runtime_handler)
         id_ = new_id()

@@ -387,8 +387,7 @@ def test_a_pod_is_not_made_from_a_checkpoint_where_that_is_denied(node: Node) ->
     directory = node.daemon.directory / "checkpoint"
     (directory / files.CONTAINERS / "0" / files.IMAGES).mkdir(parents=True)
     (directory / files.CONTAINERS / "0" / files.DIFF).write_bytes(b"")
-    pod = node.plan(deny=Point.RESTORE)
-    container = node.container(pod)
+    container = node.container(node.plan())
     saved = files.SavedContainer(
         name="main",
         directory="0",
@@ -403,6 +402,10 @@ def test_a_pod_is_not_made_from_a_checkpoint_where_that_is_denied(node: Node) ->
     files.write_pod(
         directory, files.SavedPod(format=files.FORMAT, engine="native", name="p", namespace="n", containers=(saved,))
     )
-    request = pb.RestorePodRequest(checkpoint_path=str(directory), config=pod.config, container_configs=[container])
-    denied(lambda: node.daemon.runtime.RestorePod(request, timeout=patient(60)), "house/told", starts=False)
+    for pod, rule in (
+        (node.plan(deny=Point.RESTORE), "house/told"),
+        (node.plan(snapshot="false"), "profile.snapshot"),
+    ):
+        request = pb.RestorePodRequest(checkpoint_path=str(directory), config=pod.config, container_configs=[container])
+        denied(lambda request=request: node.daemon.runtime.RestorePod(request, timeout=patient(60)), rule, starts=False)
     assert not node.daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items

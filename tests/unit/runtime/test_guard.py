@@ -191,6 +191,15 @@ def test_an_image_that_is_only_mounted_is_judged_too() -> None:
         guard(around).container(Point.START, replace(create(Around()), bound=CONTRACT), Deadline())
 
 
+def test_a_pod_is_asked_about_before_anything_of_it_is_made_from_a_checkpoint() -> None:
+    around = Around(deny=frozenset({Point.RESTORE}))
+    with pytest.raises(Denied) as raised:
+        guard(around).restore(POD, Deadline())
+    assert raised.value.kind is Kind.DENIED
+    ((_, told),) = around.asked
+    assert told.container is None
+
+
 def test_what_is_asked_for_is_told() -> None:
     around = Around()
     record = replace(CONTAINER, bound=CONTRACT)
