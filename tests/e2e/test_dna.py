@@ -22,6 +22,7 @@ from hack.lab.daemon import Daemon
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import Pod
+from tests.e2e.test_audit import events
 from tests.e2e.test_checkpoints import _crun, with_criu
 from tests.e2e.wasm_pods import WasmPod, image, pull
 
@@ -174,6 +175,9 @@ def test_the_contract_is_in_it(bound: Pod, busybox: str) -> None:
     assert mine["contract"]["given"] and mine["dna"]["trust_label"] == "tests"
     assert mine["contract"]["effective"]["minimum_entropy"] == 256
     assert mine["dna"]["genome"]["contract"] == mine["contract"]["digest"] != ""
+    entries = [one.data for one in events(bound.daemon, mine["id"]) if "to" in one.data]
+    assert [one["to"] for one in entries] == ["booted", "running"]
+    assert {(one["dna"], one["contract"]) for one in entries} == {(mine["dna"]["hash"], mine["contract"]["digest"])}
     assert other["dna"]["genome"]["contract"] == other["contract"]["digest"] == ""
     assert mine["dna"]["hash"] != other["dna"]["hash"] and mine["score"]["total"] == other["score"]["total"] + 10
     plain.remove()
