@@ -33,8 +33,9 @@ _REJECT_TYPE, _REJECT_CODE = 1, 2
 _META_IIFTYPE, _META_OIFTYPE, _META_NFPROTO, _META_L4PROTO, _META_PKTTYPE = 8, 9, 15, 16, 19
 _EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5
 _NETWORK, _TRANSPORT = 1, 2
-_CT_STATE, _CT_DIRECTION = 0, 1
+_CT_STATE, _CT_DIRECTION, _CT_STATUS = 0, 1, 2
 _ESTABLISHED, _RELATED = 1 << 1, 1 << 2
+_DNAT: Final = 1 << 5
 _REPLY: Final = 1
 _ICMPX_UNREACHABLE, _ADMIN_PROHIBITED = 2, 3
 _OBJECT_COUNTER: Final = 1
@@ -61,12 +62,19 @@ def leaves_by_loopback() -> bytes:
 
 def is_answer() -> bytes:
     """The packet goes the other way than the one that began what it belongs to."""
-    return _load("ct", _CT_DREG, _CT_KEY, _CT_DIRECTION) + _compare(_EQ, bytes([_REPLY])) + _state(_ESTABLISHED)
+    return (
+        _load("ct", _CT_DREG, _CT_KEY, _CT_DIRECTION) + _compare(_EQ, bytes([_REPLY])) + _bits(_CT_STATE, _ESTABLISHED)
+    )
 
 
 def is_about_known() -> bytes:
     """The packet (an ICMP error) is about something that was let through."""
-    return _state(_RELATED)
+    return _bits(_CT_STATE, _RELATED)
+
+
+def is_redirected() -> bytes:
+    """The packet was sent to somebody else."""
+    return _bits(_CT_STATUS, _DNAT)
 
 
 def version(number: int) -> bytes:
@@ -142,7 +150,7 @@ def _address(number: int, *, source: bool) -> bytes:
     return _payload(_NETWORK, from_ if source else to, width)
 
 
-def _state(bits: int) -> bytes:
+def _bits(key: int, bits: int) -> bytes:
     masked = _expression(
         "bitwise",
         _number(_BITWISE_SREG, _REGISTER),
@@ -151,7 +159,7 @@ def _state(bits: int) -> bytes:
         _data(_BITWISE_MASK, struct.pack("=I", bits)),
         _data(_BITWISE_XOR, bytes(4)),
     )
-    return _load("ct", _CT_DREG, _CT_KEY, _CT_STATE) + masked + _compare(_NEQ, bytes(4))
+    return _load("ct", _CT_DREG, _CT_KEY, key) + masked + _compare(_NEQ, bytes(4))
 
 
 def _meta(key: int, value: bytes) -> bytes:

@@ -177,7 +177,7 @@ def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
     yield x.leaves_by_loopback() + x.verdict(x.ACCEPT)
     # Redirected to the pod itself just now, the packet is still on its way to another interface.
     for own in _LOOPBACK:
-        yield x.version(own.version) + x.address_in(own, source=False) + x.verdict(x.ACCEPT)
+        yield x.version(own.version) + x.address_in(own, source=False) + x.is_redirected() + x.verdict(x.ACCEPT)
     yield from _known(EGRESS)
     yield from (_let_through(one, source=False) for one in passes)
     yield x.counted(EGRESS) + x.reject()

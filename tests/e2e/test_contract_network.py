@@ -236,24 +236,34 @@ def test_a_container_of_a_pod_with_a_rule_has_no_packet_sockets(
 def test_a_policy_that_comes_later_holds_for_pods_that_are_there(
     forgeoned: Daemon, sleeper: dict[str, str], removed: None
 ) -> None:
-    web = server(forgeoned, sleeper["native"])
-    app = plan(forgeoned).run()
+    app, web = plan(forgeoned).run(), plan(forgeoned).run()
+    config = web.container(sleeper["native"], *SERVE)
+    config.linux.security_context.capabilities.drop_capabilities.append("NET_RAW")
+    serves, raw = web.start(config), app.start(app.container(sleeper["native"], *SLEEP))
+    until(partial(connects, netns(web), "127.0.0.1"))
     assert reaches(app, web)
     directory = Path(forgeoned.config.contract.policies_dir)
     directory.mkdir(exist_ok=True)
     policy = directory / "closed.yaml"
-    node = node_pb2_grpc.NodeStub(forgeoned.channel)
+
+    def reload() -> None:
+        node_pb2_grpc.NodeStub(forgeoned.channel).Reload(node_pb2.ReloadRequest(), timeout=patient(30))
+
     try:
         policy.write_text(FLOOR)
-        node.Reload(node_pb2.ReloadRequest(), timeout=patient(30))
-        until(lambda: not connects(netns(app), ips(web)[0]))
+        reload()
+        until(lambda: is_kept_from(app, web))
+        assert info(app)["refused"]["egress"]["packets"]
+        # One that could get around the rule ends.
+        assert app.wait(raw).reason == "Denied"
+        assert web.status(serves).state == pb.CONTAINER_RUNNING
         forgeoned.kill()
         forgeoned.start()
         assert is_kept_from(app, web)
+        assert web.status(serves).state == pb.CONTAINER_RUNNING
     finally:
         policy.unlink()
-        node = node_pb2_grpc.NodeStub(forgeoned.channel)
-        node.Reload(node_pb2.ReloadRequest(), timeout=patient(30))
+        reload()
 
 
 def test_a_rule_with_too_many_combinations_refuses_the_pod(forgeoned: Daemon, removed: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 from collections.abc import Callable
@@ -386,6 +387,21 @@ def test_a_redirection_inside_the_pod_is_looked_behind(node: Node) -> None:
     assert answers(other.netns, app.ipv4, 90)
     assert is_silent(other.netns, app.ipv4, 80)
     assert answers(app.netns, other.ipv4, 7)
+
+
+@on_a_node
+def test_a_pod_sends_nothing_for_loopback_to_its_network(node: Node) -> None:
+    app = node.pod("app", NetworkRule(egress=()))
+
+    def by_eth0(address: str) -> socket.socket:
+        client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        return client
+
+    for address in ("127.0.0.1", "::1"):
+        with namespaces.run_in(app.netns, partial(by_eth0, address)) as client, contextlib.suppress(OSError):
+            client.sendto(b"?", (address, 53))
+    assert node.refused("app")[0] >= 1
 
 
 @on_a_node
