@@ -83,11 +83,16 @@ class Policy:
         if self.signed and not self._signed(facts.contract.signers):
             who = ", ".join(self.issuers) or "an issuer that is trusted here"
             return "requireSignedContract", f"the pod has no contract that is signed by {who}"
-        if self.verified and point in _WITH_IMAGE and not (facts.image and facts.image.verified_by):
+        # A pod that is restored is asked about first, and then each of its containers.
+        pod_alone = point is Point.RESTORE and facts.container is None
+        asked = self.verified and point in _WITH_IMAGE and not pod_alone
+        if asked and not (facts.image and facts.image.verified_by):
             name = facts.image.name if facts.image else "the image"
             return "requireVerifiedImage", f"nobody who is trusted has signed {name}"
         for one in self.rules:
-            if point in one.at and (why := one.rule.why_not(activation)):
+            if point not in one.at or (pod_alone and one.rule.of_container):
+                continue
+            if why := one.rule.why_not(activation):
                 return one.name, one.message if one.message and why == "is false" else self._told(one, why)
         return "", ""
 

@@ -49,7 +49,7 @@ _PLAIN: Final[Mapping[object, Any]] = {str: _Field.TYPE_STRING, int: _Field.TYPE
 
 
 class Rule:
-    """One compiled expression."""
+    """One compiled expression. ``of_container``: it names what is known of containers alone."""
 
     def __init__(self, where: str, expression: str, points: frozenset[Point]) -> None:
         """Compile it for these points.
@@ -58,14 +58,24 @@ class Rule:
         """
         if len(expression) > MAX_EXPRESSION:
             raise InvalidInput(where, f"is longer than {MAX_EXPRESSION} characters")
-        # What is known everywhere the rule applies, is known where least is known.
-        self._env = _schema().environment(of_pod=bool(points & _OF_POD))
+        self._env = _schema().environment(of_pod=False)
         try:
             self._program = self._env.compile(expression)
         except Exception as error:  # the binding raises what it likes
             raise InvalidInput(where, f"is no rule: {_short(error)}") from None
+        why = self._beyond_pods(expression)
+        if why and points & _OF_POD:
+            raise InvalidInput(where, f"is no rule for {' or '.join(sorted(points & _OF_POD))}: {why}")
+        self.of_container = bool(why)
         if self._program.return_type() != cel.Type.BOOL:
             raise InvalidInput(where, f"is {self._program.return_type()!r}, neither true nor false")
+
+    def _beyond_pods(self, expression: str) -> str:
+        try:
+            _schema().environment(of_pod=True).compile(expression)
+        except Exception as error:  # the binding raises what it likes
+            return _short(error)
+        return ""
 
     def why_not(self, activation: Mapping[str, object]) -> str:
         """Empty where the rule holds; else what came of it. Anything but true is a denial."""

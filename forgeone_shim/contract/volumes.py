@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 KUBELET: Final = "kubelet"
@@ -37,14 +37,17 @@ def kind(source: str, uid: str, root: str = ROOT) -> str:
         return KUBELET
     plugin, _, name = rest.partition("/")
     if place == "volume-subpaths":
-        # VOLUME/CONTAINER/INDEX; the volume itself still lies below its plugin.
-        plugin, name = _plugin(home, plugin), plugin
-    elif place not in {"volumes", "volumeDevices"}:
+        # VOLUME/CONTAINER/INDEX; the volume itself still lies below its plugin, but for a path of the host's.
+        plugin = _plugin(f"{home}volumes", plugin)
+        return _PLUGINS.get(plugin, _OTHERS) if plugin else HOST_PATH
+    if place not in {"volumes", "volumeDevices"}:
         return HOST_PATH
     return _PLUGINS.get(plugin, _OTHERS) if name else HOST_PATH
 
 
-def _plugin(home: str, volume: str) -> str:
+def _plugin(directory: str, volume: str) -> str:
     with suppress(OSError):
-        return next((path.parent.name for path in Path(home, "volumes").glob(f"*/{volume}")), "")
+        for entry in sorted(os.listdir(directory)):  # noqa: PTH208
+            if volume and os.path.lexists(f"{directory}/{entry}/{volume}"):
+                return entry
     return ""

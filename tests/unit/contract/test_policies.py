@@ -270,6 +270,16 @@ def test_a_rule_about_what_is_not_known_denies() -> None:
     assert "cannot be decided" in judged(policies, Point.CREATE, POD_FACTS).reason
 
 
+def test_a_pod_that_is_restored_is_not_asked_what_its_containers_are() -> None:
+    policies = Policies(
+        [made(rules=[rule("container.user != 0", "restore"), rule("pod.name != ''", "restore", name="s")], floor=True)]
+    )
+    assert judged(policies, Point.RESTORE, POD_FACTS).allowed
+    assert judged(policies, Point.RESTORE).allowed
+    root = replace(FACTS, container=replace(FACTS.container, user=0))  # type: ignore[type-var]
+    assert judged(policies, Point.RESTORE, root).by == "house/r"
+
+
 def test_a_text_that_is_none_denies() -> None:
     policies = Policies([made(rules=[rule("true")], floor=True)])
     half = replace(FACTS, pod=replace(FACTS.pod, labels={"a": "\ud800"}))
@@ -408,7 +418,7 @@ def test_a_verified_image_is_demanded_where_one_is_used(point: Point) -> None:
     assert judged(policies, point).allowed
     unsigned = replace(FACTS, image=replace(FACTS.image, verified_by=()))  # type: ignore[type-var]
     assert judged(policies, point, unsigned).allowed is not of_image
-    assert judged(policies, point, POD_FACTS).allowed is not of_image
+    assert judged(policies, point, POD_FACTS).allowed is (not of_image or point is Point.RESTORE)
 
 
 def test_a_default_that_is_not_there_and_two_of_one_name_are_refused() -> None:

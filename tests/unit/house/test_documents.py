@@ -10,6 +10,7 @@ import pytest
 
 from forgeone_shim.config.loader import keys, to_toml
 from forgeone_shim.config.model import Config
+from forgeone_shim.contract import parse
 from forgeone_shim.lifecycle.machine import diagram
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -36,13 +37,14 @@ def test_the_state_diagram_is_the_generated_one() -> None:
 
 
 def test_every_annotation_of_the_code_is_documented_and_no_other() -> None:
-    key = re.compile(r"[\"`]([a-z.]*forgeone\.dev/[a-z-]+)[\"`]")
+    key = re.compile(r"[\"`]([a-z.]*forgeone\.dev/[a-z_-]+)[\"`]")
     code = {
         name
         for room in ("cri", "forgeone_shim", "engines")
         for path in (ROOT / room).rglob("*.py")
         for name in key.findall(path.read_text())
     }
+    code |= {f"{parse.PREFIX}{name}" for name in (parse.DOCUMENT, *parse.FIELDS)}
     assert set(key.findall((ROOT / "docs/annotations.md").read_text())) == code
 
 

@@ -1,0 +1,82 @@
+"""docs/policies.md says what there is, and what it shows can be used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from forgeone_shim.contract import facts, parse, policy
+from forgeone_shim.contract.facts import Point
+from forgeone_shim.contract.model import PAYLOAD_TYPE, VOLUME_KINDS
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = (DOCS / "policies.md").read_text()
+BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+POLICIES = [block for block in BLOCKS if "kind: ZTAPolicy" in block]
+CONTRACTS = [block for block in BLOCKS if "kind:" not in block]
+DIGEST = "a" * 64
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_a_policy_that_is_shown_can_be_used(text: str) -> None:
+    assert policy.parse("it.yaml", text.encode()).rules
+
+
+@pytest.mark.parametrize("text", CONTRACTS)
+def test_a_contract_that_is_shown_can_be_used(text: str) -> None:
+    whole = re.sub(r"sha256:[0-9a-f]+\.\.\.", f"sha256:{DIGEST}", text)
+    document, _ = parse.read("it", whole.encode(), ())
+    # It shows every field but the one that names a policy.
+    shown = document.contract
+    assert (
+        shown.profile.network is not None and shown.profile.images and document.containers and document.scope.pods == ()
+    )
+
+
+def test_it_shows_something() -> None:
+    assert len(POLICIES) == 2 and len(CONTRACTS) == 1
+
+
+def row(name: str) -> str:
+    found = re.search(rf"^\| `{re.escape(name)}` \|(.*)\|$", PAGE, re.MULTILINE)
+    assert found, name
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("variable", "kind"),
+    [
+        ("pod", facts.PodFacts),
+        ("container", facts.ContainerFacts),
+        ("container.mounts", facts.MountFacts),
+        ("image", facts.ImageFacts),
+        ("image.attestations", facts.AttestationFacts),
+        ("runtime", facts.RuntimeFacts),
+        ("node", facts.NodeFacts),
+        ("request", facts.RequestFacts),
+        ("contract", facts.ContractFacts),
+    ],
+)
+def test_every_fact_is_told_to_those_who_write_rules(variable: str, kind: type) -> None:
+    told = re.findall(r"`([a-z_]+)`", row(variable))
+    assert [item.name for item in fields(kind) if item.name not in told] == []
+
+
+def test_every_point_is_explained() -> None:
+    assert all(row(point) for point in Point)
+
+
+def test_every_key_of_a_policy_is_explained() -> None:
+    keys = re.findall(r'"(\w+)"', Path(policy.__file__).read_text())
+    wanted = {"floor", "namespaces", "exceptNamespaces", "contract", "requireSignedContract", "contractIssuers"}
+    wanted |= {"requireVerifiedImage", "rules"}
+    assert wanted <= {*keys}
+    assert all(row(f"spec.{key}") for key in wanted)
+
+
+def test_kinds_of_volumes_and_the_payload_type_are_told() -> None:
+    assert all(f"`{kind}`" in (DOCS / "annotations.md").read_text() for kind in VOLUME_KINDS)
+    assert PAYLOAD_TYPE in PAGE
