@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ import structlog
 
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ticket import Log, Ticket
+from forgeone_shim.contract.facts import Bound
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, Unavailable
 from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
@@ -24,6 +26,7 @@ from forgeone_shim.version import VERSION
 PATIENCE: Final = 5.0
 """Seconds that a caller waits for the disk at most."""
 
+_CONTRACTS: Final = 1024
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 # What each step is called once it is done.
@@ -53,6 +56,8 @@ class Chronicle:
         """
         self._log, self._sandbox, self._arguments = log, sandbox, arguments
         self._out = structlog.get_logger("audit")
+        # A contract is told of with each step of a life, and hashing one takes longer than the rest of an entry.
+        self._digest = lru_cache(_CONTRACTS)(lambda contract: contract.digest)
 
     def told(self, made: Transition) -> None:
         """A step of a life: a subscriber of the lifecycle."""
@@ -188,7 +193,7 @@ class Chronicle:
     def about(self, record: object) -> dict[str, Any]:
         """What each entry of a pod or a container says of it."""
         if isinstance(record, SandboxRecord):
-            return _pod(record)
+            return {**_pod(record), **self._contract(record.bound)}
         if isinstance(record, ContainerRecord):
             pod, genome = self._sandbox(record.sandbox_id), record.genome
             return {
@@ -198,8 +203,17 @@ class Chronicle:
                 "container": {"id": record.id, "name": record.spec.name, "attempt": record.spec.attempt},
                 "engine": record.engine,
                 "image": {"id": record.image_id, "ref": record.image_ref},
+                **({"dna": record.dna, "entropy": record.entropy} if record.dna else {}),
+                **({"verified_by": list(record.trusted.verified_by)} if record.trusted is not None else {}),
+                **self._contract(record.bound),
             }
         return {}
+
+    def _contract(self, bound: Bound) -> dict[str, Any]:
+        if not bound.given and not bound.policies:
+            return {}
+        of = {"digest": self._digest(bound.contract), "policies": list(bound.policies), "signers": list(bound.signers)}
+        return {"contract": of}
 
 
 def _pod(record: SandboxRecord) -> dict[str, Any]:

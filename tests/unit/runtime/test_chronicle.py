@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec
 from forgeone_shim.audit import wal
+from forgeone_shim.contract.facts import Bound, ImageFacts
+from forgeone_shim.contract.model import Contract
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import Unavailable
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject
@@ -116,6 +119,15 @@ def test_every_event_of_the_lifecycle_has_a_word(node: Node) -> None:
     made.settle(soon())
     words = ["booted", "started", "paused", "resumed", "stopping", "exited", "removed"]
     assert node.types()[1:] == [f"sandbox.{word}" for word in words]
+
+
+def test_contract_and_fingerprint_are_told_where_there_are_any(node: Node) -> None:
+    bound = Bound(contract=Contract(minimum_entropy=256), given=True, signers=("key:1",), policies=("house",))
+    image = ImageFacts(name="busybox", repository="docker.io/library/busybox", digest="d", verified_by=("key:2",))
+    told = chronicle(node).about(replace(CONTAINER, bound=bound, dna="sha256:3", entropy=256, trusted=image))
+    assert told["contract"] == {"digest": bound.contract.digest, "policies": ["house"], "signers": ["key:1"]}
+    assert (told["dna"], told["entropy"], told["verified_by"]) == ("sha256:3", 256, ["key:2"])
+    assert chronicle(node).about(replace(POD, bound=bound))["contract"] == told["contract"]
 
 
 def test_a_container_whose_pod_is_gone_is_told_of_all_the_same(node: Node) -> None:
