@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hack.lab.guests import guest, say, sleep
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import SLEEP, Pod
+from tests.e2e.streams import SocketClient, SpdyClient
 from tests.e2e.wasm_pods import WasmPod, image, pull
 
 pytestmark = pytest.mark.root
@@ -325,6 +327,54 @@ def test_a_retry_of_what_was_allowed_is_not_asked_about_again(node: Node) -> Non
     finally:
         Path(node.daemon.config.contract.policies_dir, "later.yaml").unlink()
         node.reload()
+
+
+@contextmanager
+def _also(node: Node, text: str) -> Iterator[None]:
+    """With one more policy."""
+    node.policy("also", text)
+    try:
+        node.reload()
+        yield
+    finally:
+        Path(node.daemon.config.contract.policies_dir, "also.yaml").unlink()
+        node.reload()
+
+
+ALSO = HOUSE.replace("name: house", "name: also")
+
+
+def test_a_session_is_asked_about_once_more_when_it_begins(node: Node) -> None:
+    id_ = _running(node, node.plan(), "native")
+    request = pb.ExecRequest(container_id=id_, cmd=["echo", "done"], stdout=True)
+    url = node.daemon.runtime.Exec(request, timeout=patient(30)).url
+    rule = ALSO.replace("!('deny' in pod.labels) || pod.labels['deny'] != point", "point != 'exec'")
+    with _also(node, rule), SocketClient(url, "v4.channel.k8s.io") as client:
+        client.rest()
+    assert b"denied by also/told" in client.heard[3]
+    assert client.heard[1] == b""
+
+
+def test_a_port_is_asked_about_when_it_is_connected_to(node: Node) -> None:
+    pod = node.plan().run()
+    rule = ALSO.replace(
+        "!('deny' in pod.labels) || pod.labels['deny'] != point",
+        "point != 'port-forward' || request.ports.all(port, port == 8099)",
+    )
+    with _also(node, rule.replace("at: [", "at: [port-forward] # ")):
+        named = pb.PortForwardRequest(pod_sandbox_id=pod.id, port=[22])
+        denied(lambda: node.daemon.runtime.PortForward(named, timeout=patient(30)), "also/told", starts=False)
+        # kubectl names its ports only when it connects.
+        url = node.daemon.runtime.PortForward(pb.PortForwardRequest(pod_sandbox_id=pod.id), timeout=patient(30)).url
+        with SpdyClient(url, "portforward.k8s.io") as client:
+            heard = {}
+            for request, port in enumerate((22, 8099)):
+                headers = {"port": str(port), "requestID": str(request)}
+                error, data = (client.open(streamType=kind, **headers) for kind in ("error", "data"))
+                client.until(lambda error=error, data=data: {error, data} <= client.ended)
+                heard[port] = client.heard[error]
+    assert b"denied by also/told" in heard[22]
+    assert b"ECONNREFUSED" in heard[8099] or b"refused" in heard[8099]
 
 
 def _ends(pod: Pod, id_: str) -> None:
