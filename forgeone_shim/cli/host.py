@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -19,6 +20,7 @@ from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config, SignaturesConfig
 from forgeone_shim.devices import blockio
 from forgeone_shim.devices.cdi import Cdi
+from forgeone_shim.dna.behaviour import recorder
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.kernel import cgroups, selinux, syscalls
 from forgeone_shim.network import links
@@ -80,6 +82,7 @@ def look(config: Config) -> list[Check]:
         Check("package keys", _package_keys(config.packages.trusted_keys)),
         Check("signatures", _signatures(config.signatures)),
         Check("handlers", _handlers(config)),
+        Check("behaviour", _behaviour(config)),
     ]
     known = {finding.problem.fix for check in host for finding in check.findings}
     return host + _engines(config, known)
@@ -198,6 +201,20 @@ def _cgroups(config: Config) -> tuple[Finding, ...]:
         why = "on a v1 or hybrid layout crun enters every enabled v1 controller, and fails on one that is not mounted"
         found.append(Finding(Problem("the hugetlb controller is not mounted", why, HUGETLB_FIX), _mount_hugetlb))
     return tuple(found)
+
+
+def _behaviour(config: Config) -> tuple[Finding, ...]:
+    with contextlib.suppress(OSError, ForgeError):
+        if not cgroups.detect(config.native.cgroup_driver).unified:
+            what, why = "no unified control group hierarchy", "what containers do is counted by its groups"
+            where = f"{cgroups.ROOT}/unified"
+            fix = f"mkdir {where}; mount -t cgroup2 none {where}"
+            return (Finding(Problem(what, why, fix, fatal=False)),)
+    reason = recorder.problem()
+    if not reason:
+        return ()
+    why = "containers whose contract has them watched cannot start"
+    return (Finding(Problem(f"system calls cannot be counted: {reason}", why, fatal=False)),)
 
 
 def _devices(config: Config) -> tuple[Finding, ...]:

@@ -110,6 +110,7 @@ class Runtime:
         self._running = Running(parts, self._watching)
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)
+        self.inspection.section("behaviour", self._watching.summary)
         self.inspection.pod_section("refused", lambda record: parts.network.refused(record.id))
         parts.network.report_to(self._tampered)
         self._containers.report_to(self._insight)

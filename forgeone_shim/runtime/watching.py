@@ -266,6 +266,20 @@ class Watching:
             return UNWATCHED
         return Watched(watched=True, baseline=bool(known.baseline), drift=drifts.amount(known.drift))
 
+    def summary(self, record: ContainerRecord) -> dict[str, object] | None:
+        """The same in words, without a look at what it does right now; ``None``: it is not watched."""
+        known = self._observed.get(record.id)
+        if known is None:
+            return None
+        return {
+            "whole": known.whole,
+            "executed": known.executed,
+            "baseline": known.baseline or None,
+            "drift": drifts.amount(known.drift),
+            "new": known.drift,
+            "answered": known.drift[: known.acted],
+        }
+
     def find(self, container_id: str) -> Finding:
         """What a container did until now, or until it ended.
 
