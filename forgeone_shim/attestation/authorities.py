@@ -16,7 +16,7 @@ from cryptography import x509
 from forgeone_shim.attestation import certificates, publickeys, rekor, timestamps
 from forgeone_shim.attestation.certificates import Names, Profile
 from forgeone_shim.attestation.publickeys import VerifyingKey
-from forgeone_shim.attestation.signed import Signed, Unverified
+from forgeone_shim.attestation.signed import Signed, Unverified, printable
 
 _MAX_TIME: Final = 253402300799  # The last second that has four digits for its year.
 
@@ -125,14 +125,14 @@ class Fulcio:
         path = certificates.verify(chain, self.roots, when, Profile.FULCIO, this.name, intermediates=self.intermediates)
         if self.transparency:
             timestamps.verify(leaf, path[1], self.transparency, this.name)
-        return Signer(f"keyless:{identified(certificates.names(leaf, this.name), self.identities, this.name)}")
+        return identified(certificates.names(leaf, this.name), self.identities, this.name)
 
 
-def identified(names: Names, identities: Sequence[Identity], name: str) -> str:
+def identified(names: Names, identities: Sequence[Identity], name: str) -> Signer:
     """Which of these it is. :raises Unverified: none."""
     for identity in identities:
         if found := identity.fits(names):
-            return found
+            return Signer(printable(f"keyless:{found}"))
     who = ", ".join(names.all)[:200] or "nobody"
     raise Unverified(f"{name} is of {who} by {names.issuer[:200] or 'no issuer'}, who is not trusted")
 

@@ -48,7 +48,8 @@ _SERVE_OTHERS: Final = frozenset(
         ExtendedKeyUsageOID.TIME_STAMPING,
     }
 )
-_UNREADABLE: Final = (
+# What cryptography raises at a certificate that it cannot read.
+UNREADABLE: Final = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -100,7 +101,7 @@ def load(ders: Sequence[bytes], name: str) -> tuple[x509.Certificate, ...]:
         found = tuple(x509.load_der_x509_certificate(each) for each in ders)
         for each in found:
             _read_whole(each)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise Unverified(f"{name}: its certificate cannot be read") from None
     return found
 
@@ -113,7 +114,7 @@ def load_pem(data: bytes, name: str) -> tuple[x509.Certificate, ...]:
         found = tuple(x509.load_pem_x509_certificates(data))
         for each in found:
             _read_whole(each)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise FailedPrecondition(f"{name}: holds no certificates in PEM form") from None
     return found
 
@@ -155,7 +156,7 @@ def verify(
         path = tuple(verifier.verify(leaf, [*chain[1:], *intermediates]).chain)
         for each in path:
             _check_critical(each)
-    except (VerificationError, *_UNREADABLE) as error:
+    except (VerificationError, *UNREADABLE) as error:
         raise Unverified(f"{name}: its certificate is not trusted: {str(error)[:300]}") from None
     return path
 
@@ -184,7 +185,7 @@ def names(certificate: x509.Certificate, name: str) -> Names:
             issuer,
             build_signer,
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Unverified(f"{name}: its certificate cannot be read: {str(error)[:200]}") from None
 
 

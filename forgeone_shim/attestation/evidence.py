@@ -12,7 +12,7 @@ from typing import Any, Final
 from forgeone_shim.registry.reference import Reference
 
 MAX_ITEMS: Final = 64
-"""So many pieces of evidence of one kind are looked at; more are refused, for each costs a verification per key."""
+"""So many pieces of evidence of one kind are looked at, the first ones: each costs a verification for each key."""
 
 MAX_ITEM: Final = 16 * 1024 * 1024
 """Bytes of one piece: attestations with an SBOM are large, signatures are not."""

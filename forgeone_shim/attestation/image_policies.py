@@ -204,7 +204,10 @@ def _logs(found: _Log | None, where: str, roots: Roots) -> tuple[VerifyingKey, .
     """Without a log's name nothing is asked of one, as policy-controller has it."""
     if found is None or not (found.url or found.trust_root_ref):
         return ()
-    return _root(found.trust_root_ref, f"{where}.ctlog", roots).logs
+    logs = _root(found.trust_root_ref, f"{where}.ctlog", roots).logs(found.url)
+    if not logs:
+        raise InvalidInput(f"{where}.ctlog.url", f"the trusted root has no log at {found.url[:200]!r}")
+    return logs
 
 
 def _keyless(found: _Keyless, formats: frozenset[Kind], where: str, roots: Roots) -> Keyless:
@@ -215,6 +218,8 @@ def _keyless(found: _Keyless, formats: frozenset[Kind], where: str, roots: Roots
             fix="pip install 'forgeone[keyless]', or signatureFormat: legacy",
         )
     root = _root(found.trust_root_ref, where, roots)
+    if found.url and not root.issues(found.url):
+        raise InvalidInput(f"{where}.url", f"the trusted root has no certificate authority at {found.url[:200]!r}")
     identities = tuple(_identity(each, f"{where}.identities[{i}]") for i, each in enumerate(found.identities))
     return Keyless(root, identities, transparency=not found.insecure_ignore_sct)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from cryptography import x509
@@ -53,6 +54,7 @@ class _Chain(_Struct, frozen=True):
 class _Authority(_Struct, frozen=True):
     cert_chain: _Chain
     valid_for: _Period
+    uri: str = ""
 
 
 class _Key(_Struct, frozen=True):
@@ -62,6 +64,7 @@ class _Key(_Struct, frozen=True):
 
 class _Log(_Struct, frozen=True):
     public_key: _Key
+    base_url: str = ""
 
 
 class _Root(_Struct, frozen=True):
@@ -73,8 +76,9 @@ class _Root(_Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Within:
-    """What may be trusted with signatures of that period."""
+    """What may be trusted with signatures of that period; ``url`` is where it is."""
 
+    url: str
     period: _Period
     keys: tuple[VerifyingKey, ...] = ()
     roots: tuple[x509.Certificate, ...] = ()
@@ -107,10 +111,13 @@ class TrustedRoot:
         except Unverified as error:
             raise InvalidInput(name, error.what) from None
 
-    @property
-    def logs(self) -> tuple[VerifyingKey, ...]:
-        """The keys of its transparency logs."""
-        return tuple(key for each in self._logs for key in each.keys)
+    def logs(self, url: str = "") -> tuple[VerifyingKey, ...]:
+        """The keys of its transparency logs, or of those at that place alone."""
+        return tuple(key for each in self._logs if not url or _same(each.url, url) for key in each.keys)
+
+    def issues(self, url: str) -> bool:
+        """Whether one of its certificate authorities is at that place."""
+        return any(_same(each.url, url) for each in self._authorities)
 
     def at(self, moment: datetime, identities: tuple[Identity, ...], *, transparency: bool = True) -> Fulcio:
         """Who was trusted then."""
@@ -166,9 +173,9 @@ class Keyless:
         except Exception as error:
             # A parser of others, and what it reads may be hostile: whatever it raises, nothing has been verified.
             raise Unverified(f"{this.name}: {str(error)[:300] or type(error).__name__}") from None
-        if not asked.found:
+        if asked.found is None:
             raise Unverified(f"{this.name}: nobody was asked for")
-        return Signer(f"keyless:{asked.found}")
+        return asked.found
 
     def _verifier(self) -> Verifier:
         if self._made is None:
@@ -190,7 +197,8 @@ class _Asked:
     """A policy of ``sigstore`` that remembers whom it let pass."""
 
     def __init__(self, identities: tuple[Identity, ...], name: str) -> None:
-        self._identities, self._name, self.found = identities, name, ""
+        self._identities, self._name = identities, name
+        self.found: Signer | None = None
 
     def verify(self, cert: x509.Certificate) -> None:
         """:raises Unverified: it is nobody's who is trusted."""
@@ -205,11 +213,24 @@ def installed() -> bool:
 def _authority(found: _Authority) -> _Within:
     chain = certificates.load([each.raw_bytes for each in found.cert_chain.certificates], "a certificate authority")
     roots = tuple(each for each in chain if each.issuer == each.subject) or chain[-1:]
-    return _Within(found.valid_for, (), roots, tuple(each for each in chain if each not in roots))
+    return _Within(found.uri, found.valid_for, (), roots, tuple(each for each in chain if each not in roots))
 
 
 def _logs(found: Sequence[_Log]) -> tuple[_Within, ...]:
-    return tuple(_Within(each.public_key.valid_for, (publickeys.of_der(each.public_key.raw_bytes),)) for each in found)
+    return tuple(
+        _Within(each.base_url, each.public_key.valid_for, (publickeys.of_der(each.public_key.raw_bytes),))
+        for each in found
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two URLs are of one host and path; policies are often careless about the rest."""
+    return _place(one) == _place(other)
+
+
+def _place(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.netloc.lower(), parts.path.rstrip("/")
 
 
 def _keys(of: Sequence[_Within], moment: datetime) -> tuple[VerifyingKey, ...]:

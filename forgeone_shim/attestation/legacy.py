@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from forgeone_shim.attestation import dsse
+from forgeone_shim.attestation.certificates import UNREADABLE
 from forgeone_shim.attestation.evidence import MAX_ITEM, LegacyAttestation, SimpleSignature
 from forgeone_shim.attestation.signed import MAX_CHAIN, LogEntry, Signed, Unverified, decode_base64
 from forgeone_shim.errors import FailedPrecondition
@@ -120,7 +121,7 @@ def _chain(certificate: str, chain: str, name: str) -> tuple[bytes, ...]:
         raise Unverified(f"{name}: its certificates are larger than {_MAX_PEM} bytes")
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
+    except UNREADABLE:
         raise Unverified(f"{name}: its certificates cannot be read") from None
     if len(found) > MAX_CHAIN:
         raise Unverified(f"{name} has {len(found)} certificates, more than {MAX_CHAIN}")

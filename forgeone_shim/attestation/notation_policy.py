@@ -26,7 +26,7 @@ from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subj
 from forgeone_shim.attestation.policyfiles import Files, document
 from forgeone_shim.attestation.requirements import Rule
 from forgeone_shim.attestation.rules import limited, refusal
-from forgeone_shim.attestation.signed import Unverified
+from forgeone_shim.attestation.signed import Unverified, printable
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, UntrustedImage
 from forgeone_shim.registry.reference import Reference
 
@@ -137,7 +137,7 @@ class Notarised:
         path = of.chain
         try:
             path = self._path(of)
-            signers: tuple[str, ...] = (f"x509:{of.chain[0].subject.rfc4514_string()}",)
+            signers: tuple[str, ...] = (printable(f"x509:{of.chain[0].subject.rfc4514_string()}"),)
         except Unverified as error:
             signers = ()
             self._failed("authenticity", error.what, warnings)
@@ -172,7 +172,7 @@ class Notarised:
     def _failed(self, check: str, reason: str, warnings: list[str]) -> None:
         if self.actions[check] == "enforce":
             raise Unverified(reason)
-        warnings.append(reason)
+        warnings.append(printable(reason))
 
     def _end(self, of: notation.Envelope, path: Sequence[x509.Certificate], now: datetime) -> float | None:
         ends = [of.expiry] if of.expiry is not None else []

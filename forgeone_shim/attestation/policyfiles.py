@@ -16,6 +16,8 @@ from forgeone_shim.errors import FailedPrecondition, InvalidInput
 
 MAX_FILE: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 1024
+# A policy under such a name would be passed over, and nobody would know.
+_ODD: Final = (".yml", ".yaml", ".json", ".JSON", ".YAML")
 _VERSION: Final = b"forgeone image trust 1\n"
 T = TypeVar("T")
 
@@ -46,19 +48,21 @@ class Files:
         return data
 
     def listed(self, directory: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...]:
-        """The files of a directory with one of these suffixes, by name; none where there is no directory.
+        """The files of a directory with one of these suffixes, by name.
 
-        :raises FailedPrecondition: it cannot be read, others than root can write there, or there are too many.
+        :raises FailedPrecondition: it is not there or cannot be read, others than root can write there, there are too
+            many, or one that was surely meant has another suffix.
         """
         try:
-            found = sorted(each for each in directory.iterdir() if each.name.endswith(suffixes) and each.name[0] != ".")
+            entries = sorted(each for each in directory.iterdir() if each.name[0] != ".")
             fault = untrusted(directory.stat())
-        except FileNotFoundError:
-            return ()
         except OSError as error:
             raise FailedPrecondition(f"{directory}: {error.strerror}") from error
         if fault:
             raise FailedPrecondition(f"{directory}: {fault}", fix="let none but root write there")
+        if odd := [each for each in entries if each.name.endswith(_ODD) and not each.name.endswith(suffixes)]:
+            raise FailedPrecondition(f"{odd[0]}: would not be read", fix=f"name it with {' or '.join(suffixes)}")
+        found = [each for each in entries if each.name.endswith(suffixes)]
         if len(found) > MAX_FILES:
             raise FailedPrecondition(f"{directory}: has {len(found)} files, more than {MAX_FILES}")
         return tuple(found)

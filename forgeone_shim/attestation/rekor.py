@@ -19,7 +19,7 @@ import rfc8785
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from forgeone_shim.attestation import publickeys
+from forgeone_shim.attestation import certificates, publickeys
 from forgeone_shim.attestation.publickeys import VerifyingKey
 from forgeone_shim.attestation.signed import InclusionProof, LogEntry, Signed, Unverified
 from forgeone_shim.errors import FailedPrecondition
@@ -121,7 +121,7 @@ def _check_body(entry: LogEntry, this: Signed, verifier: bytes) -> None:
         body: Any = msgspec.json.decode(entry.body)
         kind, version, spec = body["kind"], body["apiVersion"], body["spec"]
         found = _SPECS[kind, version](spec, this, verifier)
-    except (msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError, RecursionError, AttributeError):
+    except (msgspec.MsgspecError, LookupError, AttributeError, RecursionError, *certificates.UNREADABLE):
         raise Unverified("its log entry is of no known kind") from None
     if not found:
         raise Unverified("its log entry is about another signature")

@@ -12,7 +12,7 @@ from forgeone_shim.attestation.authorities import Authority, Signer
 from forgeone_shim.attestation.evidence import MAX_ITEMS, Endorsement, Evidence, Kind, Statement, Subject
 from forgeone_shim.attestation.identity import SignedIdentity
 from forgeone_shim.attestation.requirements import Rule, merged
-from forgeone_shim.attestation.signed import Signed, Unverified
+from forgeone_shim.attestation.signed import Signed, Unverified, printable
 from forgeone_shim.errors import UntrustedImage
 
 _MAX_REASONS: Final = 4
@@ -102,14 +102,9 @@ class Endorsed:
 
 def refusal(subject: Subject, policy: str, reasons: Iterable[str]) -> str:
     """One sentence about an image that a policy refuses, with what was wrong about the evidence."""
-    unlike = list(dict.fromkeys(_printable(reason[:_MAX_REASON]) for reason in reasons))
+    unlike = list(dict.fromkeys(printable(reason[:_MAX_REASON]) for reason in reasons))
     more = f"; and {len(unlike) - _MAX_REASONS} more" if len(unlike) > _MAX_REASONS else ""
     return f"{subject.reference}: refused by {policy}: {'; '.join(unlike[:_MAX_REASONS])}{more}"
-
-
-def _printable(text: str) -> str:
-    """Evidence is anybody's, and this goes to logs and terminals."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def candidates(evidence: Evidence, formats: frozenset[Kind], reasons: list[str]) -> tuple[Signed, ...]:
@@ -201,5 +196,15 @@ def _said(this: Signed, signer: Signer, subject: Subject, identity: SignedIdenti
         raise Unverified(f"{this.name} is about {len(found.subject)} artifacts, and this image is not among them")
     if found.predicate_type != statements.SIGNATURE:
         return Statement(found.predicate_type, found.predicate, signer.name)
-    identity.check(subject.reference, about[0].name, this.name)
+    _check_names(identity, subject, [each.name for each in about], this.name)
     return None
+
+
+def _check_names(identity: SignedIdentity, subject: Subject, names: Sequence[str], name: str) -> None:
+    """A statement may have a digest under several names; one that fits is enough."""
+    for said in names[:-1]:
+        try:
+            return identity.check(subject.reference, said, name)
+        except Unverified:
+            continue
+    return identity.check(subject.reference, names[-1], name)

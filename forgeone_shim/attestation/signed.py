@@ -72,6 +72,11 @@ class Signed:
     simple: bool = False
 
 
+def printable(text: str) -> str:
+    """Evidence is anybody's, and what is told of it goes to logs and terminals."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def decode_base64(text: str, what: str, *, limit: int = MAX_SIGNATURE) -> bytes:
     """The bytes of a base64 text (RFC 4648 section 4). :raises Unverified: it is none, or has too many."""
     if len(text) > 2 * limit:

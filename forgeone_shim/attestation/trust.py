@@ -36,8 +36,7 @@ _GET_ROOT: Final = "put one there: sigstore's own is a target of its TUF reposit
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the policies are; ``None`` and what does not exist: none of that kind, but a missing ``policy`` or
-    ``notation`` file that was named is an error.
+    """Where the policies are; ``None``: none of that kind. What is named has to be there, but for ``roots``.
 
     :param policy: a containers-policy.json(5).
     :param namespaces: a directory of ``NAMESPACE.json``: the same, in place of ``policy`` for pods of a namespace.

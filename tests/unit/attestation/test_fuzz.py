@@ -65,7 +65,10 @@ IMAGE_POLICY = {
         "images": [{"glob": "**"}],
         "authorities": [
             {"key": {"data": pem(P256).decode()}, "attestations": [{"name": "x", "predicateType": "spdx"}]},
-            {"keyless": {"identities": [{"issuer": "x", "subjectRegExp": "y"}]}, "ctlog": {"url": "x"}},
+            {
+                "keyless": {"identities": [{"issuer": "x", "subjectRegExp": "y"}]},
+                "ctlog": {"url": "https://rekor.sigstore.dev"},
+            },
         ],
     },
 }

@@ -185,12 +185,22 @@ KEYLESS = {"identities": [{"issuer": "https://example.com", "subject": "a@exampl
         (document({"keyless": {"identities": [{"issuer": "x", "issuerRegExp": "x", "subject": "y"}]}}), "issuer"),
         (document({"keyless": {"identities": [{"issuer": "x", "subjectRegExp": "("}]}}), "subjectRegExp"),
         (document({"keyless": {**KEYLESS, "trustRootRef": "absent"}}), "absent"),
+        (
+            document({"keyless": {**KEYLESS, "url": "https://fulcio.elsewhere.example"}}),
+            r"keyless\.url.*no certificate",
+        ),
+        (document({**KEY, "ctlog": {"url": "https://rekor.elsewhere.example"}}), r"ctlog\.url.*no log"),
         (document({"keyless": {**KEYLESS, "ca-cert": {"data": "x"}}}), "keyless"),
     ],
 )
 def test_what_cannot_be_held_to_is_refused_when_it_is_read(tmp_path: Path, change: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, match=field):
         read(tmp_path, {**document(KEY), **change})
+
+
+def test_a_url_has_to_be_one_of_the_trusted_root_s(tmp_path: Path) -> None:
+    keyless = {**KEYLESS, "url": "http://fulcio.sigstore.dev/"}
+    assert read(tmp_path, document({"keyless": keyless, "ctlog": {"url": "https://rekor.sigstore.dev"}})).rule.wanted
 
 
 def test_yaml_is_read_as_kubectl_writes_it(tmp_path: Path) -> None:

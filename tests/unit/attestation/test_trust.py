@@ -133,7 +133,13 @@ def test_a_bad_file_refuses_them_all_by_name(sources: Sources, tmp_path: Path) -
     (tmp_path / "images/broken.yaml").write_text("kind: [")
     with pytest.raises(InvalidInput, match=r"images/broken\.yaml"):
         TrustPolicy.load(sources)
-    (tmp_path / "images/broken.yaml").unlink()
+    (tmp_path / "images/broken.yaml").rename(tmp_path / "images/broken.yml")
+    with pytest.raises(FailedPrecondition, match=r"images/broken\.yml: would not be read"):
+        TrustPolicy.load(sources)
+    (tmp_path / "images/broken.yml").unlink()
+    for absent in (Sources(images=tmp_path / "absent"), Sources(namespaces=tmp_path / "absent")):
+        with pytest.raises(FailedPrecondition, match="absent: No such file"):
+            TrustPolicy.load(absent)
     (tmp_path / "policy.json").unlink()
     with pytest.raises(FailedPrecondition, match=r"policy\.json: No such file"):
         TrustPolicy.load(sources)
@@ -155,6 +161,22 @@ def test_a_refusal_stays_short_whatever_was_found(sources: Sources) -> None:
     with pytest.raises(UntrustedImage) as caught:
         TrustPolicy.load(sources).required(APP).check(subject(), Evidence(bundles=junk), NOW)
     assert len(str(caught.value)) < 2000
+
+
+def test_what_evidence_says_reaches_no_terminal_as_it_is(sources: Sources) -> None:
+    hostile = simple(P256, making.simple_payload("sha256:\x1b[2J\n"))
+    with pytest.raises(UntrustedImage) as caught:
+        TrustPolicy.load(sources).required(APP).check(subject(), Evidence(simple=(hostile,)), NOW)
+    assert str(caught.value).isprintable()
+
+
+def test_one_of_the_names_of_a_digest_has_to_fit(sources: Sources) -> None:
+    said = json.loads(making.statement(name="registry.example/other"))
+    required = TrustPolicy.load(sources).required(APP)
+    with pytest.raises(UntrustedImage):
+        required.check(subject(), Evidence(bundles=(bundle(P256, json.dumps(said).encode()),)), NOW)
+    said["subject"].append({**said["subject"][0], "name": "registry.example/team/app"})
+    assert required.check(subject(), Evidence(bundles=(bundle(P256, json.dumps(said).encode()),)), NOW).signers
 
 
 def test_what_needs_no_evidence_needs_none(sources: Sources) -> None:
