@@ -233,6 +233,25 @@ def test_a_container_of_a_pod_with_a_rule_has_no_packet_sockets(
     assert held == {False: True, True: False}
 
 
+def test_a_pod_with_a_user_namespace_is_kept_to_its_rule_by_the_host(
+    forgeoned: Daemon, sleeper: dict[str, str], removed: None
+) -> None:
+    web = server(forgeoned, sleeper["native"])
+    app = plan(forgeoned, egress="none")
+    options = app.config.linux.security_context.namespace_options.userns_options
+    options.mode = pb.POD
+    for mapping in (options.uids.add(), options.gids.add()):
+        mapping.host_id, mapping.container_id, mapping.length = 3 << 16, 0, 1 << 16
+    config = app.run().container(sleeper["native"], *SLEEP)
+    config.linux.security_context.namespace_options.CopyFrom(app.config.linux.security_context.namespace_options)
+    id_ = app.start(config)
+    assert is_kept_from(app, web)
+    assert get(app, id_, web).exit_code
+    config.metadata.name = "admin"
+    config.linux.security_context.capabilities.add_capabilities.append("NET_ADMIN")
+    assert "denied by profile.network: " in refused(lambda: app.create(config))
+
+
 def test_a_policy_that_comes_later_holds_for_pods_that_are_there(
     forgeoned: Daemon, sleeper: dict[str, str], removed: None
 ) -> None:
