@@ -7,9 +7,9 @@ is "nothing". ``merge.tighten`` joins two, ``parse`` reads them, ``judge`` holds
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 EXEC_MODES: Final = ("", "native", "wasm", "microvm")
 PROTOCOLS: Final = ("", "tcp", "udp", "sctp", "icmp")
@@ -193,12 +193,24 @@ class Contract:
         return f"sha256:{sha256(self.canonical()).hexdigest()}"
 
     def canonical(self) -> bytes:
-        """The same contract gives the same bytes, whoever writes them."""
-        # Not above: a node where no pod has a contract never asks for either.
-        import msgspec
+        """What it says, and nothing that is left unsaid: a field that is new here changes no digest of before."""
+        # Not above: a node where no pod has a contract never asks for it.
         import rfc8785
 
-        return rfc8785.dumps(msgspec.to_builtins(self))
+        return rfc8785.dumps(_said(self))
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_said(one) for one in value]
+    if not is_dataclass(value):
+        return value
+    found = {item.name: (getattr(value, item.name), item) for item in fields(value)}
+    return {name: _said(one) for name, (one, item) in found.items() if one != _default(item)}
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 UNRESTRICTED: Final = Contract()

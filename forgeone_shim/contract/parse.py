@@ -231,6 +231,8 @@ def _value(where: str, kind: str, value: str) -> object:
         raise InvalidInput(where, f"is longer than {reader.MAX_DOCUMENT} characters")
     if value.strip() == NOTHING:
         return []
+    if value.lstrip().startswith('["'):
+        return documents.parse(where, value.encode(errors="replace"))
     items = [item.strip() for item in value.split(",")]
     if not all(items):
         raise InvalidInput(where, "has an empty member", fix=f"write {NOTHING} for an empty list")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgeone_shim.contract import patterns
-from forgeone_shim.contract.facts import Facts, Point
+from forgeone_shim.contract.facts import Bound, Facts, Point
 from forgeone_shim.contract.judge import violated
 from forgeone_shim.contract.merge import MAX_MEMBERS, normal, tighten
 from forgeone_shim.contract.model import (
@@ -23,6 +24,8 @@ from forgeone_shim.contract.model import (
     PortRange,
     TrustProfile,
 )
+from forgeone_shim.contract.policies import Policies
+from forgeone_shim.contract.policy import Policy
 from forgeone_shim.errors import InvalidInput
 from tests.unit.contract.strategies import CIDRS, PODS, SUBJECTS, contracts, facts
 
@@ -40,6 +43,21 @@ def test_what_is_joined_allows_what_both_allow_and_nothing_else(
 ) -> None:
     both = _allows(floor, point, found) and _allows(contract, point, found)
     assert _allows(tighten(floor, contract), point, found) is both
+
+
+@settings(max_examples=100, deadline=None)
+@given(contracts, contracts, _points, facts())
+def test_no_contract_widens_what_a_nodes_policies_allow(
+    floor: Contract, contract: Contract, point: Point, found: Facts
+) -> None:
+    floor = replace(floor, runtime_policy_id="")
+    policies = Policies([Policy(name="floor", floor=True, contract=floor), Policy(name="house")])
+    held = policies.rebind(Bound(contract=contract, given=True, namespace="shop"))
+    allowed = policies.judge(point, replace(found, contract=held)).allowed
+    assert allowed is (_allows(floor, point, found) and _allows(contract, point, found))
+    # What is kept says the same under the same policies, and under none.
+    assert policies.rebind(held) == held
+    assert allowed is (_allows(held.contract, point, found))
 
 
 @settings(max_examples=80, deadline=None)

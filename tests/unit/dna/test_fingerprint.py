@@ -68,7 +68,7 @@ def process(**changes: Any) -> ContainerPlan:
     return plan(process=replace(plan().process, **changes))
 
 
-KNOWN = "sha256:9de6bbbdb5a0f574e4dfeb8f1d4b915ab432866325eb5f170df11520af55610e"
+KNOWN = "sha256:979632b0c1b5b5d18f84660261ba624d1ee74c6f941fd976885bd77f32844185"
 HOOK = Hook(HookStage.CREATE_RUNTIME, "/bin/hook")
 
 
