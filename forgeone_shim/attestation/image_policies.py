@@ -34,7 +34,10 @@ Roots = Callable[[str], TrustedRoot]
 
 _BUNDLES: Final = frozenset({Kind.BUNDLES})
 _LEGACY: Final = frozenset({Kind.SIMPLE, Kind.ATTESTATIONS})
-_GLOB: Final = re.compile(r"[a-zA-Z0-9_:/*.-]{1,512}")
+_GLOB: Final = re.compile(r"[a-zA-Z0-9_:/*.@-]{1,512}")
+_ELSEWHERE: Final = frozenset(
+    {"ca-cert", "configMapRef", "kms", "match", "policy", "remote", "rfc3161timestamp", "secretRef", "source"}
+)
 _WHOLE: Final = {"*": "index.docker.io/library/*", "*/*": "index.docker.io/*/*"}
 
 
@@ -141,7 +144,7 @@ def read(path: Path, files: Files, roots: Roots) -> ImagePolicy:
     :raises InvalidInput: naming file and field.
     :raises FailedPrecondition: it cannot be read, or others than root could have written it.
     """
-    found = document(str(path), files.read(path), _Policy)
+    found = _document(path, files)
     name = found.metadata.get("name")
     if not isinstance(name, str) or not name:
         raise InvalidInput(f"{path}.metadata.name", "is missing")
@@ -150,10 +153,21 @@ def read(path: Path, files: Files, roots: Roots) -> ImagePolicy:
     return ImagePolicy(globs, Warned(rule) if found.spec.mode == "warn" else rule)
 
 
+def _document(path: Path, files: Files) -> _Policy:
+    """The file, strictly; what policy-controller knows and this does not is told apart from what nobody knows."""
+    try:
+        return document(str(path), files.read(path), _Policy)
+    except InvalidInput as error:
+        name = error.reason.partition("`")[2].partition("`")[0]
+        if name not in _ELSEWHERE:
+            raise
+        raise InvalidInput(error.field, f"{name} cannot be held to on a node", fix="see docs/signatures.md") from None
+
+
 def _glob(text: str, field: str) -> re.Pattern[str]:
     """``*`` is any number of characters but ``/``, ``**`` of any."""
     if not _GLOB.fullmatch(text):
-        raise InvalidInput(field, f"{text[:200]!r} is not of letters, digits and _ : / . - *")
+        raise InvalidInput(field, f"{text[:200]!r} is not of letters, digits and _ : / . @ - *")
     parts = _WHOLE.get(text, text).split("**")
     return re.compile(".*".join("[^/]*".join(map(re.escape, part.split("*"))) for part in parts))
 

@@ -155,12 +155,14 @@ def _endorsement(
             signatures.append(signer)
         else:
             attested.append((signer, statement))
-    missing = [kind for kind in endorser.predicates if all(kind != said.predicate_type for _, said in attested)]
-    if missing:
+    kinds = {said.predicate_type for _, said in attested} | ({statements.SIGNATURE} if signatures else set())
+    if missing := [kind for kind in endorser.predicates if kind not in kinds]:
         raise Unverified(f"it has no trusted attestation of type {', '.join(missing)}")
     if not endorser.predicates and not signatures:
         raise Unverified("it has no signature of anybody who is trusted" if offered else "it is not signed")
-    counted = signatures if not endorser.predicates else _needed(attested, endorser.predicates)
+    counted = [signer for signer, said in attested if said.predicate_type in endorser.predicates]
+    if not endorser.predicates or statements.SIGNATURE in endorser.predicates:
+        counted += signatures
     ends = [signer.expires for signer in counted if signer.expires is not None]
     return Endorsement(
         tuple(dict.fromkeys(signer.name for signer in (*signatures, *counted))),
@@ -168,10 +170,6 @@ def _endorsement(
         (),
         min(ends) if ends else None,
     )
-
-
-def _needed(attested: Sequence[tuple[Signer, Statement]], predicates: Sequence[str]) -> list[Signer]:
-    return [signer for signer, statement in attested if statement.predicate_type in predicates]
 
 
 def _said(this: Signed, signer: Signer, subject: Subject, identity: SignedIdentity) -> Statement | None:
@@ -186,10 +184,8 @@ def _said(this: Signed, signer: Signer, subject: Subject, identity: SignedIdenti
         identity.check(subject.reference, claim.reference, this.name)
         return None
     if this.message is None:
-        if f"sha256:{this.digest.hex()}" not in subject.digests:
-            raise Unverified(f"{this.name} is for sha256:{this.digest.hex()}, another image")
-        identity.check(subject.reference, "", this.name)
-        return None
+        # Whoever signs files of others signs a manifest among them, and has not said that it may run.
+        raise Unverified(f"{this.name} is over bytes, and does not say that they are an image")
     found = statements.parse(this.payload_type, this.payload, this.name)
     about = found.about(subject.digests)
     if not about:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_what_cosign_signed_is_verified_as_it_was_made(tmp_path: Path) -> None:
         check(rules, evidence, subject(named, DIGEST))
     with pytest.raises(UntrustedImage, match=r"is for '192.168.64.2:5000/cosign-signed-single-sample'"):
         check(rules, evidence, subject("192.168.64.2:5000/another:tag", image))
+
+
+def test_a_signature_over_bytes_alone_is_none_of_an_image(tmp_path: Path) -> None:
+    signed = json.loads(making.fixture("sigstore-conformance/managed-key.json"))
+    digest = base64.b64decode(signed["messageSignature"]["messageDigest"]["digest"]).hex()
+    key = making.fixture("sigstore-conformance/managed-key.pub")
+    rules = policy(tmp_path, {**KEY, "keyData": b64(key)})
+    with pytest.raises(UntrustedImage, match="does not say that they are an image"):
+        check(rules, Evidence(bundles=(json.dumps(signed).encode(),)), subject(digest=f"sha256:{digest}"))
 
 
 def test_a_log_that_the_policy_names_has_to_have_the_signature(tmp_path: Path) -> None:

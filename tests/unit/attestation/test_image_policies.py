@@ -65,6 +65,7 @@ def check(policy: ImagePolicy, evidence: Evidence, about: Subject | None = None)
         ("registry.example/team/app**", f"registry.example/team/app@{DIGEST}", True),
         ("registry.example/team/app:*", f"registry.example/team/app:v1@{DIGEST}", True),
         ("registry.example/team/app:*", f"registry.example/team/app@{DIGEST}", False),
+        ("registry.example/team/app@sha256:*", f"registry.example/team/app@{DIGEST}", True),
         ("registry.example/team/app", "registry.example/team/app:v1", False),
         ("registry-example/**", "registry.example/team/app", False),
         ("registryXexample/**", "registry.example/team/app", False),
@@ -128,6 +129,16 @@ def test_an_attestation_that_is_asked_for_has_to_be_there_by_that_authority(tmp_
             check(policy, evidence)
 
 
+def test_a_signature_can_be_asked_for_by_the_type_of_its_statement(tmp_path: Path) -> None:
+    types = [{"name": "signed", "predicateType": making.SIGN}, {"name": "built", "predicateType": "slsaprovenance1"}]
+    policy = read(tmp_path, document({**KEY, "attestations": types}))
+    attested = bundle(P256, making.statement(DIGEST, making.SLSA, making.PROVENANCE))
+    assert check(policy, Evidence(bundles=(bundle(P256), attested))).signers
+    for evidence in (SIGNED, Evidence(bundles=(attested,))):
+        with pytest.raises(UntrustedImage, match="no trusted attestation of type"):
+            check(policy, evidence)
+
+
 def test_static_authorities_need_no_evidence(tmp_path: Path) -> None:
     passing = read(tmp_path, document({"static": {"action": "pass"}}))
     assert not passing.rule.wanted
@@ -169,7 +180,8 @@ KEYLESS = {"identities": [{"issuer": "https://example.com", "subject": "a@exampl
         ({"spec": {"images": [{"glob": "a b"}], "authorities": [KEY]}}, r"spec\.images\[0\]\.glob"),
         (document(KEY, mode="loud"), r"spec\.mode"),
         (document(KEY, match=[{"resource": "pods"}]), "match"),
-        (document(KEY, policy={"type": "cue", "data": ""}), "policy"),
+        (document(KEY, policy={"type": "cue", "data": ""}), r"\.spec: policy cannot be held to on a node"),
+        (document(KEY, polcy={}), r"\.spec: .*unknown field `polcy`"),
         (document({}), r"authorities\[0\]"),
         (document({**KEY, "static": {"action": "pass"}}), r"authorities\[0\]"),
         (document({"key": {"secretRef": {"name": "x"}}}), r"authorities\[0\]\.key"),
