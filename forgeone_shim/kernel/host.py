@@ -54,8 +54,7 @@ def read(driver: str) -> Host:
         cgroups=found,
         capabilities=capabilities.from_mask(bounding & permitted),
         oom_score_adj=int(Path("/proc/self/oom_score_adj").read_text()),
-        apparmor=_reads("/sys/module/apparmor/parameters/enabled").startswith("Y")
-        and Path("/sys/kernel/security/apparmor/profiles").exists(),
+        apparmor=has_apparmor(),
         swap_limit=_swap_limit(found, memory),
         hugepage_sizes=_hugepage_sizes(found),
         cgroup_mount_options=tuple(sorted(options & _SHARED_OPTIONS)),
@@ -63,6 +62,12 @@ def read(driver: str) -> Host:
         recursive_attributes=has_recursive_attributes(),
         user_namespaces=idmapped.supported(),
     )
+
+
+def has_apparmor() -> bool:
+    """Whether the kernel confines by AppArmor, and says by which profiles."""
+    enabled = _reads("/sys/module/apparmor/parameters/enabled").startswith("Y")
+    return enabled and Path("/sys/kernel/security/apparmor/profiles").exists()
 
 
 def _reads(path: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection
 
 from forgeone_shim.config.model import NativeConfig
 from forgeone_shim.contract.facts import RuntimeFacts
 from forgeone_shim.kernel import capabilities
+from forgeone_shim.kernel.host import has_apparmor
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
@@ -24,6 +26,7 @@ class Around:
         native: NativeConfig,
     ) -> None:
         self._sandboxes, self._containers, self._identity = sandboxes, containers, identity
+        self.apparmor = has_apparmor() and shutil.which("apparmor_parser") is not None
         self.follow(native)
 
     def follow(self, native: NativeConfig) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
-from engines.base import NamespaceMode, Profile, Resources, SandboxSpec, Security
+from engines.base import NamespaceMode, Profile, ProfileType, Resources, SandboxSpec, Security
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.config.handlers import WASM_ENGINE
 from forgeone_shim.contract import volumes
@@ -61,10 +61,14 @@ def pod(spec: SandboxSpec, engines: Iterable[str], container: Security | None = 
 
 
 def container(
-    record: ContainerRecord, image: Image | None, *, pod_uid: str, defaults: Collection[str]
+    record: ContainerRecord, image: Image | None, *, pod_uid: str, defaults: Collection[str], apparmor: bool = False
 ) -> ContainerFacts:
-    """A container that exists, or (with its ``image``) is about to. ``defaults``: capabilities it need not ask for."""
-    spec, security = record.spec, record.spec.security
+    """A container that exists, or (with its ``image``) is about to.
+
+    ``defaults`` are the capabilities it need not ask for, and ``apparmor`` says whether a profile is such, too. What
+    its engine has made of all that counts for more, once it is known.
+    """
+    spec, security, made = record.spec, record.spec.security, record.genome
     limits = filled(record.resources or spec.resources, record.suggested)
     return ContainerFacts(
         name=spec.name,
@@ -75,11 +79,11 @@ def container(
         user=record.user.uid if image is None else _user(security, image),
         group=record.user.gid if image is None else security.run_as_group or 0,
         privileged=security.privileged,
-        capabilities=held(record.security, defaults) if record.engine != WASM_ENGINE else (),
+        capabilities=_capabilities(record, defaults) if made is None else tuple(sorted(_plain(made.capabilities))),
         no_new_privs=security.no_new_privs,
         readonly_rootfs=security.readonly_rootfs,
-        seccomp=_profile(security.seccomp, privileged=security.privileged),
-        apparmor=_profile(security.apparmor, privileged=security.privileged),
+        seccomp=_profile(security.seccomp, _filtered(record) if made is None else bool(made.seccomp)),
+        apparmor=_profile(security.apparmor, _confined(security, apparmor) if made is None else bool(made.apparmor)),
         mounts=tuple(_mounts(record, pod_uid)),
         devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
         memory=limits.memory_limit or _number(limits, "memory.max"),
@@ -160,9 +164,32 @@ def _user(security: Security, image: Image) -> int:
     return 0 if security.run_as_username else image.uid or 0
 
 
-def _profile(profile: Profile | None, *, privileged: bool) -> str:
-    """What was not asked for is not confined: so the CRI has it."""
-    return "unconfined" if privileged or profile is None else str(profile.type)
+def _capabilities(record: ContainerRecord, defaults: Collection[str]) -> tuple[str, ...]:
+    """A guest has none, whatever it asks for."""
+    return () if record.engine == WASM_ENGINE else held(record.security, defaults)
+
+
+def _profile(asked: Profile | None, there: bool) -> str:
+    if not there:
+        return str(ProfileType.UNCONFINED)
+    local = asked is not None and asked.type is ProfileType.LOCALHOST
+    return str(ProfileType.LOCALHOST if local else ProfileType.RUNTIME_DEFAULT)
+
+
+def _filtered(record: ContainerRecord) -> bool:
+    """Whether there is a seccomp filter. A guest always has one; of a program CRI's "not given" is unconfined."""
+    asked, privileged = record.spec.security.seccomp, record.spec.security.privileged
+    if record.engine == WASM_ENGINE:
+        return True
+    return not privileged and asked is not None and asked.type is not ProfileType.UNCONFINED
+
+
+def _confined(security: Security, default: bool) -> bool:
+    """Whether there is an AppArmor profile. Not for a privileged container, but for one that names its own."""
+    asked = security.apparmor
+    if asked is not None and asked.type is ProfileType.LOCALHOST:
+        return True
+    return default and not security.privileged and (asked is None or asked.type is not ProfileType.UNCONFINED)
 
 
 def _mounts(record: ContainerRecord, pod_uid: str) -> Iterable[MountFacts]:

@@ -110,6 +110,10 @@ class Surroundings(Protocol):
     def capabilities(self) -> Collection[str]:
         """Those that a container has without asking."""
 
+    @property
+    def apparmor(self) -> bool:
+        """Whether it has a profile of AppArmor's without asking."""
+
 
 class Guard:
     """Thread-safe. Every question is answered under the policies of that moment."""
@@ -260,7 +264,13 @@ class Guard:
         return Facts(
             pod=self._pod_of(pod, record),
             contract=record.bound,
-            container=facts.container(record, image, pod_uid=pod.spec.uid, defaults=self._around.capabilities()),
+            container=facts.container(
+                record,
+                image,
+                pod_uid=pod.spec.uid,
+                defaults=self._around.capabilities(),
+                apparmor=self._around.apparmor,
+            ),
             runtime=self._around.runtime(record),
             node=self._node,
             request=request,

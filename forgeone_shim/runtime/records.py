@@ -77,9 +77,9 @@ class ContainerRecord:
     ``kill_at`` is when the grace period of a stop under way ends; ``cleaned`` says that after its end the engine forgot
     it and its root filesystem was unmounted. ``image_volumes`` are those of the spec's mounts that name an image, in
     their order. ``resources`` are what an update put in place of the spec's, which stays as it was asked for: a
-    kubelet's retry is compared with it. ``suggested`` are the limits that its package and its contract add. ``start_error``
-    says why its command cannot be executed: its start will fail. ``restored`` says that it has no process until it is
-    started, and then those of a checkpoint.
+    kubelet's retry is compared with it. ``suggested`` are the limits that its package and its contract add.
+    ``start_error`` says why its command cannot be executed: its start will fail. ``restored`` says that it has no
+    process until it is started, and then those of a checkpoint.
 
     ``bound`` is the contract that holds for it. ``trusted`` is what was known of its image when it was created, and
     ``trusted_volumes`` of those of ``image_volumes``; ``argv`` is the command with the image's own in it. ``withheld``

@@ -41,7 +41,7 @@ pytestmark = [
 STRIDE = int(os.environ.get("CRASH_STRIDE", "4"))
 _SETTLE = patient(10.0)
 # Documents that outlive pods.
-_STAYS = ("image", "layer", "blob", "network.cursor")
+_STAYS = ("image", "layer", "blob", "network.cursor", "audit")
 _numbers = itertools.count()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -111,6 +113,41 @@ def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
     ]
     wasm = facts.container(replace(record, engine="wasm"), None, pod_uid="u", defaults=DEFAULT)
     assert wasm.capabilities == ()
+
+
+LOCAL, DEFAULTS, NONE = (
+    Profile(kind) for kind in (ProfileType.LOCALHOST, ProfileType.RUNTIME_DEFAULT, ProfileType.UNCONFINED)
+)
+
+
+@pytest.mark.parametrize(
+    ("security", "engine", "confined"),
+    [
+        (Security(), "native", ("unconfined", "runtime-default")),
+        (Security(seccomp=DEFAULTS, apparmor=DEFAULTS), "native", ("runtime-default", "runtime-default")),
+        (Security(seccomp=LOCAL, apparmor=LOCAL), "native", ("localhost", "localhost")),
+        (Security(seccomp=NONE, apparmor=NONE), "native", ("unconfined", "unconfined")),
+        (Security(privileged=True), "native", ("unconfined", "unconfined")),
+        (Security(privileged=True, seccomp=DEFAULTS, apparmor=DEFAULTS), "native", ("unconfined", "unconfined")),
+        (Security(privileged=True, seccomp=LOCAL, apparmor=LOCAL), "native", ("unconfined", "localhost")),
+        (Security(), "wasm", ("runtime-default", "runtime-default")),
+        (Security(seccomp=NONE, apparmor=NONE), "wasm", ("runtime-default", "unconfined")),
+        (Security(seccomp=LOCAL), "wasm", ("localhost", "runtime-default")),
+    ],
+)
+def test_how_it_is_confined_is_what_its_engine_makes_of_it(
+    security: Security, engine: str, confined: tuple[str, str]
+) -> None:
+    record = replace(CONTAINER, engine=engine, spec=ContainerSpec(name="main", security=security))
+    told = facts.container(record, None, pod_uid="u", defaults=(), apparmor=True)
+    assert (told.seccomp, told.apparmor) == confined
+
+
+def test_what_its_engine_has_made_of_it_counts_for_more_than_what_was_asked_for() -> None:
+    genome: Any = SimpleNamespace(capabilities=("CAP_KILL",), seccomp="", apparmor="")
+    record = replace(CONTAINER, genome=genome, spec=ContainerSpec(name="main", security=Security(seccomp=DEFAULTS)))
+    told = facts.container(record, None, pod_uid="u", defaults=DEFAULT, apparmor=True)
+    assert (told.capabilities, told.seccomp, told.apparmor) == (("KILL",), "unconfined", "unconfined")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ class Around:
     noted: list[dict[str, Any]] = field(default_factory=list)
     gathered: int = 0
     altered: str = ""
+    apparmor: bool = False
     digest: str = "one"
 
     def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
