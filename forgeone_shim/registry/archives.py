@@ -20,6 +20,7 @@ from forgeone_shim.registry.layout import FULL_NAME, REF_NAME, Archive, Section
 from forgeone_shim.registry.manifest import (
     MAX_CONFIG,
     MAX_MANIFEST,
+    OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
     Index,
@@ -88,7 +89,9 @@ def _is_evidence(archive: Archive, entry: Descriptor) -> bool:
         return True
     if entry.media_type != OCI_MANIFEST:
         return False
-    layers = parse_artifact(archive.read(entry.digest, MAX_MANIFEST), f"{archive.name}: {entry.digest}")
+    layers = parse_artifact(
+        archive.read(entry.digest, MAX_MANIFEST), entry.media_type, f"{archive.name}: {entry.digest}"
+    )
     return bool(layers) and all(kind_of(layer) is not None for layer in layers)
 
 
@@ -148,7 +151,7 @@ class LayoutSource:
         data = self._archive.read(digest, MAX_MANIFEST)
         return data, digest, parse(data, "", f"manifest {digest}")
 
-    def referrers(self, digest: str, parse: Callable[[bytes, str], Sequence[_R]]) -> list[_R]:
+    def referrers(self, digest: str, parse: Callable[[bytes, str, str], Sequence[_R]]) -> list[_R]:
         """What of the archive is about the manifest of this digest, or does not say what it is about."""
         found = [
             {"mediaType": entry.media_type, "digest": entry.digest}
@@ -159,7 +162,7 @@ class LayoutSource:
             and self._about(entry) in ("", digest)
         ]
         document = msgspec.json.encode({"schemaVersion": 2, "manifests": found})
-        return [*parse(document, f"{self._archive.name}: what is about {digest}")]
+        return [*parse(document, OCI_INDEX, f"{self._archive.name}: what is about {digest}")]
 
     def _about(self, entry: Descriptor) -> str:
         try:

@@ -19,7 +19,7 @@ import structlog
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
 from forgeone_shim.config.model import RegistryConfig
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import InvalidInput, NotFound, Unavailable, UntrustedImage
+from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable, UntrustedImage
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
 from forgeone_shim.registry import authfiles
@@ -43,6 +43,9 @@ from forgeone_shim.registry.source import Source
 from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
 from forgeone_shim.registry.verifiers import Target, auth_document
 from forgeone_shim.registry.vetting import Case, Vetting
+
+SEARCH_SECONDS: Final = 30.0
+"""How long the registry is asked when a container is made: one that is gone must not take all of the call's time."""
 
 # Shorter than that, it is no id but a name (see records).
 _SHORT_ID: Final = 12
@@ -134,15 +137,17 @@ class Endorser:
     def created(self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking) -> Endorsement:
         """Judge an image of this node that was asked for by ``name``, or by an id: then by any name that it has here.
 
-        :raises UntrustedImage: it may not be used. Unavailable: a place of signatures cannot be asked.
+        :raises UntrustedImage: it may not be used, or who would have to be asked does not answer.
         """
         own = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
-        failure: UntrustedImage | Unavailable | None = None
+        failure: UntrustedImage | None = None
         for subject in subjects(image, name, self._documents.read):
             try:
                 return self._created(image, Case(subject, namespace, own), deadline, asking)
-            except (UntrustedImage, Unavailable) as error:
+            except UntrustedImage as error:
                 failure = error
+            except Unavailable as error:
+                failure = UntrustedImage(error.what, fix=error.fix)
         raise failure or UntrustedImage(f"{name or image.id} has no name that a policy could be about")
 
     def _created(self, image: Image, case: Case, deadline: Deadline, asking: Asking) -> Endorsement:
@@ -160,9 +165,13 @@ class Endorser:
             return None if found is None else Found(found)
 
         def fetched(wanted: frozenset[Kind]) -> Found:
-            with _session(asking, deadline) as session:
-                hosts = endpoints_for(Path(config.config_path), subject.reference.registry, credentials)
-                return search(Source(session, subject.reference, hosts), subject.digests, wanted)
+            hosts = endpoints_for(Path(config.config_path), subject.reference.registry, credentials)
+            try:
+                with deadline.within(SEARCH_SECONDS) as left, _session(asking, left) as session:
+                    return search(Source(session, subject.reference, hosts), subject.digests, wanted)
+            except DeadlineExceeded:
+                deadline.check("while signatures were looked for")
+                return Found(Evidence(), (f"{subject.reference.registry} did not answer in time",), unreached=True)
 
         vetted = asking.vetting.vet(
             case,

@@ -71,7 +71,7 @@ class Place(Protocol):
     ) -> tuple[bytes, str, _R]:
         """What a tag or digest names, taken apart; NotFound."""
 
-    def referrers(self, digest: str, parse: Callable[[bytes, str], Sequence[_R]], /) -> list[_R]:
+    def referrers(self, digest: str, parse: Callable[[bytes, str, str], Sequence[_R]], /) -> list[_R]:
         """What says that it is about the manifest of this digest."""
 
     def document(self, blob: Descriptor, limit: int = ..., what: str = ..., /) -> bytes:
@@ -119,8 +119,10 @@ def search(place: Place, digests: Sequence[str], wanted: Collection[Kind]) -> Fo
         return searcher.run(pool, digests)
 
 
-def parse_list(data: bytes, name: str) -> list[_Entry]:
+def parse_list(data: bytes, _: str, name: str) -> list[_Entry]:
     """The entries of a list of referrers that are manifests; others, and malformed ones, are passed over.
+
+    Whatever type it was served as: a tag's index is asked for as any manifest is.
 
     :raises Malformed: it is no list.
     """
@@ -135,7 +137,7 @@ def parse_list(data: bytes, name: str) -> list[_Entry]:
     return found
 
 
-def parse_artifact(data: bytes, name: str) -> tuple[Descriptor, ...]:
+def parse_artifact(data: bytes, _: str, name: str) -> tuple[Descriptor, ...]:
     """The layers of a manifest that may be one of evidence.
 
     :raises Malformed: it is no manifest, or a layer has no digest.
@@ -178,12 +180,14 @@ class _Search:
         self._unreached = False
 
     def run(self, pool: ThreadPoolExecutor, digests: Sequence[str]) -> Found:
-        looks: list[tuple[Callable[[str], Iterable[_Item]], str]] = []
-        listings = pool.map(self._listed, digests if self._wanted - {Kind.ATTESTATIONS} else ())
-        for kind, suffix in ((Kind.SIMPLE, "sig"), (Kind.ATTESTATIONS, "att")):
-            if kind in self._wanted:
-                looks += [(self._tagged, cosign_tag(digest, suffix)) for digest in digests if _taggable(digest)]
-        tagged = pool.map(lambda look: look[0](look[1]), looks)
+        suffixes = {Kind.SIMPLE: "sig", Kind.ATTESTATIONS: "att"}
+        tags = [
+            cosign_tag(digest, suffix)
+            for kind, suffix in suffixes.items()
+            for digest in digests
+            if kind in self._wanted and _taggable(digest)
+        ]
+        listings, tagged = pool.map(self._listed, digests), pool.map(self._tagged, tags)
         items = [*chain.from_iterable(self._read(pool, entries) for entries in listings)]
         items += chain.from_iterable(tagged)
         chosen = self._bounded(items)
@@ -193,8 +197,7 @@ class _Search:
     def _listed(self, digest: str) -> list[_Entry]:
         entries = self._try(lambda: self._place.referrers(digest, parse_list)) or []
         if not entries:
-            parse = lambda data, _, name: parse_list(data, name)  # noqa: E731
-            served = self._try(lambda: self._place.served(fallback_tag(digest), parse, optional=True))
+            served = self._try(lambda: self._place.served(fallback_tag(digest), parse_list, optional=True))
             entries = served[2] if served else []
         return list({entry.digest: entry for entry in entries}.values())
 
@@ -213,8 +216,7 @@ class _Search:
 
     def _tagged(self, reference: str) -> list[_Item]:
         """What is wanted of the manifest that a tag or digest names."""
-        parse = lambda data, _, name: parse_artifact(data, name)  # noqa: E731
-        served = self._try(lambda: self._place.served(reference, parse, optional=True))
+        served = self._try(lambda: self._place.served(reference, parse_artifact, optional=True))
         found = [(kind_of(layer), layer) for layer in (served[2] if served else ())]
         return [_Item(kind, layer) for kind, layer in found if kind is not None and kind in self._wanted]
 

@@ -268,7 +268,7 @@ class ImageService:
         ``name`` is what the pod's author called it, an id where nobody did; ``namespace`` is the pod's. What was found
         at the pull counts; the registry is asked again only where that is not enough.
 
-        :raises UntrustedImage: not those who must. Unavailable: the registry that would have to be asked cannot be.
+        :raises UntrustedImage: not those who must, or the registry that would have to be asked does not answer.
         """
         settings = self._settings
         if settings.vetting is None:

@@ -130,10 +130,10 @@ class Source:
         endpoints = [e for e in self._endpoints if (e.pull if by_digest else e.resolve)]
         return self._first(endpoints, name, ask, optional=optional)
 
-    def referrers(self, digest: str, parse: Callable[[bytes, str], Sequence[_T]]) -> list[_T]:
+    def referrers(self, digest: str, parse: Callable[[bytes, str, str], Sequence[_T]]) -> list[_T]:
         """What says that it is about the manifest of this digest, by the first endpoint that knows of something.
 
-        Endpoints without the referrers API know of nothing. ``parse`` makes something of each page and its name.
+        Endpoints without the referrers API know of nothing. ``parse`` makes something of each page, type and name.
 
         https://github.com/opencontainers/distribution-spec/blob/main/spec.md#listing-referrers
         """
@@ -153,7 +153,7 @@ class Source:
                     if answer.status in _NO_REFERRERS or kind != OCI_INDEX:
                         drain(answer)
                         break
-                    found += parse(answer.read(MAX_MANIFEST, name), name)
+                    found += parse(answer.read(MAX_MANIFEST, name), kind, name)
                     link = _NEXT.search(", ".join(answer.headers("Link")))
                 finally:
                     answer.close()

@@ -17,8 +17,8 @@ from forgeone_shim.attestation.requirements import Requirements
 from forgeone_shim.attestation.rules import Warned
 from forgeone_shim.config.model import PackagesConfig, SignaturesConfig
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import ForgeError, InvalidInput, Unavailable, UntrustedImage
-from forgeone_shim.registry import layout, vetting
+from forgeone_shim.errors import DeadlineExceeded, ForgeError, InvalidInput, Unavailable, UntrustedImage
+from forgeone_shim.registry import endorsing, layout, vetting
 from forgeone_shim.registry.endorsing import subjects
 from forgeone_shim.registry.evidence import fallback_tag
 from forgeone_shim.registry.layout import Archive
@@ -29,7 +29,7 @@ from forgeone_shim.registry.vetting import Case, Vetting
 from tests.unit.package.conftest import KEY, Make, make
 
 from .conftest import Node
-from .registry_double import Contents, FakeRegistry, sha256, tar_of
+from .registry_double import Contents, FakeRegistry, Handler, sha256, tar_of
 from .test_evidence import BUNDLE
 from .test_packages import serve
 
@@ -280,6 +280,28 @@ def test_a_registry_that_cannot_be_asked_is_no_verdict(
         node.images.pull(name(registry), None, NEVER)
     assert listener.heard == []
     assert node.left_over() == []
+
+
+def test_an_image_that_is_here_is_refused_where_the_registry_cannot_be_asked(
+    node: Node, registry: FakeRegistry, contents: Contents, loaded: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents.add_image("v1")
+    image = node.images.pull(name(registry), None, NEVER)
+    reload(node)
+    registry.hook = lambda handler: "/referrers/" in handler.path and handler.answer(503)
+    with pytest.raises(UntrustedImage, match=r"not signed by alice; .*server error 503"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+
+    def stall(handler: Handler) -> bool:
+        registry.stall()
+        return True
+
+    registry.hook = stall
+    monkeypatch.setattr(endorsing, "SEARCH_SECONDS", 0.2)
+    with pytest.raises(UntrustedImage, match="did not answer in time"):
+        node.images.endorsement(image, name(registry), "", NEVER)
+    with pytest.raises(DeadlineExceeded):
+        node.images.endorsement(image, name(registry), "", Deadline.after(0.1))
 
 
 def test_a_verdict_is_asked_for_again_when_it_has_expired(
