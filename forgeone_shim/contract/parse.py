@@ -110,14 +110,12 @@ def offered(given: Mapping[str, str], container: str = "", *, pod: Pod, issuers:
             raise InvalidInput(f"annotation {PREFIX}{key}: containers", "is for the document of a pod alone")
         for each in (document.contract,) if of else document.containers.values():
             _check_container(f"annotation {PREFIX}{key}", each)
-        if not of:
-            signers = by
-        if not of or of == container:
-            found.append(document.contract)
-            if container in document.containers:
-                found.append(document.containers[container])
-            if not of and by:
-                signed = _joined(found)
+        if of not in {"", container}:
+            continue
+        said = [document.contract, *filter(None, [document.containers.get(container)])]
+        found += said
+        if not of and by:
+            signed, signers = _joined(said), by
     for of, values in singles.items():
         contract = _single(of, values)
         if of:

@@ -128,7 +128,7 @@ class Policies:
 
             try:
                 activation = rules.activation(point, facts)
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 return Ruling(False, rule="facts", reason=f"cannot be told to rules: {error}")
         for name, one in zip(self._names(held, namespace), applying, strict=True):
             if one is None:

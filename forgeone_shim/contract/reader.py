@@ -227,6 +227,8 @@ def _image(where: str, item: object) -> ImageRule:
                 f"{glob!r} is no whole repository",
                 fix="such as docker.io/library/busybox or ghcr.io/acme/**",
             )
+        if ":" in glob.rpartition("/")[2]:
+            raise table.wrong("repository", f"{glob!r} has a tag, which can be moved", fix="name digests")
         return ImageRule((glob,), _texts(table, "digests", values.digest) or ())
 
 

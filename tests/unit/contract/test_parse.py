@@ -65,7 +65,7 @@ SINGLES = {
     "images": (
         f"ghcr.io/acme/**,docker.io/library/busybox@{DIGEST}",
         profile(images=(ImageRule(("docker.io/library/busybox",), (DIGEST,)), ImageRule(("ghcr.io/acme/**",)))),
-        ("", "busybox", "ghcr.io/a@sha256:12", "ghcr.io/a b", "https://ghcr.io/a?"),
+        ("", "busybox", "ghcr.io/a@sha256:12", "ghcr.io/a b", "https://ghcr.io/a?", "ghcr.io/a:1"),
     ),
     "capabilities": (
         "CAP_NET_RAW,chown",
@@ -387,8 +387,10 @@ def test_a_signed_contract_of_another_namespace_is_refused() -> None:
 def test_nobody_adds_a_claim_to_what_others_signed(key: str, value: str) -> None:
     text = {"contract": signed({"minimum_entropy": 1}), key: value}
     assert refused(text, issuers=TRUSTED).field == f"annotation {PREFIX}{key}"
-    in_another = {"contract": signed({"minimum_entropy": 1}), "contract.web": f"profile: {{trust_label: {value}}}"}
-    assert refused(in_another, "web", issuers=TRUSTED).field == f"annotation {PREFIX}trust_label"
+    in_another = {"contract.web": f"profile: {{trust_label: {value}}}", "contract": signed({"minimum_entropy": 1})}
+    for order in (in_another, dict(reversed(in_another.items()))):
+        assert refused(order, "web", issuers=TRUSTED).field == f"annotation {PREFIX}trust_label"
+        assert offered(order, "other", issuers=TRUSTED).signers
     # Without a signature that counts it is a claim like any other.
     assert offered({"contract": signed({"minimum_entropy": 1}, STRANGER), key: value}, issuers=TRUSTED).given
 
