@@ -113,6 +113,7 @@ class Watching:
         self._log = structlog.get_logger("behaviour")
         self._lock = threading.Lock()
         self._looking = threading.Lock()
+        self._finishing = threading.Lock()
         self._observed = dict(parts.store.items(_KIND, Observed))
         self._known: dict[str, Baseline] = {}
         self._closing = threading.Event()
@@ -239,15 +240,17 @@ class Watching:
         self._tick(known)
 
     def _finish(self, record: ContainerRecord) -> None:
-        known = self._observed.get(record.id)
-        if known is None or known.profile is not None:
-            return
-        done = self._profile(known, record)
-        with self._lock:
+        """Keep what a container that has ended did; whoever comes second finds it done."""
+        with self._finishing:
             known = self._observed.get(record.id)
-            if known is not None:
+            if known is None or known.profile is not None:
+                return
+            done = self._profile(known, record)
+            with self._lock:
+                known = self._observed.get(record.id)
+                if known is None:
+                    return
                 self._put(replace(known, profile=done))
-        if known is not None:
             self._compare(known, {one.name for one in (*done.system, *done.host)}, record, live=False)
             if known.group:
                 self._recorder.forget(known.group)
@@ -286,6 +289,9 @@ class Watching:
         :raises FailedPrecondition: it is not watched.
         """
         record = self._p.containers.find(container_id).record
+        if record.state is State.TERMINATED:
+            # Its end can be seen before whoever took note of it has done all that follows.
+            self._finish(record)
         known = self._observed.get(record.id)
         if known is None:
             raise FailedPrecondition(
@@ -364,7 +370,13 @@ class Watching:
         if known.profile is not None:
             return known.profile
         counts = self._recorder.read(known.group) if known.group else None
-        return profile(counts, self._host_calls(record) or (), whole=known.whole)
+        if counts is None and known.group:
+            # It has ended this very moment, or the watch was lost.
+            now = self._observed.get(known.container, known)
+            if now.profile is not None:
+                return now.profile
+        whole = known.whole and (counts is not None or not known.group)
+        return profile(counts, self._host_calls(record) or (), whole=whole)
 
     def _host_calls(self, record: ContainerRecord) -> tuple[Seen, ...] | None:
         try:
@@ -376,10 +388,9 @@ class Watching:
 
     @staticmethod
     def _drift(baseline: Baseline, seen: Profile, known: Observed) -> Drift:
-        if known.executed:
-            usual = {one.name for one in baseline.system}
-            own = drifts.ENTERING - usual
-            seen = replace(seen, system=tuple(one for one in seen.system if one.name not in own))
+        usual = {one.name for one in baseline.system}
+        own = drifts.entering(known.engine, executed=known.executed) - usual
+        seen = replace(seen, system=tuple(one for one in seen.system if one.name not in own))
         return drifts.drift(baseline, seen)
 
     # -- what is new
@@ -410,7 +421,7 @@ class Watching:
         with self._lock:
             known = self._observed.get(known.container, known)
             usual = {one.name for one in (*baseline.system, *baseline.host)}.union(known.drift)
-            fresh = sorted(called - usual - (drifts.ENTERING if known.executed else frozenset()))
+            fresh = sorted(called - usual - drifts.entering(known.engine, executed=known.executed))
             if not fresh or known.container not in self._observed:
                 return
             known = replace(known, drift=(*known.drift, *fresh))

@@ -26,6 +26,7 @@ from hack.lab.daemon import Daemon
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import Pod
+from tests.e2e.test_wasm_insight import KNOW
 from tests.e2e.wasm_pods import WasmPod, image, pull
 
 pytestmark = pytest.mark.root
@@ -74,6 +75,11 @@ def guest(forgeoned: Daemon, push: Push) -> str:
     return pull(forgeoned, push("behaves:1", image({"writes.wasm": wat2wasm(WRITES)})))
 
 
+@pytest.fixture(scope="module")
+def stays(forgeoned: Daemon, push: Push) -> str:
+    return pull(forgeoned, push("stays:1", image({"stays.wasm": wat2wasm(KNOW)})))
+
+
 MakePod = Callable[..., Pod]
 
 
@@ -84,6 +90,7 @@ def make_pod(node: Daemon, nothing_left: None) -> Iterator[MakePod]:
     def make(kind: type[Pod] = Pod, **contract: str) -> Pod:
         pod = kind.plan(node)
         pod.config.annotations.update({PREFIX + key: value for key, value in {"behaviour": "true", **contract}.items()})
+        pod.config.annotations["wasm.forgeone.dev/exec"] = "know"
         made.append(pod)
         return pod.run()
 
@@ -216,6 +223,7 @@ def test_drift_takes_trust_and_is_in_the_audit_log(make_pod: MakePod, node: Daem
     scores = []
     for command in (QUIET, LOUD):
         id_ = ran(pod, busybox, *command)
+        behaviour(node, id_)
         asked = node_pb2.InspectRequest(id=id_)
         scores.append(json.loads(stub(node).Inspect(asked, timeout=patient(30)).document)["score"]["total"])
     assert scores[1] == int(scores[0] * 0.9)
@@ -365,6 +373,25 @@ def test_a_guests_calls_to_its_host_are_learned_and_drift(make_pod: MakePod, nod
         assert "filter of its own" in forge(node, "dna", "seccomp", guest, code=1).errors
     finally:
         forge(node, "dna", "pin", "--remove", guest)
+
+
+def test_a_guest_that_is_executed_in_a_container_is_not_taken_for_its_doing(
+    make_pod: MakePod, node: Daemon, stays: str
+) -> None:
+    pod = make_pod(WasmPod)
+    first = pod.start(pod.container(stays, name="first"))
+    until(lambda: "fd_write" in " ".join(names(behaviour(node, first), "host")))
+    time.sleep(0.2)
+    forge(node, "dna", "learn", "--anew", first)
+    forge(node, "dna", "pin", stays)
+    try:
+        id_ = pod.start(pod.container(stays))
+        assert pod.exec(id_, "know").exit_code == 0
+        found = behaviour(node, id_)
+        assert "setns" in names(found), "what the runtime does on the way in is counted"
+        assert not {"setns", "seccomp", "landlock_restrict_self"} & {*found["drift"]["system"]}
+    finally:
+        forge(node, "dna", "pin", "--remove", stays)
 
 
 def test_forge_learns_pins_and_tells(make_pod: MakePod, node: Daemon, busybox: str, tmp_path: Path) -> None:

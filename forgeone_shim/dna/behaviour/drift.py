@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from forgeone_shim.dna.behaviour.baseline import Baseline
@@ -35,8 +36,19 @@ _ENTERING = (
     "access capset chdir close close_range execve fchown getegid geteuid getgid getuid ioctl lseek mmap munmap "
     "newfstatat openat prctl read rt_sigaction rt_sigprocmask seccomp setgroups setresgid setresuid statx umask write"
 )
-#: What crun does in a container on the way to a command that is executed there (as seen of crun 1.8).
-ENTERING: Final = frozenset(_ENTERING.split())
+_ENTERING_WASM = (
+    "capset chdir close_range exit_group getrusage landlock_add_rule landlock_create_ruleset landlock_restrict_self "
+    "openat seccomp setgroups setns setresgid setresuid sigaltstack"
+)
+#: By engine, what the runtime does in a container on the way to a command that is executed there, as seen of crun 1.8
+#: and of guests. A guest's own process could not make one of these: its jail's filter refuses them.
+ENTERING: Final = MappingProxyType({"native": frozenset(_ENTERING.split()), "wasm": frozenset(_ENTERING_WASM.split())})
+_NONE: Final[frozenset[str]] = frozenset()
+
+
+def entering(engine: str, *, executed: bool) -> frozenset[str]:
+    """What is no drift of a container in which a command was ``executed``."""
+    return ENTERING.get(engine, _NONE) if executed else _NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

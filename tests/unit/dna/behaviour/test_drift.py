@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgeone_shim.dna.behaviour.baseline import Baseline
-from forgeone_shim.dna.behaviour.drift import ENTERING, GRAVE_CALLS, Drift, amount, drift
+from forgeone_shim.dna.behaviour.drift import ENTERING, GRAVE_CALLS, Drift, amount, drift, entering
 from forgeone_shim.dna.behaviour.profile import Profile, Seen
 
 
@@ -84,5 +84,7 @@ def test_figures_are_shares(one: dict[str, int], other: dict[str, int]) -> None:
     assert drift(_baseline(one), _seen(one)) == Drift()
 
 
-def test_nothing_grave_is_taken_for_the_runtimes_own() -> None:
-    assert not ENTERING & GRAVE_CALLS
+def test_only_a_guest_of_which_no_process_could_do_it_is_excused_for_something_grave() -> None:
+    assert not ENTERING["native"] & GRAVE_CALLS
+    assert ENTERING["wasm"] & GRAVE_CALLS == {"setns"}
+    assert entering("wasm", executed=False) == entering("microvm", executed=True) == frozenset()
