@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,13 +14,18 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from engines.base import Security
+from forgeone_shim.attestation import dsse
+from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.contract.facts import Point
+from forgeone_shim.contract.model import PAYLOAD_TYPE
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from forgeone_shim.runtime import checkpoint_files as files
 from hack.lab import images
 from hack.lab.daemon import Daemon
 from hack.lab.guests import guest, say, sleep
+from hack.lab.registry import Registry
 from hack.lab.settings import patient
+from hack.lab.signatures import Signer
 from tests.e2e.conftest import Push
 from tests.e2e.pods import SLEEP, Pod
 from tests.e2e.streams import SocketClient, SpdyClient
@@ -459,3 +465,53 @@ def test_a_pod_is_not_made_from_a_checkpoint_where_that_is_denied(node: Node) ->
         request = pb.RestorePodRequest(checkpoint_path=str(directory), config=pod.config, container_configs=[container])
         denied(lambda request=request: node.daemon.runtime.RestorePod(request, timeout=patient(60)), rule, starts=False)
     assert not node.daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items
+
+
+def test_a_signed_contract_asks_for_a_signed_image(
+    daemon_factory: Callable[..., Daemon], registry: Registry, push: Push, tmp_path: Path
+) -> None:
+    built, signer, issuer, stranger = images.busybox(), Signer(), SigningKey.generate(), SigningKey.generate()
+    reference = push("trusted/app:1", built)
+    signer.sign(registry.address, "trusted/app", built.digest)
+    (tmp_path / "signer.pub").write_bytes(signer.pem)
+    signed = {"type": "sigstoreSigned", "keyPath": str(tmp_path / "signer.pub")}
+    identity = {"signedIdentity": {"type": "matchRepository"}}
+    policy = {"default": [{"type": "reject"}], "transports": {"docker": {registry.address: [signed | identity]}}}
+    (tmp_path / "policy.json").write_text(json.dumps(policy))
+    for path in tmp_path.iterdir():
+        path.chmod(0o644)
+    daemon = daemon_factory({"signatures.policy": str(tmp_path / "policy.json")})
+    made = Node(daemon, {"native": reference})
+    issuers = Path(daemon.config.contract.issuers_dir)
+    issuers.mkdir()
+    (issuers / "issuer.pub").write_bytes(issuer.public.pem())
+    made.policy("house", HOUSE.replace("floor: true", "floor: true\n  requireSignedContract: true"))
+    made.reload()
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=reference)), timeout=patient(60))
+
+    def life(contract: dict[str, object], by: SigningKey) -> Callable[[], object]:
+        envelope = dsse.Envelope(PAYLOAD_TYPE, json.dumps(contract).encode())
+        pod = made.plan(contract=dsse.encode(dsse.sign(envelope, by)).decode())
+        return lambda: pod.run().start(made.container(pod))
+
+    wanted: dict[str, object] = {"trusted_issuers": [signer.id], "minimum_entropy": 128}
+    life(wanted, issuer)()
+    denied(life(wanted, stranger), "house/requireSignedContract", starts=True)
+    denied(life({"trusted_issuers": [f"key:sha256:{'0' * 64}"]}, issuer), "trusted_issuers", starts=True)
+    denied(made.plan(trusted_issuers=signer.id).run, "house/requireSignedContract", starts=True)
+
+
+@pytest.mark.parametrize("denied_by", ["contract", "policy"])
+def test_who_may_not_execute_commands_may_not_share_processes(node: Node, denied_by: str) -> None:
+    """As `kubectl debug --target` does, with a container whose own contract says nothing."""
+    contract = {"exec.web": "false"} if denied_by == "contract" else {}
+    pod = node.plan(deny="exec" if denied_by == "policy" else "", **contract).run()
+    web, debug = node.container(pod), node.container(pod)
+    web.metadata.name, debug.metadata.name = "web", "debug"
+    id_ = pod.start(web)
+    options = debug.linux.security_context.namespace_options
+    options.pid, options.target_id = pb.TARGET, id_
+    rule = "rbac.exec" if denied_by == "contract" else "house/told"
+    denied(lambda: pod.create(debug), rule, starts=False)
+    options.pid, options.target_id = pb.CONTAINER, ""
+    pod.start(debug)
