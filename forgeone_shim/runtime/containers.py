@@ -19,7 +19,7 @@ from engines.base import (
     NamespaceMode,
 )
 from forgeone_shim.config.handlers import WASM_ENGINE
-from forgeone_shim.contract.facts import Point
+from forgeone_shim.contract.facts import Point, RequestFacts
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
@@ -119,6 +119,10 @@ class Containers:
         restored = checkpoint is not None
         seeded = self._p.identity.seeded(restored=restored)
         record = replace(self._plan(sandbox.record, spec, image, volumes), restored=restored, **seeded)
+        if spec.security.namespaces.pid is NamespaceMode.TARGET:
+            # Whoever shares the processes of a container can do in it what an exec can.
+            target = placement.target(self._p, sandbox.record, spec).record
+            self._p.guard.container(Point.EXEC, target, deadline, RequestFacts(command=record.argv, tty=spec.tty))
         record = self._p.guard.create(sandbox.record, record, image, volumes, deadline)
         if self._watching is not None:
             self._watching.prepare(record)

@@ -10,7 +10,8 @@ from forgeone_shim.lifecycle.machine import LIVE
 from forgeone_shim.network.facts import PodFacts
 from forgeone_shim.runtime import userns
 from forgeone_shim.runtime.parts import Parts
-from forgeone_shim.runtime.records import SandboxRecord
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
+from forgeone_shim.runtime.table import Entry
 
 
 def check(sandbox: SandboxRecord, spec: ContainerSpec) -> None:
@@ -32,21 +33,22 @@ def namespaces(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> Nam
     elif mode is NamespaceMode.POD:
         pid = ns.pid
     else:
-        pid = f"/proc/{_target_pid(parts, sandbox, spec)}/ns/pid"
+        pid = f"/proc/{target(parts, sandbox, spec).pid}/ns/pid"
     return Namespaces(network=ns.network, ipc=ns.ipc, uts=ns.uts, pid=pid, user=ns.user)
 
 
-def _target_pid(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> int:
+def target(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> Entry[ContainerRecord]:
+    """The running container of the same pod whose processes another is to share."""
     field = "config.linux.security_context.namespace_options.target_id"
     try:
-        target = parts.containers.find(spec.security.namespaces.target_id)
+        found = parts.containers.find(spec.security.namespaces.target_id)
     except NotFound:
         raise InvalidInput(field, f"no container {spec.security.namespaces.target_id!r}") from None
-    if target.record.sandbox_id != sandbox.id:
+    if found.record.sandbox_id != sandbox.id:
         raise InvalidInput(field, "the target is in another pod")
-    if target.record.state not in LIVE or not target.pid:
+    if found.record.state not in LIVE or not found.pid:
         raise FailedPrecondition(f"{field}: the target container is not running")
-    return target.pid
+    return found
 
 
 def attachable(parts: Parts, sandbox: SandboxRecord) -> PodFacts:
