@@ -195,11 +195,9 @@ class Chronicle:
         if isinstance(record, SandboxRecord):
             return {**_pod(record), **self._contract(record.bound)}
         if isinstance(record, ContainerRecord):
-            pod, genome = self._sandbox(record.sandbox_id), record.genome
+            pod = self._sandbox(record.sandbox_id)
             return {
                 **({"sandbox": record.sandbox_id} if pod is None else _pod(pod)),
-                **({} if genome is None else {"dna": record.dna}),
-                **({} if genome is None or not genome.contract else {"contract": genome.contract}),
                 "container": {"id": record.id, "name": record.spec.name, "attempt": record.spec.attempt},
                 "engine": record.engine,
                 "image": {"id": record.image_id, "ref": record.image_ref},
@@ -219,8 +217,7 @@ class Chronicle:
 def _pod(record: SandboxRecord) -> dict[str, Any]:
     spec = record.spec
     pod = {"namespace": spec.namespace, "name": spec.name, "uid": spec.uid, "attempt": spec.attempt}
-    told = {"sandbox": record.id, "pod": pod, "handler": spec.runtime_handler, "engine": record.engine}
-    return {**told, "contract": record.contract.digest} if record.bound.given else told
+    return {"sandbox": record.id, "pod": pod, "handler": spec.runtime_handler, "engine": record.engine}
 
 
 def _end_of(record: object) -> dict[str, Any]:
