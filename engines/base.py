@@ -537,6 +537,19 @@ class Step:
     after: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """What a container may know of how it is known: digests (``sha256:`` and 64 digits), empty where there is none.
+
+    ``entropy`` in bits; ``score`` 0 to 100.
+    """
+
+    fingerprint: str = ""
+    contract: str = ""
+    entropy: int = 0
+    score: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class HostCall:
     """One call that a guest made to its host, in words; ``number`` counts from 1.
@@ -752,6 +765,10 @@ class Engine(Protocol):
 
         After a restart of the daemon there is one more, without an event, that leads to where the container is.
         """
+
+    def trusted(self, handle: Handle, trust: Trust) -> None:
+        """How a container is known, for an engine that lets its containers know; quick. Of several calls the last
+        counts."""
 
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
         """The calls that its guest made to its host after number ``after``; of an ``ended`` one all there will be.

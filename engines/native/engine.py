@@ -34,6 +34,7 @@ from engines.base import (
     SandboxPlan,
     Stdio,
     Step,
+    Trust,
     Verdict,
 )
 from engines.native import (
@@ -492,6 +493,9 @@ class NativeEngine:
         return Path(handle.bundle, supervision.OOM_MARKER).exists()
 
     def told(self, _handle: Handle, _step: Step) -> None:
+        """Nothing: a process of the host's kernel has nobody to ask."""
+
+    def trusted(self, _handle: Handle, _trust: Trust) -> None:
         """Nothing: a process of the host's kernel has nobody to ask."""
 
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:  # noqa: ARG002

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 
-from engines.base import Step
+from engines.base import Step, Trust
 from forgeone_shim import abi
 from forgeone_shim.errors import InternalError, syscall_error
 
@@ -36,6 +36,9 @@ _SIZE: Final = 4096
 _STEPS_MAX: Final = 64
 # State, number of steps; the limits and the steps follow.
 _HEAD: Final = struct.Struct("<BxxxI")
+_SHA256: Final = "sha256:"
+# Of a slot: behind as many steps as there can be. Who knows nothing of it leaves nought there.
+_TRUST_AT: Final = 1536
 # A writer that amends without pause cannot keep a reader for ever.
 _ATTEMPTS: Final = 100
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,11 +67,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """``steps`` are the latest ones, oldest first."""
+    """``steps`` are the latest ones, oldest first. ``trust`` is as it was at one of them."""
 
     state: str = abi.STATES[0]
     limits: Limits = field(default_factory=Limits)
     steps: tuple[Step, ...] = ()
+    trust: Trust = field(default_factory=Trust)
 
 
 class View:
@@ -153,6 +157,11 @@ def correct(path: str, state: str) -> None:
     _amend(path, lambda card: card if card.state == state else replace(card, state=state))
 
 
+def trust(path: str, found: Trust) -> None:
+    """Have it say how the container is known."""
+    _amend(path, lambda card: replace(card, trust=found))
+
+
 def limit(path: str, limits: Callable[[Limits], Limits]) -> None:
     """Have it say other limits."""
     _amend(path, lambda card: replace(card, limits=limits(card.limits)))
@@ -195,7 +204,8 @@ def _opened(path: str) -> Iterator[int | None]:
 
 def _encode(card: Card) -> bytes:
     head = _HEAD.pack(abi.STATES.index(card.state), len(card.steps))
-    return head + packed(card.limits) + packed_steps(card.steps)
+    told = head + packed(card.limits) + packed_steps(card.steps)
+    return told.ljust(_TRUST_AT, b"\0") + packed_trust(card.trust)
 
 
 def packed(limits: Limits) -> bytes:
@@ -208,6 +218,11 @@ def packed(limits: Limits) -> bytes:
         limits.cpu_shares,
         limits.cpu_budget,
     )
+
+
+def packed_trust(found: Trust) -> bytes:
+    """``struct forgeone_trust``."""
+    return abi.TRUST.pack(_digest(found.fingerprint), _digest(found.contract), found.entropy, found.score)
 
 
 def packed_steps(steps: Sequence[Step]) -> bytes:
@@ -231,6 +246,21 @@ def _decode(content: bytes) -> Card:
                 for place in range(min(count, _STEPS_MAX))
             )
         ]
-        return Card(abi.STATES[state], Limits(*abi.LIMITS.unpack_from(content, _HEAD.size)), tuple(steps))
+        limits = Limits(*abi.LIMITS.unpack_from(content, _HEAD.size))
+        return Card(abi.STATES[state], limits, tuple(steps), _trust(content))
     except IndexError as error:
         raise InternalError("what is known of the container is of another version") from error
+
+
+def _trust(content: bytes) -> Trust:
+    fingerprint, contract, entropy, score = abi.TRUST.unpack_from(content, _TRUST_AT)
+    return Trust(fingerprint=_text(fingerprint), contract=_text(contract), entropy=entropy, score=score)
+
+
+def _digest(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix(_SHA256))
+
+
+def _text(digest: bytes) -> str:
+    """No digest is nought: so says who has none."""
+    return f"{_SHA256}{digest.hex()}" if any(digest) else ""

@@ -29,6 +29,7 @@ from engines.base import (
     SandboxPlan,
     Stdio,
     Step,
+    Trust,
     Verdict,
 )
 from engines.wasm import card as cards
@@ -383,6 +384,10 @@ class WasmEngine:
             cards.take(card, step)
         else:
             cards.correct(card, step.after)
+
+    def trusted(self, handle: Handle, trust: Trust) -> None:
+        """Where the container's guest may want to know, it finds it in the card."""
+        cards.trust(f"{handle.bundle}/{cards.NAME}", trust)
 
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:
         """From the trace that the guest's process keeps in the bundle, which outlives it."""

@@ -20,7 +20,7 @@ from typing import Final
 from forgeone_shim.errors import InvalidInput
 
 # Of the interface, major and minor: not ForgeOne's own.
-VERSION: Final = (1, 0)
+VERSION: Final = (1, 1)
 
 # Modules that a core module imports from.
 INTROSPECT: Final = f"forgeone:introspect@{VERSION[0]}"
@@ -45,6 +45,8 @@ EINVAL: Final = 28
 LIMITS: Final = struct.Struct("<6Q")
 # struct forgeone_usage: cpu_user, cpu_system, resident_peak.
 USAGE: Final = struct.Struct("<3Q")
+# struct forgeone_trust: fingerprint, contract, entropy, score.
+TRUST: Final = struct.Struct("<32s32sII")
 # struct forgeone_transition: at, before, event, after, five bytes of padding.
 TRANSITION: Final = struct.Struct("<QBBB5x")
 

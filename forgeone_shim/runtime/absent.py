@@ -25,6 +25,7 @@ from engines.base import (
     SandboxPlan,
     Stdio,
     Step,
+    Trust,
     Verdict,
 )
 from forgeone_shim.deadline import Deadline
@@ -160,6 +161,9 @@ class AbsentEngine:
         return bool(handle.cgroup) and cgroups.oom_kills(self._host, handle.cgroup) > 0
 
     def told(self, _handle: Handle, _step: Step) -> None:
+        """Nobody is there."""
+
+    def trusted(self, _handle: Handle, _trust: Trust) -> None:
         """Nobody is there."""
 
     def host_calls(self, handle: Handle, after: int, *, ended: bool) -> HostCalls:

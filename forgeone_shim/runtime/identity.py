@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-from engines.base import ContainerPlan, Engine, Handle, NamespaceMode, ProfileType
+from engines.base import ContainerPlan, Engine, Handle, NamespaceMode, ProfileType, Trust
 from forgeone_shim.config.handlers import DEFAULT_ENGINE
 from forgeone_shim.contract.facts import RuntimeFacts
 from forgeone_shim.dna import entropy, fingerprint
@@ -99,6 +99,16 @@ class Identity:
             resource_limits=filled(record.resources or record.spec.resources, record.suggested),
             trust_label=record.contract.profile.trust_label,
             runtime_entropy=record.entropy,
+        )
+
+    def trust(self, record: ContainerRecord) -> Trust:
+        """What it may know of that itself."""
+        genome = record.genome
+        return Trust(
+            fingerprint=record.dna,
+            contract="" if genome is None else genome.contract,
+            entropy=record.entropy,
+            score=self.score(record).total,
         )
 
     def score(self, record: ContainerRecord) -> Score:

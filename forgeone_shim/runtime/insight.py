@@ -30,11 +30,21 @@ class Insight:
         record = made.record
         if made.subject is Subject.CONTAINER and isinstance(record, ContainerRecord) and made.event is not Event.REMOVE:
             self._tell(record, Step(made.at, made.before, made.event, made.after))
+            # In between nothing is known anew that its guest could not wait for.
+            if made.event in (Event.BOOT, Event.START):
+                self._trust(record)
 
     def found(self, entry: Entry[ContainerRecord]) -> None:
         """The same after a restart, when the last step may not have been told."""
         state = entry.record.state
         self._tell(entry.record, Step(time.time_ns(), state, "", state))
+        self._trust(entry.record)
+
+    def _trust(self, record: ContainerRecord) -> None:
+        try:
+            self._p.engines[record.engine].trusted(self._p.handle(record), self._p.identity.trust(record))
+        except Exception as error:
+            self._log.warning("it is not told how it is known", container=record.id, error=str(error))
 
     def _tell(self, record: ContainerRecord, step: Step) -> None:
         try:

@@ -16,6 +16,7 @@ import pytest
 from wasmtime import wat2wasm
 
 from cri.api import runtime_pb2 as pb
+from forgeone_shim import abi
 from forgeone_shim.dna.fingerprint import FORMAT
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from hack.lab.daemon import Daemon
@@ -31,23 +32,41 @@ pytestmark = pytest.mark.root
 LABEL = "zta.forgeone.dev/trust_label"
 ENTROPY = "zta.forgeone.dev/minimum_entropy"
 
-# Prints 32 bytes of what its host calls random, in letters.
-RANDOM = """(module
-  (import "wasi_snapshot_preview1" "random_get" (func $random (param i32 i32) (result i32)))
+
+def printing(imported: str, name: str, size: int) -> bytes:
+    """A module that calls an import with an address and a size, and prints what is there then, in letters."""
+    return bytes(
+        wat2wasm(f"""(module
+  (import "{imported}" "{name}" (func $get (param i32 i32) (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
   (memory (export "memory") 1)
-  (data (i32.const 0) "\\40\\00\\00\\00\\41\\00\\00\\00")
-  (func (export "_start") (local $at i32)
-    (drop (call $random (i32.const 256) (i32.const 32)))
+  (func $put (param $at i32) (param $half i32)
+    (i32.store8 (i32.add (i32.const 64) (local.get $at)) (i32.add (i32.const 97) (local.get $half))))
+  (func (export "_start") (local $at i32) (local $byte i32)
+    (i32.store (i32.const 0) (i32.const 64))
+    (i32.store (i32.const 4) (i32.const {2 * size + 1}))
+    (drop (call $get (i32.const 1024) (i32.const {size})))
     (loop $each
-      (i32.store8 (i32.add (i32.const 64) (i32.mul (local.get $at) (i32.const 2)))
-        (i32.add (i32.const 97) (i32.and (i32.load8_u (i32.add (i32.const 256) (local.get $at))) (i32.const 15))))
-      (i32.store8 (i32.add (i32.const 65) (i32.mul (local.get $at) (i32.const 2)))
-        (i32.add (i32.const 97) (i32.shr_u (i32.load8_u (i32.add (i32.const 256) (local.get $at))) (i32.const 4))))
+      (local.set $byte (i32.load8_u (i32.add (i32.const 1024) (local.get $at))))
+      (call $put (i32.mul (local.get $at) (i32.const 2)) (i32.shr_u (local.get $byte) (i32.const 4)))
+      (call $put (i32.add (i32.mul (local.get $at) (i32.const 2)) (i32.const 1))
+        (i32.and (local.get $byte) (i32.const 15)))
       (local.set $at (i32.add (local.get $at) (i32.const 1)))
-      (br_if $each (i32.lt_u (local.get $at) (i32.const 32))))
-    (i32.store8 (i32.const 128) (i32.const 10))
-    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 248)))))"""
+      (br_if $each (i32.lt_u (local.get $at) (i32.const {size}))))
+    (i32.store8 (i32.const {64 + 2 * size}) (i32.const 10))
+    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 32)))))""")
+    )
+
+
+def printed(text: str) -> bytes:
+    """What the letters stand for."""
+    return bytes.fromhex("".join("0123456789abcdef"[ord(letter) - 97] for letter in text.strip()))
+
+
+MODULES = {
+    "random.wasm": printing("wasi_snapshot_preview1", "random_get", 32),
+    "trust.wasm": printing(abi.INTROSPECT, "trust", abi.TRUST.size),
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +77,7 @@ def node(forgeoned: Daemon, busybox: str) -> Daemon:
 
 @pytest.fixture(scope="module")
 def guest(forgeoned: Daemon, push: Push) -> str:
-    return pull(forgeoned, push("random:1", image({"random.wasm": wat2wasm(RANDOM)})))
+    return pull(forgeoned, push("random:1", image(MODULES)))
 
 
 @pytest.fixture
@@ -146,8 +165,20 @@ def test_no_two_guests_forked_from_one_process_draw_the_same(node: Daemon, guest
     for number in range(4):
         id_ = pod.start(pod.container(guest, name=f"n{number}"))
         pod.wait(id_)
-        drawn.append(pod.log(id_).strip())
-    assert all(len(text) == 64 and len(set(text)) > 8 for text in drawn) and len(set(drawn)) == len(drawn), drawn
+        drawn.append(printed(pod.log(id_)))
+    assert all(len(set(one)) > 16 for one in drawn) and len(set(drawn)) == len(drawn), drawn
+    pod.remove()
+
+
+def test_a_guest_knows_how_it_is_known(node: Daemon, guest: str, nothing_left: None) -> None:
+    pod = WasmPod.plan(node)
+    pod.config.annotations[LABEL] = "tests"
+    id_ = pod.run().start(pod.container(guest, "/trust.wasm"))
+    pod.wait(id_)
+    fingerprint, contract, entropy, score = abi.TRUST.unpack(printed(pod.log(id_)))
+    found = inspect(node, id_)
+    assert (f"sha256:{fingerprint.hex()}", entropy, score) == (found["dna"]["hash"], 256, found["score"]["total"])
+    assert f"sha256:{contract.hex()}" == found["contract"]["digest"]
     pod.remove()
 
 
@@ -177,7 +208,9 @@ def test_the_contract_is_in_it(bound: Pod, busybox: str) -> None:
     assert mine["dna"]["genome"]["contract"] == mine["contract"]["digest"] != ""
     entries = [one.data for one in events(bound.daemon, mine["id"]) if "to" in one.data]
     assert [one["to"] for one in entries] == ["booted", "running"]
-    assert {(one["dna"], one["contract"]) for one in entries} == {(mine["dna"]["hash"], mine["contract"]["digest"])}
+    assert {(one["dna"], one["contract"]["digest"]) for one in entries} == {
+        (mine["dna"]["hash"], mine["contract"]["digest"])
+    }
     assert other["dna"]["genome"]["contract"] == other["contract"]["digest"] == ""
     assert mine["dna"]["hash"] != other["dna"]["hash"] and mine["score"]["total"] == other["score"]["total"] + 10
     plain.remove()

@@ -125,6 +125,10 @@ class Interface:
                 buffer,
                 lambda caller, at, size: _give(caller, at, size, cards.packed_steps(self._card().steps)),
             ),
+            (abi.INTROSPECT, "trust"): (
+                buffer,
+                lambda caller, at, size: _give(caller, at, size, cards.packed_trust(self._card().trust)),
+            ),
             (abi.LOG, "write"): (line, _write_line),
             (abi.YIELD, "give_up"): (none, _give_up),
         }
@@ -154,6 +158,7 @@ class Interface:
                     {"at": one.at, "before": one.before, "event": one.event, "after": one.after}
                     for one in self._card().steps
                 ],
+                "get-trust": lambda: _trust(self._card()),
             },
             log: {"log": _log},
             give_up: {"give-up": os.sched_yield},
@@ -179,6 +184,16 @@ def _limits(card: Card) -> dict[str, int | None]:
         "cpu-budget": limits.cpu_budget,
     }
     return {name: value or None for name, value in found.items()}
+
+
+def _trust(card: Card) -> dict[str, str | int | None]:
+    trust = card.trust
+    return {
+        "fingerprint": trust.fingerprint or None,
+        "contract": trust.contract or None,
+        "entropy": trust.entropy,
+        "score": trust.score,
+    }
 
 
 def _to_component(answer: Callable[..., Any]) -> Callable[..., Any]:

@@ -152,6 +152,7 @@ _FORGEONE: Final = {
     (abi.INTROSPECT, "limits"): _call("buf:bytes"),
     (abi.INTROSPECT, "usage"): _call("buf:bytes"),
     (abi.INTROSPECT, "history"): _call("buf:bytes"),
+    (abi.INTROSPECT, "trust"): _call("buf:bytes"),
     (abi.LOG, "write"): _call("level context:text message:text"),
     (abi.YIELD, "give_up"): _call(""),
 }

@@ -1,5 +1,5 @@
 /*
- * What a WebAssembly guest may ask of ForgeOne besides WASI, version 1.0.
+ * What a WebAssembly guest may ask of ForgeOne besides WASI, version 1.1.
  *
  * Every function returns a number that is negative on error: FORGEONE_EFAULT where it was given an address that is not
  * in its memory, FORGEONE_EINVAL for any other argument it cannot take.
@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 #define FORGEONE_ABI_MAJOR 1
-#define FORGEONE_ABI_MINOR 0
+#define FORGEONE_ABI_MINOR 1
 
 #define FORGEONE_EFAULT (-21)
 #define FORGEONE_EINVAL (-28)
@@ -67,6 +67,14 @@ struct forgeone_usage {
     uint64_t resident_peak; /* bytes: the most memory it ever had */
 };
 
+/* How the container is known on its node, as of its last step. Since version 1.1. */
+struct forgeone_trust {
+    uint8_t fingerprint[32]; /* SHA-256 of everything that decides what runs; nought where there is none */
+    uint8_t contract[32];    /* SHA-256 of the contract that holds for it; nought where there is none */
+    uint32_t entropy;        /* bits of fresh seed since its state could last be somebody else's */
+    uint32_t score;          /* how far it is to be trusted, 0 to 100 */
+};
+
 struct forgeone_transition {
     uint64_t at;    /* nanoseconds since 1970 */
     uint8_t before; /* enum forgeone_state */
@@ -92,6 +100,10 @@ int32_t forgeone_usage(struct forgeone_usage *usage, uint32_t size);
 /* The latest steps of the container's life, oldest first. */
 FORGEONE_IMPORT("forgeone:introspect@1", "history")
 int32_t forgeone_history(struct forgeone_transition *transitions, uint32_t size);
+
+/* Since version 1.1. */
+FORGEONE_IMPORT("forgeone:introspect@1", "trust")
+int32_t forgeone_trust(struct forgeone_trust *trust, uint32_t size);
 
 /* --- forgeone:log --- */
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from engines.base import ContainerSpec, Handle, HostCalls, Step
+from engines.base import ContainerSpec, Handle, HostCalls, Step, Trust
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import InternalError
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject, Transition
@@ -32,6 +32,12 @@ class Engine:
         self.reads: list[HostCalls] = []
         self.reading: Callable[[], None] = lambda: None
         self.fault: Exception | None = None
+        self.known: list[Trust] = []
+
+    def trusted(self, _handle: Handle, trust: Trust) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.known.append(trust)
 
     def told(self, _handle: Handle, step: Step) -> None:
         if self.fault is not None:
@@ -54,6 +60,7 @@ def made(tmp_path: Path) -> Iterator[Made]:
     parts: Any = SimpleNamespace(
         containers=table,
         engines={"fake": engine},
+        identity=SimpleNamespace(trust=lambda record: Trust(fingerprint=record.dna)),
         handle=lambda record: Handle(container_id=record.id, sandbox_id="s", bundle="/b", exits="/e"),
     )
     record = ContainerRecord(
@@ -104,10 +111,23 @@ def test_an_engine_is_told_each_step_but_the_removal(made: Made) -> None:
     assert (engine.steps[2].event, engine.steps[2].after) == ("", "paused")
 
 
+def test_an_engine_is_told_how_a_container_is_known_before_it_runs_and_after_a_restart(made: Made) -> None:
+    insight, entry, engine = made
+    entry.change(state=State.CREATED, dna="sha256:1")
+    _step(made, Event.BOOT, State.BOOTED)
+    assert engine.known == [Trust(fingerprint="sha256:1")]
+    _step(made, Event.START, State.RUNNING)
+    _step(made, Event.PAUSE, State.PAUSED)
+    assert len(engine.known) == 2
+    insight.found(entry)
+    assert len(engine.known) == 3
+
+
 @pytest.mark.parametrize("fault", [InternalError("its file is gone"), ValueError("of another version")])
 def test_a_step_is_made_although_the_engine_cannot_be_told(made: Made, fault: Exception) -> None:
     made[2].fault = fault
     _step(made, Event.PAUSE, State.PAUSED)
+    made[0].found(made[1])
     assert made[1].record.state is State.PAUSED
 
 

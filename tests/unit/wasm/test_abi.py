@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import Step
+from engines.base import Step, Trust
 from engines.wasm import card
 from engines.wasm.card import Card, Identity, Limits
 from engines.wasm.guest import abi as guest
@@ -30,7 +30,8 @@ from tests.unit.wasm.guests import Guests, Ran
 
 ID = "c0ffee" * 10 + "0000"
 STEP = Step(7, "created", "boot", "booted")
-CARD = Card("created", Limits(memory=1 << 30, cpu_quota=5, cpu_period=10))
+TRUST = Trust(fingerprint="sha256:" + "ab" * 32, entropy=256, score=77)
+CARD = Card("created", Limits(memory=1 << 30, cpu_quota=5, cpu_period=10), trust=TRUST)
 
 # Each function calls one import; what it wrote follows on standard output, 64 bytes of it.
 MODULE = """(module
@@ -39,6 +40,7 @@ MODULE = """(module
   (import "forgeone:introspect@1" "limits" (func $limits (param i32 i32) (result i32)))
   (import "forgeone:introspect@1" "usage" (func $usage (param i32 i32) (result i32)))
   (import "forgeone:introspect@1" "history" (func $history (param i32 i32) (result i32)))
+  (import "forgeone:introspect@1" "trust" (func $trust (param i32 i32) (result i32)))
   (import "forgeone:log@1" "write" (func $log (param i32 i32 i32 i32 i32) (result i32)))
   (import "forgeone:yield@1" "give_up" (func $yield (result i32)))
   (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
@@ -52,6 +54,7 @@ MODULE = """(module
   (func (export "limits") (param i32) (result i32) (call $limits (i32.const 64) (local.get 0)) (call $show))
   (func (export "usage") (param i32) (result i32) (call $usage (i32.const 64) (local.get 0)) (call $show))
   (func (export "history") (param i32) (result i32) (call $history (i32.const 64) (local.get 0)) (call $show))
+  (func (export "trust") (param i32 i32) (result i32) (call $trust (local.get 0) (local.get 1)) (call $show))
   (func (export "log") (param i32 i32 i32) (result i32)
     (call $log (local.get 0) (i32.const 16) (i32.const 3) (local.get 1) (local.get 2)))
   (func (export "yield") (result i32) (call $yield)))"""
@@ -136,6 +139,34 @@ COMPONENT = """(component
   (func (export "log") (canon lift (core func $i "log")))
   (func (export "yield") (canon lift (core func $i "yield"))))"""
 
+# Of what 1.1 has besides.
+NEWER = """(component
+  (import "forgeone:introspect/container@1.1.0" (instance $c
+    (type $r-trust (record (field "fingerprint" (option string)) (field "contract" (option string))
+      (field "entropy" u32) (field "score" u32)))
+    (export "trust" (type $trust (eq $r-trust)))
+    (export "get-trust" (func (result $trust)))))
+  (core module $memory
+    (memory (export "memory") 1)
+    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024)))
+  (core instance $mem (instantiate $memory))
+  (alias core export $mem "memory" (core memory $m))
+  (alias core export $mem "realloc" (core func $realloc))
+  (core func $get (canon lower (func $c "get-trust") (memory $m) (realloc (core func $realloc))))
+  (core module $main
+    (import "" "memory" (memory 1))
+    (import "" "get" (func $get (param i32)))
+    (func (export "fingerprint") (result i32) (call $get (i32.const 512)) (i32.const 516))
+    (func (export "contract") (result i32) (call $get (i32.const 512)) (i32.load8_u (i32.const 524)))
+    (func (export "entropy") (result i32) (call $get (i32.const 512)) (i32.load (i32.const 536)))
+    (func (export "score") (result i32) (call $get (i32.const 512)) (i32.load (i32.const 540))))
+  (core instance $i (instantiate $main (with "" (instance
+    (export "memory" (memory $m)) (export "get" (func $get))))))
+  (func (export "fingerprint") (result string) (canon lift (core func $i "fingerprint") (memory $m)))
+  (func (export "contract") (result u32) (canon lift (core func $i "contract")))
+  (func (export "entropy") (result u32) (canon lift (core func $i "entropy")))
+  (func (export "score") (result u32) (canon lift (core func $i "score"))))"""
+
 Call = Callable[..., Ran]
 
 
@@ -184,6 +215,13 @@ def test_a_module_learns_its_state_limits_usage_and_history(call: Call) -> None:
     assert _said(call(MODULE, "yield"), 0)[1] == 0
 
 
+def test_a_module_learns_how_it_is_known(call: Call) -> None:
+    content, size = _said(call(MODULE, "trust", 64, 72))
+    assert (size, content) == (abi.TRUST.size, b"\xab" * 32 + bytes(32))
+    # From eight bytes before what is shown on.
+    assert _said(call(MODULE, "trust", 56, 72))[0][-8:] == struct.pack("<II", 256, 77)
+
+
 def test_a_line_of_the_log_is_one_line_whatever_is_in_it(call: Call) -> None:
     ran = call(MODULE, "log", 2, 16, 10)
     assert _said(ran, 0)[1] == 0
@@ -222,6 +260,14 @@ def test_a_component_has_the_same(call: Call) -> None:
     ):
         ran = call(COMPONENT, function)
         assert (ran.code, ran.stdout.decode().strip()) == (0, expected), (function, ran)
+    for function, expected in (
+        ("fingerprint", TRUST.fingerprint),
+        ("contract", "0"),
+        ("entropy", "256"),
+        ("score", "77"),
+    ):
+        ran = call(NEWER, function)
+        assert (ran.code, ran.stdout.decode().strip()) == (0, expected), (function, ran)
     assert 1 << 20 < int(call(COMPONENT, "peak").stdout) < 1 << 34
     line = json.loads(call(COMPONENT, "log").stderr)
     assert (line["level"], line["context"], line["message"]) == ("warn", "two", "two\nlines")
@@ -237,6 +283,7 @@ def test_a_server_has_the_same(guests: Guests, tmp_path: Path) -> None:
     linked = link(loaded.engine, loaded.component, Interfaces({**SERVER.functions, **functions}, SERVER.resources))
     assert [name for name in linked.missing if name.startswith("forgeone:")] == []
     assert functions["forgeone:introspect/container#identify"](None) == (ID, "main", "pod")
+    assert functions["forgeone:introspect/container#get-trust"](None) == (TRUST.fingerprint, None, 256, 77)
     assert functions["forgeone:introspect/container#get-limits"](None) == (1 << 30, None, 5, 10, None, None)
     with pytest.raises(InvalidInput, match="imports forgeone:"):
         prepare(GuestPlan(argv=("x",)), loaded)
@@ -244,10 +291,10 @@ def test_a_server_has_the_same(guests: Guests, tmp_path: Path) -> None:
 
 def test_a_function_that_this_version_has_not_is_told_when_the_guest_is_made_ready(call: Call) -> None:
     module = '(module (import "forgeone:yield@1" "later" (func)) (func (export "f")))'
-    refused = "imports forgeone:yield@1 later, which version 1.0 of ForgeOne's interface does not have"
+    refused = "imports forgeone:yield@1 later, which version 1.1 of ForgeOne's interface does not have"
     assert refused in call(module, "f").refused
-    newer = COMPONENT.replace("container@1.0.0", "container@1.1.0")
-    assert "forgeone:introspect/container@1.1.0" in call(newer, "id").refused
+    newer = COMPONENT.replace("container@1.0.0", "container@1.2.0")
+    assert "forgeone:introspect/container@1.2.0" in call(newer, "id").refused
 
 
 def test_a_guest_that_imports_none_of_it_pays_nothing(guests: Guests) -> None:
@@ -263,7 +310,8 @@ def test_a_guest_that_imports_none_of_it_pays_nothing(guests: Guests) -> None:
         ("forgeone:log@2", False),
         ("forgeone:log/log@1.0.0", True),
         ("forgeone:log/log@1.0.7", True),
-        ("forgeone:log/log@1.1.0", False),
+        ("forgeone:log/log@1.1.0", True),
+        ("forgeone:log/log@1.2.0", False),
         ("forgeone:log/log@0.9.0", False),
         ("forgeone:log/log@2.0.0", False),
         ("forgeone:log/log", False),
@@ -277,7 +325,8 @@ def test_an_import_is_provided_in_the_versions_that_are_here(name: str, here: bo
 
 def test_what_a_package_requires_is_compared_with_the_version_here() -> None:
     assert abi.supports("1.0")
-    assert not abi.supports("1.1")
+    assert abi.supports("1.1")
+    assert not abi.supports("1.2")
     assert not abi.supports("2.0")
     assert not abi.supports("0.9")
     with pytest.raises(InvalidInput):
@@ -310,7 +359,12 @@ def test_the_header_declares_every_function_and_its_structures_are_as_large_as_t
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     source = tmp_path / "sizes.c"
-    sizes = {"limits": abi.LIMITS.size, "usage": abi.USAGE.size, "transition": abi.TRANSITION.size}
+    sizes = {
+        "limits": abi.LIMITS.size,
+        "usage": abi.USAGE.size,
+        "transition": abi.TRANSITION.size,
+        "trust": abi.TRUST.size,
+    }
     checks = "".join(f'_Static_assert(sizeof(struct forgeone_{name}) == {size}, "");' for name, size in sizes.items())
     source.write_text(f"#include <forgeone.h>\n{checks}")
     where = str(abi.FILES["forgeone.h"].parent)

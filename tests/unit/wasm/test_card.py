@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from engines.base import Step
+from engines.base import Step, Trust
 from engines.wasm import card
 from engines.wasm.card import Card, Limits
+from forgeone_shim import abi
 from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel.descriptors import open_descriptors
 
@@ -115,3 +116,26 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InternalError):
         card.take(str(path), BOOT)
     assert path.read_text() == "else"
+
+
+def test_how_a_container_is_known_stays_whatever_else_is_amended(tmp_path: Path) -> None:
+    path, known = str(tmp_path / "card"), Trust(fingerprint="sha256:" + "ab" * 32, entropy=256, score=1)
+    view = card.create(path, Card())
+    assert view.read().trust == Trust()
+    card.trust(path, known)
+    for at in range(100):
+        card.take(path, Step(at, "running", "pause", "paused"))
+    card.limit(path, lambda limits: replace(limits, memory=2**63))
+    assert view.read().trust == known and len(view.read().steps) == 64
+    card.trust(path, Trust(contract="sha256:" + "cd" * 32))
+    assert view.read().trust == Trust(contract="sha256:" + "cd" * 32)
+
+
+def test_a_card_that_was_begun_before_it_had_trust_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "card"
+    view = card.create(str(path), Card())
+    with path.open("r+b") as file:
+        for slot in (64, 2048):
+            file.seek(slot + 1536)
+            file.write(bytes(abi.TRUST.size))
+    assert view.read().trust == Trust()
