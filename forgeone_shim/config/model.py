@@ -261,16 +261,19 @@ class SELinuxConfig:
 class ContractConfig:
     """What pods may ask for and do. ``default_policy`` is for those without a contract; empty: what Kubernetes allows.
 
-    ``issuers_dir`` holds the public keys of those whose signed contracts count.
+    ``issuers_dir`` holds the public keys of those whose signed contracts count. ``kubelet_dir`` is where the kubelet
+    keeps the volumes of pods.
     """
 
     policies_dir: str = "/etc/forgeone/policies.d"
     default_policy: str = ""
     issuers_dir: str = "/etc/forgeone/issuers.d"
+    kubelet_dir: str = "/var/lib/kubelet"
 
     def __post_init__(self) -> None:
         checks.absolute_path("contract.policies_dir", self.policies_dir)
         checks.absolute_path("contract.issuers_dir", self.issuers_dir)
+        checks.absolute_path("contract.kubelet_dir", self.kubelet_dir)
         if self.default_policy:
             checks.policy_name("contract.default_policy", self.default_policy)
 

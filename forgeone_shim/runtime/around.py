@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Collection
 
-from forgeone_shim.config.model import NativeConfig
+from forgeone_shim.config.model import Config
 from forgeone_shim.contract.facts import RuntimeFacts
 from forgeone_shim.kernel import capabilities
 from forgeone_shim.kernel.host import has_apparmor
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime import facts
 from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
@@ -23,16 +24,20 @@ class Around:
         sandboxes: Table[SandboxRecord],
         containers: Table[ContainerRecord],
         identity: Identity,
-        native: NativeConfig,
+        config: Config,
     ) -> None:
         self._sandboxes, self._containers, self._identity = sandboxes, containers, identity
-        self.apparmor = has_apparmor() and shutil.which("apparmor_parser") is not None
-        self.follow(native)
+        self._apparmor = has_apparmor() and shutil.which("apparmor_parser") is not None
+        self.follow(config)
 
-    def follow(self, native: NativeConfig) -> None:
+    def follow(self, config: Config) -> None:
         """From now on these are the settings."""
-        given = {name.upper().removeprefix("CAP_") for name in native.default_capabilities}
-        self._capabilities: Collection[str] = given or {one.removeprefix("CAP_") for one in capabilities.DEFAULT}
+        given = {name.upper().removeprefix("CAP_") for name in config.native.default_capabilities}
+        self.host = facts.Host(
+            capabilities=frozenset(given or (one.removeprefix("CAP_") for one in capabilities.DEFAULT)),
+            apparmor=self._apparmor,
+            kubelet=os.path.realpath(config.contract.kubelet_dir),
+        )
 
     def pod_of(self, record: ContainerRecord) -> SandboxRecord:
         """The pod of a container; NotFound where it is gone."""
@@ -52,7 +57,3 @@ class Around:
     def changed(self, record: ContainerRecord) -> str:
         """What is not as it was when the container was created; empty: nothing."""
         return self._identity.changed(record)
-
-    def capabilities(self) -> Collection[str]:
-        """Those that a container has without asking."""
-        return self._capabilities

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from engines.base import NamespaceMode, Profile, ProfileType, Resources, SandboxSpec, Security
 from forgeone_shim.attestation.evidence import Endorsement
@@ -30,6 +31,19 @@ from forgeone_shim.version import VERSION
 
 _ALL = frozenset({"ALL", "CAP_ALL"})
 _HOST = NamespaceMode.NODE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What counts for every container of this host.
+
+    ``capabilities`` are those that one need not ask for; ``apparmor`` says whether a profile of AppArmor's is such,
+    too. ``kubelet`` is where the kubelet keeps the volumes of pods, without symlinks.
+    """
+
+    capabilities: frozenset[str] = frozenset()
+    apparmor: bool = False
+    kubelet: str = volumes.ROOT
 
 
 def node() -> NodeFacts:
@@ -60,13 +74,10 @@ def pod(spec: SandboxSpec, engines: Iterable[str], container: Security | None = 
     )
 
 
-def container(
-    record: ContainerRecord, image: Image | None, *, pod_uid: str, defaults: Collection[str], apparmor: bool = False
-) -> ContainerFacts:
+def container(record: ContainerRecord, image: Image | None, *, pod_uid: str, host: Host) -> ContainerFacts:
     """A container that exists, or (with its ``image``) is about to.
 
-    ``defaults`` are the capabilities it need not ask for, and ``apparmor`` says whether a profile is such, too. What
-    its engine has made of all that counts for more, once it is known.
+    What its engine has made of what was asked for counts for more, once it is known.
     """
     spec, security, made = record.spec, record.spec.security, record.genome
     limits = filled(record.resources or spec.resources, record.suggested)
@@ -79,12 +90,16 @@ def container(
         user=record.user.uid if image is None else _user(security, image),
         group=record.user.gid if image is None else security.run_as_group or 0,
         privileged=security.privileged,
-        capabilities=_capabilities(record, defaults) if made is None else tuple(sorted(_plain(made.capabilities))),
+        capabilities=_capabilities(record, host.capabilities)
+        if made is None
+        else tuple(sorted(_plain(made.capabilities))),
         no_new_privs=security.no_new_privs,
         readonly_rootfs=security.readonly_rootfs,
         seccomp=_profile(security.seccomp, _filtered(record) if made is None else bool(made.seccomp)),
-        apparmor=_profile(security.apparmor, _confined(security, apparmor) if made is None else bool(made.apparmor)),
-        mounts=tuple(_mounts(record, pod_uid)),
+        apparmor=_profile(
+            security.apparmor, _confined(security, host.apparmor) if made is None else bool(made.apparmor)
+        ),
+        mounts=tuple(_mounts(record, pod_uid, host.kubelet)),
         devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
         memory=limits.memory_limit or _number(limits, "memory.max"),
         cpu=cpu(limits),
@@ -192,14 +207,14 @@ def _confined(security: Security, default: bool) -> bool:
     return default and not security.privileged and (asked is None or asked.type is not ProfileType.UNCONFINED)
 
 
-def _mounts(record: ContainerRecord, pod_uid: str) -> Iterable[MountFacts]:
+def _mounts(record: ContainerRecord, pod_uid: str, kubelet: str) -> Iterable[MountFacts]:
     for one in record.spec.mounts:
         source = one.image if one.image else os.path.realpath(one.source)
         yield MountFacts(
             destination=one.destination,
             source=source,
             readonly=one.readonly or bool(one.image),
-            kind="image" if one.image else volumes.kind(source, pod_uid),
+            kind="image" if one.image else volumes.kind(source, pod_uid, kubelet),
             propagation=str(one.propagation),
         )
 

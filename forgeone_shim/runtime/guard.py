@@ -5,7 +5,7 @@ Nothing is made, changed or reached into before its verb has asked here. What ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -107,12 +107,9 @@ class Surroundings(Protocol):
     def changed(self, record: ContainerRecord) -> str:
         """What is not as it was when the container was created, in one clause; empty: nothing."""
 
-    def capabilities(self) -> Collection[str]:
-        """Those that a container has without asking."""
-
     @property
-    def apparmor(self) -> bool:
-        """Whether it has a profile of AppArmor's without asking."""
+    def host(self) -> facts.Host:
+        """What counts for every container."""
 
 
 class Guard:
@@ -264,13 +261,7 @@ class Guard:
         return Facts(
             pod=self._pod_of(pod, record),
             contract=record.bound,
-            container=facts.container(
-                record,
-                image,
-                pod_uid=pod.spec.uid,
-                defaults=self._around.capabilities(),
-                apparmor=self._around.apparmor,
-            ),
+            container=facts.container(record, image, pod_uid=pod.spec.uid, host=self._around.host),
             runtime=self._around.runtime(record),
             node=self._node,
             request=request,

@@ -181,7 +181,7 @@ class Runtime:
             audience=readiness,
         )
         identity = Identity(present, paths, Source())
-        around = Around(sandboxes, containers, identity, config.native)
+        around = Around(sandboxes, containers, identity, config)
         parts = Parts(
             config=config,
             paths=paths,
@@ -236,7 +236,7 @@ class Runtime:
         policies = take_images()
         take_handlers()
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
-        self._p.around.follow(config.native)
+        self._p.around.follow(config)
         edited = [key for take in takes for key in take()]
         if self._p.guard.follow(contracts):
             edited.append("policies")

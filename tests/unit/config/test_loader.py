@@ -93,6 +93,7 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "contract.policies_dir": "/x/policies.d",
         "contract.default_policy": "house",
         "contract.issuers_dir": "/x/issuers.d",
+        "contract.kubelet_dir": "/x/kubelet",
         "audit.keep": "0",
         "audit.on_damage": "report",
         "audit.arguments": "true",

@@ -26,6 +26,7 @@ from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.kernel.capabilities import DEFAULT, KNOWN
 from forgeone_shim.registry.model import Image, ImageConfig
 from forgeone_shim.runtime import facts
+from forgeone_shim.runtime.facts import Host
 from tests.unit.runtime.test_guard import CONTAINER
 
 BASE = sorted(name.removeprefix("CAP_") for name in DEFAULT)
@@ -84,7 +85,7 @@ def test_what_either_shares_of_the_host_counts() -> None:
 def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~secret/s"
+    volume = "/k/pods/u/volumes/kubernetes.io~secret/s"
     record = replace(
         CONTAINER,
         spec=ContainerSpec(
@@ -101,7 +102,7 @@ def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
         user=User(uid=7, gid=8),
         argv=("run",),
     )
-    told = facts.container(record, None, pod_uid="u", defaults=DEFAULT)
+    told = facts.container(record, None, pod_uid="u", host=Host(capabilities=DEFAULT, kubelet="/k"))
     assert (told.user, told.group, told.argv, told.memory, told.pids) == (7, 8, ("run",), 7, 0)
     assert (told.seccomp, told.apparmor) == ("runtime-default", "unconfined")
     # Rules may look for a variable; what is in it is nobody's business.
@@ -111,7 +112,9 @@ def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
         (volume, "secret", False),
         ("i", "image", True),
     ]
-    wasm = facts.container(replace(record, engine="wasm"), None, pod_uid="u", defaults=DEFAULT)
+    wasm = facts.container(
+        replace(record, engine="wasm"), None, pod_uid="u", host=Host(capabilities=DEFAULT, kubelet="/k")
+    )
     assert wasm.capabilities == ()
 
 
@@ -139,14 +142,14 @@ def test_how_it_is_confined_is_what_its_engine_makes_of_it(
     security: Security, engine: str, confined: tuple[str, str]
 ) -> None:
     record = replace(CONTAINER, engine=engine, spec=ContainerSpec(name="main", security=security))
-    told = facts.container(record, None, pod_uid="u", defaults=(), apparmor=True)
+    told = facts.container(record, None, pod_uid="u", host=Host(apparmor=True))
     assert (told.seccomp, told.apparmor) == confined
 
 
 def test_what_its_engine_has_made_of_it_counts_for_more_than_what_was_asked_for() -> None:
     genome: Any = SimpleNamespace(capabilities=("CAP_KILL",), seccomp="", apparmor="")
     record = replace(CONTAINER, genome=genome, spec=ContainerSpec(name="main", security=Security(seccomp=DEFAULTS)))
-    told = facts.container(record, None, pod_uid="u", defaults=DEFAULT, apparmor=True)
+    told = facts.container(record, None, pod_uid="u", host=Host(capabilities=DEFAULT, apparmor=True))
     assert (told.capabilities, told.seccomp, told.apparmor) == (("KILL",), "unconfined", "unconfined")
 
 
@@ -161,7 +164,7 @@ def test_what_its_engine_has_made_of_it_counts_for_more_than_what_was_asked_for(
 )
 def test_before_its_files_are_there_a_name_may_be_roots(security: Security, config: ImageConfig, user: int) -> None:
     record = replace(CONTAINER, spec=ContainerSpec(name="main", security=security))
-    found = facts.container(record, Image(id="i", config=config), pod_uid="u", defaults=())
+    found = facts.container(record, Image(id="i", config=config), pod_uid="u", host=Host())
     assert found.user == user
 
 

@@ -19,6 +19,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import Denied, InvalidInput, Kind, Unavailable, UntrustedImage
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.registry.model import Image
+from forgeone_shim.runtime.facts import Host
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 
@@ -68,7 +69,6 @@ class Around:
     noted: list[dict[str, Any]] = field(default_factory=list)
     gathered: int = 0
     altered: str = ""
-    apparmor: bool = False
     digest: str = "one"
 
     def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
@@ -122,8 +122,9 @@ class Around:
     def mark(self, bound: Bound) -> str:
         return ""
 
-    def capabilities(self) -> tuple[str, ...]:
-        return ("CHOWN", "NET_RAW")
+    @property
+    def host(self) -> Host:
+        return Host(capabilities=frozenset({"CHOWN", "NET_RAW"}))
 
 
 def guard(around: Around) -> Guard:
