@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -175,6 +176,25 @@ def test_numbers_that_readers_of_json_round_are_texts() -> None:
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(FailedPrecondition, match="no fingerprint"):
         digest(made(process(args=("\ud800",))))
+
+
+@given(
+    st.lists(st.text(st.characters(codec="utf-8")), max_size=4),
+    st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8")), max_size=4),
+    st.integers(0, 2**63),
+)
+def test_what_is_hashed_is_canonical_json_whoever_writes_it(
+    words: list[str], facts: dict[str, str], memory: int
+) -> None:
+    limits = Resources(memory_limit=memory, unified=facts, hugepages=(("2MB", memory),))
+    one = made(
+        plan(
+            process=replace(plan().process, args=tuple(words), cwd="".join(words)),
+            spec=replace(plan().spec, resources=limits),
+        ),
+        replace(IMPRINT, facts=facts),
+    )
+    assert canonical(one) == rfc8785.dumps(json.loads(canonical(one)))
 
 
 @given(
