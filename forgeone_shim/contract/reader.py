@@ -247,7 +247,7 @@ def _peer(where: str, item: object) -> Peer:
 
 
 def _peer_words(where: str, text: str) -> dict[str, object]:
-    """``10.0.0.0/8 tcp/443``, ``pod:shop/db tcp/5432-5433``, ``any udp``: the object that these words stand for."""
+    """``10.0.0.0/8 tcp/80+443``, ``pod:shop/db any/5432-5433``, ``any udp``: the object that these words stand for."""
     target, _, rest = text.partition(" ")
     protocol, slash, ports = rest.strip().partition("/")
     found: dict[str, object] = {}
@@ -257,10 +257,10 @@ def _peer_words(where: str, text: str) -> dict[str, object]:
         found["cidr"] = target
     if rest and not protocol:
         raise InvalidInput(where, f"{text!r} names ports without a protocol")
-    if protocol:
+    if protocol and protocol != "any":
         found["protocol"] = protocol
     if slash:
-        found["ports"] = [ports]
+        found["ports"] = ports.split("+")
     return found
 
 

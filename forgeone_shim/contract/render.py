@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from typing import Final
 
 from forgeone_shim.contract.model import (
     UNRESTRICTED,
@@ -14,12 +15,14 @@ from forgeone_shim.contract.model import (
     Peer,
 )
 
+_THOUSANDTHS: Final = "profile.resources.cpu"
+
 
 def restrictions(contract: Contract) -> dict[str, str]:
     """Of each field that says anything, its path and what it says, as an annotation would have it."""
     plain = dict(_leaves("", UNRESTRICTED)) | dict(_leaves("profile.network.", NetworkRule()))
     return {
-        path: text(value)
+        path: f"{value}m" if path == _THOUSANDTHS else text(value)
         for path, value in _leaves("", contract)
         if value != plain.get(path) and path != "profile.network"
     }

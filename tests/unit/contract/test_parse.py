@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.keys import SigningKey
-from forgeone_shim.contract import parse, reader
+from forgeone_shim.contract import parse, reader, render
 from forgeone_shim.contract.merge import normal
 from forgeone_shim.contract.model import (
     PAYLOAD_TYPE,
@@ -32,6 +32,7 @@ from forgeone_shim.contract.model import (
 )
 from forgeone_shim.contract.parse import NO_OFFER, PREFIX, Offer, Pod
 from forgeone_shim.errors import InvalidInput
+from tests.unit.contract.strategies import contracts
 
 POD = Pod("shop", "web-1")
 DIGEST = f"sha256:{'a' * 64}"
@@ -86,13 +87,13 @@ SINGLES = {
     "cpu": ("0.5", profile(resources=Ceilings(cpu=500)), ("", "0", "0m", "1e3", "0.0001", "-1")),
     "pids": ("100", profile(resources=Ceilings(pids=100)), ("", "0", "-5", "99999999")),
     "egress": (
-        "10.0.0.0/8 tcp/443, pod:shop/db tcp/5432-5433, any udp/53, fd00::1",
+        "10.0.0.0/8 tcp/443+80+81, pod:shop/db any/5432-5433, any udp/53, fd00::1",
         profile(
             network=NetworkRule(
                 egress=(
                     Peer("", "", (PortRange(53, 53),), "udp"),
-                    Peer("", "shop/db", (PortRange(5432, 5433),), "tcp"),
-                    Peer("10.0.0.0/8", "", (PortRange(443, 443),), "tcp"),
+                    Peer("", "shop/db", (PortRange(5432, 5433),)),
+                    Peer("10.0.0.0/8", "", (PortRange(80, 81), PortRange(443, 443)), "tcp"),
                     Peer("fd00::1/128"),
                 )
             )
@@ -108,6 +109,8 @@ SINGLES = {
             "any tcp/9-8",
             "any tcp/1-",
             "any tcp/",
+            "any tcp/80+",
+            "any tcp/80 81",
             "any icmp/1",
             "any /80",
             "any gre",
@@ -421,6 +424,20 @@ def test_an_envelope_that_is_none_is_refused(change: dict[str, object]) -> None:
 def test_an_envelope_holds_json_and_nothing_else() -> None:
     envelope = dsse.sign(dsse.Envelope(PAYLOAD_TYPE, b"minimum_entropy: 1"), KEY)
     assert "not JSON" in str(refused({"contract": dsse.encode(envelope).decode()}, issuers=TRUSTED))
+
+
+# -- and back
+
+
+@settings(max_examples=100, deadline=None)
+@given(contracts)
+def test_what_is_rendered_are_annotations(contract: Contract) -> None:
+    """But for what no annotation says by itself: a peer that is a pod and a range, an image by two globs."""
+    names = {".".join(path): name for name, (_, path) in parse.FIELDS.items()}
+    texts = {names[path]: text for path, text in render.restrictions(normal(contract)).items()}
+    if any(" in " in text or " and " in text or " or " in text for text in texts.values()):
+        return
+    assert offered(texts).contract == normal(contract)
 
 
 # -- whatever comes
