@@ -22,7 +22,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable, UntrustedImage
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
-from forgeone_shim.registry import authfiles
+from forgeone_shim.registry import authfiles, enclosed
 from forgeone_shim.registry.archives import LayoutSource
 from forgeone_shim.registry.digest import digest_of
 from forgeone_shim.registry.evidence import Found, search
@@ -195,15 +195,10 @@ class Endorser:
     def _kept(self, image: Image, subject: Subject) -> Evidence | None:
         digest = image.evidence.get(_place(subject), "")
         data = self._documents.read(digest) if digest else None
-        if data is None:
-            return None
-        try:
-            return msgspec.msgpack.decode(data, type=Evidence)
-        except (msgspec.MsgspecError, ValueError):
-            return None
+        return None if data is None else enclosed.decode(data)
 
     def _keep(self, image: Image, subject: Subject, evidence: Evidence) -> None:
-        data, place = msgspec.msgpack.encode(evidence), _place(subject)
+        data, place = enclosed.encode(evidence), _place(subject)
         digest = digest_of(data)
         if image.evidence.get(place) == digest:
             return
@@ -299,7 +294,7 @@ def _named(image: Image, name: str) -> Reference | None:
 def _with(resolved: Resolved, evidence: Evidence | None) -> Resolved:
     if not evidence:
         return resolved
-    data = msgspec.msgpack.encode(evidence)
+    data = enclosed.encode(evidence)
     digest = digest_of(data)
     return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
 

@@ -11,7 +11,7 @@ https://github.com/notaryproject/specifications/blob/main/specs/signature-specif
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -42,12 +42,16 @@ _WORKERS: Final = 4
 _MAX_ENTRIES: Final = 4096
 _MAX_LAYERS: Final = 1024
 
-_BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
-_KINDS: Final = {
-    "application/vnd.dev.cosign.simplesigning.v1+json": Kind.SIMPLE,
-    "application/vnd.dsse.envelope.v1+json": Kind.ATTESTATIONS,
-    "application/jose+json": Kind.NOTATION,
+MEDIA_TYPES: Final[Mapping[Kind, str]] = {
+    Kind.BUNDLES: "application/vnd.dev.sigstore.bundle.v0.3+json",
+    Kind.SIMPLE: "application/vnd.dev.cosign.simplesigning.v1+json",
+    Kind.ATTESTATIONS: "application/vnd.dsse.envelope.v1+json",
+    Kind.NOTATION: "application/jose+json",
 }
+"""What a layer of evidence is called; bundles of earlier versions have other names."""
+
+_BUNDLE: Final = "application/vnd.dev.sigstore.bundle"
+_KINDS: Final = {media_type: kind for kind, media_type in MEDIA_TYPES.items()}
 # What lists call these artifacts; an artifact's type is often lost on the way, and that of its config is left.
 _TYPES: Final = (
     "",
@@ -56,7 +60,13 @@ _TYPES: Final = (
     "application/vnd.dev.cosign.artifact.sig.v1+json",
     "application/vnd.cncf.notary.signature",
 )
-_NOTES: Final = "dev.cosignproject.cosign/", "dev.sigstore.cosign/"
+# cosign's annotations of a layer: signature, certificate, chain, and the word of a log.
+_NOTES: Final = (
+    "dev.cosignproject.cosign/signature",
+    "dev.sigstore.cosign/certificate",
+    "dev.sigstore.cosign/chain",
+    "dev.sigstore.cosign/bundle",
+)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -223,7 +233,7 @@ class _Search:
     def _bounded(self, items: Iterable[_Item]) -> list[_Item]:
         """As much as may be looked at: the newest of each kind, and of those the smallest where all are too large."""
         chosen: list[_Item] = []
-        every = {(item.kind, item.layer.digest, *_notes(item.layer)): item for item in items}
+        every = {(item.kind, item.layer.digest, *_noted(item.layer)): item for item in items}
         for kind in Kind:
             some = [item for item in every.values() if item.kind is kind]
             if len(some) > MAX_ITEMS:
@@ -267,12 +277,16 @@ def _taggable(digest: str) -> bool:
     return digest.startswith("sha256:")
 
 
-def _notes(layer: Descriptor) -> tuple[str, str, str, str]:
-    """cosign's annotations: signature, certificate, chain, and the log's word."""
-    notes, (own, sigstore) = layer.annotations or {}, _NOTES
-    keys = (f"{own}signature", f"{sigstore}certificate", f"{sigstore}chain", f"{sigstore}bundle")
-    signature, certificate, chain_, bundle = (notes.get(key, "") for key in keys)
-    return signature, certificate, chain_, bundle
+def notes(signature: str, certificate: str, chain_: str, rekor: str) -> dict[str, str]:
+    """What a layer says of a signature beside it."""
+    said = zip(_NOTES, (signature, certificate, chain_, rekor), strict=True)
+    return {key: text for key, text in said if text}
+
+
+def _noted(layer: Descriptor) -> tuple[str, str, str, str]:
+    """The inverse of :func:`notes`."""
+    signature, certificate, chain_, rekor = ((layer.annotations or {}).get(key, "") for key in _NOTES)
+    return signature, certificate, chain_, rekor
 
 
 def _evidence(items: Sequence[_Item], contents: Sequence[bytes | None]) -> Evidence:
@@ -283,8 +297,8 @@ def _evidence(items: Sequence[_Item], contents: Sequence[bytes | None]) -> Evide
 
     return Evidence(
         bundles=tuple(data for data, _ in of(Kind.BUNDLES)),
-        simple=tuple(SimpleSignature(data, *_notes(layer)) for data, layer in of(Kind.SIMPLE)),
-        attestations=tuple(LegacyAttestation(data, *_notes(layer)[1:]) for data, layer in of(Kind.ATTESTATIONS)),
+        simple=tuple(SimpleSignature(data, *_noted(layer)) for data, layer in of(Kind.SIMPLE)),
+        attestations=tuple(LegacyAttestation(data, *_noted(layer)[1:]) for data, layer in of(Kind.ATTESTATIONS)),
         notation=tuple(data for data, _ in of(Kind.NOTATION)),
     )
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
-from forgeone_shim.registry import layout
-from forgeone_shim.registry.digest import algorithm, encoded
+from forgeone_shim.registry import enclosed, layout
+from forgeone_shim.registry.digest import algorithm, digest_of, encoded
 from forgeone_shim.registry.fetch import BlobFolder, Layers
 from forgeone_shim.registry.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Index, Manifest, parse_manifest
 from forgeone_shim.registry.model import Image
@@ -63,8 +63,8 @@ def pieces(chosen: Sequence[Chosen], documents: BlobFolder, blobs: BlobFolder, l
         gatherer = _Gatherer(each.image, documents, blobs, layers)
         for reference, target in each.names:
             entry = _entry(gatherer.gather(target), target, reference)
-            if entry not in entries:
-                entries.append(entry)
+            said = gatherer.evidence(reference, {key: entry[key] for key in ("mediaType", "digest", "size")})
+            entries += [one for one in (entry, *said) if one not in entries]
         content |= gatherer.found
     return layout.pieces(entries, content.values())
 
@@ -123,6 +123,19 @@ class _Gatherer:
         else:
             self._gather(parsed)
         return data
+
+    def evidence(self, reference: Reference, subject: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is kept of those who stand behind the image by that name, as something to import beside it."""
+        kept = self._image.evidence.get(reference.at(subject["digest"]), "")
+        data = self._documents.read(kept) if kept else None
+        evidence = enclosed.decode(data) if data is not None else None
+        if not evidence:
+            return []
+        manifest, blobs = enclosed.enclosed(evidence, subject)
+        digest = digest_of(manifest)
+        for name, blob in {**blobs, digest: manifest}.items():
+            self._add_bytes(name, blob)
+        return [{"mediaType": OCI_MANIFEST, "digest": digest, "size": len(manifest)}]
 
     def _is_index(self, digest: str) -> bool:
         data = self._documents.read(digest)

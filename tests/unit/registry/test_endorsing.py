@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import DeadlineExceeded, ForgeError, InvalidInput, Unavailable, UntrustedImage
 from forgeone_shim.registry import endorsing, layout, vetting
 from forgeone_shim.registry.endorsing import subjects
-from forgeone_shim.registry.evidence import fallback_tag
+from forgeone_shim.registry.evidence import cosign_tag, fallback_tag
 from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.reference import Reference
@@ -30,7 +30,7 @@ from tests.unit.package.conftest import KEY, Make, make
 
 from .conftest import Node
 from .registry_double import Contents, FakeRegistry, Handler, sha256, tar_of
-from .test_evidence import BUNDLE
+from .test_evidence import BUNDLE, SIMPLE
 from .test_packages import serve
 
 __all__ = ["make"]
@@ -484,6 +484,39 @@ def test_signatures_come_with_an_archive_and_count_when_a_container_is_made(
     assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
     node.images.remove(image.id)
     assert node.left_over() == []
+
+
+def test_what_is_kept_of_those_who_signed_goes_with_an_export(
+    node: Node,
+    make_node: Callable[..., Node],
+    registry: FakeRegistry,
+    contents: Contents,
+    listener: Listener,
+    loaded: Policies,
+    tmp_path: Path,
+) -> None:
+    """From a node that reaches the registry to one that does not."""
+    entry = {**contents.add_image(), "platform": {"os": "linux", "architecture": "amd64"}}
+    index = str(contents.add_index("v1", entries=[entry])["digest"])
+    sign(contents, index)
+    notes = {"dev.cosignproject.cosign/signature": "c2ln", "dev.sigstore.cosign/certificate": "it"}
+    contents.add_artifact(cosign_tag(index, "sig"), layers=[(SIMPLE, b"a payload", notes)])
+    loaded.rules["app"] = replace(Signed("alice"), wanted=frozenset(Kind))
+    node.images.reconfigure(replace(node.config, keep_blobs=True), [])
+    node.images.pull(name(registry), None, NEVER)
+    path = tmp_path / "it.tar"
+    path.write_bytes(b"".join(node.images.export([name(registry)])))
+    assert path.read_bytes() == b"".join(node.images.export([name(registry)]))
+    there = make_node()
+    image = load(there, path)
+    assert image.repo_tags == (name(registry),)
+    reload(there)
+    registry.seen.clear()
+    assert there.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    assert registry.seen == []
+    # And on: the same evidence is in an export of what was imported.
+    first, second = (one.evidence for one in (*node.images.list(), *there.images.list()))
+    assert first == second
 
 
 def test_an_archive_without_signatures_is_taken_and_refused_when_a_container_is_made(
