@@ -16,6 +16,7 @@ from engines.base import ContainerPlan, Device, Mount, Problem, Security
 from engines.native import capabilities
 from engines.native.devices import Node
 from forgeone_shim import texts
+from forgeone_shim.devices import names
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, PermissionDenied
 from forgeone_shim.kernel.cgroups import Mode
 from forgeone_shim.kernel.host import Host
@@ -23,7 +24,7 @@ from forgeone_shim.texts import Ulimit
 
 Json = dict[str, Any]
 
-DEVICES_ANNOTATION: Final = "forgeone.dev/devices"
+DEVICES_ANNOTATION: Final = names.HOST_ANNOTATION
 CGROUP_ANNOTATION: Final = "forgeone.dev/cgroup-writable"
 CGROUP_WRITABLE: Final = ("never", "annotation", "always")
 

@@ -6,6 +6,8 @@ import re
 from typing import Final
 
 ANNOTATION_PREFIX: Final = "cdi.k8s.io/"
+HOST_ANNOTATION: Final = "forgeone.dev/devices"
+"""Of a pod: devices of the host for each of its containers."""
 
 _VENDOR = r"[A-Za-z](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?"
 _CLASS = r"[A-Za-z](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from engines.base import NamespaceMode, Profile, ProfileType, Resources, SandboxSpec, Security
+from engines.base import ContainerSpec, NamespaceMode, Profile, ProfileType, Resources, SandboxSpec, Security
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.config.handlers import WASM_ENGINE
 from forgeone_shim.contract import volumes
@@ -21,6 +21,8 @@ from forgeone_shim.contract.facts import (
     RequestFacts,
     RuntimeFacts,
 )
+from forgeone_shim.devices.cdi import requested
+from forgeone_shim.devices.names import HOST_ANNOTATION
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.kernel import capabilities
 from forgeone_shim.registry.model import Image
@@ -74,7 +76,7 @@ def pod(spec: SandboxSpec, engines: Iterable[str], container: Security | None = 
     )
 
 
-def container(record: ContainerRecord, image: Image | None, *, pod_uid: str, host: Host) -> ContainerFacts:
+def container(record: ContainerRecord, image: Image | None, *, pod: SandboxSpec, host: Host) -> ContainerFacts:
     """A container that exists, or (with its ``image``) is about to.
 
     What its engine has made of what was asked for counts for more, once it is known.
@@ -99,8 +101,8 @@ def container(record: ContainerRecord, image: Image | None, *, pod_uid: str, hos
         apparmor=_profile(
             security.apparmor, _confined(security, host.apparmor) if made is None else bool(made.apparmor)
         ),
-        mounts=tuple(_mounts(record, pod_uid, host.kubelet)),
-        devices=(*(one.source for one in spec.devices), *spec.cdi_devices),
+        mounts=tuple(_mounts(record, pod.uid, host.kubelet)),
+        devices=_devices(spec, pod.annotations),
         memory=limits.memory_limit or _number(limits, "memory.max"),
         cpu=cpu(limits),
         pids=limits.pids_limit or _number(limits, "pids.max"),
@@ -205,6 +207,12 @@ def _confined(security: Security, default: bool) -> bool:
     if asked is not None and asked.type is ProfileType.LOCALHOST:
         return True
     return default and not security.privileged and (asked is None or asked.type is not ProfileType.UNCONFINED)
+
+
+def _devices(spec: ContainerSpec, of_pod: Mapping[str, str]) -> tuple[str, ...]:
+    """Paths on the host, and names of the Container Device Interface, whoever asked for them."""
+    offered = filter(None, (one.strip().partition(":")[0] for one in of_pod.get(HOST_ANNOTATION, "").split(",")))
+    return (*(one.source for one in spec.devices), *offered, *requested(spec.cdi_devices, spec.annotations))
 
 
 def _mounts(record: ContainerRecord, pod_uid: str, kubelet: str) -> Iterable[MountFacts]:

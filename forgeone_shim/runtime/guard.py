@@ -261,7 +261,7 @@ class Guard:
         return Facts(
             pod=self._pod_of(pod, record),
             contract=record.bound,
-            container=facts.container(record, image, pod_uid=pod.spec.uid, host=self._around.host),
+            container=facts.container(record, image, pod=pod.spec, host=self._around.host),
             runtime=self._around.runtime(record),
             node=self._node,
             request=request,

@@ -11,6 +11,7 @@ import pytest
 
 from engines.base import (
     ContainerSpec,
+    Device,
     Mount,
     NamespaceMode,
     NamespaceOptions,
@@ -29,6 +30,7 @@ from forgeone_shim.runtime import facts
 from forgeone_shim.runtime.facts import Host
 from tests.unit.runtime.test_guard import CONTAINER
 
+PLAIN = SandboxSpec(name="p", uid="u", namespace="n")
 BASE = sorted(name.removeprefix("CAP_") for name in DEFAULT)
 ALL = [name.removeprefix("CAP_") for name in KNOWN]
 NODE = NamespaceMode.NODE
@@ -102,7 +104,7 @@ def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
         user=User(uid=7, gid=8),
         argv=("run",),
     )
-    told = facts.container(record, None, pod_uid="u", host=Host(capabilities=DEFAULT, kubelet="/k"))
+    told = facts.container(record, None, pod=PLAIN, host=Host(capabilities=DEFAULT, kubelet="/k"))
     assert (told.user, told.group, told.argv, told.memory, told.pids) == (7, 8, ("run",), 7, 0)
     assert (told.seccomp, told.apparmor) == ("runtime-default", "unconfined")
     # Rules may look for a variable; what is in it is nobody's business.
@@ -113,9 +115,21 @@ def test_a_container_is_told_as_it_is_or_will_be(tmp_path: Path) -> None:
         ("i", "image", True),
     ]
     wasm = facts.container(
-        replace(record, engine="wasm"), None, pod_uid="u", host=Host(capabilities=DEFAULT, kubelet="/k")
+        replace(record, engine="wasm"), None, pod=PLAIN, host=Host(capabilities=DEFAULT, kubelet="/k")
     )
     assert wasm.capabilities == ()
+
+
+def test_devices_are_told_whoever_asked_for_them() -> None:
+    pod = replace(PLAIN, annotations={"forgeone.dev/devices": "/dev/fuse, /dev/net/tun:/dev/tun:rw"})
+    spec = ContainerSpec(
+        name="main",
+        devices=(Device("/dev/x", "/dev/y"),),
+        cdi_devices=("vendor.com/gpu=0",),
+        annotations={"cdi.k8s.io/plugin": "vendor.com/gpu=1"},
+    )
+    told = facts.container(replace(CONTAINER, spec=spec), None, pod=pod, host=Host())
+    assert told.devices == ("/dev/y", "/dev/fuse", "/dev/net/tun", "vendor.com/gpu=0", "vendor.com/gpu=1")
 
 
 LOCAL, DEFAULTS, NONE = (
@@ -142,14 +156,14 @@ def test_how_it_is_confined_is_what_its_engine_makes_of_it(
     security: Security, engine: str, confined: tuple[str, str]
 ) -> None:
     record = replace(CONTAINER, engine=engine, spec=ContainerSpec(name="main", security=security))
-    told = facts.container(record, None, pod_uid="u", host=Host(apparmor=True))
+    told = facts.container(record, None, pod=PLAIN, host=Host(apparmor=True))
     assert (told.seccomp, told.apparmor) == confined
 
 
 def test_what_its_engine_has_made_of_it_counts_for_more_than_what_was_asked_for() -> None:
     genome: Any = SimpleNamespace(capabilities=("CAP_KILL",), seccomp="", apparmor="")
     record = replace(CONTAINER, genome=genome, spec=ContainerSpec(name="main", security=Security(seccomp=DEFAULTS)))
-    told = facts.container(record, None, pod_uid="u", host=Host(capabilities=DEFAULT, apparmor=True))
+    told = facts.container(record, None, pod=PLAIN, host=Host(capabilities=DEFAULT, apparmor=True))
     assert (told.capabilities, told.seccomp, told.apparmor) == (("KILL",), "unconfined", "unconfined")
 
 
@@ -164,7 +178,7 @@ def test_what_its_engine_has_made_of_it_counts_for_more_than_what_was_asked_for(
 )
 def test_before_its_files_are_there_a_name_may_be_roots(security: Security, config: ImageConfig, user: int) -> None:
     record = replace(CONTAINER, spec=ContainerSpec(name="main", security=security))
-    found = facts.container(record, Image(id="i", config=config), pod_uid="u", host=Host())
+    found = facts.container(record, Image(id="i", config=config), pod=PLAIN, host=Host())
     assert found.user == user
 
 
