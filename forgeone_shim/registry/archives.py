@@ -24,6 +24,7 @@ from forgeone_shim.registry.manifest import (
     OCI_MANIFEST,
     Descriptor,
     Index,
+    Malformed,
     Manifest,
     parse_manifest,
 )
@@ -37,11 +38,25 @@ _R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """A manifest of an archive that is no image, but says who stands behind one.
+
+    :param tag: the one that it has to be found by, as cosign and the referrers' stand-in have it, or ``""``.
+    :param about: the digest of what it says that it is about, ``""`` where it does not.
+    """
+
+    entry: Descriptor
+    tag: str = ""
+    about: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Named:
-    """An image of an archive, and the name that it gets here."""
+    """An image of an archive, the name that it gets here, and all that is said in the archive of any image."""
 
     reference: Reference
     target: Descriptor
+    said: tuple[Said, ...] = ()
 
 
 def named(archive: Archive, name: str) -> list[Named]:
@@ -53,15 +68,17 @@ def named(archive: Archive, name: str) -> list[Named]:
     """
     if len(archive.entries) > MAX_IMAGES:
         raise InvalidInput("file", f"{archive.name} holds {len(archive.entries)} images")
-    entries = [entry for entry in archive.entries if not _is_evidence(archive, entry)]
+    judged = [(entry, _said(archive, entry)) for entry in archive.entries]
+    said = tuple(one for _, one in judged if one is not None)
+    entries = [entry for entry, one in judged if one is None]
     if not entries:
         raise InvalidInput("file", f"{archive.name} holds no image")
     if name:
         digests = {entry.digest for entry in entries}
         if len(digests) > 1:
             raise InvalidInput("name", f"{archive.name} holds {len(digests)} images", fix="leave out the name")
-        return [Named(Reference.parse(name), entries[0])]
-    found = [Named(_name(archive, entry), entry) for entry in entries]
+        return [Named(Reference.parse(name), entries[0], said)]
+    found = [Named(_name(archive, entry), entry, said) for entry in entries]
     by_name: dict[Reference, str] = {}
     for each in found:
         if by_name.setdefault(each.reference, each.target.digest) != each.target.digest:
@@ -79,20 +96,21 @@ class _About(msgspec.Struct, frozen=True):
     subject: _Subject | None = None
 
 
-def _tag(entry: Descriptor) -> str:
-    return (entry.annotations or {}).get(REF_NAME, "").rpartition(":")[2]
-
-
-def _is_evidence(archive: Archive, entry: Descriptor) -> bool:
-    """Whether it is no image, but says who stands behind one."""
-    if _EVIDENCE_TAG.fullmatch(_tag(entry)):
-        return True
+def _said(archive: Archive, entry: Descriptor) -> Said | None:
+    tag = (entry.annotations or {}).get(REF_NAME, "").rpartition(":")[2]
+    if _EVIDENCE_TAG.fullmatch(tag):
+        return Said(entry, tag=tag)
     if entry.media_type != OCI_MANIFEST:
-        return False
-    layers = parse_artifact(
-        archive.read(entry.digest, MAX_MANIFEST), entry.media_type, f"{archive.name}: {entry.digest}"
-    )
-    return bool(layers) and all(kind_of(layer) is not None for layer in layers)
+        return None
+    data, name = archive.read(entry.digest, MAX_MANIFEST), f"{archive.name}: {entry.digest}"
+    layers = parse_artifact(data, entry.media_type, name)
+    if not layers or any(kind_of(layer) is None for layer in layers):
+        return None
+    try:
+        about = msgspec.json.decode(data, type=_About).subject
+    except msgspec.MsgspecError as error:
+        raise Malformed(f"{name} is malformed: {error}") from None
+    return Said(entry, about=about.digest if about is not None else "")
 
 
 def _name(archive: Archive, entry: Descriptor) -> Reference:
@@ -114,7 +132,7 @@ class LayoutSource:
 
     def __init__(self, session: Session, archive: Archive, wanted: Named) -> None:
         self.session, self.reference = session, wanted.reference
-        self._archive, self._target = archive, wanted.target.digest
+        self._archive, self._target, self._said = archive, wanted.target.digest, wanted.said
         if wanted.reference.digest not in ("", self._target):
             raise FailedPrecondition(f"{archive.name}: what is called {wanted.reference} is {self._target}")
 
@@ -144,7 +162,7 @@ class LayoutSource:
         """What a digest names, or the tag of something about the image, taken apart."""
         digest = reference
         if not is_digest(reference):
-            tagged = [entry.digest for entry in self._archive.entries if _tag(entry) == reference]
+            tagged = [one.entry.digest for one in self._said if one.tag == reference]
             if not tagged:
                 raise NotFound("manifest", reference, where=self._archive.name)
             digest = tagged[0]
@@ -154,22 +172,12 @@ class LayoutSource:
     def referrers(self, digest: str, parse: Callable[[bytes, str, str], Sequence[_R]]) -> list[_R]:
         """What of the archive is about the manifest of this digest, or does not say what it is about."""
         found = [
-            {"mediaType": entry.media_type, "digest": entry.digest}
-            for entry in self._archive.entries
-            if entry.media_type == OCI_MANIFEST
-            and not _EVIDENCE_TAG.fullmatch(_tag(entry))
-            and _is_evidence(self._archive, entry)
-            and self._about(entry) in ("", digest)
+            {"mediaType": one.entry.media_type, "digest": one.entry.digest}
+            for one in self._said
+            if not one.tag and one.about in ("", digest)
         ]
         document = msgspec.json.encode({"schemaVersion": 2, "manifests": found})
         return [*parse(document, OCI_INDEX, f"{self._archive.name}: what is about {digest}")]
-
-    def _about(self, entry: Descriptor) -> str:
-        try:
-            said = msgspec.json.decode(self._archive.read(entry.digest, MAX_MANIFEST), type=_About)
-        except msgspec.MsgspecError:
-            return "?"
-        return said.subject.digest if said.subject is not None else ""
 
     def blob_endpoints(self) -> list[Endpoint]:
         """The file alone."""

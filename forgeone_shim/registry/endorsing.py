@@ -19,7 +19,7 @@ import structlog
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
 from forgeone_shim.config.model import RegistryConfig
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable, UntrustedImage
+from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable, Unimplemented, UntrustedImage
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
 from forgeone_shim.registry import authfiles, enclosed
@@ -269,7 +269,7 @@ def _below(image: Image, digest: str, read: Read, depth: int) -> str | None:
     data = read(digest) if depth >= 0 else None
     try:
         parsed = parse_manifest(data, "", digest) if data is not None else None
-    except Malformed:
+    except (Malformed, Unimplemented):
         return None
     if isinstance(parsed, Index):
         entries = [entry.digest for entry in parsed.entries]
