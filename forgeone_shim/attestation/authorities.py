@@ -108,22 +108,22 @@ class Identity:
 class Fulcio:
     """Holders of short-lived certificates of a Fulcio, who signed while theirs was valid by the time of a Rekor log.
 
-    ``transparency`` are keys of certificate transparency logs; empty: it is not asked whether the certificate is in
-    one, as containers-policy.json(5) has it.
+    ``transparency`` are keys of certificate transparency logs of which one has to have the certificate; ``None``: that
+    is not asked, as containers-policy.json(5) has it.
     """
 
     roots: tuple[x509.Certificate, ...]
     identities: tuple[Identity, ...]
     logs: tuple[VerifyingKey, ...]
     intermediates: tuple[x509.Certificate, ...] = ()
-    transparency: tuple[VerifyingKey, ...] = ()
+    transparency: tuple[VerifyingKey, ...] | None = None
 
     def verify(self, this: Signed, now: datetime) -> Signer:  # noqa: ARG002
         """The log's time is the only one that counts: the certificate was valid for minutes."""
         chain, leaf = _signing(this)
         when = _time(rekor.witnessed(this, certificates.der(leaf), self.logs, timed=True))
         path = certificates.verify(chain, self.roots, when, Profile.FULCIO, this.name, intermediates=self.intermediates)
-        if self.transparency:
+        if self.transparency is not None:
             timestamps.verify(leaf, path[1], self.transparency, this.name)
         return identified(certificates.names(leaf, this.name), self.identities, this.name)
 

@@ -1,7 +1,7 @@
 """X.509 certificates of signers: whether they lead to a root that is trusted, and whom they name (RFC 5280).
 
-Path building, signatures, validity and name constraints are ``cryptography``'s; which extensions have to be there is
-said here, since its defaults are those of web servers.
+Path building, signatures, validity, path lengths, name constraints and critical extensions that nobody knows are
+``cryptography``'s; what a certificate has to allow is said here, since its defaults are those of web servers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import (
     Criticality,
     ExtensionPolicy,
@@ -29,16 +29,6 @@ from cryptography.x509.verification import (
 from forgeone_shim.attestation.signed import MAX_CHAIN, Unverified
 from forgeone_shim.errors import FailedPrecondition
 
-# What is looked at, here or in cryptography; a critical extension that is not refuses its certificate.
-_KNOWN: Final = frozenset(
-    {
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.NAME_CONSTRAINTS,
-    }
-)
 _SERVE_OTHERS: Final = frozenset(
     {
         ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,
@@ -143,7 +133,7 @@ def verify(
             .max_chain_depth(MAX_CHAIN)
             .extension_policies(
                 ca_policy=ExtensionPolicy.permit_all()
-                .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _authority)
+                .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
                 .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _authority_usage)
                 .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _authority_purpose),
                 ee_policy=ExtensionPolicy.permit_all()
@@ -154,8 +144,6 @@ def verify(
             .build_client_verifier()
         )
         path = tuple(verifier.verify(leaf, [*chain[1:], *intermediates]).chain)
-        for each in path:
-            _check_critical(each)
     except (VerificationError, *UNREADABLE) as error:
         raise Unverified(f"{name}: its certificate is not trusted: {str(error)[:300]}") from None
     return path
@@ -218,17 +206,6 @@ def _extension(extensions: x509.Extensions, oid: x509.ObjectIdentifier) -> bytes
         if each.oid == oid and isinstance(each.value, x509.UnrecognizedExtension):
             return each.value.value
     return b""
-
-
-def _check_critical(certificate: x509.Certificate) -> None:
-    for each in certificate.extensions:
-        if each.critical and each.oid not in _KNOWN:
-            raise ValueError(f"the critical extension {each.oid.dotted_string} is not known here")
-
-
-def _authority(_: Policy, __: x509.Certificate, found: x509.BasicConstraints) -> None:
-    if not found.ca:
-        raise ValueError("an issuer is no certificate authority")
 
 
 def _no_authority(_: Policy, __: x509.Certificate, found: x509.BasicConstraints | None) -> None:

@@ -127,7 +127,7 @@ class TrustedRoot:
             identities,
             _keys(self._logs, moment),
             tuple(one for each in authorities for one in each.intermediates),
-            _keys(self._transparency, moment) if transparency else (),
+            _keys(self._transparency, moment) if transparency else None,
         )
 
 

@@ -77,6 +77,34 @@ def test_another_signature_s_log_entry_is_no_witness() -> None:
         rekor.witnessed(read, key("managed-key-staging").der, (log,))
 
 
+@pytest.mark.parametrize("form", ["dsse", "hashedrekord"])
+@pytest.mark.parametrize("what", ["payload", "signature", "key", ""])
+def test_a_log_entry_has_to_be_of_this_payload_signature_and_key(form: str, what: str) -> None:
+    log = making.Log()
+    payload = making.statement()
+    signed = json.loads(bundle(P256, payload))
+    message = making.dsse.pae(making.IN_TOTO, payload)
+    signature = base64.b64decode(signed["dsseEnvelope"]["signatures"][0]["sig"])
+    body = making.dsse_body if form == "dsse" else making.hashedrekord_body
+    about = {"payload": payload if form == "dsse" else message, "signature": signature, "key": pem(P256)}
+    other = {"payload": b"another", "signature": making.sign(P256, message), "key": pem(making.STRANGER)}
+    entry = log.entry(body(*({**about, what: other[what]} if what else about).values()), form)
+    signed["verificationMaterial"]["tlogEntries"] = [entry]
+    read = bundles.parse(json.dumps(signed).encode(), "it")
+    key_, trusted = publickeys.read(pem(P256), "key"), publickeys.read(pem(log.key), "log")
+    if what:
+        with pytest.raises(Unverified, match="about another signature"):
+            rekor.witnessed(read, key_.der, (trusted,))
+    else:
+        assert rekor.witnessed(read, key_.der, (trusted,)) == log.time
+
+
+def test_keys_that_are_too_small_are_refused() -> None:
+    for key_ in (making.rsa.generate_private_key(65537, 1024), making.ec.generate_private_key(making.ec.SECP192R1())):
+        with pytest.raises(FailedPrecondition, match="neither Ed25519, nor ECDSA"):
+            publickeys.read(pem(key_), "it")
+
+
 def altered(*path: str | int, to: Any = None) -> bytes:
     """The good bundle with one value changed, or left out."""
     found = json.loads(json.dumps(GOOD))

@@ -194,6 +194,17 @@ def test_a_private_ca_s_certificates_are_verified_as_cosign_takes_them(
         assert found.expires is not None
 
 
+@pytest.mark.parametrize("type_", ["atomic container signature", "package signature", ""])
+def test_a_simple_signature_has_to_be_one_of_an_image(tmp_path: Path, type_: str) -> None:
+    payload = making.simple_payload().replace(b"cosign container image signature", type_.encode())
+    evidence = Evidence(simple=(simple(P256, payload),))
+    if type_.startswith("atomic"):
+        assert check(policy(tmp_path, KEY), evidence).signers
+    else:
+        with pytest.raises(UntrustedImage, match="not an image"):
+            check(policy(tmp_path, KEY), evidence)
+
+
 def test_a_certificate_that_ended_or_is_of_another_ca_is_worth_nothing(tmp_path: Path) -> None:
     ca, stranger = making.Ca(), making.Ca()
     mail = x509.SubjectAlternativeName([x509.RFC822Name("a@example.com")])

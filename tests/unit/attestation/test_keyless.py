@@ -71,6 +71,35 @@ def test_a_signature_of_before_bundles_verifies_by_the_log_s_time() -> None:
         Keyless(root("rekor2"), (MITR,)).verify(legacy.signature(found, "it"), NOW)
 
 
+ENDED = {"start": "2020-01-01T00:00:00Z", "end": "2022-01-01T00:00:00Z"}
+LATER = {"start": "2024-01-01T00:00:00Z"}
+
+
+@pytest.mark.parametrize("period", [ENDED, LATER])
+@pytest.mark.parametrize("part", ["certificateAuthorities", "tlogs", "ctlogs"])
+def test_what_was_trusted_at_another_time_is_not_trusted(part: str, period: dict[str, str]) -> None:
+    document = json.loads(fixture("sigstore-conformance/production-root.json"))
+    for each in document[part]:
+        (each.get("publicKey") or each)["validFor"] = period
+    found = legacy.signature(making.cosign_signature("fulcio-rekor-valid"), "it")
+    changed = TrustedRoot.parse(json.dumps(document).encode(), "changed")
+    if part == "ctlogs":
+        # Left out where the policy says so, as cosign does.
+        assert Keyless(changed, (MITR,), transparency=False).verify(found, NOW).name
+    with pytest.raises(Unverified):
+        Keyless(changed, (MITR,)).verify(found, NOW)
+
+
+def test_a_transparency_log_s_word_has_to_be_that_log_s() -> None:
+    document = json.loads(fixture("sigstore-conformance/production-root.json"))
+    for each in document["ctlogs"]:
+        each["publicKey"]["rawBytes"] = making.b64(making.spki(P256))
+    changed = TrustedRoot.parse(json.dumps(document).encode(), "changed")
+    found = legacy.signature(making.cosign_signature("fulcio-rekor-valid"), "it")
+    with pytest.raises(Unverified, match="no transparency log that is trusted"):
+        Keyless(changed, (MITR,)).verify(found, NOW)
+
+
 def fulcio(ca: making.Ca, log: making.Log, *, transparency: bool = False) -> Fulcio:
     keys = (read_key(making.pem(log.key), "log"),)
     return Fulcio(

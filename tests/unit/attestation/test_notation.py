@@ -267,6 +267,7 @@ def test_links_in_a_trust_store_are_refused(tmp_path: Path) -> None:
         {"alg": "HS256"},
         {"alg": "ES384"},
         {"alg": "PS256"},
+        {"alg": "PS384"},
         {"cty": "text/plain"},
         {"crit": []},
         {"crit": ["io.cncf.notary.expiry"]},
@@ -287,6 +288,20 @@ def test_headers_that_the_specification_does_not_allow_refuse_the_envelope(prote
     notation.read(jws(P256, chain), "it")
     with pytest.raises(Unverified, match="it "):
         notation.read(jws(P256, chain, protected=protected), "it")
+
+
+def test_a_header_that_names_another_algorithm_than_the_key_s_is_refused() -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    chain = making.Ca().signer(key=key)
+    notation.read(jws(key, chain), "it")
+    with pytest.raises(Unverified, match="not made with the key"):
+        notation.read(jws(key, chain, protected={"alg": "PS512"}), "it")
+
+
+def test_a_certificate_in_the_store_has_to_be_a_signer_s(tmp_path: Path) -> None:
+    ca = making.Ca()
+    with pytest.raises(UntrustedImage, match="key is not for signatures"):
+        check(rules(tmp_path, ca), jws(ca.key, [ca.certificate]))
 
 
 @pytest.mark.parametrize("key", [ed25519.Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256K1())])

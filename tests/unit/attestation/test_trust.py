@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from forgeone_shim.attestation import certificates
 from forgeone_shim.attestation.certificates import Profile
@@ -148,6 +150,12 @@ def test_a_bad_file_refuses_them_all_by_name(sources: Sources, tmp_path: Path) -
         TrustPolicy.load(sources)
 
 
+def test_a_way_to_a_policy_that_others_could_turn_is_not_believed(sources: Sources, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(FailedPrecondition, match="can be written by everybody"):
+        TrustPolicy.load(Sources(policy=sources.policy))
+
+
 def test_no_more_evidence_is_looked_at_than_the_limit(sources: Sources) -> None:
     required = TrustPolicy.load(sources).required(APP)
     junk = tuple(bundle(STRANGER) for _ in range(2)) * (MAX_ITEMS // 2)
@@ -201,27 +209,45 @@ def test_sigstore_is_loaded_only_for_signers_without_keys(sources: Sources) -> N
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_a_critical_extension_that_is_unknown_refuses_its_certificate() -> None:
-    ca = making.Ca()
-    odd = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
-    wanted = [(making.usage(), True), (odd, True)]
-    leaf = making.certificate(P256, "signer", ca, wanted, making.timedelta(days=-1), making.timedelta(days=1))
-    with pytest.raises(Unverified, match=r"1\.2\.3\.4"):
-        certificates.verify([leaf], [ca.certificate], NOW, Profile.PRIVATE, "it")
-    good = making.certificate(
-        P256, "signer", ca, [(making.usage(), True), (odd, False)], making.timedelta(days=-1), making.timedelta(days=1)
-    )
-    assert len(certificates.verify([good], [ca.certificate], NOW, Profile.PRIVATE, "it")) == 2
+ODD = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+ISSUES = making.usage(key_cert_sign=True)
+AUTHORITY, NONE = x509.BasicConstraints(True, None), x509.BasicConstraints(False, None)
 
 
-def test_a_signer_s_certificate_does_not_issue_others() -> None:
-    ca = making.Ca()
-    chain = ca.signer()
-    middle = making.Ca("middle")
-    middle.certificate, middle.key = chain[0], P256
-    forged = middle.signer()[0]
-    with pytest.raises(Unverified, match="not trusted"):
-        certificates.verify([forged, *chain], [ca.certificate], NOW, Profile.PRIVATE, "it")
+@pytest.mark.parametrize(
+    ("of_leaf", "of_issuer", "fault"),
+    [
+        ([(making.usage(), True)], [(AUTHORITY, True), (ISSUES, True)], ""),
+        ([(making.usage(), True), (ODD, False)], [(AUTHORITY, True), (ISSUES, True), (ODD, False)], ""),
+        ([(making.usage(), True)], [(AUTHORITY, True)], ""),
+        ([(making.usage(), True), (ODD, True)], [(AUTHORITY, True), (ISSUES, True)], r"1\.2\.3\.4"),
+        ([(making.usage(), True)], [(AUTHORITY, True), (ISSUES, True), (ODD, True)], r"1\.2\.3\.4"),
+        ([(making.usage(), True), (AUTHORITY, True)], [(AUTHORITY, True), (ISSUES, True)], "certificate authority's"),
+        ([(making.usage(digital_signature=False), True)], [(AUTHORITY, True), (ISSUES, True)], "not for signatures"),
+        ([], [(AUTHORITY, True), (ISSUES, True)], "not trusted"),
+        ([(making.usage(), True)], [(ISSUES, True)], "not trusted"),
+        ([(making.usage(), True)], [(NONE, True), (ISSUES, True)], "not trusted"),
+        ([(making.usage(), True)], [(AUTHORITY, True), (making.usage(), True)], "key is not for certificates"),
+        (
+            [(making.usage(), True)],
+            [(AUTHORITY, True), (ISSUES, True), (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)],
+            "not for code signing",
+        ),
+    ],
+)
+def test_each_certificate_of_a_path_has_to_allow_what_it_is_used_for(
+    of_leaf: Sequence[tuple[x509.ExtensionType, bool]], of_issuer: Sequence[tuple[x509.ExtensionType, bool]], fault: str
+) -> None:
+    root, day = making.Ca(), making.timedelta(days=1)
+    issuer = making.Ca("between", root)
+    issuer.certificate = making.certificate(issuer.key, "between", root, of_issuer, -day, day)
+    leaf = making.certificate(P256, "signer", issuer, of_leaf, -day, day)
+    chain = [leaf, issuer.certificate]
+    if fault:
+        with pytest.raises(Unverified, match=fault):
+            certificates.verify(chain, [root.certificate], NOW, Profile.PRIVATE, "it")
+    else:
+        assert len(certificates.verify(chain, [root.certificate], NOW, Profile.PRIVATE, "it")) == 3
 
 
 def test_a_root_that_issues_signers_alone_has_no_authorities_below() -> None:
