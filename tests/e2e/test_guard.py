@@ -16,6 +16,7 @@ from cri.api import runtime_pb2 as pb
 from engines.base import Security
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.keys import SigningKey
+from forgeone_shim.cli import main as cli
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.contract.model import PAYLOAD_TYPE
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
@@ -194,6 +195,27 @@ def test_a_policy_denies_at_each_point_and_at_no_other(node: Node, point: Point,
     # A kubelet tries again and again: each answer has an entry of its own.
     assert denied(verb, "house/told", starts=point in STARTS) != first
     allowed(VERBS[point](node, node.plan(engine), engine))
+
+
+def test_a_denial_is_in_the_log_before_anybody_is_told_of_it(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+    pod = node.plan(deny=Point.EXEC)
+    exec_it = _exec(node, pod, "native")
+    entry = denied(exec_it, "house/told", starts=False)
+    node.daemon.kill()
+    try:
+        where = ["--config", str(node.daemon.config_file)]
+        assert cli.main(["audit", "verify", *where]) == 0
+        capsys.readouterr()
+        assert cli.main(["audit", "tail", "-o", "json", "-n", "1", *where]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+    finally:
+        node.daemon.start()
+    found = json.loads(line)
+    assert (f"audit:{found['id']}", found["type"]) == (entry, "dev.forgeone.denied")
+    told = found["data"]
+    assert (told["point"], told["rule"], told["reason"]) == ("exec", "house/told", "the pod asked for it")
+    assert told["pod"]["name"] == pod.config.metadata.name
+    assert told["container"]["name"] == "main"
 
 
 def _privileged(pod: Pod, container: pb.ContainerConfig) -> None:
