@@ -260,6 +260,10 @@ FIELDS = [
     ({"images": "127.0.0.1:*/**"}, _unlimited, "", ENGINES),
     ({"trusted_issuers": "key:sha256:" + "0" * 64}, _unlimited, "trusted_issuers", ENGINES),
     ({"exec_mode": "microvm"}, _unlimited, "exec_mode", ENGINES),
+    ({"exec_mode": "wasm"}, _unlimited, "exec_mode", ("native",)),
+    ({"exec_mode": "wasm"}, _unlimited, "", ("wasm",)),
+    ({"minimum_entropy": "256"}, _unlimited, "", ENGINES),
+    ({"minimum_entropy": "257"}, _unlimited, "minimum_entropy", ENGINES),
 ]
 
 
@@ -328,6 +332,17 @@ def test_a_contract_may_be_for_one_container_alone(node: Node) -> None:
     loud, quiet = (pod.start(node.container(pod, name=name)) for name in ("loud", "quiet"))
     assert pod.exec(loud, "true").exit_code == 0
     denied(lambda: pod.exec(quiet, "true"), "rbac.exec", starts=False)
+
+
+def test_a_pod_of_one_engine_gets_no_container_of_another(node: Node) -> None:
+    for mixed, rule in (("true", ""), ("false", "profile.mixed_engines")):
+        pod = node.plan("wasm", mixed_engines=mixed).run()
+        pod.start(node.container(pod, "wasm"))
+        beside = pod.container(node.images["native"], *SLEEP, name="beside")
+        if rule:
+            denied(lambda pod=pod, beside=beside: pod.create(beside), rule, starts=True)
+        else:
+            pod.start(beside)
 
 
 def test_an_image_volume_is_held_to_the_same_rules(node: Node, push: Push) -> None:
