@@ -23,9 +23,15 @@ class _Capabilities(msgspec.Struct):
     bounding: tuple[str, ...] = ()
 
 
+class _Hook(msgspec.Struct):
+    path: str
+    args: tuple[str, ...] = ()
+
+
 class _Process(msgspec.Struct):
     capabilities: _Capabilities = msgspec.field(default_factory=_Capabilities)
     apparmor: str = msgspec.field(default="", name="apparmorProfile")
+    rlimits: msgspec.Raw = msgspec.Raw()
 
 
 class _Linux(msgspec.Struct):
@@ -37,9 +43,11 @@ class _Config(msgspec.Struct):
 
     process: _Process
     linux: _Linux = msgspec.field(default_factory=_Linux)
+    hooks: dict[str, list[_Hook]] = msgspec.field(default_factory=dict)
     annotations: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+_ENCODER: Final = msgspec.json.Encoder(order="sorted")
 _DECODER: Final = msgspec.json.Decoder(_Config)
 
 
@@ -102,7 +110,18 @@ def imprint(path: Path, container_id: str, version: str) -> Imprint:
         seccomp=_digest(found) if found else "",
         apparmor=config.process.apparmor,
         capabilities=config.process.capabilities.bounding,
+        facts=_facts(config),
     )
+
+
+def _facts(config: _Config) -> dict[str, str]:
+    """Hooks without their timeouts, which are what was left of a deadline."""
+    found = {}
+    if config.hooks:
+        found["hooks"] = _digest(_ENCODER.encode(config.hooks))
+    if bytes(config.process.rlimits):
+        found["rlimits"] = _digest(bytes(config.process.rlimits))
+    return found
 
 
 def _read(path: Path, container_id: str) -> bytes:

@@ -96,6 +96,8 @@ class Genome:
     privileged: bool
     no_new_privileges: bool
     readonly_rootfs: bool
+    masked_paths: tuple[str, ...]
+    readonly_paths: tuple[str, ...]
     capabilities: tuple[str, ...]
     seccomp: str
     apparmor: str
@@ -151,6 +153,8 @@ def genome(
         privileged=security.privileged,
         no_new_privileges=security.no_new_privs,
         readonly_rootfs=security.readonly_rootfs,
+        masked_paths=tuple(sorted(security.masked_paths)),
+        readonly_paths=tuple(sorted(security.readonly_paths)),
         capabilities=tuple(sorted(imprint.capabilities)),
         seccomp=imprint.seccomp,
         apparmor=imprint.apparmor,

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
+
 from engines.base import (
     ContainerPlan,
     ContainerSpec,
@@ -25,6 +27,7 @@ from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.errors import (
     AlreadyExists,
     FailedPrecondition,
+    ForgeError,
     InvalidInput,
     NotFound,
 )
@@ -415,6 +418,8 @@ class Containers:
             elif live.state is LiveState.RUNNING and record.state is State.PAUSED:
                 # A resume that was cut off.
                 self.endings.step(entry, Event.RESUME)
+            if live.state is not LiveState.MISSING and live.state is not LiveState.STOPPED and record.genome is None:
+                self._identify(entry)
             if record.state is State.BOOTED and live.state is LiveState.RUNNING:
                 self.endings.step(entry, Event.START, started_at=time.time_ns())
         if self._insight is not None:
@@ -431,6 +436,19 @@ class Containers:
             self._watch.follow(record.id, live.pid or 2**22 + 1)
         if record.state is State.STOPPING and found is None:
             self.endings.finish_later(entry)
+
+    def _identify(self, entry: Entry[ContainerRecord]) -> None:
+        """It was restored by a start that was cut off, or created by a forgeoned that made no fingerprints.
+
+        One that cannot be made now is not made later: with a contract the container is denied for that.
+        """
+        record = entry.record
+        try:
+            pod = self._p.sandboxes.find(record.sandbox_id).record
+            plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
+            entry.change(**self._p.identity.born(record, pod, plan, self._p.guard.mark(record)))
+        except ForgeError as error:
+            structlog.get_logger("containers").warning("no fingerprint", container=record.id, error=str(error))
 
     def _thaw(self, entry: Entry[ContainerRecord]) -> None:
         """It was frozen for a pause or a checkpoint that was cut off; what made the latter may still be at it."""

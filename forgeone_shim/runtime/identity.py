@@ -80,8 +80,10 @@ class Identity:
         Its record, and what its engine keeps of it on disk: from there commands are executed in it. Nothing is read
         for a container that has no contract and no policy.
         """
-        if record.genome is None or not _bound(record):
+        if not _bound(record) or record.unstarted:
             return ""
+        if record.genome is None:
+            return "it has no fingerprint"
         found = fingerprint.digest(record.genome)
         if found != record.dna:
             return f"its fingerprint is {found}, and was {record.dna}"

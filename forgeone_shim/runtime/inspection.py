@@ -71,7 +71,11 @@ class Inspection:
             "lifecycle": {"state": record.state, "created_at": _time(record.created_at)},
             "addresses": record.ips,
             "contract": _contract(record.bound),
-            **{name: value for name, ask in self._pod_sections.items() if (value := self._asked(name, ask, record))},
+            **{
+                name: value
+                for name, ask in self._pod_sections.items()
+                if (value := self._asked(name, ask, record)) is not None
+            },
         }
         mine = [entry for entry in self._p.containers.all() if entry.record.sandbox_id == record.id]
         return _plain({**found, "containers": [self.container(entry) for entry in mine]})
@@ -102,7 +106,11 @@ class Inspection:
                     "total": score.total,
                     "parts": {name: {"points": getattr(score, name), "of": most} for name, most in WEIGHTS.items()},
                 },
-                **{name: value for name, ask in self._sections.items() if (value := self._asked(name, ask, record))},
+                **{
+                    name: value
+                    for name, ask in self._sections.items()
+                    if (value := self._asked(name, ask, record)) is not None
+                },
             }
         )
 

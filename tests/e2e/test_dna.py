@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,27 @@ def test_a_fingerprint_outlives_forgeoned(
     after = inspect(daemon, id_)
     assert (after["dna"], after["entropy"]["events"]) == (before["dna"], before["entropy"]["events"])
     assert after["lifecycle"]["state"] == "running"
+    pod.remove()
+
+
+def test_one_that_has_none_is_fingerprinted_when_forgeoned_starts(
+    daemon_factory: Callable[..., Daemon], busybox: str, nothing_left: None
+) -> None:
+    daemon = daemon_factory({})
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
+    pod = Pod.plan(daemon)
+    pod.config.annotations[LABEL] = "tests"
+    id_ = pod.run().start(pod.container(busybox))
+    before = inspect(daemon, id_)
+    daemon.kill()
+    with closing(sqlite3.connect(Path(daemon.config.root) / "forgeone.db")) as database, database:
+        (document,) = database.execute("SELECT doc FROM docs WHERE kind='container' AND key=?", (id_,)).fetchone()
+        record = {**json.loads(document), "genome": None, "dna": "", "seal": ""}
+        database.execute("UPDATE docs SET doc=? WHERE key=?", (json.dumps(record).encode(), id_))
+    daemon.start()
+    after = inspect(daemon, id_)
+    assert (after["dna"], after["lifecycle"]["state"]) == (before["dna"], "running")
+    assert pod.exec(id_, "true").exit_code == 0
     pod.remove()
 
 

@@ -69,7 +69,7 @@ def process(**changes: Any) -> ContainerPlan:
     return plan(process=replace(plan().process, **changes))
 
 
-KNOWN = "sha256:979632b0c1b5b5d18f84660261ba624d1ee74c6f941fd976885bd77f32844185"
+KNOWN = "sha256:7bb92d42585649e031bd1c514361b64995440e1c8b67fe82707c1cf6cd220fb1"
 HOOK = Hook(HookStage.CREATE_RUNTIME, "/bin/hook")
 
 
@@ -90,6 +90,8 @@ HOOK = Hook(HookStage.CREATE_RUNTIME, "/bin/hook")
         (made(spec(security=Security(privileged=True))), ["privileged"]),
         (made(spec(security=Security(no_new_privs=True))), ["no_new_privileges"]),
         (made(spec(security=Security(readonly_rootfs=True))), ["readonly_rootfs"]),
+        (made(spec(security=Security(masked_paths=("/proc/kcore",)))), ["masked_paths"]),
+        (made(spec(security=Security(readonly_paths=("/proc/sys",)))), ["readonly_paths"]),
         (made(spec(resources=Resources(memory_limit=1))), ["limits.memory_limit"]),
         (made(plan(edits=Edits(hooks=(HOOK,)))), ["edits"]),
         (made(imprint=replace(IMPRINT, capabilities=("CAP_KILL",))), ["capabilities"]),

@@ -46,6 +46,22 @@ def test_a_filter_counts_compiled_or_not(tmp_path: Path) -> None:
     assert plain.seccomp == sha256(msgspec.json.encode(profile))
 
 
+def test_hooks_and_process_limits_count_where_there_are_any_and_timeouts_do_not(tmp_path: Path) -> None:
+    def facts(hooks: object = None, rlimits: object = None) -> object:
+        process = {**CONFIG["process"], **({} if rlimits is None else {"rlimits": rlimits})}
+        config = {**CONFIG, "process": process, **({} if hooks is None else {"hooks": hooks})}
+        return imprint.imprint(written(tmp_path, config), "id", "").facts
+
+    def hook(*args: str, timeout: int = 1) -> object:
+        return {"createRuntime": [{"path": "/h", "args": args, "timeout": timeout}]}
+
+    assert facts() == {}
+    assert facts(hooks=hook("a")) == facts(hooks=hook("a", timeout=9)) != facts(hooks=hook("b"))
+    assert facts(rlimits=[{"type": "RLIMIT_NOFILE", "hard": 1}]) != facts(
+        rlimits=[{"type": "RLIMIT_NOFILE", "hard": 2}]
+    )
+
+
 def test_without_a_configuration_there_is_no_container(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         imprint.seal(tmp_path / "config.json", "id")

@@ -175,10 +175,13 @@ def test_what_changed_is_told(
     assert identity.changed(record) == "what its engine keeps of it is gone"
 
 
-def test_one_that_its_engine_never_made_has_nothing_that_could_change(
+def test_one_that_its_engine_has_not_made_has_nothing_that_could_change(
     identity: Identity, born: Callable[..., ContainerRecord]
 ) -> None:
-    assert identity.changed(replace(born(bound=BOUND), genome=None, dna="")) == ""
+    restored = replace(born(bound=BOUND, restored=True), genome=None, dna="")
+    assert identity.changed(restored) == ""
+    assert identity.changed(replace(restored, state=State.RUNNING)) == "it has no fingerprint"
+    assert identity.changed(replace(born(), genome=None, dna="", state=State.RUNNING)) == ""
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from forgeone_shim.lifecycle.machine import Lifecycle, State
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.pauses import Pauses
-from forgeone_shim.runtime.records import ContainerRecord
+from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.running import Running
 from forgeone_shim.runtime.table import Entry, Table
 from forgeone_shim.shim.exits import Exit
@@ -84,6 +84,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     table = Table(store, "container", "container", ContainerRecord)
     parts: Any = SimpleNamespace(
         containers=table,
+        sandboxes=Table(store, "sandbox", "sandbox", SandboxRecord),
         lifecycle=Lifecycle(),
         engines={"fake": engine},
         guard=lenient(),
