@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,6 @@ from forgeone_shim.contract.facts import (
     NodeFacts,
     PodFacts,
     RequestFacts,
-    RuntimeFacts,
 )
 from forgeone_shim.devices.cdi import requested
 from forgeone_shim.devices.names import HOST_ANNOTATION
@@ -130,11 +130,6 @@ def image(found: Image, name: str, endorsement: Endorsement, *, volume: bool = F
     )
 
 
-def runtime(record: ContainerRecord) -> RuntimeFacts:
-    """What runs it."""
-    return RuntimeFacts(engine=record.engine, entropy=record.entropy)
-
-
 def update(asked: Resources) -> RequestFacts:
     """The limits that somebody wants a container to have."""
     return RequestFacts(memory=asked.memory_limit or _number(asked, "memory.max"), cpu=cpu(asked))
@@ -144,24 +139,27 @@ def held(security: Security, defaults: Collection[str]) -> tuple[str, ...]:
     """The capabilities that a program could have that is given ``defaults`` without asking; names without ``CAP_``."""
     if security.privileged:
         return _plain(capabilities.KNOWN)
-    add = {name.upper() for name in (*security.add_capabilities, *security.add_ambient_capabilities)}
-    drop = {name.upper() for name in security.drop_capabilities}
-    if add & _ALL:
-        base: set[str] = set(_plain(capabilities.KNOWN))
-    else:
-        base = set() if drop & _ALL else set(_plain(defaults))
+    add, ambient, drop = (
+        {name.upper() for name in names}
+        for names in (security.add_capabilities, security.add_ambient_capabilities, security.drop_capabilities)
+    )
     # As engines read it: single names count after ALL.
-    return tuple(sorted((base | set(_plain(add - _ALL))) - set(_plain(drop - _ALL))))
+    base: Iterable[str] = defaults
+    if ambient & _ALL or (add & _ALL and not drop & _ALL):
+        base = capabilities.KNOWN
+    elif drop & _ALL:
+        base = ()
+    return tuple(sorted({*_plain(base), *_plain((add | ambient) - _ALL)} - {*_plain(drop - _ALL)}))
 
 
 def cpu(limits: Resources) -> int:
-    """Thousandths of a processor; 0: no limit."""
+    """Thousandths of a processor, a broken one for a whole; 0: no limit."""
     if limits.cpu_quota > 0:
-        return limits.cpu_quota * 1000 // (limits.cpu_period or 100_000)
+        return math.ceil(limits.cpu_quota * 1000 / (limits.cpu_period or 100_000))
     quota, _, period = limits.unified.get("cpu.max", "").partition(" ")
     if not quota.isdecimal() or not (period or "100000").isdecimal():
         return 0
-    return int(quota) * 1000 // (int(period or 100_000) or 1)
+    return math.ceil(int(quota) * 1000 / (int(period or 100_000) or 1))
 
 
 def _plain(names: Iterable[str]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from engines.base import (
     Security,
     User,
 )
+from engines.native.capabilities import sets
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.kernel.capabilities import DEFAULT, KNOWN
 from forgeone_shim.registry.model import Image, ImageConfig
@@ -47,6 +49,8 @@ NODE = NamespaceMode.NODE
         (Security(add_ambient_capabilities=("CAP_SYS_TIME",)), sorted([*BASE, "SYS_TIME"])),
         (Security(add_capabilities=("ALL",)), sorted(ALL)),
         (Security(add_capabilities=("ALL",), drop_capabilities=("SYS_ADMIN",)), sorted({*ALL} - {"SYS_ADMIN"})),
+        (Security(add_capabilities=("ALL",), drop_capabilities=("ALL",)), []),
+        (Security(add_ambient_capabilities=("ALL",), drop_capabilities=("ALL",)), sorted(ALL)),
         (Security(privileged=True, drop_capabilities=("ALL",)), ALL),
     ],
 )
@@ -61,6 +65,7 @@ def test_capabilities_are_all_that_its_processes_could_have(security: Security, 
         (Resources(cpu_quota=-1, cpu_period=100_000), 0),
         (Resources(cpu_quota=150_000, cpu_period=100_000), 1500),
         (Resources(cpu_quota=50_000), 500),
+        (Resources(cpu_quota=50_001), 501),
         (Resources(unified={"cpu.max": "50000 100000"}), 500),
         (Resources(unified={"cpu.max": "50000"}), 500),
         (Resources(unified={"cpu.max": "max 100000"}), 0),
@@ -206,3 +211,15 @@ def test_an_image_has_the_repository_that_the_pod_calls_it_by(name: str, reposit
     )
     told = facts.image(image, name, Endorsement(("key",)))
     assert (told.repository, told.digest, told.verified_by, told.name) == (repository, digest, ("key",), name)
+
+
+_ASKED = ((), ("ALL",), ("KILL",), ("CAP_SYS_TIME", "ALL"), ("sys_time",))
+
+
+def test_capabilities_are_told_as_the_engine_gives_them() -> None:
+    for add, drop, ambient, privileged in itertools.product(_ASKED, _ASKED, _ASKED, (False, True)):
+        security = Security(
+            add_capabilities=add, drop_capabilities=drop, add_ambient_capabilities=ambient, privileged=privileged
+        )
+        given = sets(security, frozenset(KNOWN))["bounding"]
+        assert {*facts.held(security, DEFAULT)} == {name.removeprefix("CAP_") for name in given}
