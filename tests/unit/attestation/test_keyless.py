@@ -103,7 +103,7 @@ def test_a_transparency_log_s_word_has_to_be_that_log_s() -> None:
 def fulcio(ca: making.Ca, log: making.Log, *, transparency: bool = False) -> Fulcio:
     keys = (read_key(making.pem(log.key), "log"),)
     return Fulcio(
-        (ca.certificate,), (Identity("https://idp", "a@example.com"),), keys, (), keys if transparency else ()
+        (ca.certificate,), (Identity("https://idp", "a@example.com"),), keys, (), keys if transparency else None
     )
 
 
