@@ -102,6 +102,9 @@ class Faults:
 class Lab:
     """A runtime in this process, on a root, names and ranges of its own."""
 
+    # Seconds that a call's client waits.
+    patience = 30.0
+
     def __init__(self, daemon: Daemon, image: str) -> None:
         self.daemon, self.image, self.faults = daemon, image, Faults()
         self._instruments = ExitStack()
@@ -196,7 +199,7 @@ class Lab:
     def life(self, spec: SandboxSpec) -> Iterator[tuple[str, Callable[[], object]]]:
         """A pod's whole life, call by call, as a kubelet makes them. Each may be repeated."""
         ids: dict[str, str] = {}
-        soon = functools.partial(Deadline.after, 30)
+        soon = functools.partial(Deadline.after, self.patience)
 
         def run() -> None:
             ids["pod"] = self.runtime.run_sandbox(spec, soon())
