@@ -11,12 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forgeone_shim.config.model import SignaturesConfig
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
+from forgeone_shim.registry.evidence import fallback_tag
+from hack.lab.signatures import BUNDLE, Signer
 
 from .conftest import Node
-from .registry_double import OCI_CONFIG, OCI_LAYER, Contents, FakeRegistry, sha256, tar_of
+from .registry_double import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Contents, FakeRegistry, sha256, tar_of
 
+SIGNER = Signer()
 LAYER = tar_of({"hello": b"hello"})
 
 
@@ -68,6 +72,42 @@ def test_damaged_images(server: FakeRegistry, changes: list[tuple[int, bytes, in
     manifest = edited(manifest, changes) if part == "manifest" else manifest
     contents.manifests["v1"] = ("", manifest)
     pull(server)
+
+
+@settings(quick, max_examples=30)
+@given(edits, st.sampled_from(["list", "manifest", "bundle"]))
+def test_damaged_signatures(server: FakeRegistry, changes: list[tuple[int, bytes, int]], part: str) -> None:
+    """Whatever becomes of them, an image comes by a signature that holds, or not at all."""
+    contents = server.contents = Contents()
+    digest = str(contents.add_image("v1")["digest"])
+    bundle = SIGNER.bundle(digest)
+    bundle = edited(bundle, changes) if part == "bundle" else bundle
+    layer = contents.add_blob(bundle, BUNDLE)
+    manifest = json.dumps({"schemaVersion": 2, "layers": [layer]}).encode()
+    manifest = edited(manifest, changes) if part == "manifest" else manifest
+    contents.manifests[sha256(manifest)] = (OCI_MANIFEST, manifest)
+    entry = {"mediaType": OCI_MANIFEST, "digest": sha256(manifest), "size": len(manifest)}
+    listed = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
+    listed = edited(listed, changes) if part == "list" else listed
+    contents.manifests[fallback_tag(digest)] = (OCI_INDEX, listed)
+    with tempfile.TemporaryDirectory() as root:
+        Path(root, "key.pub").write_bytes(SIGNER.pem)
+        rule = {"type": "sigstoreSigned", "keyPath": f"{root}/key.pub", "signedIdentity": {"type": "matchRepository"}}
+        Path(root, "policy.json").write_text(json.dumps({"default": [rule]}))
+        node = Node(Path(root, "node"), progress_timeout=2.0)
+        node.plain(server)
+        node.images.reconfigure(node.config, [], signatures=SignaturesConfig(policy=f"{root}/policy.json"))
+        name = f"{server.host}/app:v1"
+        try:
+            image = node.images.pull(name, None, Deadline.after(20))
+            assert node.images.endorsement(image, name, "", Deadline.after(20)).signers == (SIGNER.id,)
+            node.images.remove(image.id)
+        except ForgeError as error:
+            assert "app:v1" in error.what
+        left = node.left_over()
+        node.images.close()
+        node.store.close()
+    assert left == []
 
 
 @settings(quick, max_examples=8)
