@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sqlite3
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,9 @@ class Ledger:
         """How far the log had come."""
         return self._store.get(KIND, MARK, Mark)
 
-    def save(self, mark: Mark, before: Mark | None) -> bool:
-        """It has come so far, from ``before``; says whether nobody else wrote to it meanwhile."""
-        if self.mark() != before:
+    def save(self, mark: Mark, before: Collection[Mark | None]) -> bool:
+        """It has come so far, from one of ``before``; says whether nobody else wrote to it meanwhile."""
+        if self.mark() not in before:
             return False
         self._store.put(KIND, MARK, mark)
         return True

@@ -24,7 +24,7 @@ from forgeone_shim.audit import entry as entries
 from forgeone_shim.audit import keys, merkle, snapshot, wal
 from forgeone_shim.audit.checkpoint import Checkpoint
 from forgeone_shim.audit.entry import Entry
-from forgeone_shim.audit.files import Files
+from forgeone_shim.audit.files import Files, sync_directory
 from forgeone_shim.audit.keys import NodeKey
 from forgeone_shim.audit.ledger import Damage, Ledger, Mark
 from forgeone_shim.audit.merkle import Frontier
@@ -42,6 +42,7 @@ BEHIND: Final = 30.0
 """Seconds after which entries are moved into the tiles although the segment has room."""
 
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
+_MARKS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class AuditLog:
         self._frontier = Frontier() if found is None else _frontier(found)
         self._directory = files.directory
         self._segments = Segments(files.wal, () if found is None else found.groups)
+        sync_directory(files.directory)
         self._tiler = Tiler(files, found)
         lock = threading.Lock()
         self._work, self._done, self._behind = (threading.Condition(lock) for _ in range(3))
@@ -82,7 +84,8 @@ class AuditLog:
         self._closing = self._written = self._hurry = False
         self._ahead_bytes = 0
         self._prune = 0, 0
-        self._marked = ledger.mark()
+        # What the database may say: an error may come after the commit.
+        self._marks = [ledger.mark()]
         self._rotating = threading.Lock()
         self._threads = [
             threading.Thread(target=self._write, name="audit", daemon=True),
@@ -109,6 +112,7 @@ class AuditLog:
             if damage:
                 _set_aside(directory, damage, ledger)
             directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(directory.parent)
             _finish_rotation(key, found)
             origin = found.origin if found else f"{_plain(name)}/forgeone/{secrets.token_hex(4)}"
             log = cls(Files(directory), key, ledger, found=found, origin=origin, options=options or Options())
@@ -190,6 +194,7 @@ class AuditLog:
         """Somebody has looked into the damage: things may start again."""
         with self._work:
             damage, self._damage = self._damage, ""
+            self._marks.append(self._ledger.mark())
         if damage:
             ticket = self.append(Entry(type="audit.accepted", subject=SUBJECT, data={"damaged": damage}))
             self._ledger.accept()
@@ -311,14 +316,15 @@ class AuditLog:
     def _remember(self, checkpoint: Checkpoint) -> None:
         mark = Mark.of(checkpoint)
         try:
-            if self._ledger.save(mark, self._marked):
-                self._marked = mark
+            if self._ledger.save(mark, self._marks):
+                self._marks = [mark]
             elif not self._damage:
                 found = Damage("two processes write it", str(self._directory))
                 self._ledger.report(found)
                 self._tell(found)
         except Exception as error:
             # It is in the log, and cannot be taken back; the next group's mark covers it.
+            self._marks = [*self._marks[-_MARKS:], mark]
             self._out.warning("how far the audit log came was not stored", error=str(error))
 
     def _tell(self, damage: Damage) -> None:

@@ -135,15 +135,16 @@ def read(directory: Path, keys: Keys) -> Snapshot | None:
     :return: ``None`` where there is no log.
     :raises Damaged: it is not whole, or none of the keys signed it.
     """
-    files = Files(directory)
+    files, seen = Files(directory), ""
     for _ in range(_ATTEMPTS):
         before = files.checkpoint()
         try:
             return _read(files, before, wal.read(files.wal), keys)
         except (ForgeError, OSError) as error:
-            # Its writer may have moved groups into the tiles and written over them meanwhile.
-            if files.checkpoint() == before:
-                raise Damaged(str(error)) from error
+            # What its writer does meanwhile (writes groups, moves them into the tiles) looks like damage once.
+            if str(error) == seen and files.checkpoint() == before:
+                raise Damaged(seen) from error
+            seen = str(error)
     raise Damaged("it changes faster than it can be read", fix="try again")
 
 

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from forgeone_shim.audit import log as logs
 from forgeone_shim.audit import merkle, note, tiles, wal
+from forgeone_shim.audit.ledger import Mark
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, Unavailable
@@ -414,11 +416,20 @@ def test_a_store_that_fails_does_not_stop_the_log(node: Node, monkeypatch: pytes
     log = node.start()
     node.write(1)
 
-    def save(_: object) -> None:
+    save = node.ledger.save
+
+    def fail(mark: Mark, before: Collection[Mark | None]) -> bool:
+        # Some errors come before the commit, some after it.
+        if mark.size % 2:
+            save(mark, before)
         raise OSError("database is locked")
 
-    monkeypatch.setattr(node.ledger, "save", save)
+    monkeypatch.setattr(node.ledger, "save", fail)
+    for number in range(5):
+        log.append(entry(number)).wait(soon())
+    monkeypatch.undo()
     log.append(entry(1)).wait(soon())
+    log.require()
     assert log.problem() == ""
 
 
@@ -526,6 +537,7 @@ import sys
 from pathlib import Path
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ledger import Ledger
+from forgeone_shim.audit.ledger import Mark
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.state.store import StateStore
