@@ -37,7 +37,8 @@ server = "https://upstream.example/proxy"
   dial_timeout = "1m500ms"
 """
     b, a, odd, server = plan(text)
-    assert (b.origin, b.path, b.pull, b.resolve) == ("https://b.example", "/v2", True, False)
+    assert (b.origin, b.path, b.pull, b.resolve, b.referrers) == ("https://b.example", "/v2", True, False, False)
+    assert a.referrers
     assert b.headers == (("x-one", "1"), ("x-one", "2"))
     assert (a.origin, a.namespace) == ("http://a.example:5000", "reg.example")
     assert (odd.path, odd.dial_timeout) == ("/api", 60.5)
