@@ -62,6 +62,8 @@ FIELDS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "baseline": (_TEXT, ("behaviour", "baseline")),
 }
 """Of each annotation: how its value is read, and where the document has it."""
+OF_PODS: Final = frozenset({"egress", "ingress", "node", "dns", "port_forward"})
+"""Those that cannot be of one container: a pod has one network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +120,6 @@ def offered(given: Mapping[str, str], container: str = "", *, pod: Pod, issuers:
             signed, signers = _joined(said), by
     for of, values in singles.items():
         contract = _single(of, values)
-        if of:
-            _check_container(f"annotations {PREFIX}*.{of}", contract)
         if not of or of == container:
             found.append(contract)
     whole = _joined(found)
@@ -170,6 +170,9 @@ def _check_key(key: str, name: str, dot: str, of: str) -> None:
             "is no field of a contract",
             fix=f"did you mean {PREFIX}{near[0]}?" if near else f"fields are {', '.join(FIELDS)}, and {DOCUMENT}",
         )
+
+    if dot and name in OF_PODS:
+        raise InvalidInput(f"annotation {PREFIX}{key}", "is of pods, and cannot be of one container")
 
 
 def _check_scope(where: str, scope: Scope, pod: Pod) -> None:

@@ -30,7 +30,7 @@ from forgeone_shim.contract.model import (
     Rbac,
     TrustProfile,
 )
-from forgeone_shim.contract.parse import NO_OFFER, PREFIX, Offer, Pod
+from forgeone_shim.contract.parse import NO_OFFER, OF_PODS, PREFIX, Offer, Pod
 from forgeone_shim.errors import InvalidInput
 from tests.unit.contract.strategies import contracts
 
@@ -135,8 +135,6 @@ SINGLES = {
     "on_drift": ("stop", Contract(behaviour=Behaviour(on_drift="stop")), ("", "kill")),
     "baseline": (DIGEST, Contract(behaviour=Behaviour(baseline=DIGEST)), ("", "sha256:a", "sha512:" + "a" * 128)),
 }
-# Of pods alone: containers of a pod have one network between them.
-OF_PODS = {"egress", "ingress", "node", "dns", "port_forward"}
 
 
 def test_every_field_is_in_the_table() -> None:
@@ -160,7 +158,7 @@ def test_a_value_that_is_none_is_refused_with_its_annotation(name: str, value: s
 def test_an_annotation_for_one_container_is_of_no_other(name: str) -> None:
     value, expected, values = SINGLES[name]
     if name in OF_PODS:
-        assert "is of pods" in str(refused({f"{name}.web": value}))
+        assert refused({f"{name}.web": value}).field == f"annotation {PREFIX}{name}.web"
         return
     assert offered({f"{name}.web": value}, "web").contract == expected
     assert offered({f"{name}.web": value}, "proxy").contract == UNRESTRICTED
