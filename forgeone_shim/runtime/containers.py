@@ -127,8 +127,6 @@ class Containers:
             target = placement.target(self._p, sandbox.record, spec).record
             self._p.guard.container(Point.EXEC, target, deadline, RequestFacts(command=record.argv, tty=spec.tty))
         record = self._p.guard.create(sandbox.record, record, image, volumes, deadline)
-        if self._watching is not None:
-            self._watching.prepare(record)
         with sandbox.state:
             self._require_ready(sandbox.record)
             entry = self._p.containers.add(record)
@@ -187,6 +185,8 @@ class Containers:
         deadline: Deadline,
     ) -> None:
         record = entry.record
+        if self._watching is not None:
+            self._watching.prepare(record)
         # In it are the container's environment and, mounted, its set-user-ID programs: not for other users of the host.
         self._p.paths.bundle(record.id).mkdir(mode=0o700)
         if checkpoint is not None:

@@ -165,7 +165,7 @@ class Watching:
             engine=record.engine,
             group=group.id,
             level=group.level,
-            whole=known is None and not record.restored,
+            whole=not record.restored and (known is None or known.whole),
             baseline="" if chosen is None else chosen.digest,
         )
         # First, so that a group which is watched is always known to be somebody's.
@@ -206,18 +206,13 @@ class Watching:
 
     def recover(self) -> None:
         """After a restart: what was watched goes on being watched, and what became of it meanwhile is noted."""
-        if not self._observed:
-            return
         for known in tuple(self._observed.values()):
             try:
                 self._recover(known)
             except ForgeError as error:
                 self._log.exception("it is not watched any more", container=known.container)
                 self._note(known.container, "unwatched", why=str(error))
-        held = {one.group for one in tuple(self._observed.values())}
-        for stranger in self._recorder.watched() - held:
-            self._recorder.forget(stranger)
-        self._recorder.settle()
+        self._recorder.keep({one.group for one in tuple(self._observed.values()) if one.profile is None})
         self._news()
 
     def _recover(self, known: Observed) -> None:

@@ -231,6 +231,28 @@ def test_what_a_killed_process_had_begun_is_in_nobodys_way(directory: Path, watc
     assert [path.name for path in directory.iterdir() if path.is_dir()] == [recorder._version()]
 
 
+def test_of_what_an_earlier_process_left_only_what_is_known_is_kept(directory: Path, nest: Nest) -> None:
+    for name in ("one", "other"):
+        (nest.path / name).mkdir()
+    one, other = nest.group("one"), nest.group("other")
+    first = Recorder(directory, lambda: None, _later)
+    first.watch(one)
+    first.watch(other)
+    first.close()
+    again = Recorder(directory, lambda: None, _later)
+    again.keep({other.id})
+    assert again.watched() == {other.id}
+    again.close()
+    last = Recorder(directory, lambda: None, _later)
+    last.keep(set())
+    assert (last.watched(), directory.exists()) == (set(), False)
+    directory.mkdir()
+    mounts.mount_bpf(directory)
+    (directory / "0123456789abcdef").mkdir()
+    last.keep(set())
+    assert not directory.exists(), "another version's"
+
+
 def test_nothing_of_one_group_is_seen_by_the_next(watcher: Recorder, nest: Nest) -> None:
     for name in ("one", "other", "third", "fourth"):
         (nest.path / name).mkdir()

@@ -142,6 +142,18 @@ class Recorder:
             ebpf.delete(self._loaded.maps.groups, _KEY.pack(group_id))
             self.settle()
 
+    def keep(self, groups: set[int]) -> None:
+        """Of what an earlier process left, keep these groups alone; without any, nothing."""
+        with self._lock:
+            if not self._directory.is_dir():
+                return
+            for stranger in self.watched() - groups:
+                self.forget(stranger)
+            self.settle()
+            if self._loaded is None:
+                # Another version's, or what one that was killed had begun.
+                _remove(self._directory)
+
     def settle(self) -> None:
         """Unload all if no group is watched (any more)."""
         with self._lock:

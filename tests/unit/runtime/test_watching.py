@@ -67,6 +67,10 @@ class Kernel:
     def forget(self, group_id: int) -> None:
         self.groups.pop(group_id, None)
 
+    def keep(self, groups: set[int]) -> None:
+        for stranger in self.watched() - groups:
+            self.forget(stranger)
+
     def settle(self) -> None:
         self.settled += 1
 
@@ -332,6 +336,15 @@ def test_a_group_that_nobody_counted_meanwhile_is_not_whole(node: Node) -> None:
     again.recover()
     assert node.kernel.groups == {GROUP: []}
     assert not again.find(ID).profile.whole
+
+
+def test_a_watch_that_a_kill_cut_off_is_whole_as_nothing_ran_yet(node: Node) -> None:
+    watching, entry = node.start(), node.container()
+    watching.begin(entry)
+    node.kernel.groups.clear()
+    again = node.start()
+    again.begin(entry)
+    assert (set(node.kernel.groups), again.find(ID).profile.whole) == ({GROUP}, True)
 
 
 def test_groups_of_nobody_are_forgotten(node: Node) -> None:
