@@ -183,9 +183,9 @@ def _dispatch(args: argparse.Namespace) -> int:
 
         return pkg.command(args)
     if args.verb in {"contract", "policy"}:
-        from forgeone_shim.cli import contracts
+        from forgeone_shim.cli import contracts, policies
 
-        return contracts.contract(args) if args.verb == "contract" else contracts.of_policies(args)
+        return contracts.command(args) if args.verb == "contract" else policies.command(args)
     if args.verb == "verify":
         from forgeone_shim.cli import verify
 

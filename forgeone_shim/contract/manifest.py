@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from forgeone_shim.contract import volumes
 from forgeone_shim.contract.facts import (
@@ -26,6 +26,7 @@ from forgeone_shim.contract.facts import (
     RuntimeFacts,
 )
 from forgeone_shim.contract.judge import Ruling
+from forgeone_shim.contract.objects import Node
 from forgeone_shim.contract.parse import plain
 from forgeone_shim.contract.policies import Policies
 from forgeone_shim.errors import InvalidInput
@@ -66,7 +67,6 @@ _SUFFIXES: Final = {
 }
 _QUANTITY: Final = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]{1,2})?)([KMGTPE]i|[kMGTPEm])?")
 _DOCUMENTS: Final = re.compile(rb"^---(?:[ \t].*)?$", re.MULTILINE)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +163,7 @@ def is_manifest(value: object) -> bool:
 
 
 def _pods(where: str, value: object, assumed: Assumed, namespace: str) -> Iterator[Manifest]:
-    top = _Node(where, value)
+    top = Node(where, value)
     kind = top.text("kind")
     if kind == "List":
         for item in top.nodes("items"):
@@ -177,7 +177,7 @@ def _pods(where: str, value: object, assumed: Assumed, namespace: str) -> Iterat
         yield _manifest(f"{kind}/{name}" if template is not top else name, name, space, template, assumed)
 
 
-def _manifest(title: str, name: str, namespace: str, template: _Node, assumed: Assumed) -> Manifest:
+def _manifest(title: str, name: str, namespace: str, template: Node, assumed: Assumed) -> Manifest:
     metadata, spec = template.node("metadata"), template.node("spec")
     context = spec.node("securityContext")
     given = [*spec.nodes("initContainers"), *spec.nodes("containers"), *spec.nodes("ephemeralContainers")]
@@ -224,7 +224,7 @@ def _manifest(title: str, name: str, namespace: str, template: _Node, assumed: A
     return Manifest(title, pod.annotations, Facts(pod=pod, runtime=replace(runtime, entropy=0)), containers, raw)
 
 
-def _container(one: _Node, of_pod: _Node, sources: Mapping[str, _Node], assumed: Assumed) -> ContainerFacts:
+def _container(one: Node, of_pod: Node, sources: Mapping[str, Node], assumed: Assumed) -> ContainerFacts:
     context, limits = one.node("securityContext"), one.node("resources").node("limits")
     privileged = context.truth("privileged")
     user = context.number("runAsUser", of_pod.number("runAsUser", assumed.user))
@@ -252,7 +252,7 @@ def _container(one: _Node, of_pod: _Node, sources: Mapping[str, _Node], assumed:
     )
 
 
-def _capabilities(context: _Node, defaults: frozenset[str], *, privileged: bool) -> tuple[str, ...]:
+def _capabilities(context: Node, defaults: frozenset[str], *, privileged: bool) -> tuple[str, ...]:
     every = {name.removeprefix("CAP_") for name in capabilities.KNOWN}
     if privileged:
         return tuple(sorted(every))
@@ -262,7 +262,7 @@ def _capabilities(context: _Node, defaults: frozenset[str], *, privileged: bool)
     return tuple(sorted(((base | add) - drop) - {"ALL"}))
 
 
-def _mount(mount: _Node, sources: Mapping[str, _Node]) -> MountFacts:
+def _mount(mount: Node, sources: Mapping[str, Node]) -> MountFacts:
     name = mount.text("name")
     source = sources.get(name)
     if source is None:
@@ -284,7 +284,7 @@ def _mount(mount: _Node, sources: Mapping[str, _Node]) -> MountFacts:
     )
 
 
-def _image(one: _Node, assumed: Assumed) -> ImageFacts:
+def _image(one: Node, assumed: Assumed) -> ImageFacts:
     name = one.text("image")
     repository, digest = "", ""
     with suppress(InvalidInput):
@@ -293,7 +293,7 @@ def _image(one: _Node, assumed: Assumed) -> ImageFacts:
     return ImageFacts(name=name, repository=repository, digest=digest or assumed.digest, verified_by=assumed.signers)
 
 
-def _quantity(limits: _Node, key: str) -> Decimal:
+def _quantity(limits: Node, key: str) -> Decimal:
     """A limit in its base unit; 0: none. https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
     value = limits.given.get(key)
     if value is None:
@@ -303,50 +303,3 @@ def _quantity(limits: _Node, key: str) -> Decimal:
         if parts:
             return Decimal(parts[1]) * _SUFFIXES[parts[2] or ""]
     raise InvalidInput(f"{limits.where}.{key}", f"{value!r} is not a quantity")
-
-
-class _Node:
-    """An object of a manifest. What is null, or not there, is empty; what is of another type is refused."""
-
-    def __init__(self, where: str, value: object) -> None:
-        if value is not None and not isinstance(value, dict):
-            raise InvalidInput(where, "is not an object")
-        self.where, self.value = where, value
-        self.given: Mapping[str, Any] = value or {}
-
-    def get(self, key: str, kind: type[T], *, default: T) -> T:
-        found = self.given.get(key)
-        if found is None:
-            return default
-        if type(found) is not kind:
-            raise InvalidInput(f"{self.where}.{key}", f"is not a {kind.__name__}")
-        return found
-
-    def text(self, key: str) -> str:
-        return self.get(key, str, default="")
-
-    def truth(self, key: str) -> bool:
-        return self.get(key, bool, default=False)
-
-    def number(self, key: str, default: int = 0) -> int:
-        return self.get(key, int, default=default)
-
-    def node(self, key: str) -> _Node:
-        return _Node(f"{self.where}.{key}", self.given.get(key))
-
-    def nodes(self, key: str) -> list[_Node]:
-        found: list[object] = self.get(key, list, default=[])
-        return [_Node(f"{self.where}.{key}[{index}]", item) for index, item in enumerate(found)]
-
-    def words(self, key: str) -> tuple[str, ...]:
-        found = self.get(key, list, default=[])
-        if not all(isinstance(one, str) for one in found):
-            raise InvalidInput(f"{self.where}.{key}", "is not a list of texts")
-        return tuple(found)
-
-    def texts(self, key: str) -> Mapping[str, str]:
-        found = self.get(key, dict, default={})
-        for name, value in found.items():
-            if not isinstance(value, str):
-                raise InvalidInput(f"{self.where}.{key}.{name}", "is not a text", fix="put it in quotes")
-        return found
