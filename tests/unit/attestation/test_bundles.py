@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from forgeone_shim.attestation import bundles, legacy, publickeys, rekor, statements
 from forgeone_shim.attestation.authorities import Keys
 from forgeone_shim.attestation.evidence import LegacyAttestation
-from forgeone_shim.attestation.signed import Unverified
+from forgeone_shim.attestation.signed import InclusionProof, Unverified
 from forgeone_shim.errors import FailedPrecondition
 from tests.unit.attestation import making
 from tests.unit.attestation.making import DIGEST, NOW, OTHER, P256, bundle, fixture, pem
@@ -248,3 +248,44 @@ def test_envelopes_made_here_are_taken_by_securesystemslib_and_the_other_way_aro
     (back,) = legacy.attestations(LegacyAttestation(json.dumps(made.to_dict()).encode()), "it")
     assert Keys((publickeys.read(pem(P256), "key"),)).verify(back, NOW).name
     assert back.payload == making.statement()
+
+
+def _root(leaves: list[bytes]) -> bytes:
+    """RFC 6962 section 2.1."""
+    if len(leaves) == 1:
+        return sha256(b"\x00" + leaves[0]).digest()
+    split = 1 << ((len(leaves) - 1).bit_length() - 1)
+    return sha256(b"\x01" + _root(leaves[:split]) + _root(leaves[split:])).digest()
+
+
+def _path(leaves: list[bytes], index: int) -> list[bytes]:
+    """RFC 6962 section 2.1.1."""
+    if len(leaves) == 1:
+        return []
+    split = 1 << ((len(leaves) - 1).bit_length() - 1)
+    if index < split:
+        return [*_path(leaves[:split], index), _root(leaves[split:])]
+    return [*_path(leaves[split:], index - split), _root(leaves[:split])]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33])
+def test_inclusion_is_proved_as_rfc_6962_has_it(size: int) -> None:
+    leaves = [b"%d" % number for number in range(size)]
+    for index in range(size):
+        path = tuple(_path(leaves, index))
+        assert rekor.root_of(leaves[index], InclusionProof(index, size, path, "")) == _root(leaves)
+        for wrong in (InclusionProof(index, size, (*path, b"\x00" * 32), ""), InclusionProof(size, size, path, "")):
+            with pytest.raises(Unverified):
+                rekor.root_of(leaves[index], wrong)
+        if path:
+            with pytest.raises(Unverified):
+                rekor.root_of(leaves[index], InclusionProof(index, size, path[:-1], ""))
+            swapped = InclusionProof(index ^ 1, max(size, (index ^ 1) + 1), path, "")
+            assert _root_or_none(leaves[index], swapped) != _root(leaves)
+
+
+def _root_or_none(leaf: bytes, proof: InclusionProof) -> bytes | None:
+    try:
+        return rekor.root_of(leaf, proof)
+    except Unverified:
+        return None
