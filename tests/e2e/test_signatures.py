@@ -214,6 +214,15 @@ def test_a_namespace_has_a_policy_of_its_own(trusting: Daemon, registry: Registr
     pod.config.metadata.namespace = "bobs"
     with pytest.raises(grpc.RpcError, match="none of the trusted keys"):
         create(pod.run(), name, image)
+    # Nor as a volume of a container that may be there.
+    free = push("free/beside:v1", program("beside"))
+    config = pod.container(pull(trusting, free), name="beside")
+    config.image.user_specified_image = free
+    config.mounts.append(pb.Mount(container_path="/data", readonly=True, image=pb.ImageSpec(image=name)))
+    with pytest.raises(grpc.RpcError, match=r"signed/shared:v1: refused by .*bobs.json"):
+        pod.create(config)
+    del config.mounts[:]
+    pod.create(config)
 
 
 def test_who_signed_is_what_a_contract_policy_sees(
