@@ -24,7 +24,7 @@ import structlog
 
 from forgeone_shim.dna.behaviour import program
 from forgeone_shim.dna.behaviour.program import ENTRY, LEVELS, SLOTS, Maps
-from forgeone_shim.errors import FailedPrecondition, ResourceExhausted
+from forgeone_shim.errors import FailedPrecondition, ResourceExhausted, syscall_error
 from forgeone_shim.kernel import ebpf, mounts
 from forgeone_shim.kernel.ebpf import MapType
 
@@ -107,16 +107,19 @@ class Recorder:
             levels = {group.level, *(level for _, level in watched.values())}
             if len(levels) > LEVELS:
                 raise ResourceExhausted(f"containers at more than {LEVELS} depths of control groups cannot be watched")
-            place = self._spares.pop() if self._spares else self._fresh(loaded, {at for at, _ in watched.values()})
-            loaded.look_at(levels)
-            ebpf.update(loaded.maps.groups, _KEY.pack(group.id), ENTRY.pack(place, group.level))
+            try:
+                place = self._spares.pop() if self._spares else self._fresh(loaded, {at for at, _ in watched.values()})
+                loaded.look_at(levels)
+                ebpf.update(loaded.maps.groups, _KEY.pack(group.id), ENTRY.pack(place, group.level))
+            except OSError as error:
+                raise syscall_error("bpf: watch control group", group.id, error) from error
             if not self._spares:
                 self._later(self._prepare)
 
     def watched(self) -> set[int]:
         """The ids of the groups, of those too that an earlier process watched."""
         with self._lock:
-            if self._loaded is None and not (self._directory / _version()).is_dir():
+            if self._loaded is None and not (self._directory.is_dir() and (self._directory / _version()).is_dir()):
                 return set()
             return set(self._open().watched())
 
