@@ -233,6 +233,17 @@ class AuditLog:
     # -- the writer
 
     def _write(self) -> None:
+        try:
+            self._write_batches()
+        finally:
+            # However it ends: nobody waits for ever.
+            with self._behind:
+                self._written = True
+                self._stall = self._stall or "the audit log is closed"
+                self._done.notify_all()
+                self._behind.notify()
+
+    def _write_batches(self) -> None:
         retry = _FIRST_RETRY
         while batch := self._take_batch():
             try:
@@ -249,11 +260,6 @@ class AuditLog:
                         break
                     self._work.wait(retry)
                 retry = min(2 * retry, _LAST_RETRY)
-        with self._behind:
-            self._written = True
-            self._stall = self._stall or "the audit log is closed"
-            self._done.notify_all()
-            self._behind.notify()
 
     def _take_batch(self) -> list[_Queued]:
         """What is to be written together; empty when there will be nothing more."""

@@ -433,6 +433,24 @@ def test_a_store_that_fails_does_not_stop_the_log(node: Node, monkeypatch: pytes
     assert log.problem() == ""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_writer_that_died(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = node.start()
+    node.write(1)
+
+    def die(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(wal.Segments, "write", die)
+    with pytest.raises(Unavailable, match="closed"):
+        log.append(entry(1)).wait(soon())
+    with pytest.raises(Unavailable, match="closed"):
+        log.require()
+    monkeypatch.undo()
+    node.close()
+    assert node.start().problem() == ""
+
+
 def test_after_the_end_nothing_is_durable(node: Node) -> None:
     log = node.start()
     node.close()
