@@ -20,6 +20,7 @@ T = TypeVar("T")
 KIND: Final = "audit"
 MARK: Final = "mark"
 DAMAGE: Final = "damage"
+ACCEPTED: Final = "accepted"
 _LONGEST: Final = 2000
 _PATIENCE: Final = 10.0
 
@@ -59,6 +60,14 @@ class Damage:
     kept: str
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Damage that a log goes on with, as somebody has looked into it."""
+
+    origin: str
+    reasons: tuple[str, ...] = ()
+
+
 class Ledger:
     """Thread-safe, as its store is."""
 
@@ -91,9 +100,16 @@ class Ledger:
         """Another log takes the place of the one that there was."""
         self._store.delete(KIND, MARK)
 
-    def accept(self) -> None:
-        """Somebody has looked at it."""
+    def accept(self, origin: str, reasons: tuple[str, ...] = ()) -> None:
+        """Somebody has looked at it. The log of that name goes on although it is damaged in these ways."""
+        if reasons:
+            self._store.put(KIND, ACCEPTED, Accepted(origin, (*self.accepted(origin), *reasons)))
         self._store.delete(KIND, DAMAGE)
+
+    def accepted(self, origin: str) -> tuple[str, ...]:
+        """In which ways the log of that name is known to be damaged."""
+        found = self._store.get(KIND, ACCEPTED, Accepted)
+        return found.reasons if found is not None and found.origin == origin else ()
 
 
 def read_mark(database: Path) -> Mark | None:

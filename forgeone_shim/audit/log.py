@@ -29,6 +29,7 @@ from forgeone_shim.audit.keys import NodeKey
 from forgeone_shim.audit.ledger import Damage, Ledger, Mark
 from forgeone_shim.audit.merkle import Frontier
 from forgeone_shim.audit.note import Signer, Verifier
+from forgeone_shim.audit.scrub import scrub
 from forgeone_shim.audit.snapshot import Damaged, Snapshot
 from forgeone_shim.audit.ticket import Ticket
 from forgeone_shim.audit.tiler import Tiler
@@ -43,6 +44,7 @@ BEHIND: Final = 30.0
 
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 _MARKS: Final = 1000
+_TOLD: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ class AuditLog:
         self._threads = [
             threading.Thread(target=self._write, name="audit", daemon=True),
             threading.Thread(target=self._tile, name="audit-tiles", daemon=True),
+            *([threading.Thread(target=self._scrub, args=(found,), name="audit-scrub", daemon=True)] if found else ()),
         ]
+        self._ended = threading.Event()
+        self._in_place: tuple[str, ...] = ()
         self._lock_fd = -1
 
     @classmethod
@@ -197,7 +202,7 @@ class AuditLog:
             self._marks.append(self._ledger.mark())
         if damage:
             ticket = self.append(Entry(type="audit.accepted", subject=SUBJECT, data={"damaged": damage}))
-            self._ledger.accept()
+            self._ledger.accept(self.origin, self._in_place)
             ticket.wait(deadline)
 
     def rotate(self, deadline: Deadline) -> Verifier:
@@ -219,6 +224,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Write what is queued, have the tiles hold everything, and let others have the log."""
+        self._ended.set()
         with self._work:
             self._closing = True
             self._work.notify_all()
@@ -336,6 +342,17 @@ class AuditLog:
     def _tell(self, damage: Damage) -> None:
         self._out.error("the audit log was damaged", reason=damage.reason, kept=damage.kept)
         self._damage = f"{damage.reason} ({damage.kept})"
+
+    def _scrub(self, found: Snapshot) -> None:
+        """What a start does not look at, looked at beside everything else."""
+        known = self._ledger.accepted(self.origin)
+        reasons = tuple(one for one in scrub(found, self._ended) if one not in known)
+        if not reasons:
+            return
+        self._in_place = reasons
+        self.append(Entry(type="audit.damaged", subject=SUBJECT, data={"damaged": list(reasons)}))
+        # Not stored: as long as it is there, and nobody has accepted it, each start finds it.
+        self._tell(Damage("; ".join(reasons[:_TOLD]), str(self._directory)))
 
     # -- the tiles
 

@@ -96,12 +96,16 @@ class Snapshot:
     def first(self) -> int:
         """The oldest entry that is kept: the beginning of the bundles without a gap that the log ends with."""
         if self._first is None:
-            first = self.settled.size // WIDTH
-            for number, _ in reversed(self.files.bundles()):
-                if number == first - 1:
-                    first = number
-            self._first = first * WIDTH
+            self._first = self.oldest()
         return self._first
+
+    def oldest(self) -> int:
+        """The same as it is now: a log's writer may give up entries while others read it."""
+        first = self.settled.size // WIDTH
+        for number, _ in reversed(self.files.bundles()):
+            if number == first - 1:
+                first = number
+        return first * WIDTH
 
     def tile(self, level: int, number: int) -> list[bytes]:
         """As many of a tile's hashes as the log has."""

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 
 from forgeone_shim.audit import log as logs
 from forgeone_shim.audit import merkle, note, tiles, wal
+from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ledger import Mark
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.deadline import Deadline
@@ -287,6 +288,41 @@ def test_another_log_in_its_place_is_found(node: Node, tmp_path: Path) -> None:
     assert f", and was {newer.origin}" in damaged(node)
 
 
+def test_flipped_bytes_far_from_the_edge_are_found_soon_after_a_start(node: Node) -> None:
+    node.start()
+    node.write(600, together=True)
+    node.close()
+    flip(node.directory / "tile/entries/000", 1000)
+    for _ in range(2):
+        log = node.start()
+        _eventually(lambda log=log: "is not the one that was logged" in log.problem())
+        with pytest.raises(FailedPrecondition, match="forge audit accept"):
+            log.require()
+        log.barrier(soon())
+        assert "audit.damaged" in node.types()[-3:]
+        node.close()
+    log = node.start()
+    _eventually(lambda: bool(log.problem()))
+    log.accept(soon())
+    node.close()
+    # What was accepted is no news, and hides none.
+    log = node.start()
+    log._threads[-1].join(10)
+    log.require()
+    node.close()
+    flip(node.directory / "tile/0/001", 1000)
+    log = node.start()
+    _eventually(lambda: "tile 1 of level 0 is not the one that was signed" in log.problem())
+    assert "that was logged" not in log.problem()
+
+
+def _eventually(done: Callable[[], bool]) -> None:
+    until = soon()
+    while not done():
+        until.check("before it was found")
+        threading.Event().wait(0.01)
+
+
 def test_damage_is_remembered_until_somebody_accepts_it(node: Node) -> None:
     node.start()
     node.write(5)
@@ -410,6 +446,37 @@ def test_tiles_that_cannot_be_written_hold_up_nobody(node: Node, monkeypatch: py
     failing.clear()
     node.close()
     assert node.read().settled.size == 21
+
+
+def test_tiles_that_cannot_be_written_for_long_stop_the_log_and_lose_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "_LAST_RETRY", 0.1)
+    failing, write = threading.Event(), logs.Tiler.write
+
+    def attempt(self: logs.Tiler, groups: list[wal.Group]) -> None:
+        if failing.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, groups)
+
+    monkeypatch.setattr(logs.Tiler, "write", attempt)
+    log = node.start()
+    failing.set()
+    count = 1
+    with pytest.raises(Unavailable, match="tiles"):
+        # Until both segments are full.
+        for _ in range(100):
+            tickets = [log.append(big()) for _ in range(8)]
+            count += 8
+            tickets[-1].wait(soon())
+    failing.clear()
+    _eventually_durable(log, count)
+    node.close()
+    assert node.read().size == count
+
+
+def big() -> Entry:
+    return Entry(type="x", subject="s", data={"list": ["y" * 2000] * 30})
 
 
 def test_a_store_that_fails_does_not_stop_the_log(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,6 +622,7 @@ import sys
 from pathlib import Path
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ledger import Ledger
+from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ledger import Mark
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.deadline import Deadline
