@@ -5,6 +5,7 @@ A container whose contract asks for it (``behaviour.watch``) does not start on a
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -116,6 +117,7 @@ class Watching:
         self._finishing = threading.Lock()
         self._observed = dict(parts.store.items(_KIND, Observed))
         self._known: dict[str, Baseline] = {}
+        self._ordered: dict[str, tuple[int, ...]] = {}
         self._closing = threading.Event()
         self._ticking = False
         self._recorder = recorder or Recorder(parts.paths.behaviour, self._news, parts.pool.submit)
@@ -198,6 +200,7 @@ class Watching:
         """It goes, or was never completed. Idempotent."""
         with self._lock:
             known = self._observed.pop(container_id, None)
+            self._ordered.pop(container_id, None)
             if known is not None:
                 self._p.store.delete(_KIND, container_id)
         if known is not None and known.group:
@@ -310,26 +313,34 @@ class Watching:
     def pin(self, image: str) -> Baseline:
         """What was learned of an image is what its containers are compared with, those too that run."""
         made = self.library.pin(image)
-        self._repinned(image, made.digest)
+        self._repinned(made)
         return made
 
     def adopt(self, baseline: Baseline) -> None:
         """The same with one that was learned elsewhere."""
         self.library.adopt(baseline)
-        self._repinned(baseline.image, baseline.digest)
+        self._repinned(baseline)
 
     def unpin(self, image: str) -> None:
         """Its containers are compared with nothing, but where a contract names a baseline."""
         self.library.unpin(image)
-        self._repinned(image, "")
+        self._p.chronicle.note("baseline.unpinned", f"image/{image}")
+        self._compare_anew(image, None)
 
-    def _repinned(self, image: str, digest: str) -> None:
-        self._p.chronicle.note("baseline.pinned" if digest else "baseline.unpinned", f"image/{image}", baseline=digest)
-        with self._lock:
-            for known in tuple(self._observed.values()):
-                if known.image == image and known.profile is None and not self._names_one(known.container):
-                    self._put(replace(known, baseline=digest, drift=(), acted=0))
+    def _repinned(self, baseline: Baseline) -> None:
+        self._p.chronicle.note("baseline.pinned", f"image/{baseline.image}", baseline=baseline.digest)
+        self._compare_anew(baseline.image, baseline)
         self._news()
+
+    def _compare_anew(self, image: str, baseline: Baseline | None) -> None:
+        with self._lock:
+            self._ordered.clear()
+            for known in tuple(self._observed.values()):
+                if known.image != image or known.profile is not None or self._names_one(known.container):
+                    continue
+                fits = baseline is not None and _comparable(baseline, known.engine)
+                digest = baseline.digest if baseline is not None and fits else ""
+                self._put(replace(known, baseline=digest, drift=(), acted=0))
 
     def _names_one(self, container_id: str) -> bool:
         try:
@@ -339,17 +350,19 @@ class Watching:
 
     def _chosen(self, record: ContainerRecord, behaviour: Behaviour) -> Baseline | None:
         if not behaviour.baseline:
-            return self.library.pinned(record.image_id)
+            usual = self.library.pinned(record.image_id)
+            return usual if usual is not None and _comparable(usual, record.engine) else None
         found = self._baseline(behaviour.baseline)
         if found is None:
             raise FailedPrecondition(
                 f"the contract names the baseline {behaviour.baseline}, which is not on this node",
                 fix="forge dna pin --file BASELINE",
             )
-        if (found.image, found.engine) != (record.image_id, record.engine):
+        if found.image != record.image_id or not _comparable(found, record.engine):
             raise FailedPrecondition(
                 f"the contract names the baseline {behaviour.baseline}, which is of image {found.image} on the "
-                f"{found.engine} engine; the container is of {record.image_id} on {record.engine}"
+                f"{found.engine} engine and {found.machine}; the container is of {record.image_id} on {record.engine} "
+                f"and {platform.machine()}"
             )
         return found
 
@@ -405,9 +418,12 @@ class Watching:
                 except NotFound:
                     continue
                 order = self._recorder.order(known.group) if known.group else None
+                if order is not None and known.engine != _WASM and self._ordered.get(known.container) == order:
+                    continue
                 called = {names.name(slot) for slot, place in enumerate(order or ()) if place}
                 called |= {one.name for one in self._host_calls(record) or ()}
                 self._compare(known, called, record, live=True)
+                self._ordered[known.container] = order or ()
 
     def _compare(self, known: Observed, called: set[str], record: ContainerRecord, *, live: bool) -> None:
         baseline = self._baseline(known.baseline)
@@ -507,6 +523,11 @@ class Watching:
             raise FailedPrecondition(f"container {record.id[:13]} died before it was started") from error
         except OSError as error:
             raise syscall_error("watch", directory, error) from error
+
+
+def _comparable(baseline: Baseline, engine: str) -> bool:
+    """Whether it is of what such a container does on this machine."""
+    return (baseline.engine, baseline.machine) == (engine, platform.machine())
 
 
 def _hierarchy(host: CgroupHost) -> str:

@@ -177,8 +177,7 @@ class Recorder:
     def _entry(self, group_id: int) -> int | None:
         if self._loaded is None and group_id not in self.watched():
             return None
-        found = None if self._loaded is None else self._loaded.watched().get(group_id)
-        return None if found is None else found[0]
+        return None if self._loaded is None else self._loaded.place(group_id)
 
     def _open(self) -> _Loaded:
         if self._loaded is None:
@@ -264,6 +263,11 @@ class _Loaded:
                 place, level = ENTRY.unpack(value)
                 found[_KEY.unpack(key)[0]] = (place, level)
         return found
+
+    def place(self, group_id: int) -> int | None:
+        """Where a group is counted; ``None``: it is not watched."""
+        value = ebpf.lookup(self.maps.groups, _KEY.pack(group_id), ENTRY.size)
+        return None if value is None else int(ENTRY.unpack(value)[0])
 
     def look_at(self, levels: set[int]) -> None:
         """Have the program look for groups at these depths."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -176,7 +177,7 @@ def baseline(*calls: str, host: tuple[str, ...] = (), engine: str = "native") ->
     return Baseline(
         image=IMAGE,
         engine=engine,
-        machine="x86_64",
+        machine=platform.machine(),
         containers=1,
         system=tuple(Seen(name, 1) for name in calls),
         host=tuple(Seen(name, 1) for name in host),
@@ -405,6 +406,17 @@ def test_a_pin_counts_for_those_that_run_but_not_for_those_with_one_of_their_own
     watching.unpin(IMAGE)
     assert (watching.find(ID).drift, watching.find(ID).observed.baseline) == (None, "")
     assert [type_ for type_, _ in node.notes] == ["baseline.pinned", "baseline.pinned", "baseline.unpinned"]
+
+
+def test_what_another_engine_does_with_an_image_is_not_compared(node: Node) -> None:
+    watching, entry = node.start(), node.container()
+    watching.adopt(baseline("read", engine="wasm"))
+    watching.begin(entry)
+    assert watching.find(ID).drift is None
+    watching.adopt(replace(baseline("read"), machine="none"))
+    assert watching.find(ID).drift is None
+    watching.adopt(baseline("read"))
+    assert watching.find(ID).drift is not None
 
 
 def test_learning_is_told_and_pinning_uses_it(node: Node) -> None:
