@@ -23,7 +23,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, InternalError
 from forgeone_shim.kernel import mounts, namespaces
 from forgeone_shim.lifecycle.machine import State
-from forgeone_shim.network import bridge, podfiles
+from forgeone_shim.network import bridge, enforcement, podfiles
 from forgeone_shim.runtime import containers
 from forgeone_shim.runtime.runtime import Runtime
 from hack.lab import leaks
@@ -123,6 +123,7 @@ class Lab:
             (rootfs, ("mount", "unmount", "remove")),
             (engine, ("prepare_sandbox", "remove_sandbox", "create", "start", "kill", "delete", "was_oom_killed")),
             (bridge, ("plug", "configure_pod", "unplug")),
+            (enforcement, ("transact",)),
             (namespaces, ("pin_namespaces", "unpin")),
             (mounts, ("mount_tmpfs", "unmount")),
             (podfiles, ("write_pod_files",)),
@@ -152,6 +153,7 @@ class Lab:
             else f"/forgeone-{self.daemon.tag}/{name}",
             port_mappings=(PortMapping(80, 20000 + next(_numbers) % 10000),),
             security=Security(namespaces=NamespaceOptions(pid=NamespaceMode.POD)),
+            annotations={"zta.forgeone.dev/egress": "pod:tests/*"},
         )
 
     def container(self, sandbox: SandboxSpec) -> ContainerSpec:
