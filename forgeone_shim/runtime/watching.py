@@ -397,7 +397,7 @@ class Watching:
     @staticmethod
     def _drift(baseline: Baseline, seen: Profile, known: Observed) -> Drift:
         usual = {one.name for one in baseline.system}
-        own = drifts.entering(known.engine, executed=known.executed) - usual
+        own = drifts.excused(known.engine, executed=known.executed) - usual
         seen = replace(seen, system=tuple(one for one in seen.system if one.name not in own))
         return drifts.drift(baseline, seen)
 
@@ -432,7 +432,7 @@ class Watching:
         with self._lock:
             known = self._observed.get(known.container, known)
             usual = {one.name for one in (*baseline.system, *baseline.host)}.union(known.drift)
-            fresh = sorted(called - usual - drifts.entering(known.engine, executed=known.executed))
+            fresh = sorted(called - usual - drifts.excused(known.engine, executed=known.executed))
             if not fresh or known.container not in self._observed:
                 return
             known = replace(known, drift=(*known.drift, *fresh))

@@ -48,9 +48,16 @@ ENTERING: Final = MappingProxyType({"native": frozenset(_ENTERING.split()), "was
 _NONE: Final[frozenset[str]] = frozenset()
 
 
-def entering(engine: str, *, executed: bool) -> frozenset[str]:
-    """What is no drift of a container in which a command was ``executed``."""
-    return ENTERING.get(engine, _NONE) if executed else _NONE
+#: What a kernel makes a process do that never asked, as it happens: the return from a signal's handler, a call that is
+#: taken up again after one.
+UNASKED: Final = frozenset(
+    {"rt_sigreturn", "restart_syscall", f"{FOREIGN}rt_sigreturn", f"{FOREIGN}sigreturn", f"{FOREIGN}restart_syscall"}
+)
+
+
+def excused(engine: str, *, executed: bool) -> frozenset[str]:
+    """What is no drift of a container, in which a command was ``executed`` or not."""
+    return UNASKED | ENTERING.get(engine, _NONE) if executed else UNASKED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

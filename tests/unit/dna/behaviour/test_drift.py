@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgeone_shim.dna.behaviour.baseline import Baseline
-from forgeone_shim.dna.behaviour.drift import ENTERING, GRAVE_CALLS, Drift, amount, drift, entering
+from forgeone_shim.dna.behaviour.drift import ENTERING, GRAVE_CALLS, UNASKED, Drift, amount, drift, excused
 from forgeone_shim.dna.behaviour.profile import Profile, Seen
 
 
@@ -86,4 +86,5 @@ def test_figures_are_shares(one: dict[str, int], other: dict[str, int]) -> None:
 
 def test_of_what_is_grave_only_the_way_into_a_container_is_excused() -> None:
     assert {call for calls in ENTERING.values() for call in calls & GRAVE_CALLS} == {"setns"}
-    assert entering("wasm", executed=False) == entering("microvm", executed=True) == frozenset()
+    assert excused("wasm", executed=False) == excused("microvm", executed=True) == UNASKED
+    assert excused("native", executed=True) == UNASKED | ENTERING["native"]
