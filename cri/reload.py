@@ -44,7 +44,7 @@ class Reload:
         notify.notify(f"{notify.RELOADING}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             outcome = self._reloader.reload()
-            self._runtime.configuration_refused("")
+            self._runtime.configuration_loaded(outcome.changed, outcome.restart)
             return outcome
         except ForgeError as error:
             self._runtime.configuration_refused(str(error))

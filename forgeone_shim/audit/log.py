@@ -197,13 +197,15 @@ class AuditLog:
 
     def accept(self, deadline: Deadline) -> None:
         """Somebody has looked into the damage: things may start again."""
+        damage = self._damage
+        if not damage:
+            return
+        self.append(Entry(type="audit.accepted", subject=SUBJECT, data={"damaged": damage})).wait(deadline)
+        mark = self._ledger.mark()
+        self._ledger.accept(self.origin, self._in_place)
         with self._work:
-            damage, self._damage = self._damage, ""
-            self._marks.append(self._ledger.mark())
-        if damage:
-            ticket = self.append(Entry(type="audit.accepted", subject=SUBJECT, data={"damaged": damage}))
-            self._ledger.accept(self.origin, self._in_place)
-            ticket.wait(deadline)
+            self._damage = ""
+            self._marks.append(mark)
 
     def rotate(self, deadline: Deadline) -> Verifier:
         """Sign with a new key from now on, which the log tells in an entry that both keys signed.

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.ticket import Log, Ticket
+from forgeone_shim.config.model import Config
 from forgeone_shim.contract.facts import Bound
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, Unavailable
@@ -74,8 +76,8 @@ class Chronicle:
 
     def noted(self, type_: str, record: SandboxRecord | ContainerRecord, **data: Any) -> Ticket:
         """The same of a pod or a container, with what is known of it."""
-        kind = Subject.SANDBOX if isinstance(record, SandboxRecord) else Subject.CONTAINER
-        return self.note(f"{kind}.{type_}", f"{kind}/{record.id}", **self.about(record), **data)
+        subject = _subject(record)
+        return self.note(f"{subject}.{type_}", f"{subject}/{record.id}", **self.about(record), **data)
 
     def denied(self, point: str, subject: str, deadline: Deadline, *, rule: str, reason: str, **data: Any) -> str:
         """A refusal, durable when this returns: the entry's id.
@@ -89,9 +91,11 @@ class Chronicle:
         except (Unavailable, DeadlineExceeded):
             return f"{ticket.id}, not written yet"
 
-    def started(self) -> None:
-        """forgeoned runs."""
-        self.note("node.started", "node", version=VERSION, pid=os.getpid(), boot=_BOOT.read_text().strip())
+    def started(self, config: Config) -> None:
+        """forgeoned runs, with this configuration."""
+        digest = f"sha256:{sha256(msgspec.json.encode(config)).hexdigest()}"
+        boot = _BOOT.read_text().strip()
+        self.note("node.started", "node", version=VERSION, pid=os.getpid(), boot=boot, configuration=digest)
 
     def recovered(self, records: Iterable[SandboxRecord | ContainerRecord]) -> None:
         """What there is after a start: steps that a killed forgeoned stored, and did not log, can be seen by it."""
@@ -99,12 +103,13 @@ class Chronicle:
             ended = _end_of(record) if record.state is State.TERMINATED else {}
             self.noted("recovered", record, state=str(record.state), **ended)
 
-    def reloaded(self, refused: str) -> None:
-        """The configuration was read again; ``refused`` says why it does not count, if so."""
-        if refused:
-            self.note("node.configuration.refused", "node", reason=refused)
-        else:
-            self.note("node.configuration.loaded", "node")
+    def loaded(self, changed: Sequence[str], waiting: Sequence[str]) -> None:
+        """The configuration was read again: keys and files that changed, and those that wait for a restart."""
+        self.note("node.configuration.loaded", "node", changed=list(changed), waiting=list(waiting))
+
+    def refused(self, why: str) -> None:
+        """The configuration was read again, and cannot be used."""
+        self.note("node.configuration.refused", "node", reason=why)
 
     def stopped(self) -> None:
         """forgeoned ends; containers go on."""
@@ -178,6 +183,7 @@ class Chronicle:
         :raises Unavailable: it cannot be logged, so it is not done.
         """
         self.require()
+        subject = _subject(record)
         ticket, started = self.noted(f"{kind}.began", record, **data), time.monotonic()
         try:
             with deadline.within(PATIENCE) as left:
@@ -186,7 +192,9 @@ class Chronicle:
             raise Unavailable(error.what) from error
 
         def end(**told: Any) -> None:
-            self.noted(f"{kind}.ended", record, began=began, seconds=round(time.monotonic() - started, 3), **told)
+            # What the entry of its beginning says is not said twice: probes make many of them.
+            seconds = round(time.monotonic() - started, 3)
+            self.note(f"{subject}.{kind}.ended", f"{subject}/{record.id}", began=began, seconds=seconds, **told)
 
         return end
 
@@ -212,6 +220,10 @@ class Chronicle:
             return {}
         of = {"digest": self._digest(bound.contract), "policies": list(bound.policies), "signers": list(bound.signers)}
         return {"contract": of}
+
+
+def _subject(record: SandboxRecord | ContainerRecord) -> Subject:
+    return Subject.SANDBOX if isinstance(record, SandboxRecord) else Subject.CONTAINER
 
 
 def _pod(record: SandboxRecord) -> dict[str, Any]:

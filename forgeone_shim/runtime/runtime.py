@@ -210,7 +210,7 @@ class Runtime:
             around=around,
         )
         runtime = cls(parts, images, log, locks)
-        chronicle.started()
+        chronicle.started(config)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
         runtime._watching.recover()
@@ -244,10 +244,17 @@ class Runtime:
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *policies, *(f"handler {name}" for name in sorted(different)))
 
+    def configuration_loaded(self, changed: Sequence[str], waiting: Sequence[str]) -> None:
+        """The last reload was not refused: keys and files that changed, and those that wait for a restart."""
+        self._configuration = Condition(ready=True)
+        self._chronicle.loaded(changed, waiting)
+        self._chronicle.settle(Deadline(), must=False)
+
     def configuration_refused(self, why: str) -> None:
-        """What the last reload was refused for, for Status; empty: it was not."""
-        self._chronicle.reloaded(why)
-        self._configuration = Condition(False, "Refused", why) if why else Condition(ready=True)
+        """What the last reload was refused for, for Status."""
+        self._configuration = Condition(False, "Refused", why)
+        self._chronicle.refused(why)
+        self._chronicle.settle(Deadline(), must=False)
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""

@@ -11,6 +11,7 @@ import pytest
 
 from engines.base import ContainerSpec, Namespaces, Resources, SandboxSpec
 from forgeone_shim.audit import wal
+from forgeone_shim.config.model import Config
 from forgeone_shim.contract.facts import Bound, ImageFacts
 from forgeone_shim.contract.model import Contract
 from forgeone_shim.deadline import Deadline
@@ -198,10 +199,10 @@ def test_arguments_are_told_only_where_that_is_asked_for(node: Node) -> None:
 
 def test_what_there_is_after_a_start_is_told(node: Node) -> None:
     made = chronicle(node)
-    made.started()
+    made.started(Config())
     made.recovered([POD, CONTAINER])
-    made.reloaded("")
-    made.reloaded("bad key")
+    made.loaded(["log.level"], ())
+    made.refused("bad key")
     made.stopped()
     made.settle(soon())
     found = node.events()[1:]
@@ -214,6 +215,7 @@ def test_what_there_is_after_a_start_is_told(node: Node) -> None:
         "node.stopped",
     ]
     assert (found[2].data["state"], found[2].data["exit_code"]) == ("terminated", 3)
+    assert found[3].data == {"changed": ["log.level"], "waiting": []}
 
 
 def test_limits_are_told_as_they_are(node: Node) -> None:
