@@ -14,6 +14,7 @@ import structlog
 from engines.base import DNSConfig
 from forgeone_shim.config.model import CniConfig, NetworkConfig
 from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import InternalError
 from forgeone_shim.network import podfiles
 from forgeone_shim.network.bandwidth import plan_limits
 from forgeone_shim.network.cni import generated
@@ -96,7 +97,7 @@ class Network:
     def know(self, pods: Iterable[tuple[PodFacts, tuple[str, ...]]]) -> None:
         """Pods that were attached before this process, with their addresses: rules name them before any is enforced."""
         for pod, ips in pods:
-            self._enforcement.know(_restraint(pod, ips, self._dns(pod)))
+            self._enforcement.know(Restraint(sandbox_id=pod.sandbox_id, netns=pod.netns, pod=_local(pod, ips)))
 
     def enforce(self, pod: PodFacts, ips: tuple[str, ...]) -> None:
         """Keep a pod that is attached to its rule, whatever has happened to its tables; next to nothing without one.
@@ -143,7 +144,12 @@ class Network:
 
     def details(self, sandbox_id: str) -> Json:
         """What there is to tell people of a pod's network; empty for the built-in one without a rule."""
-        found, refused = self._cni.details(sandbox_id), self.refused(sandbox_id)
+        found = self._cni.details(sandbox_id)
+        try:
+            refused = self.refused(sandbox_id)
+        except InternalError as error:
+            # The rest is wanted most where something is amiss.
+            refused = {"error": str(error)}
         return found if refused is None else {**found, "refused": refused}
 
     def reconcile(self, known: Callable[[], set[str]]) -> tuple[str, ...]:
@@ -205,8 +211,12 @@ def _restraint(pod: PodFacts, ips: tuple[str, ...], dns: DNSConfig | None) -> Re
     return Restraint(
         sandbox_id=pod.sandbox_id,
         netns=pod.netns,
-        pod=Local(namespace=pod.namespace, name=pod.name, addresses=packed(ips)),
+        pod=_local(pod, ips),
         # What the network says of name servers is the second choice, before the host's own.
         resolvers=podfiles.name_servers(pod.dns or dns) if pod.restricted else (),
         rule=pod.rule,
     )
+
+
+def _local(pod: PodFacts, ips: tuple[str, ...]) -> Local:
+    return Local(namespace=pod.namespace, name=pod.name, addresses=packed(ips))
