@@ -14,7 +14,7 @@ import os
 import select
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -217,28 +217,44 @@ class Recorder:
             self._log.warning("no room was made ready", error=str(error))
 
     def _prepare_one(self) -> bool:
+        """The kernel takes its time for it, in which nobody is kept waiting."""
         with self._lock:
             loaded = self._loaded
             if loaded is None:
                 return False
-            used = {at for at, _ in loaded.watched().values()}
-            stale = loaded.filled.difference(used, self._spares)
-            if stale:
-                loaded.empty(stale.pop())
-                return True
-            place = _free({*used, *self._spares})
-            if len(self._spares) >= _SPARES or place is None:
+            used = {at for at, _ in loaded.watched().values()}.union(self._spares, loaded.busy)
+            stale = loaded.filled - used
+            place = stale.pop() if stale else _free(used)
+            wanted = len(self._spares) + len(loaded.busy) < _SPARES
+            if place is None or not (place in loaded.filled or wanted):
                 return False
-            loaded.fill(place)
-            self._spares.append(place)
-            return True
+            fill = place not in loaded.filled
+            loaded.busy.add(place)
+            # Their own, as all may be unloaded meanwhile.
+            outers = [os.dup(fd) for fd in (loaded.maps.orders, loaded.maps.counts)]
+        done = False
+        try:
+            (_fill if fill else _empty)(outers, place)
+            done = True
+        finally:
+            for fd in outers:
+                os.close(fd)
+            with self._lock:
+                loaded.busy.discard(place)
+                if done and fill:
+                    loaded.filled.add(place)
+                    self._spares += [place] if self._loaded is loaded else []
+                elif done:
+                    loaded.filled.discard(place)
+        return True
 
     @staticmethod
     def _fresh(loaded: _Loaded, used: set[int]) -> int:
-        place = _free(used)
+        place = _free(used | loaded.busy)
         if place is None:
             raise ResourceExhausted(f"{CAPACITY} containers are watched, and no more can be")
-        loaded.fill(place)
+        _fill((loaded.maps.orders, loaded.maps.counts), place)
+        loaded.filled.add(place)
         return place
 
 
@@ -252,7 +268,9 @@ class _Loaded:
     def __init__(self, maps: Maps, link: int) -> None:
         self.maps, self._link = maps, link
         self._cpus = ebpf.possible_cpus()
+        # Places that have maps, and those that are being given some or rid of them.
         self.filled = {place for place, _ in self.watched().values()}
+        self.busy: set[int] = set()
 
     def watched(self) -> dict[int, tuple[int, int]]:
         """Groups by id: their places and levels."""
@@ -273,21 +291,6 @@ class _Loaded:
         """Have the program look for groups at these depths."""
         given = [*sorted(levels), *[0] * (LEVELS - len(levels))]
         ebpf.update(self.maps.control, _FIRST, struct.pack(f"<{LEVELS}I", *given))
-
-    def fill(self, place: int) -> None:
-        """Put maps with nothing counted there."""
-        with ExitStack() as stack:
-            for outer, make in ((self.maps.orders, _order_map), (self.maps.counts, _count_map)):
-                made = make()
-                stack.callback(os.close, made)
-                ebpf.update(outer, _ONE.pack(place), _ONE.pack(made))
-        self.filled.add(place)
-
-    def empty(self, place: int) -> None:
-        """Give back the memory of what was counted there."""
-        for outer in (self.maps.counts, self.maps.orders):
-            ebpf.delete(outer, _ONE.pack(place))
-        self.filled.discard(place)
 
     def counts(self, place: int) -> tuple[int, ...]:
         """All processors' together."""
@@ -314,6 +317,22 @@ class _Loaded:
         """Give the descriptors back."""
         for fd in (*astuple(self.maps), self._link):
             os.close(fd)
+
+
+def _fill(outers: Sequence[int], place: int) -> None:
+    """Put maps with nothing counted there, in the arrays of orders and of counts."""
+    for outer, make in zip(outers, (_order_map, _count_map), strict=True):
+        made = make()
+        try:
+            ebpf.update(outer, _ONE.pack(place), _ONE.pack(made))
+        finally:
+            os.close(made)
+
+
+def _empty(outers: Sequence[int], place: int) -> None:
+    """Give back the memory of what was counted there."""
+    for outer in outers:
+        ebpf.delete(outer, _ONE.pack(place))
 
 
 def _unfit() -> str:
