@@ -31,6 +31,8 @@ def export(baseline: Baseline) -> dict[str, Any]:
         raise FailedPrecondition(
             "guests of the wasm engine have a filter of its own, and no other can be given to them"
         )
+    if baseline.machine not in _NATIVE:
+        raise FailedPrecondition(f"the baseline is of {baseline.machine}, whose name in filters is not known here")
     nameless = [one.name for one in baseline.system if one.name == UNKNOWN or "#" in one.name]
     if nameless:
         raise FailedPrecondition(

@@ -32,6 +32,11 @@ def test_a_call_without_a_name_cannot_be_let_through(name: str) -> None:
         seccomp.export(learned("read", name))
 
 
+def test_a_machine_that_is_not_known_has_no_filter() -> None:
+    with pytest.raises(FailedPrecondition, match="s390x"):
+        seccomp.export(replace(learned("read"), machine="s390x"))
+
+
 def test_guests_have_a_filter_of_their_own() -> None:
     with pytest.raises(FailedPrecondition, match="of its own"):
         seccomp.export(replace(learned("read"), engine="wasm"))
