@@ -225,8 +225,10 @@ def test_drift_takes_trust_and_is_in_the_audit_log(make_pod: MakePod, node: Daem
         id_ = ran(pod, busybox, *command)
         behaviour(node, id_)
         asked = node_pb2.InspectRequest(id=id_)
-        scores.append(json.loads(stub(node).Inspect(asked, timeout=patient(30)).document)["score"]["total"])
+        document = json.loads(stub(node).Inspect(asked, timeout=patient(30)).document)
+        scores.append(document["score"]["total"])
     assert scores[1] == int(scores[0] * 0.9)
+    assert (document["behaviour"]["new"], document["behaviour"]["baseline"]) == (["uname"], usual)
     (told,) = [one for one in entries(node, "container.drifted") if one["subject"] == f"container/{id_}"]
     assert (told["data"]["calls"], told["data"]["baseline"], told["data"]["on_drift"]) == (["uname"], usual, "report")
 
