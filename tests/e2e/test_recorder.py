@@ -19,10 +19,12 @@ from forgeone_shim.dna.behaviour.program import LEVELS
 from forgeone_shim.dna.behaviour.recorder import Group, Recorder, group_at
 from forgeone_shim.errors import FailedPrecondition, ResourceExhausted
 from forgeone_shim.kernel import cgroups, ebpf, mounts
+from forgeone_shim.kernel.syscalls import number, syscall
 from hack.lab.settings import patient
 
 pytestmark = pytest.mark.root
 
+_CLONE_NEWCGROUP = 0x02000000
 _GETPPID = 110 if platform.machine() == "x86_64" else 173
 
 
@@ -309,3 +311,13 @@ def test_where_bpf_is_not_allowed_that_is_said(directory: Path, unified: str, mo
         blind.check()
     blind.close()
     assert not directory.exists()
+
+
+def test_in_a_control_group_namespace_depths_cannot_be_told(unified: str) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            syscall(number("unshare"), _CLONE_NEWCGROUP)
+            os._exit(0 if "control group namespace" in recorder.problem() else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
