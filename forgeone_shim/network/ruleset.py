@@ -20,6 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -183,11 +184,12 @@ def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
     yield x.counted(EGRESS) + x.reject()
 
 
-def _known(chain: str) -> Iterator[bytes]:
-    yield x.is_answer() + x.verdict(x.ACCEPT)
-    yield from (x.protocol(number) + x.is_about_known() + x.verdict(x.ACCEPT) for number in _ICMPS.values())
-    for kind in _DISCOVERY[chain]:
-        yield x.version(6) + x.protocol(_ICMPV6) + x.icmp_type(kind) + x.verdict(x.ACCEPT)
+@cache
+def _known(chain: str) -> tuple[bytes, ...]:
+    """What each pod's chain lets through; a third of a transaction's work, so worked out once."""
+    errors = (x.protocol(number) + x.is_about_known() for number in _ICMPS.values())
+    discovery = (x.version(6) + x.protocol(_ICMPV6) + x.icmp_type(kind) for kind in _DISCOVERY[chain])
+    return tuple(rule + x.verdict(x.ACCEPT) for rule in (x.is_answer(), *errors, *discovery))
 
 
 def _let_through(one: Pass, *, source: bool) -> bytes:
