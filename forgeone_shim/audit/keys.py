@@ -83,7 +83,7 @@ class NodeKey:
         self.current = read_signing_key(directory / KEY)
         verifier(KEY, self.current.public)
         self.next = read_signing_key(directory / _NEXT) if (directory / _NEXT).exists() else None
-        self._publish()
+        self._publish(self.current)
 
     def stage(self) -> SigningKey:
         """Make the next key. :raises InternalError: it cannot be written."""
@@ -96,19 +96,19 @@ class NodeKey:
         """The next key takes the place of the current one, which is gone then."""
         if self.next is None:
             raise FailedPrecondition("there is no next key")
+        # In this order whoever verifies finds the new one, wherever this is cut off.
+        self._publish(self.next)
         (self._directory / _NEXT).replace(self._directory / KEY)
         sync_directory(self._directory)
         self.current, self.next = self.next, None
-        self._publish()
 
     def drop_next(self) -> None:
         """Forget the next key."""
         (self._directory / _NEXT).unlink(missing_ok=True)
         self.next = None
 
-    def _publish(self) -> None:
-        # A key that was killed before it was published, or replaced, is published late.
-        path, pem = self._directory / PUBLIC, self.current.public.pem()
+    def _publish(self, key: SigningKey) -> None:
+        path, pem = self._directory / PUBLIC, key.public.pem()
         if not path.exists() or path.read_bytes() != pem:
             new = path.with_name(PUBLIC + _NEW)
             new.unlink(missing_ok=True)

@@ -6,8 +6,6 @@ durable by one write. Another moves groups into the tiles, in nobody's way.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import secrets
 import threading
@@ -21,7 +19,7 @@ import structlog
 
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.audit import entry as entries
-from forgeone_shim.audit import keys, merkle, snapshot, wal
+from forgeone_shim.audit import keys, merkle, opening, wal
 from forgeone_shim.audit.checkpoint import Checkpoint
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.files import Files, sync_directory
@@ -30,7 +28,7 @@ from forgeone_shim.audit.ledger import Damage, Ledger, Mark
 from forgeone_shim.audit.merkle import Frontier
 from forgeone_shim.audit.note import Signer, Verifier
 from forgeone_shim.audit.scrub import scrub
-from forgeone_shim.audit.snapshot import Damaged, Snapshot
+from forgeone_shim.audit.snapshot import Snapshot
 from forgeone_shim.audit.ticket import Ticket
 from forgeone_shim.audit.tiler import Tiler
 from forgeone_shim.audit.wal import Group, Segments
@@ -110,16 +108,16 @@ class AuditLog:
         :raises FailedPrecondition: another process writes it, or the node's key cannot be used.
         :raises InternalError: its files cannot be made.
         """
-        lock = _take(directory.with_name(LOCK))
+        lock = opening.take(directory.with_name(LOCK))
         try:
             key = NodeKey(key_directory)
-            found, damage = _recover(directory, key, ledger.mark())
+            found, damage = opening.recover(directory, key, ledger.mark())
             if damage:
-                _set_aside(directory, damage, ledger)
+                opening.set_aside(directory, damage, ledger)
             directory.mkdir(mode=0o700, exist_ok=True)
             sync_directory(directory.parent)
-            _finish_rotation(key, found)
-            origin = found.origin if found else f"{_plain(name)}/forgeone/{secrets.token_hex(4)}"
+            opening.finish_rotation(key, found)
+            origin = found.origin if found else f"{opening.plain(name)}/forgeone/{secrets.token_hex(4)}"
             log = cls(Files(directory), key, ledger, found=found, origin=origin, options=options or Options())
         except OSError as error:
             os.close(lock)
@@ -409,50 +407,3 @@ def _frontier(found: Snapshot) -> Frontier:
         for one in group.entries:
             frontier.push(merkle.leaf(one))
     return frontier
-
-
-def _recover(directory: Path, key: NodeKey, mark: Mark | None) -> tuple[Snapshot | None, str]:
-    """The log, or why it is not trusted."""
-
-    def verifiers(origin: str) -> list[Verifier]:
-        return [keys.verifier(origin, one.public) for one in (key.current, key.next) if one is not None]
-
-    try:
-        found = snapshot.read(directory, verifiers)
-        snapshot.check_mark(found, mark)
-    except Damaged as error:
-        return None, str(error)
-    return found, ""
-
-
-def _set_aside(directory: Path, reason: str, ledger: Ledger) -> None:
-    kept = directory.with_name(f"{directory.name}.damaged-{time.time_ns() // 1_000_000}")
-    with contextlib.suppress(FileNotFoundError):
-        directory.rename(kept)
-    ledger.report(Damage(reason, str(kept)))
-    ledger.begin()
-
-
-def _finish_rotation(key: NodeKey, found: Snapshot | None) -> None:
-    """A rotation that was cut off counts if the log tells of it."""
-    if key.next is None:
-        return
-    if found is not None and keys.verifier(found.origin, key.next.public) in found.signed.signers:
-        key.adopt()
-    else:
-        key.drop_next()
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in name) or "node"
-
-
-def _take(path: Path) -> int:
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise FailedPrecondition(f"{path} is held by another process", fix="stop it") from None
-    return fd

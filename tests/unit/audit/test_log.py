@@ -588,6 +588,29 @@ def test_a_rotation_cut_off_after_its_entry_counts(node: Node, monkeypatch: pyte
     after.close()
 
 
+def test_whoever_verifies_knows_the_key_while_it_is_replaced(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = node.start()
+    node.write(3)
+    replace = Path.replace
+
+    def cut(path: Path, target: Path) -> Path:
+        if path.name == "node.next.pem":
+            raise OSError("cut off")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    new = log.rotate(soon())
+    node.write(1)
+    assert node.read().signed.signers == (new,)
+    with pytest.raises(Unavailable, match="being replaced already"):
+        log.rotate(soon())
+    monkeypatch.undo()
+    node.close()
+    assert node.start().verifier == new
+    assert node.log is not None
+    assert node.log.rotate(soon()) != new
+
+
 def test_a_rotation_cut_off_before_its_entry_never_was(node: Node) -> None:
     log = node.start()
     old = log.verifier
