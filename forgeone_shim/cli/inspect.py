@@ -12,10 +12,11 @@ import msgspec
 from forgeone_shim.cli.client import Client, Noun
 from forgeone_shim.cli.output import print_json, table
 from forgeone_shim.dna.fingerprint import Genome, compare
-from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, InvalidInput
 from forgeone_shim.rpc import node_pb2
 
-_DIFFERENT = 1
+# As diff(1) has it.
+_DIFFERENT, _TROUBLE = 1, 2
 
 
 def command(client: Client, args: argparse.Namespace) -> int:
@@ -58,8 +59,12 @@ def show(client: Client, args: argparse.Namespace) -> int:
 
 
 def diff(client: Client, args: argparse.Namespace) -> int:
-    """What decides what runs and differs between two containers; 0: nothing, 1: something."""
-    before, after = (_genome(client, name) for name in (args.before, args.after))
+    """What decides what runs and differs between two containers; 0: nothing, 1: something, 2: it cannot be told."""
+    try:
+        before, after = (_genome(client, name) for name in (args.before, args.after))
+    except ForgeError as error:
+        sys.stderr.write(f"forge: {error}\n")
+        return _TROUBLE
     found = compare(before, after)
     if args.output == "json":
         print_json([{"field": one.field, "before": one.before, "after": one.after} for one in found])

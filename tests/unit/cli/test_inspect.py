@@ -113,7 +113,7 @@ def test_what_cannot_be_compared_is_said(
     says: str,
 ) -> None:
     node.images.documents[containers[1]] = document(containers[1], **changes)
-    assert forge("dna", "diff", "one", "two") == 1
+    assert forge("dna", "diff", "one", "two") == 2
     assert says in capsys.readouterr().err
 
 
