@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from forgeone_shim.attestation import dsse
@@ -133,6 +134,12 @@ def read(where: str, data: bytes, issuers: Sequence[PublicKey]) -> tuple[Documen
 
     :raises InvalidInput: naming the field; also for a signature that is said to be an issuer's and is not.
     """
+    return _read(where, data, tuple(issuers))
+
+
+# A pod's is read for the pod, and again for each of its containers.
+@lru_cache(maxsize=32)
+def _read(where: str, data: bytes, issuers: tuple[PublicKey, ...]) -> tuple[Document, tuple[str, ...]]:
     if len(data) > reader.MAX_DOCUMENT:
         raise InvalidInput(where, f"is larger than {reader.MAX_DOCUMENT} bytes")
     value = plain(where, data)

@@ -10,7 +10,7 @@ https://github.com/google/cel-spec/blob/master/doc/langdef.md
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
@@ -117,7 +117,7 @@ class _Schema:
             kind: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{_message_name(kind)}"))
             for kind in order
         }
-        self._hints = {kind: get_type_hints(kind) for kind in order}
+        self._names = {kind: tuple(item.name for item in fields(kind)) for kind in order}
         self._environments = {
             of_pod: cel.NewEnv(
                 descriptor_pool=pool,
@@ -140,12 +140,15 @@ class _Schema:
     def message(self, value: Any) -> Any:
         """A fact as a message."""
         given: dict[str, Any] = {}
-        for name in self._hints[type(value)]:
+        for name in self._names[type(value)]:
             found = getattr(value, name)
+            if not found:
+                # As a message has it by itself.
+                continue
             if isinstance(found, tuple):
-                given[name] = [self.message(one) if is_dataclass(one) else one for one in found]
+                given[name] = [self.message(one) if type(one) in self._classes else one for one in found]
             else:
-                given[name] = self.message(found) if is_dataclass(found) else found
+                given[name] = self.message(found) if type(found) in self._classes else found
         return self._classes[type(value)](**given)
 
 
