@@ -16,6 +16,7 @@ from forgeone_shim.attestation.evidence import MAX_ITEM
 from forgeone_shim.attestation.signed import (
     MAX_CHAIN,
     MAX_ENTRIES,
+    MAX_ENTRY,
     MAX_SIGNATURE,
     MAX_TREE_DEPTH,
     InclusionProof,
@@ -82,7 +83,7 @@ class _Proof(_Struct, frozen=True):
 
 
 class _Entry(_Struct, frozen=True):
-    canonicalized_body: bytes
+    canonicalized_body: Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY)]
     log_id: _LogId
     kind_version: _KindVersion
     log_index: _Int64 = 0

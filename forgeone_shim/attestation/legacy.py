@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.certificates import UNREADABLE
 from forgeone_shim.attestation.evidence import MAX_ITEM, LegacyAttestation, SimpleSignature
-from forgeone_shim.attestation.signed import MAX_CHAIN, LogEntry, Signed, Unverified, decode_base64
+from forgeone_shim.attestation.signed import MAX_CHAIN, MAX_ENTRY, LogEntry, Signed, Unverified, decode_base64
 from forgeone_shim.errors import FailedPrecondition
 
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 _MAX_PAYLOAD: Final = 64 * 1024
 _MAX_PEM: Final = 256 * 1024
-_MAX_REKOR: Final = 8 * 1024 * 1024
+_MAX_REKOR: Final = 2 * MAX_ENTRY
 _TYPES: Final = frozenset({"cosign container image signature", "atomic container signature"})
 
 
@@ -51,7 +51,7 @@ class _Payload(_Struct, frozen=True):
 
 
 class _RekorPayload(_Struct, frozen=True):
-    body: bytes
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY)]
     integrated: Annotated[int, msgspec.Meta(ge=0)] = msgspec.field(name="integratedTime")
     index: Annotated[int, msgspec.Meta(ge=0)] = msgspec.field(name="logIndex")
     log_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")] = msgspec.field(name="logID")
@@ -99,7 +99,7 @@ def claim(payload: bytes, name: str) -> Claim:
 
 
 def attestations(found: LegacyAttestation, name: str) -> tuple[Signed, ...]:
-    """A layer of an ``.att`` image, once for each of its signatures. :raises Unverified: it is malformed."""
+    """A layer of an ``.att`` image, once for each of its unlike signatures. :raises Unverified: it is malformed."""
     try:
         envelope = dsse.parse(found.envelope, name, limit=MAX_ITEM)
     except FailedPrecondition as error:
@@ -108,8 +108,8 @@ def attestations(found: LegacyAttestation, name: str) -> tuple[Signed, ...]:
     digest = sha256(message).digest()
     chain, entries = _chain(found.certificate, found.chain, name), _entries(found.rekor, name)
     return tuple(
-        Signed(name, message, digest, each.value, envelope.payload_type, envelope.payload, chain, entries)
-        for each in envelope.signatures
+        Signed(name, message, digest, each, envelope.payload_type, envelope.payload, chain, entries)
+        for each in dict.fromkeys(signature.value for signature in envelope.signatures)
     )
 
 

@@ -60,8 +60,11 @@ class VerifyingKey:
 
     def signed(self, this: Signed) -> bool:
         """Whether the owner of this key made this signature."""
-        if this.message is None:
-            return self.verifies_digest(this.signature, this.digest)
+        # One hash for all keys: a message may be large, and has as many signatures as somebody wrote below it.
+        if self.verifies_digest(this.signature, this.digest):
+            return True
+        if this.message is None or self._hashes == ("sha256",):
+            return False
         return self.verifies(this.signature, this.message)
 
     def _verifies(self, signature: bytes, data: bytes, algorithm: hashes.HashAlgorithm | utils.Prehashed) -> bool:

@@ -144,9 +144,14 @@ def _endorsement(
 ) -> Endorsement:
     signatures: list[Signer] = []
     attested: list[tuple[Signer, Statement]] = []
+    heard: set[tuple[str, bytes]] = set()
     for this in offered:
         try:
             signer = endorser.authority.verify(this, now)
+            # A genuine signature can be offered any number of times; what it is over is read once.
+            if (signer.name, this.digest) in heard:
+                continue
+            heard.add((signer.name, this.digest))
             statement = _said(this, signer, subject, endorser.identity)
         except Unverified as error:
             reasons.append(error.what)

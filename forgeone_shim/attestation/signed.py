@@ -13,6 +13,8 @@ MAX_SIGNATURE: Final = 4096
 MAX_CHAIN: Final = 10
 MAX_ENTRIES: Final = 8
 MAX_TREE_DEPTH: Final = 64
+MAX_ENTRY: Final = 256 * 1024
+"""Bytes of a log entry, which has a signature, a hash and a certificate: it is read before anybody vouched for it."""
 _NO_LINE_ENDS: Final = {ord("\r"): None, ord("\n"): None}
 
 

@@ -1,0 +1,63 @@
+"""What a registry that means harm can make of genuine signatures, and of none: it costs little, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from forgeone_shim.attestation import bundles, dsse, legacy, publickeys, statements
+from forgeone_shim.attestation.authorities import Keys
+from forgeone_shim.attestation.evidence import Evidence, Kind, LegacyAttestation, SimpleSignature
+from forgeone_shim.attestation.identity import Match, SignedIdentity
+from forgeone_shim.attestation.rules import Endorsed, Endorser
+from forgeone_shim.attestation.signed import MAX_ENTRY, Unverified
+from tests.unit.attestation import making
+from tests.unit.attestation.making import DIGEST, IN_TOTO, NOW, OTHER, P256, PROVENANCE, SLSA, b64, bundle, pem, subject
+
+RULE = Endorsed(
+    "a policy",
+    (Endorser(Keys((publickeys.read(pem(P256), "key"),)), frozenset(Kind), SignedIdentity(Match.ANY)),),
+)
+
+
+def attested(digest: str, *notes: str) -> list[LegacyAttestation]:
+    """One genuine attestation, with its signature as often as an envelope can have one, in several layers."""
+    payload = making.statement(digest, SLSA, PROVENANCE)
+    # ECDSA has another signature each time.
+    signatures = [{"sig": b64(making.sign(P256, dsse.pae(IN_TOTO, payload)))} for _ in range(dsse.MAX_SIGNATURES // 2)]
+    envelope = {"payload": b64(payload), "payloadType": IN_TOTO, "signatures": [*signatures, *signatures]}
+    return [LegacyAttestation(json.dumps(envelope).encode(), chain=note) for note in notes]
+
+
+def test_an_attestation_that_is_offered_many_times_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    parse = statements.parse
+
+    def counted(payload_type: str, payload: bytes, name: str) -> statements.Statement:
+        parsed.append(name)
+        return parse(payload_type, payload, name)
+
+    monkeypatch.setattr(statements, "parse", counted)
+    evidence = Evidence((bundle(P256),), attestations=(*attested(DIGEST, "a", "b"), *attested(OTHER, "c", "d")))
+    endorsement = RULE.check(subject(), evidence, NOW)
+    assert [one.predicate_type for one in endorsement.attestations] == [SLSA]
+    assert parsed == ["bundle 1", "attestation 1", "attestation 3"]
+
+
+def test_the_same_signature_twice_in_an_envelope_is_one() -> None:
+    (one,) = attested(DIGEST, "")
+    assert len(legacy.attestations(one, "it")) == dsse.MAX_SIGNATURES // 2
+
+
+def test_a_log_entry_is_no_larger_than_they_are() -> None:
+    body = json.dumps({"kind": "dsse", "apiVersion": "0.0.1", "spec": ["x" * MAX_ENTRY]}).encode()
+    found: dict[str, Any] = json.loads(bundle(P256, log=making.Log()))
+    found["verificationMaterial"]["tlogEntries"][0]["canonicalizedBody"] = b64(body)
+    with pytest.raises(Unverified, match=r"is no sigstore bundle: .* <= 262144"):
+        bundles.parse(json.dumps(found).encode(), "it")
+    with pytest.raises(Unverified, match=r"its log entry cannot be read: .* <= 262144"):
+        legacy.signature(SimpleSignature(b"{}", "YQ==", rekor=making.Log().legacy(body)), "it")
+    with pytest.raises(Unverified, match="its log entry is larger"):
+        legacy.signature(SimpleSignature(b"{}", "YQ==", rekor=making.Log().legacy(body * 2)), "it")
