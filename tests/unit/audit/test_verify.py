@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pymerkle
 import pytest
 
-from forgeone_shim.audit import checkpoint, keys, snapshot, tiles, verify
+from forgeone_shim.audit import checkpoint, keys, merkle, snapshot, tiles, verify
 from forgeone_shim.audit.entry import Entry
 from forgeone_shim.audit.note import BadNote, Verifier
 from forgeone_shim.audit.snapshot import Damaged
@@ -40,6 +41,16 @@ def test_a_log_that_is_as_it_was_written_is_sound(written: Node) -> None:
     assert (report.entries, report.first, looked[-1]) == (621, 0, 621)
     assert verify.verify(written.read(), since=615).entries == 6
     assert verify.verify(written.read(), since=621).entries == 0
+
+
+def test_another_implementation_comes_to_the_same_root(written: Node) -> None:
+    found = written.read()
+    oracle = pymerkle.InmemoryTree(algorithm="sha256")
+    for data in found.entries(0):
+        oracle.append_entry(data)
+    assert oracle.get_root() == found.signed.checkpoint.root
+    proof = oracle.prove_inclusion(5, found.size)
+    pymerkle.verify_inclusion(merkle.leaf(found.entry(4)), found.signed.checkpoint.root, proof)
 
 
 def test_every_flipped_byte_is_found(written: Node) -> None:
