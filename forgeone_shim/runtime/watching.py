@@ -215,8 +215,12 @@ class Watching:
             except ForgeError as error:
                 self._log.exception("it is not watched any more", container=known.container)
                 self._note(known.container, "unwatched", why=str(error))
-        self._recorder.keep({one.group for one in tuple(self._observed.values()) if one.profile is None})
-        self._news()
+        try:
+            self._recorder.keep({one.group for one in tuple(self._observed.values()) if one.profile is None})
+            self._news()
+        except ForgeError as error:
+            # Pods run all the same; those that are to be watched do not start.
+            self._log.warning("what containers do is not known", error=str(error))
 
     def _recover(self, known: Observed) -> None:
         try:

@@ -348,6 +348,19 @@ def test_a_watch_that_a_kill_cut_off_is_whole_as_nothing_ran_yet(node: Node) -> 
     assert (set(node.kernel.groups), again.find(ID).profile.whole) == ({GROUP}, True)
 
 
+def test_a_host_that_can_watch_nobody_any_more_is_no_reason_not_to_start(node: Node) -> None:
+    watching, entry = node.start(), node.container()
+    watching.begin(entry)
+    entry.change(state=State.RUNNING)
+
+    def refuse(*_: object) -> set[int]:
+        raise FailedPrecondition("bpf: no")
+
+    node.kernel.watched = node.kernel.keep = node.kernel.order = refuse  # type: ignore[method-assign,assignment]
+    node.start().recover()
+    assert [one["why"] for one in node.told("unwatched")] == ["bpf: no"]
+
+
 def test_groups_of_nobody_are_forgotten(node: Node) -> None:
     watching, entry = node.start(), node.container()
     watching.begin(entry)
