@@ -7,7 +7,10 @@ what another member says already.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Iterable
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
 from forgeone_shim.contract import patterns
@@ -30,6 +33,8 @@ from forgeone_shim.errors import InvalidInput
 
 MAX_MEMBERS: Final = 256
 """Of a joined list, before what others cover is left out: two of 64 members each could become 4096."""
+MAX_PAIRS: Final = 8192
+"""Of members that are held against each other: whoever writes pods shall not keep a node busy with reading them."""
 
 
 class _Sorts(Protocol):
@@ -158,8 +163,12 @@ def peers_meet(a: Peer, b: Peer) -> Peer | None:
 
 def peer_covers(wide: Peer, narrow: Peer) -> bool:
     """Whether ``wide`` allows all that ``narrow`` does."""
-    met = peers_meet(wide, narrow)
-    return met is not None and met == peers_meet(narrow, narrow)
+    return (
+        wide.protocol in {"", narrow.protocol}
+        and (not wide.pod or _pods_meet(wide.pod, narrow.pod) == narrow.pod != "")
+        and (not wide.cidr or _ranges_meet(wide, narrow) == narrow.cidr != "")
+        and (not wide.ports or (narrow.ports != () and _ports_meet(wide.ports, narrow.ports) == _joined(narrow.ports)))
+    )
 
 
 def path_covers(wide: HostPath, narrow: HostPath) -> bool:
@@ -187,13 +196,18 @@ def _subjects(field: str, a: tuple[str, ...] | None, b: tuple[str, ...] | None) 
 
 
 def _ranges_meet(a: Peer, b: Peer) -> str | None:
-    one, other = a.network, b.network
-    if one is None or other is None:
+    if not a.cidr or not b.cidr or a.cidr == b.cidr:
         return a.cidr or b.cidr
+    one, other = _range(a.cidr), _range(b.cidr)
     if one.version != other.version or not one.overlaps(other):
         return None
     # Of two ranges that overlap, one is inside the other.
     return str(one if one.prefixlen >= other.prefixlen else other)
+
+
+@lru_cache(maxsize=4 * MAX_MEMBERS)
+def _range(cidr: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(cidr)
 
 
 def _pods_meet(a: str, b: str) -> str | None:
@@ -209,13 +223,19 @@ def _ports_meet(a: tuple[PortRange, ...], b: tuple[PortRange, ...]) -> tuple[Por
     """``()`` is all of them, ``None`` none."""
     if not a or not b:
         return _joined(a or b)
-    met = [PortRange(max(x.first, y.first), min(x.last, y.last)) for x in a for y in b]
-    return _joined(one for one in met if one.first <= one.last) or None
+    left, right, met = list(_joined(a)), list(_joined(b)), list[PortRange]()
+    while left and right:
+        one, other = left[-1], right[-1]
+        if one.last >= other.first and other.last >= one.first:
+            met.append(PortRange(max(one.first, other.first), min(one.last, other.last)))
+        # From the highest ports down: whichever reaches further down may meet one more.
+        (left if one.first >= other.first else right).pop()
+    return tuple(reversed(met)) or None
 
 
 def _joined(ranges: Iterable[PortRange]) -> tuple[PortRange, ...]:
     found: list[PortRange] = []
-    for one in sorted(ranges):
+    for one in sorted(ranges, key=attrgetter("first", "last")):
         if found and one.first <= found[-1].last + 1:
             found[-1] = PortRange(found[-1].first, max(found[-1].last, one.last))
         else:
@@ -233,6 +253,8 @@ def _join(
     """Every pair's common part, where either side is a list; what another member covers is left out."""
     if a is None and b is None:
         return None
+    if len(a or ()) * len(b or ()) > MAX_PAIRS:
+        raise InvalidInput(field, f"{len(a or ())} and {len(b or ())} members are too many to be joined")
     pairs = ((one, other) for one in a or () for other in b or ())
     if a is None or b is None:
         pairs = ((one, one) for one in a or b or ())

@@ -6,6 +6,8 @@ from typing import Final
 
 ANY: Final = "*"
 REST: Final = ">"
+_ALL: Final = "**"
+_WILD: Final = frozenset({ANY, _ALL})
 
 
 def matches(glob: str, text: str) -> bool:
@@ -16,41 +18,30 @@ def matches(glob: str, text: str) -> bool:
     if ANY not in glob:
         return glob == text
     parts = _parts(glob)
-    states = _skipped({0}, parts)
+    # A bit for each place in the glob that may be reached: one step is a handful of operations, however many there are.
+    wild, rest, literals = 0, 0, dict.fromkeys(parts, 0)
+    for at, part in enumerate(parts):
+        wild |= (part in _WILD) << at
+        rest |= (part == _ALL) << at
+        literals[part] |= 1 << at
+    # No wildcard follows another, so that one step suffices to pass those that stand for nothing.
+    reached = 1 | (wild & 1) << 1
     for character in text:
-        moved = set()
-        for at in states:
-            if at == len(parts):
-                continue
-            part = parts[at]
-            if part == "**" or (part == ANY and character != "/"):
-                moved.add(at)
-            elif part == character:
-                moved.add(at + 1)
-        states = _skipped(moved, parts)
-        if not states:
+        stayed = reached & (rest if character == "/" else wild)
+        reached = stayed | (reached & literals.get(character, 0)) << 1
+        reached |= (reached & wild) << 1
+        if not reached:
             return False
-    return len(parts) in states
+    return bool(reached >> len(parts))
 
 
 def _parts(glob: str) -> list[str]:
     found: list[str] = []
     for character in glob:
-        if character == ANY and found and found[-1] in {ANY, "**"}:
-            found[-1] = "**"
+        if character == ANY and found and found[-1] in _WILD:
+            found[-1] = _ALL
         else:
             found.append(character)
-    return found
-
-
-def _skipped(states: set[int], parts: list[str]) -> set[int]:
-    """The states, and those that are reached by a wildcard standing for nothing."""
-    found = set(states)
-    for at in states:
-        here = at
-        while here < len(parts) and parts[here] in {ANY, "**"}:
-            here += 1
-            found.add(here)
     return found
 
 

@@ -19,6 +19,8 @@ _POD: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 GLOB: Final = re.compile(r"[a-zA-Z0-9._:/*\[\]-]{1,255}")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _ISSUER: Final = re.compile(r"[a-z0-9]+:\S.*")
+_MAX_SUBJECT: Final = 255
+_MAX_TOKENS: Final = 32
 _SUBJECT: Final = re.compile(r"[^\s.*>]+")
 _MEMORY: Final = re.compile(r"([1-9][0-9]{0,15})(Ki|Mi|Gi|Ti|k|M|G|T)?")
 _CPU: Final = re.compile(r"([0-9]{1,9})(?:(m)|\.([0-9]{1,3}))?")
@@ -110,6 +112,8 @@ def volume(where: str, text: str) -> str:
 def subject(where: str, text: str) -> str:
     """A pattern of subjects of the bus."""
     *words, last = text.split(".")
+    if len(text) > _MAX_SUBJECT or len(words) >= _MAX_TOKENS:
+        raise InvalidInput(where, f"has more than {_MAX_SUBJECT} characters, or {_MAX_TOKENS} tokens")
     if not all(word == "*" or _SUBJECT.fullmatch(word) for word in words) or not (
         last in {"*", ">"} or _SUBJECT.fullmatch(last)
     ):

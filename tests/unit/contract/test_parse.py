@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -122,7 +124,11 @@ SINGLES = {
     "ingress": ("none", profile(network=NetworkRule(ingress=())), ("", "nobody")),
     "node": ("false", profile(network=NetworkRule(node=False)), ("", "kubelet")),
     "dns": ("false", profile(network=NetworkRule(dns=False)), ("", "8.8.8.8")),
-    "bus_publish": ("shop.orders.*", profile(bus=BusRule(publish=("shop.orders.*",))), ("", "a..b", "a.>.b", "a b")),
+    "bus_publish": (
+        "shop.orders.*",
+        profile(bus=BusRule(publish=("shop.orders.*",))),
+        ("", "a..b", "a.>.b", "a b", "a" * 256, ".".join("*" * 33)),
+    ),
     "bus_subscribe": ("none", profile(bus=BusRule(subscribe=())), ("", ".", "a.b*")),
     "snapshot": ("false", profile(snapshot=False), ("", "never")),
     "mixed_engines": ("false", profile(mixed_engines=False), ("", "native")),
@@ -490,3 +496,30 @@ def test_any_flipped_byte_of_an_envelope_is_refused_or_unsigned_or_harmless(at: 
     except InvalidInput:
         return
     assert not signers or document.contract.minimum_entropy == 256
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "values"),
+    [
+        (
+            {"images": [("r.example/" + "a" * 240 + str(n))[-255:] for n in range(64)]},
+            "images",
+            ["r.example/" + "**a" * 75 + f"x{n}" for n in range(64)],
+        ),
+        (
+            {"network": {"egress": [f"10.{n}.0.0/16" for n in range(4)]}},
+            "egress",
+            ["0.0.0.0/0 tcp/" + "+".join(str(1000 * n + 3 * step) for step in range(60)) for n in range(1, 64)],
+        ),
+        (
+            {"bus": {"publish": [".".join(["*"] * n + ["a"] + ["*"] * (31 - n)) for n in range(32)]}},
+            "bus_publish",
+            [".".join(["*"] * n + ["b"] + ["*"] * (31 - n)) for n in range(32)],
+        ),
+    ],
+)
+def test_no_pod_keeps_a_node_busy_with_its_contract(said: dict[str, object], field: str, values: list[str]) -> None:
+    started = time.process_time()
+    with contextlib.suppress(InvalidInput):
+        offered({"contract": json.dumps({"profile": said}), field: json.dumps(values)})
+    assert time.process_time() - started < 5
