@@ -139,9 +139,12 @@ def _spec(table: Table, name: str, path: str, digest: str) -> Policy:
         with Table(f"{table.where}.contract", value) as given:
             contract = merge.normal(reader.policy_contract(given))
     signed = table.truth("requireSignedContract")
+    asked = "contractIssuers" in table.given
     issuers = table.texts("contractIssuers")
     for index, issuer in enumerate(issuers):
         values.digest(f"{table.where}.contractIssuers[{index}]", issuer)
+    if asked and not issuers:
+        raise table.wrong("contractIssuers", "is empty", fix="leave it out for all that are trusted here")
     if issuers and not signed:
         raise table.wrong("contractIssuers", "means nothing without requireSignedContract")
     return Policy(

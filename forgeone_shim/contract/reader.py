@@ -198,8 +198,8 @@ def _bus(table: Table) -> BusRule:
 
 def _scope(table: Table) -> Scope:
     return Scope(
-        namespaces=_texts(table, "namespaces", values.name_glob) or (),
-        pods=_texts(table, "pods", values.name_glob) or (),
+        namespaces=_some(table, "namespaces", values.name_glob),
+        pods=_some(table, "pods", values.name_glob),
     )
 
 
@@ -229,7 +229,7 @@ def _image(where: str, item: object) -> ImageRule:
             )
         if ":" in glob.rpartition("/")[2]:
             raise table.wrong("repository", f"{glob!r} has a tag, which can be moved", fix="name digests")
-        return ImageRule((glob,), _texts(table, "digests", values.digest) or ())
+        return ImageRule((glob,), _some(table, "digests", values.digest))
 
 
 def _peer(where: str, item: object) -> Peer:
@@ -288,6 +288,14 @@ def _texts(table: Table, key: str, check: Callable[[str, str], str]) -> tuple[st
         return None
     where = f"{table.where}.{key}"
     return tuple(check(f"{where}[{index}]", item) for index, item in enumerate(table.texts(key)))
+
+
+def _some(table: Table, key: str, check: Callable[[str, str], str]) -> tuple[str, ...]:
+    """Of a list that is left out to say all. An empty one would look as if it said none."""
+    found = _texts(table, key, check)
+    if found == ():
+        raise table.wrong(key, "is empty", fix="leave it out for all")
+    return found or ()
 
 
 def _checked(table: Table, key: str, check: Callable[[str, str], str]) -> str:

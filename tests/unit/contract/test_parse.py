@@ -304,6 +304,10 @@ def test_the_digest_of_a_contract_does_not_depend_on_who_wrote_it() -> None:
         ("containers: {web: {scope: {}}}", ": containers.web.scope"),
         ("containers: {web: {profile: {network: {egress: []}}}}", ": profile.network"),
         ("scope: {namespaces: ['UPPER']}", ": scope.namespaces[0]"),
+        # An empty list is nothing at all everywhere else; here it would be everything.
+        ("scope: {namespaces: []}", ": scope.namespaces"),
+        ("scope: {pods: []}", ": scope.pods"),
+        ("profile: {images: [{repository: ghcr.io/a, digests: []}]}", ": profile.images[0].digests"),
         (json.dumps({"profile": {"capabilities": ["CHOWN"] * 65}}), ": profile.capabilities"),
         (json.dumps({"trusted_issuers": ["key:" + "x" * 2000]}), ": trusted_issuers[0]"),
         (json.dumps({"trusted_issuers": ["key:\ud800"]}), ": trusted_issuers[0]"),

@@ -137,6 +137,7 @@ def test_a_policy_says_all_of_this() -> None:
         ("spec: {requireSignedContract: null}", "spec.requireSignedContract"),
         ("spec: {contractIssuers: [a]}", "spec.contractIssuers[0]"),
         (f"spec: {{contractIssuers: ['sha256:{'a' * 64}']}}", "spec.contractIssuers"),
+        ("spec: {requireSignedContract: true, contractIssuers: []}", "spec.contractIssuers"),
         ("spec: {namespaces: []}", "spec.namespaces"),
         ("spec: {namespaces: ['A']}", "spec.namespaces[0]"),
         ("spec: {contract: {rbac: {exce: false}}}", "spec.contract.rbac.exce"),
