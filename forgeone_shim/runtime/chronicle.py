@@ -130,12 +130,14 @@ class Chronicle:
         """Return once everything that has happened so far is durable, whoever did it.
 
         :param must: say so where it is not; otherwise that is logged, and the entries are written when they can be.
-        :raises Unavailable: it is not.
+        :raises Unavailable: it is not. :raises DeadlineExceeded: not in the caller's time.
         """
         try:
             with deadline.within(PATIENCE) as left:
                 self._log.barrier(left)
         except (Unavailable, DeadlineExceeded) as error:
+            if must and deadline.passed:
+                raise DeadlineExceeded("the deadline passed before it was in the audit log") from error
             if must:
                 raise Unavailable(f"what was done is not in the audit log yet: {error.what}") from error
             self._out.error("not in the audit log yet", error=str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from forgeone_shim.config.model import Config
 from forgeone_shim.contract.facts import Bound, ImageFacts
 from forgeone_shim.contract.model import Contract
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import Unavailable
+from forgeone_shim.errors import DeadlineExceeded, Unavailable
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Subject
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.recorded import Recorded
@@ -156,6 +157,29 @@ def test_a_verb_answers_once_its_entries_are_durable(node: Node) -> None:
         ticket = made.note("node.test", "node")
         raise RuntimeError("the verb's own")
     ticket.wait(Deadline.after(0))
+
+
+def test_who_has_no_time_left_is_told_that(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, written = chronicle(node), threading.Event()
+    write = wal.Segments.write
+
+    def slow(self: wal.Segments, data: bytes, end: int) -> None:
+        written.wait(10)
+        write(self, data, end)
+
+    node.write(1)
+    monkeypatch.setattr(wal.Segments, "write", slow)
+    with pytest.raises(DeadlineExceeded), made.settled(Deadline.after(0.05)):
+        made.note("node.test", "node")
+    monkeypatch.setattr("forgeone_shim.runtime.chronicle.PATIENCE", 0.05)
+    with pytest.raises(Unavailable, match="behind"), made.settled(Deadline()):
+        made.note("node.test", "node")
+    with made.settled(Deadline(), must=False):
+        made.note("node.test", "node")
+    with pytest.raises(Unavailable, match="behind"), made.session("exec", CONTAINER, Deadline()):
+        raise AssertionError("it began")
+    written.set()
+    made.settle(soon(), must=False)
 
 
 def test_on_a_full_disk_nothing_begins(full: Node) -> None:
