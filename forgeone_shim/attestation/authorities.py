@@ -5,11 +5,10 @@ Each takes a signature of any form, and says whose it is or why it is nobody's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography import x509
 
@@ -17,6 +16,9 @@ from forgeone_shim.attestation import certificates, publickeys, rekor, timestamp
 from forgeone_shim.attestation.certificates import Names, Profile
 from forgeone_shim.attestation.publickeys import VerifyingKey
 from forgeone_shim.attestation.signed import Signed, Unverified, printable
+
+if TYPE_CHECKING:
+    from forgeone_shim.attestation.patterns import Pattern
 
 _MAX_TIME: Final = 253402300799  # The last second that has four digits for its year.
 
@@ -88,8 +90,8 @@ class Identity:
     issuer: str = ""
     subject: str = ""
     build_signer: str = ""
-    issuer_pattern: re.Pattern[str] | None = None
-    subject_pattern: re.Pattern[str] | None = None
+    issuer_pattern: Pattern | None = None
+    subject_pattern: Pattern | None = None
 
     def fits(self, names: Names) -> str:
         """The name it goes by; ``""`` where it is somebody else."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -28,6 +28,9 @@ from forgeone_shim.attestation.rules import Endorsed, Endorser, Refused, Warned
 from forgeone_shim.attestation.statements import predicate_type
 from forgeone_shim.errors import FailedPrecondition, InvalidInput
 from forgeone_shim.registry.reference import Reference
+
+if TYPE_CHECKING:
+    from forgeone_shim.attestation.patterns import Pattern
 
 Roots = Callable[[str], TrustedRoot]
 """The trusted root of a name, ``""`` for the default one; InvalidInput where there is none."""
@@ -261,12 +264,15 @@ def _identity(found: _Identity, where: str) -> Identity:
     )
 
 
-def _pattern(text: str, where: str) -> re.Pattern[str] | None:
+def _pattern(text: str, where: str) -> Pattern | None:
     if not text:
         return None
+    # What is behind it is needed for these alone.
+    from forgeone_shim.attestation.patterns import Pattern
+
     try:
-        return re.compile(text)
-    except re.error as error:
+        return Pattern(text)
+    except ValueError as error:
         raise InvalidInput(where, f"{text[:200]!r} is no regular expression: {error}") from None
 
 

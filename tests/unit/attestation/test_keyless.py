@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,13 +13,14 @@ from forgeone_shim.attestation import bundles, legacy
 from forgeone_shim.attestation.authorities import Fulcio, Identity
 from forgeone_shim.attestation.evidence import SimpleSignature
 from forgeone_shim.attestation.keyless import Keyless, TrustedRoot
+from forgeone_shim.attestation.patterns import Pattern
 from forgeone_shim.attestation.publickeys import read as read_key
 from forgeone_shim.attestation.signed import Unverified
 from forgeone_shim.errors import InvalidInput
 from tests.unit.attestation import making
 from tests.unit.attestation.making import NOW, P256, fixture
 
-ANYBODY = Identity(issuer_pattern=re.compile("^https://"), subject_pattern=re.compile("."))
+ANYBODY = Identity(issuer_pattern=Pattern("^https://"), subject_pattern=Pattern("."))
 MITR = Identity("https://github.com/login/oauth", "mitr@redhat.com")
 
 
