@@ -34,7 +34,7 @@ class ContainerDNA:
 
     :param hash: ``sha256:`` and 64 digits, of its genome.
     :param signer: those who signed its image and were believed, none where nobody was asked.
-    :param resource_limits: as it was created; memory in bytes, CPU times in microseconds, 0: none.
+    :param resource_limits: as they are now; memory in bytes, CPU times in microseconds, 0: none.
     :param trust_label: its contract's, or empty.
     :param runtime_entropy: bits of fresh seed since its state could last have been duplicated
         (:mod:`forgeone_shim.dna.entropy`).
