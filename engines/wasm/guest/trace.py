@@ -143,4 +143,7 @@ def _has_memory(module: Module) -> bool:
 
 def untraceable(why: str) -> FailedPrecondition:
     """The answer to whoever asked for a trace."""
-    return FailedPrecondition(f"the guest cannot be traced: {why}", fix="leave out wasm.forgeone.dev/trace, or have its behaviour not watched")
+    return FailedPrecondition(
+        f"the guest cannot be traced: {why}",
+        fix="leave out wasm.forgeone.dev/trace, or have its behaviour not watched",
+    )
