@@ -61,7 +61,7 @@ class Mount:
     """A mount the caller asked for. ``destination`` is a path inside the container.
 
     One of an ``image`` comes to an engine with the ``source`` where its layers are mounted and no image; the runtime
-    tells its id as ``image_ref``.
+    tells its id as ``image_ref``. ``image_name`` is what the pod's author calls it, if that is another word for it.
     """
 
     destination: str
@@ -76,6 +76,7 @@ class Mount:
     image_sub_path: str = ""
     options: tuple[str, ...] = ()
     image_ref: str = ""
+    image_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

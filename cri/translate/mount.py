@@ -36,6 +36,7 @@ def mount(path: str, message: pb.Mount) -> Mount:
         uid_mappings=common.id_mappings(f"{path}.uidMappings", message.uidMappings),
         gid_mappings=common.id_mappings(f"{path}.gidMappings", message.gidMappings),
         image=image,
+        image_name=message.image.user_specified_image,
         image_sub_path=fields.inside(f"{path}.image_sub_path", message.image_sub_path)
         if message.image_sub_path
         else "",

@@ -16,11 +16,14 @@ from forgeone_shim.runtime.suggested import filled
 
 
 def find(spec: ContainerSpec, images: ImageService, *, wasm: bool = False) -> tuple[tuple[str, Image], ...]:
-    """The images that the spec's mounts name, in their order, each after that name; NotFound: one was not pulled.
+    """The images that the spec's mounts name, in their order, each after its author's name for it.
+
+    NotFound: one was not pulled.
 
     Of a name that stands for two, ``wasm`` says which was pulled for this pod.
     """
-    return tuple((mount.image, images.resolve(mount.image, wasm=wasm)) for mount in spec.mounts if mount.image)
+    named = [mount for mount in spec.mounts if mount.image]
+    return tuple((mount.image_name or mount.image, images.resolve(mount.image, wasm=wasm)) for mount in named)
 
 
 def mounted(
@@ -47,7 +50,7 @@ def _mounts(record: ContainerRecord, rootfs: RootfsStore, context: str, owners: 
             _check_mappings(mount, owners)
             path = mount.image_sub_path
             source = rootfs.mount_image(record.id, str(number), volume.layers, path, context, owners=owners)
-            plain = replace(mount, uid_mappings=(), gid_mappings=(), image="", image_sub_path="")
+            plain = replace(mount, uid_mappings=(), gid_mappings=(), image="", image_sub_path="", image_name="")
             yield replace(plain, source=str(source), readonly=True)
         else:
             yield mount

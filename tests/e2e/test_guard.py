@@ -352,8 +352,15 @@ def test_an_image_volume_is_held_to_the_same_rules(node: Node, push: Push) -> No
     container = node.container(pod)
     pod.create(container)
     container = node.container(pod, name="other")
-    container.mounts.add(container_path="/data", readonly=True, image=pb.ImageSpec(image=other))
+    mount = container.mounts.add(container_path="/data", readonly=True, image=pb.ImageSpec(image=other))
     denied(lambda: pod.create(container), "profile.images", starts=True)
+    # As a kubelet names it: by what it was resolved to, with the pod's own words beside that.
+    request = pb.ImageStatusRequest(image=pb.ImageSpec(image=other))
+    mount.image.image = node.daemon.images.ImageStatus(request, timeout=patient(30)).image.id
+    mount.image.user_specified_image = other
+    denied(lambda: pod.create(container), "profile.images", starts=True)
+    pod = node.plan(images="127.0.0.1:*/busybox,127.0.0.1:*/library/data").run()
+    pod.create(container)
 
 
 def test_a_retry_of_what_was_allowed_is_not_asked_about_again(node: Node) -> None:
