@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 _ENTRY: Final = "audit:"
 _LARGEST: Final = 1024 * 1024
+# What a line of a table leaves out, and what is cut in it.
+_UNSAID: Final[tuple[object, ...]] = ("", None, {}, [])
+_LONG: Final = ("sandbox", "note", "event")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def command(args: argparse.Namespace) -> int:
@@ -183,14 +188,20 @@ def _line(event: Event, output: str) -> str:
         return msgspec.json.encode(event).decode() + "\n"
     name = event.type.removeprefix(TYPE_PREFIX)
     subject = event.subject if len(event.subject) < 40 else event.subject[: event.subject.find("/") + 14]
-    said = " ".join(f"{key}={_said(value)}" for key, value in event.data.items() if value not in ("", None, {}, []))
+    told = ((key, value) for key, value in event.data.items() if key not in _LONG and value not in _UNSAID)
+    said = " ".join(f"{key}={_said(value)}" for key, value in told)
     return printable(f"{event.id:>6}  {event.time}  {name:24} {subject}  {said}") + "\n"
 
 
 def _said(value: object) -> str:
-    if isinstance(value, str) and len(value) == 64:
-        return value[:13]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """In a few words: ``-o json`` has all of it."""
+    if isinstance(value, dict) and "name" in value:
+        return "/".join(str(value[key]) for key in ("namespace", "name") if key in value)
+    if isinstance(value, dict):
+        value = value.get("ref") or value.get("digest") or value
+    if isinstance(value, str):
+        return _DIGEST.sub(lambda found: found[0][:12], value)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _indices(log: Snapshot, text: str) -> Iterator[int]:

@@ -60,6 +60,25 @@ def test_the_last_entries_are_shown(forge: Forge) -> None:
     assert len(out.splitlines()) == 303
 
 
+def test_a_line_says_what_people_ask_for(forge: Forge, node: Node) -> None:
+    assert node.log is not None
+    data = {
+        "sandbox": "d" * 64,
+        "pod": {"namespace": "shop", "name": "web", "uid": "u"},
+        "container": {"id": ID, "name": "main"},
+        "image": {"id": "sha256:1", "ref": "busybox@sha256:" + "e" * 64},
+        "policies": ["a", "b"],
+        "odd": {"x": 1},
+        "message": "",
+    }
+    node.log.append(Entry(type="container.started", subject=f"container/{ID}", data=data)).wait(soon())
+    said = forge("tail", "-n", "1")[1].split("container.started", 1)[1].split(maxsplit=1)
+    assert said[0] == f"container/{ID[:13]}"
+    assert said[1].strip() == (
+        'pod=shop/web container=main image=busybox@sha256:eeeeeeeeeeee policies=["a","b"] odd={"x":1}'
+    )
+
+
 def test_entries_to_come_are_shown(forge: Forge, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     from forgeone_shim.cli import audit
 
