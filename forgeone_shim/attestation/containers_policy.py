@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from cryptography import x509
 
-from forgeone_shim.attestation import certificates, publickeys
+from forgeone_shim.attestation import certificates, publickeys, scopes
 from forgeone_shim.attestation.authorities import Authority, Fulcio, Identity, Keys, PrivateCa
 from forgeone_shim.attestation.evidence import Kind
 from forgeone_shim.attestation.identity import Match, SignedIdentity
@@ -27,6 +27,28 @@ from forgeone_shim.registry.reference import Reference
 
 _FORMATS: Final = frozenset({Kind.BUNDLES, Kind.SIMPLE, Kind.ATTESTATIONS})
 _TRANSPORT: Final = "docker"
+# containers-transports(5), and those that went: another one is a slip that would leave its scopes out.
+_TRANSPORTS: Final = frozenset(
+    {
+        _TRANSPORT,
+        "atomic",
+        "containers-storage",
+        "dir",
+        "docker-archive",
+        "docker-daemon",
+        "oci",
+        "oci-archive",
+        "ostree",
+        "sif",
+        "tarball",
+    }
+)
+
+# What is there and empty was meant to be something: left out, it would ask for less.
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Texts = Annotated[list[str], msgspec.Meta(min_length=1)]
+_Data = Annotated[bytes, msgspec.Meta(min_length=1)]
+_Datas = Annotated[list[bytes], msgspec.Meta(min_length=1)]
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -58,28 +80,28 @@ class _ExactRepository(_Typed, frozen=True, tag="exactRepository"):
 
 
 class _Remap(_Typed, frozen=True, tag="remapIdentity"):
-    prefix: Annotated[str, msgspec.Meta(min_length=1)]
-    signed_prefix: Annotated[str, msgspec.Meta(min_length=1)]
+    prefix: _Text
+    signed_prefix: _Text
 
 
 _Identity = _MatchExact | _MatchRepoDigestOrExact | _MatchRepository | _ExactReference | _ExactRepository | _Remap
 
 
 class _Fulcio(_Strict, frozen=True):
-    oidc_issuer: Annotated[str, msgspec.Meta(min_length=1)]
-    ca_path: str = ""
-    ca_data: bytes = b""
-    subject_email: str = ""
-    build_signer_uri: str = msgspec.field(default="", name="buildSignerURI")
+    oidc_issuer: _Text
+    ca_path: _Text = ""
+    ca_data: _Data = b""
+    subject_email: _Text = ""
+    build_signer_uri: _Text = msgspec.field(default="", name="buildSignerURI")
 
 
 class _Pki(_Strict, frozen=True):
-    ca_roots_path: str = ""
-    ca_roots_data: bytes = b""
-    ca_intermediates_path: str = ""
-    ca_intermediates_data: bytes = b""
-    subject_email: str = ""
-    subject_hostname: str = ""
+    ca_roots_path: _Text = ""
+    ca_roots_data: _Data = b""
+    ca_intermediates_path: _Text = ""
+    ca_intermediates_data: _Data = b""
+    subject_email: _Text = ""
+    subject_hostname: _Text = ""
 
 
 class _Accept(_Typed, frozen=True, tag="insecureAcceptAnything"):
@@ -103,16 +125,16 @@ class _SignedBaseLayer(_Typed, frozen=True, tag="signedBaseLayer"):
 
 
 class _SigstoreSigned(_Typed, frozen=True, tag="sigstoreSigned"):
-    key_path: str = ""
-    key_paths: list[str] = []
-    key_data: bytes = b""
-    key_datas: list[bytes] = []
+    key_path: _Text = ""
+    key_paths: _Texts = []
+    key_data: _Data = b""
+    key_datas: _Datas = []
     fulcio: _Fulcio | None = None
     pki: _Pki | None = None
-    rekor_public_key_path: str = ""
-    rekor_public_key_paths: list[str] = []
-    rekor_public_key_data: bytes = b""
-    rekor_public_key_datas: list[bytes] = []
+    rekor_public_key_path: _Text = ""
+    rekor_public_key_paths: _Texts = []
+    rekor_public_key_data: _Data = b""
+    rekor_public_key_datas: _Datas = []
     signed_identity: _Identity | None = None
 
 
@@ -134,24 +156,10 @@ class ContainersPolicy:
 
     def required(self, reference: Reference) -> tuple[Rule, ...]:
         """What the most specific scope asks for; nothing where it accepts anything."""
-        for scope in (*scopes(reference), ""):
+        for scope in (*scopes.of(reference), ""):
             if (rules := self.scopes.get(scope)) is not None:
                 return rules
         return self.default
-
-
-def scopes(reference: Reference) -> tuple[str, ...]:
-    """The scopes that an image is in, the most specific first."""
-    name = reference.name
-    found = [f"{name}@{reference.digest}" if reference.digest else f"{name}:{reference.tag}"]
-    while name:
-        found.append(name)
-        name = name.rpartition("/")[0]
-    host = found[-1].partition(":")[0]
-    while "." in host:
-        host = host.partition(".")[2]
-        found.append(f"*.{host}")
-    return tuple(found)
 
 
 def read(path: Path, files: Files) -> ContainersPolicy:
@@ -161,7 +169,16 @@ def read(path: Path, files: Files) -> ContainersPolicy:
     :raises FailedPrecondition: a file cannot be read, or others than root could have written it.
     """
     found = document(str(path), files.read(path), _Policy)
+    if unknown := sorted(found.transports.keys() - _TRANSPORTS):
+        raise InvalidInput(f"{path}.transports", f"{unknown[0][:100]!r} is no transport")
     pulled = found.transports.get(_TRANSPORT, {})
+    for scope in pulled:
+        if not scopes.possible(scope):
+            raise InvalidInput(
+                f"{path}.transports[{_TRANSPORT!r}]",
+                f"{scope[:200]!r} has no image in it",
+                fix="write names out, as in docker.io/library/busybox, in lower case and without a / at the end",
+            )
     return ContainersPolicy(
         _rules(found.default, f"{path}.default", "", files),
         {

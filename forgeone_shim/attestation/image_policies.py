@@ -171,7 +171,16 @@ def _glob(text: str, field: str) -> re.Pattern[str]:
     """``*`` is any number of characters but ``/``, ``**`` of any."""
     if not _GLOB.fullmatch(text):
         raise InvalidInput(field, f"{text[:200]!r} is not of letters, digits and _ : / . @ - *")
-    parts = _WHOLE.get(text, text).split("**")
+    text = _WHOLE.get(text, text)
+    host, slash, rest = text.partition("/")
+    named = host == "localhost" or set(host) & set(".:*")
+    if not (named and (slash or "**" in host)) or not set((rest or host).rpartition("/")[2]) & set(":@*"):
+        raise InvalidInput(
+            field,
+            f"{text[:200]!r} matches no image",
+            fix="begin with the registry (index.docker.io), and end with a tag or digest, as in :*",
+        )
+    parts = text.split("**")
     return re.compile(".*".join("[^/]*".join(map(re.escape, part.split("*"))) for part in parts))
 
 
@@ -182,6 +191,8 @@ def _rule(policy: str, found: list[_Authority], field: str, roots: Roots) -> Rul
         where = f"{field}[{index}]"
         if sum(one is not None for one in (each.key, each.keyless, each.static)) != 1:
             raise InvalidInput(where, "exactly one of key, keyless and static is needed")
+        if each.static is not None and (each.attestations or each.ctlog is not None):
+            raise InvalidInput(where, "static asks for neither attestations nor ctlog")
         if each.static is None:
             endorsers.append(_endorser(each, where, roots))
         elif each.static.action == "pass":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sigstore.verify import Verifier
 
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.trustedroot+json;version=0.1"
+_Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 _ALWAYS: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -36,8 +37,8 @@ class _Struct(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _Period(_Struct, frozen=True):
-    start: datetime
-    end: datetime | None = None
+    start: _Moment
+    end: _Moment | None = None
 
     def has(self, moment: datetime) -> bool:
         return self.start <= moment <= (self.end or _ALWAYS)

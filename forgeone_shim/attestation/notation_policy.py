@@ -211,7 +211,7 @@ def read(path: Path, stores: Path | None, files: Files) -> NotationPolicy:
                 if len(policy.registry_scopes) > 1 or everywhere is not None:
                     raise InvalidInput(f"{where}.registryScopes", "'*' has to be the only scope of one policy")
                 everywhere = rules
-            elif "*" in scope or scope in scopes or "/" not in scope:
+            elif scope in scopes or not _repository(scope):
                 raise InvalidInput(
                     f"{where}.registryScopes", f"{scope!r} is not a whole repository, or in two policies"
                 )
@@ -220,11 +220,20 @@ def read(path: Path, stores: Path | None, files: Files) -> NotationPolicy:
     return NotationPolicy(scopes, everywhere)
 
 
+def _repository(scope: str) -> bool:
+    """Whether images have that for a name, as it is written."""
+    try:
+        return Reference.parse(scope).name == scope
+    except InvalidInput:
+        return False
+
+
 def _rules(found: _Policy, where: str, stores: Path | None, files: Files) -> tuple[Rule, ...]:
     level = found.signature_verification.level
     if level == "skip":
-        if found.registry_scopes == ["*"] or found.trust_stores or found.trusted_identities:
-            raise InvalidInput(where, "level skip is for named repositories, without stores and identities")
+        beside = found.trust_stores or found.trusted_identities or found.signature_verification.override is not None
+        if found.registry_scopes == ["*"] or beside:
+            raise InvalidInput(where, "level skip is for named repositories, without stores, identities and override")
         return ()
     actions = dict(zip(_CHECKS, _LEVELS[level], strict=True))
     if (override := found.signature_verification.override) is not None:

@@ -55,7 +55,8 @@ class Files:
         """
         try:
             entries = sorted(each for each in directory.iterdir() if each.name[0] != ".")
-            fault = untrusted(directory.stat())
+            # Of an empty one there is no file whose way would be looked at.
+            fault = f"it {why}" if (why := untrusted(directory.stat())) else replaceable(str(directory))
         except OSError as error:
             raise FailedPrecondition(f"{directory}: {error.strerror}") from error
         if fault:

@@ -31,6 +31,7 @@ DEFAULT_ROOT: Final = "trusted_root"
 """The trusted root of a policy that names none."""
 
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _GET_ROOT: Final = "put one there: sigstore's own is a target of its TUF repository"
 
 
@@ -86,7 +87,7 @@ class TrustPolicy:
         roots = _Roots(sources.roots, files)
         policy = containers_policy.read(sources.policy, files) if sources.policy is not None else None
         namespaces = {
-            path.stem: containers_policy.read(path, files)
+            _namespace(path): containers_policy.read(path, files)
             for path in (files.listed(sources.namespaces, (".json",)) if sources.namespaces is not None else ())
         }
         images = [
@@ -119,6 +120,12 @@ class TrustPolicy:
     def _nothing(self) -> tuple[Rule, ...]:
         refused = Refused("no policy of this node is about it", "write one, or set signatures.unmatched")
         return {ALLOW: (), WARN: (Warned(refused),)}.get(self._unmatched, (refused,))
+
+
+def _namespace(path: Path) -> str:
+    if not _NAMESPACE.fullmatch(path.stem):
+        raise InvalidInput(str(path), f"{path.stem[:100]!r} is not the name of a namespace")
+    return path.stem
 
 
 class _Roots:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from hypothesis import given
+from hypothesis import strategies as st
 
-from forgeone_shim.attestation import containers_policy
+from forgeone_shim.attestation import containers_policy, scopes
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Subject
 from forgeone_shim.attestation.policyfiles import Files
 from forgeone_shim.attestation.requirements import Requirements
@@ -374,6 +376,94 @@ def test_gpg_is_not_verified_and_so_refused(tmp_path: Path) -> None:
 def test_a_malformed_policy_is_refused_whole(tmp_path: Path, document: object) -> None:
     with pytest.raises(InvalidInput):
         asked(tmp_path, document)
+
+
+FULCIO = {"caData": b64(making.Ca().pem), "oidcIssuer": "https://idp", "subjectEmail": "a@b"}
+PKI = {"caRootsData": b64(making.Ca().pem), "subjectEmail": "a@b", "subjectHostname": "b"}
+
+
+@pytest.mark.parametrize("requirement", [KEY, {"type": "sigstoreSigned", "pki": PKI}])
+@pytest.mark.parametrize(
+    ("field", "empty"),
+    [
+        ("rekorPublicKeyPath", ""),
+        ("rekorPublicKeyPaths", []),
+        ("rekorPublicKeyData", ""),
+        ("rekorPublicKeyDatas", []),
+        ("rekorPublicKeyDatas", [""]),
+        ("keyPaths", []),
+        ("keyPath", ""),
+    ],
+)
+def test_what_is_there_and_empty_does_not_ask_for_less(
+    tmp_path: Path, requirement: dict[str, Any], field: str, empty: object
+) -> None:
+    assert policy(tmp_path, requirement).rules
+    with pytest.raises(InvalidInput, match=field):
+        policy(tmp_path, {**requirement, field: empty})
+
+
+@pytest.mark.parametrize(
+    ("of", "field"), [("pki", "subjectEmail"), ("pki", "subjectHostname"), ("fulcio", "subjectEmail")]
+)
+def test_an_empty_name_is_not_anybody_s(tmp_path: Path, of: str, field: str) -> None:
+    log = {"rekorPublicKeyData": b64(pem(P256))} if of == "fulcio" else {}
+    wanted = {"pki": PKI, "fulcio": {**FULCIO, "buildSignerURI": "https://b"}}[of]
+    assert policy(tmp_path, {"type": "sigstoreSigned", of: wanted, **log}).rules
+    with pytest.raises(InvalidInput, match=field):
+        policy(tmp_path, {"type": "sigstoreSigned", of: {**wanted, field: ""}, **log})
+
+
+@pytest.mark.parametrize(
+    ("scope", "possible"),
+    [
+        ("", True),
+        ("docker.io", True),
+        ("docker.io/library", True),
+        ("docker.io/bitnami", True),
+        ("docker.io/library/busybox", True),
+        (f"docker.io/library/busybox@{DIGEST}", True),
+        ("localhost", True),
+        ("localhost/app:v1", True),
+        ("registry:5000", True),
+        ("registry:5000/a/b", True),
+        ("[::1]:5000/a", True),
+        ("[::1]", True),
+        ("*.example", True),
+        ("*.registry.example", True),
+        ("busybox", False),
+        ("busybox:latest", False),
+        ("library/busybox", False),
+        ("docker.io/busybox:latest", False),
+        ("index.docker.io", False),
+        ("index.docker.io/library/busybox", False),
+        ("Registry.example", False),
+        ("registry.example/Team", False),
+        ("registry.example/", False),
+        ("registry.example/team/", False),
+        ("registry.example/team/*", False),
+        ("*.example/team", False),
+        ("*", False),
+        ("https://registry.example", False),
+        (f"registry.example/app:v1@{DIGEST}", False),
+    ],
+)
+def test_a_scope_without_images_is_refused(tmp_path: Path, scope: str, possible: bool) -> None:
+    if possible:
+        assert policy(tmp_path, KEY, scope=scope)
+    else:
+        with pytest.raises(InvalidInput, match="has no image in it"):
+            policy(tmp_path, KEY, scope=scope)
+
+
+@given(reference=st.from_regex(r"([a-z]{1,4}\.example(:[1-9][0-9]?)?/)?[a-z]{1,4}(/[a-z]{1,4})?(:v1)?", fullmatch=True))
+def test_every_scope_of_an_image_may_be_in_a_policy(reference: str) -> None:
+    assert all(scopes.possible(scope) for scope in scopes.of(Reference.parse(reference)))
+
+
+def test_a_transport_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="'Docker' is no transport"):
+        asked(tmp_path, {"default": [{"type": "reject"}], "transports": {"Docker": {"": [{"type": "reject"}]}}})
 
 
 def test_a_key_twice_in_the_text_is_refused(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ POLICY = {
     "default": [{"type": "sigstoreSigned", "keyData": making.b64(pem(P256)), "signedIdentity": {"type": "matchExact"}}],
     "transports": {
         "docker": {
-            "a": [{"type": "reject"}],
-            "b": [
+            "a.example": [{"type": "reject"}],
+            "b.example": [
                 {
                     "type": "sigstoreSigned",
                     "pki": {"caRootsData": making.b64(CA.pem), "subjectEmail": "a@b"},
@@ -77,7 +77,7 @@ TRUST_POLICY = {
     "trustPolicies": [
         {
             "name": "x",
-            "registryScopes": ["a/b"],
+            "registryScopes": ["a.example/b"],
             "signatureVerification": {"level": "strict", "override": {"expiry": "log"}},
             "trustStores": ["ca:mine"],
             "trustedIdentities": ["x509.subject: C=a, ST=b, O=c"],

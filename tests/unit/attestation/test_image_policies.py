@@ -66,9 +66,11 @@ def check(policy: ImagePolicy, evidence: Evidence, about: Subject | None = None)
         ("registry.example/team/app:*", f"registry.example/team/app:v1@{DIGEST}", True),
         ("registry.example/team/app:*", f"registry.example/team/app@{DIGEST}", False),
         ("registry.example/team/app@sha256:*", f"registry.example/team/app@{DIGEST}", True),
-        ("registry.example/team/app", "registry.example/team/app:v1", False),
-        ("registry-example/**", "registry.example/team/app", False),
-        ("registryXexample/**", "registry.example/team/app", False),
+        ("registry.example/team/app:v2", "registry.example/team/app:v1", False),
+        ("my-registry.example/**", "my.registry.example/team/app", False),
+        ("myXregistry.example/**", "my.registry.example/team/app", False),
+        ("localhost/app:*", "localhost/app", True),
+        ("**/app:*", "registry.example/team/app", True),
     ],
 )
 def test_globs_are_matched_as_policy_controller_matches_them(tmp_path: Path, glob: str, image: str, fits: bool) -> None:
@@ -169,6 +171,19 @@ def test_keys_may_sign_with_the_hash_that_is_named_alone(tmp_path: Path) -> None
 KEYLESS = {"identities": [{"issuer": "https://example.com", "subject": "a@example.com"}]}
 
 
+DEAD = (
+    "busybox*",
+    "busybox:*",
+    "library/busybox:*",
+    "registry.example",
+    "registry.example*",
+    "registry.example/team/app",
+    "registry.example:5000/app",
+    "registry.example/**/app",
+    "registry.example/team/",
+)
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
@@ -184,6 +199,12 @@ KEYLESS = {"identities": [{"issuer": "https://example.com", "subject": "a@exampl
         (document(KEY, polcy={}), r"\.spec: .*unknown field `polcy`"),
         (document({}), r"authorities\[0\]"),
         (document({**KEY, "static": {"action": "pass"}}), r"authorities\[0\]"),
+        (
+            document({"static": {"action": "pass"}, "attestations": [{"name": "x", "predicateType": "y"}]}),
+            "static asks",
+        ),
+        (document({"static": {"action": "pass"}, "ctlog": {}}), "static asks"),
+        *((document(KEY, globs=(glob,)), r"glob.*matches no image") for glob in DEAD),
         (document({"key": {"secretRef": {"name": "x"}}}), r"authorities\[0\]\.key"),
         (document({"key": {"kms": "awskms://x"}}), r"authorities\[0\]\.key"),
         (document({"key": {"data": "nonsense"}}), r"authorities\[0\]\.key\.data"),

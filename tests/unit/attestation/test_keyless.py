@@ -142,6 +142,15 @@ def test_a_certificate_that_no_transparency_log_has_is_refused_where_one_is_aske
         fulcio(ca, log, transparency=True).verify(legacy.signature(signed(ca, log), "it"), NOW)
 
 
+@pytest.mark.parametrize("part", ["certificateAuthorities", "tlogs", "ctlogs"])
+def test_a_time_without_a_zone_is_refused(part: str) -> None:
+    document = json.loads(fixture("sigstore-conformance/production-root.json"))
+    each = document[part][0]
+    (each.get("publicKey") or each)["validFor"] = {"start": "2020-01-01T00:00:00"}
+    with pytest.raises(InvalidInput, match="mine"):
+        TrustedRoot.parse(json.dumps(document).encode(), "mine")
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"{}", b'{"mediaType": "x", "certificateAuthorities": [], "tlogs": []}', b"[" * 50_000],

@@ -207,11 +207,14 @@ def test_at_level_audit_only_a_broken_signature_refuses(tmp_path: Path) -> None:
         check(wanted, jws(P256, ca.signer(), OTHER))
 
 
+SKIPPED = {"name": "skip", "registryScopes": ["registry.example/free"], "signatureVerification": {"level": "skip"}}
+
+
 def test_scopes_are_whole_repositories(tmp_path: Path) -> None:
     found = read(
         tmp_path,
         policy(registryScopes=["registry.example/team/app"]),
-        {"name": "skip", "registryScopes": ["registry.example/free"], "signatureVerification": {"level": "skip"}},
+        SKIPPED,
         roots=[making.Ca().pem],
     )
     assert len(found.required(Reference.parse("registry.example/team/app:v1"))) == 1
@@ -226,6 +229,11 @@ def test_scopes_are_whole_repositories(tmp_path: Path) -> None:
         [policy(signatureVerification={"level": "loose"})],
         [policy(signatureVerification={"level": "strict", "override": {"integrity": "log"}})],
         [policy(signatureVerification={"level": "skip"})],
+        [{**SKIPPED, "signatureVerification": {"level": "skip", "override": {"authenticity": "enforce"}}}],
+        [policy(registryScopes=["docker.io/busybox"])],
+        [policy(registryScopes=["registry.example/app:v1"])],
+        [policy(registryScopes=["Registry.example/app"])],
+        [policy(registryScopes=["registry.example/app/"])],
         [policy(), policy(name="two")],
         [policy(registryScopes=["*", "a/b"])],
         [policy(registryScopes=["registry.example/*"])],

@@ -156,6 +156,23 @@ def test_a_way_to_a_policy_that_others_could_turn_is_not_believed(sources: Sourc
         TrustPolicy.load(Sources(policy=sources.policy))
 
 
+def test_a_way_to_an_empty_directory_that_others_could_turn_is_not_believed(tmp_path: Path) -> None:
+    policies = tmp_path / "way/images"
+    policies.mkdir(parents=True)
+    TrustPolicy.load(Sources(images=policies))
+    policies.parent.chmod(0o777)
+    for sources in (Sources(images=policies), Sources(namespaces=policies)):
+        with pytest.raises(FailedPrecondition, match="way can be written by everybody"):
+            TrustPolicy.load(sources)
+
+
+@pytest.mark.parametrize("name", ["Prod", "prod_1", "a.b", "-a", "x" * 64])
+def test_a_file_that_is_no_namespace_s_is_refused(sources: Sources, tmp_path: Path, name: str) -> None:
+    (tmp_path / "namespaces" / f"{name}.json").write_bytes((tmp_path / "policy.json").read_bytes())
+    with pytest.raises(InvalidInput, match="is not the name of a namespace"):
+        TrustPolicy.load(sources)
+
+
 def test_no_more_evidence_is_looked_at_than_the_limit(sources: Sources) -> None:
     required = TrustPolicy.load(sources).required(APP)
     junk = tuple(bundle(STRANGER) for _ in range(2)) * (MAX_ITEMS // 2)
