@@ -19,6 +19,7 @@ from forgeone_shim.contract import patterns, reader
 from forgeone_shim.contract.merge import normal, tighten
 from forgeone_shim.contract.model import PAYLOAD_TYPE, UNRESTRICTED, Contract
 from forgeone_shim.contract.reader import Document, Scope
+from forgeone_shim.contract.values import LABEL
 from forgeone_shim.dropins import documents
 from forgeone_shim.errors import ForgeError, InvalidInput
 
@@ -26,6 +27,7 @@ PREFIX: Final = "zta.forgeone.dev/"
 DOCUMENT: Final = "contract"
 NOTHING: Final = "none"
 """The empty list, as the value of an annotation."""
+_MAX_SHOWN: Final = 100
 
 _TEXT, _NUMBER, _TRUTH, _LIST = "text", "number", "truth", "list"
 FIELDS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -171,13 +173,14 @@ def plain(where: str, data: bytes) -> object:
 
 def _check_key(key: str, name: str, dot: str, of: str) -> None:
     if (name != DOCUMENT and name not in FIELDS) or (dot and not of):
-        near = difflib.get_close_matches(name, [DOCUMENT, *FIELDS], n=1)
+        near = difflib.get_close_matches(name[:_MAX_SHOWN], [DOCUMENT, *FIELDS], n=1)
         raise InvalidInput(
-            f"annotation {PREFIX}{key}",
+            f"annotation {PREFIX}{key[:_MAX_SHOWN]}",
             "is no field of a contract",
             fix=f"did you mean {PREFIX}{near[0]}?" if near else f"fields are {', '.join(FIELDS)}, and {DOCUMENT}",
         )
-
+    if dot and not LABEL.fullmatch(of):
+        raise InvalidInput(f"annotation {PREFIX}{key[:_MAX_SHOWN]}", f"{of[:_MAX_SHOWN]!r} is no container's name")
     if dot and name in OF_PODS:
         raise InvalidInput(f"annotation {PREFIX}{key}", "is of pods, and cannot be of one container")
 

@@ -198,6 +198,13 @@ def test_a_key_that_is_none_is_refused_with_the_one_that_was_meant(key: str, nea
     assert f"{PREFIX}{near}?" in error.fix if near else error.fix
 
 
+@pytest.mark.parametrize("name", ["Web", "web.", "a.b", "-", "a" * 64, "a b"])
+def test_a_key_for_what_no_container_can_be_called_is_refused(name: str) -> None:
+    error = refused({f"exec.{name}": "false"})
+    assert "no container's name" in error.reason
+    assert error.field == f"annotation {PREFIX}exec.{name}"
+
+
 def test_annotations_of_others_are_none_of_ours() -> None:
     other = {"zta.forgeone.devel/exec": "no", "forgeone.dev/devices": "/dev/fuse", "x.zta.forgeone.dev/y": ""}
     assert parse.offered(other, pod=POD) is NO_OFFER
