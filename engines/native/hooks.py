@@ -123,7 +123,7 @@ def _read(bundle: str) -> _Note:
         return msgspec.json.decode(Path(bundle, NOTE).read_bytes(), type=_Note)
     except OSError as error:
         raise syscall_error("read", f"{bundle}/{NOTE}", error) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError) as error:
         raise InternalError(f"{bundle}/{NOTE} is not as it was written: {error}") from error
 
 

@@ -99,7 +99,7 @@ def imprint(path: Path, container_id: str, version: str) -> Imprint:
     content = _read(path, container_id)
     try:
         config = _DECODER.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise InternalError(f"{path} is not as it was written: {error}") from error
     # Compiled, where it could be, and then crun is told nothing else.
     compiled = config.annotations.get(bpf.ANNOTATION)

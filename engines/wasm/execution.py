@@ -80,7 +80,7 @@ def _heard(read: int, connection: socket.socket) -> Failed | None:
         return None
     try:
         return msgspec.json.decode(said, type=Failed)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return Failed(step="start", error=Kind.INTERNAL, message="the guest's process ended before it was ready")
 
 

@@ -80,5 +80,5 @@ def _read(bundle: str, container_id: str, kind: type[_Kind]) -> _Kind:
 def _decoded(bundle: str, written: bytes, kind: type[_Kind]) -> _Kind:
     try:
         return msgspec.json.decode(written, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise InternalError(f"{bundle}/{NAME} is not as it was written: {error}") from error

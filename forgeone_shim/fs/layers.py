@@ -215,7 +215,7 @@ class LayerStore:
     def _record(home: Path) -> _Record | None:
         try:
             return msgspec.json.decode((home / _RECORD).read_bytes(), type=_Record)
-        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError, UnicodeError):
             return None
 
     def _once(self, diff_id: str, deadline: Deadline, make: Callable[[], LayerInfo]) -> LayerInfo:

@@ -108,7 +108,7 @@ def _said(archive: Archive, entry: Descriptor) -> Said | None:
         return None
     try:
         about = msgspec.json.decode(data, type=_About).subject
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Malformed(f"{name} is malformed: {error}") from None
     return Said(entry, about=about.digest if about is not None else "")
 

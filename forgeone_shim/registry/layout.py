@@ -84,7 +84,7 @@ class Archive:
             raise InvalidInput("file", f"{name} is no OCI image layout in a tar", fix=_HOW)
         try:
             version = msgspec.json.decode(self._small(_MARK, 4096), type=dict[str, Any]).get("imageLayoutVersion")
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             version = None
         if not isinstance(version, str) or not version.startswith("1."):
             raise InvalidInput("file", f"{name}: a layout of version {str(version)[:40]!r} is not known")

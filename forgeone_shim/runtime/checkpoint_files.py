@@ -118,7 +118,7 @@ def read_pod(directory: Path) -> SavedPod:
             found = msgspec.json.decode(file.read(_POD_MAX), type=SavedPod)
     except OSError as error:
         raise InvalidInput(field, f"{directory} holds no checkpoint of a pod: {error.strerror}") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise InvalidInput(field, f"{directory / POD} is not sound: {str(error)[:200]}") from error
     if found.format != FORMAT:
         raise InvalidInput(field, f"{directory} has format {found.format}; this is for format {FORMAT}")
