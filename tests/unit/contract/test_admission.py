@@ -68,7 +68,22 @@ def test_what_it_refuses_no_node_takes(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["exce", "exec-mode", "Exec", "", "contracts", "exec_", "contract_", "x.exec", "egress.web", "node.web"]
+    "key",
+    [
+        "exce",
+        "exec-mode",
+        "Exec",
+        "",
+        "contracts",
+        "exec_",
+        "contract_",
+        "x.exec",
+        "egress.web",
+        "node.web",
+        "exec.",
+        "a.b.c",
+        "exec.-",
+    ],
 )
 def test_a_key_that_is_none_is_refused(key: str) -> None:
     given = {f"{PREFIX}{key}": "true"}
@@ -79,3 +94,23 @@ def test_a_key_that_is_none_is_refused(key: str) -> None:
 def test_pods_without_a_contract_pass() -> None:
     assert answers(None) == answers({}) == answers({"zta.forgeone.devel/x": ""}) == []
     assert answers({f"{PREFIX}contract": "rbac: {exec: false}", f"{PREFIX}contract.web": "{}"}) == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "before", "after", "asked"),
+    [
+        ("CREATE", None, {"metadata": {"annotations": {"a": "b"}}}, True),
+        ("UPDATE", {"metadata": {"annotations": {"a": "b"}}}, {"metadata": {"annotations": {"a": "b"}}}, False),
+        ("UPDATE", {"metadata": {"annotations": {"a": "b"}}}, {"metadata": {"annotations": {"a": "c"}}}, True),
+        ("UPDATE", {"metadata": {}}, {"metadata": {"annotations": {"a": "b"}}}, True),
+        ("UPDATE", {"metadata": {}}, {"metadata": {}}, True),
+    ],
+)
+def test_pods_from_before_can_be_changed_and_go(
+    operation: str, before: dict[str, Any] | None, after: dict[str, Any], asked: bool
+) -> None:
+    (condition,) = SPEC["matchConditions"]
+    names = ("request", "object", "oldObject")
+    env = cel.NewEnv(variables=dict.fromkeys(names, cel.Type.DYN))
+    given = dict(zip(names, ({"operation": operation}, after, before), strict=True))
+    assert env.compile(condition["expression"]).eval(env.Activation(given)).value() is asked
