@@ -149,8 +149,8 @@ class LayoutSource:
         return Document(data, digest, content)
 
     def document(self, blob: Descriptor, limit: int = MAX_CONFIG, _: str = "") -> bytes:
-        """A small blob, verified."""
-        return self._archive.read(blob.digest, limit)
+        """A small blob, verified; FailedPrecondition: it is larger than ``limit``, or than whoever names it says."""
+        return self._archive.read(blob.digest, min(limit, blob.size))
 
     def served(
         self,

@@ -532,6 +532,20 @@ def test_an_archive_without_signatures_is_taken_and_refused_when_a_container_is_
         load(node, archive(contents, tmp_path / "it.tar", other), name(registry))
 
 
+def test_an_archive_that_understates_its_signatures_does_not_fill_the_memory(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, tmp_path: Path
+) -> None:
+    """One blob under many signatures is as many pieces of evidence."""
+    made, large = contents.add_image(), bytes(1 << 20)
+    layers = [(SIMPLE, large, {"dev.cosignproject.cosign/signature": str(number)}) for number in range(64)]
+    entry = contents.add_artifact(layers=layers)
+    document = json.loads(contents.manifests[entry["digest"]][1])
+    for layer in document["layers"]:
+        layer["size"] = 1
+    image = load(node, archive(contents, tmp_path / "it.tar", made, contents.add_manifest(document)), name(registry))
+    assert image.evidence == {}
+
+
 def test_what_would_only_be_warned_of_is_looked_for_again_soon(
     node: Node,
     registry: FakeRegistry,
