@@ -124,7 +124,10 @@ def verify(
     :param intermediates: certificates that may be between, beside those of the chain.
     :raises Unverified: there is no such path, or a certificate on it does not allow what it is used for.
     """
-    leaf = chain[0]
+    leaf, *others = dict.fromkeys(chain)
+    if len({each.subject for each in others}) < len(others):
+        # Every way through them would be tried, and strangers could make a chain of thousands.
+        raise Unverified(f"{name}: two of its issuers have the same subject")
     try:
         verifier = (
             PolicyBuilder()
@@ -143,7 +146,7 @@ def verify(
             )
             .build_client_verifier()
         )
-        path = tuple(verifier.verify(leaf, [*chain[1:], *intermediates]).chain)
+        path = tuple(verifier.verify(leaf, [*others, *intermediates]).chain)
     except (VerificationError, *UNREADABLE) as error:
         raise Unverified(f"{name}: its certificate is not trusted: {str(error)[:300]}") from None
     return path

@@ -136,7 +136,10 @@ def _read(
             found += parse(piece, name)
         except Unverified as error:
             reasons.append(error.what)
-    return found
+    if len(found) > MAX_ITEMS:
+        # An envelope can have many.
+        reasons.append(f"its {noun}s have {len(found)} signatures, and {MAX_ITEMS} are looked at")
+    return found[:MAX_ITEMS]
 
 
 def _endorsement(

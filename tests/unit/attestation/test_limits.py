@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from cryptography import x509
 
-from forgeone_shim.attestation import bundles, dsse, legacy, publickeys, statements
+from forgeone_shim.attestation import bundles, certificates, dsse, legacy, publickeys, statements
 from forgeone_shim.attestation.authorities import Keys
-from forgeone_shim.attestation.evidence import Evidence, Kind, LegacyAttestation, SimpleSignature
+from forgeone_shim.attestation.certificates import Profile
+from forgeone_shim.attestation.evidence import MAX_ITEMS, Evidence, Kind, LegacyAttestation, SimpleSignature
 from forgeone_shim.attestation.identity import Match, SignedIdentity
-from forgeone_shim.attestation.rules import Endorsed, Endorser
+from forgeone_shim.attestation.rules import Endorsed, Endorser, candidates
 from forgeone_shim.attestation.signed import MAX_ENTRY, Unverified
 from tests.unit.attestation import making
 from tests.unit.attestation.making import DIGEST, IN_TOTO, NOW, OTHER, P256, PROVENANCE, SLSA, b64, bundle, pem, subject
@@ -44,6 +46,25 @@ def test_an_attestation_that_is_offered_many_times_is_read_once(monkeypatch: pyt
     endorsement = RULE.check(subject(), evidence, NOW)
     assert [one.predicate_type for one in endorsement.attestations] == [SLSA]
     assert parsed == ["bundle 1", "attestation 1", "attestation 3"]
+
+
+def test_no_more_signatures_are_verified_than_the_limit() -> None:
+    signed = legacy.attestations(attested(DIGEST, "")[0], "it")
+    offered = attested(DIGEST, *(str(number) for number in range(MAX_ITEMS // len(signed) + 1)))
+    reasons: list[str] = []
+    found = candidates(Evidence(attestations=tuple(offered)), frozenset({Kind.ATTESTATIONS}), reasons)
+    assert (len(found), len(reasons)) == (MAX_ITEMS, 1)
+
+
+def test_a_chain_of_many_ways_is_not_walked() -> None:
+    ca, day = making.Ca("stranger"), making.timedelta(days=1)
+    extensions = [(x509.BasicConstraints(True, None), True), (making.usage(key_cert_sign=True), True)]
+    between = [making.certificate(ca.key, "stranger", ca, extensions, -day, day) for _ in range(2)]
+    for chain in ([*ca.signer()[:1], *between], [*ca.signer()[:1], ca.certificate, between[0]]):
+        with pytest.raises(Unverified, match="two of its issuers have the same subject"):
+            certificates.verify(chain, [ca.certificate], NOW, Profile.PRIVATE, "it")
+    # The same one twice is none more.
+    assert certificates.verify([*ca.signer(), ca.certificate], [ca.certificate], NOW, Profile.PRIVATE, "it")
 
 
 def test_the_same_signature_twice_in_an_envelope_is_one() -> None:
