@@ -11,6 +11,7 @@ https://github.com/notaryproject/specifications/blob/main/specs/signature-specif
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from forgeone_shim.registry.manifest import OCI_MANIFEST, Descriptor, Malformed
 
 MAX_TOTAL: Final = 32 * 1024 * 1024
 """Bytes of evidence of one image that are fetched, the small pieces first."""
+
+MAX_BESIDE: Final = 32 * 1024 * 1024
+"""Bytes of the manifests that name it, with all that is written in them."""
 
 MAX_MANIFESTS: Final = 64
 """Manifests of one list that are read."""
@@ -188,6 +192,8 @@ class _Search:
         self._place, self._wanted = place, wanted
         self._problems: list[str] = []
         self._unreached = False
+        self._lock = threading.Lock()
+        self._left = MAX_BESIDE
 
     def run(self, pool: ThreadPoolExecutor, digests: Sequence[str]) -> Found:
         suffixes = {Kind.SIMPLE: "sig", Kind.ATTESTATIONS: "att"}
@@ -227,8 +233,19 @@ class _Search:
     def _tagged(self, reference: str) -> list[_Item]:
         """What is wanted of the manifest that a tag or digest names."""
         served = self._try(lambda: self._place.served(reference, parse_artifact, optional=True))
-        found = [(kind_of(layer), layer) for layer in (served[2] if served else ())]
+        if served is None or not self._afforded(reference, len(served[0])):
+            return []
+        found = [(kind_of(layer), layer) for layer in served[2]]
         return [_Item(kind, layer) for kind, layer in found if kind is not None and kind in self._wanted]
+
+    def _afforded(self, reference: str, size: int) -> bool:
+        """Whether a manifest may be kept for as long as this takes: its annotations are as long as its author likes."""
+        with self._lock:
+            if size <= self._left:
+                self._left -= size
+                return True
+        self._problems.append(f"{reference} with {size} bytes was passed over")
+        return False
 
     def _bounded(self, items: Iterable[_Item]) -> list[_Item]:
         """As much as may be looked at: the newest of each kind, and of those the smallest where all are too large."""

@@ -222,6 +222,21 @@ def test_what_is_too_large_is_passed_over_and_never_asked_for(
     assert len(registry.paths("/blobs/")) == 2
 
 
+def test_manifests_of_signatures_fill_no_memory_with_what_is_written_beside_them(
+    session: Session, registry: FakeRegistry, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Annotations hold certificates, or whatever their author likes."""
+    monkeypatch.setattr(evidence, "MAX_BESIDE", 6000)
+    layers = [(SIMPLE, b"%d" % number, {"dev.sigstore.cosign/certificate": "x" * 2000}) for number in range(3)]
+    contents.referrers = {IMAGE: [contents.add_artifact(layers=[layer], subject=IMAGE) for layer in layers]}
+    result = found(session, registry)
+    assert len(result.evidence.simple) == 2
+    assert [problem.partition(" with ")[2].partition(" ")[2] for problem in result.problems] == [
+        "bytes was passed over"
+    ]
+    assert not result.unreached
+
+
 @given(
     st.one_of(
         st.binary(max_size=200),
