@@ -7,6 +7,7 @@ node itself has: those of a pull are forgotten with it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ from forgeone_shim.registry.manifest import (
     Malformed,
     parse_manifest,
 )
-from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.model import Credentials, Image
 from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.source import Source
@@ -45,7 +46,7 @@ from forgeone_shim.registry.verifiers import Target, auth_document
 from forgeone_shim.registry.vetting import Case, Vetting
 
 SEARCH_SECONDS: Final = 30.0
-"""How long the registry is asked when a container is made: one that is gone must not take all of the call's time."""
+"""How long registries are asked when a container is made: one that is gone must not take all of the call's time."""
 
 # Shorter than that, it is no id but a name (see records).
 _SHORT_ID: Final = 12
@@ -141,33 +142,38 @@ class Endorser:
         """
         own = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
         failure: UntrustedImage | None = None
+        patience = _Patience(SEARCH_SECONDS)
         for subject in subjects(image, name, self._documents.read):
             try:
-                return self._created(image, Case(subject, namespace, own), deadline, asking)
+                return self._created(image, Case(subject, namespace, own), deadline, patience, asking)
             except UntrustedImage as error:
                 failure = error
             except Unavailable as error:
                 failure = UntrustedImage(error.what, fix=error.fix)
         raise failure or UntrustedImage(f"{name or image.id} has no name that a policy could be about")
 
-    def _created(self, image: Image, case: Case, deadline: Deadline, asking: Asking) -> Endorsement:
+    def _created(
+        self, image: Image, case: Case, deadline: Deadline, patience: _Patience, asking: Asking
+    ) -> Endorsement:
         subject, config = case.subject, asking.config
         known = asking.vetting.known(case)
         if known is not None:
             return known
-        credentials = authfiles.find(
-            subject.reference, case.namespace, namespaces=config.namespaced_auth_dir, node=config.auth_file
-        )
         target = subject.index_digest or subject.digest
 
         def kept(_: frozenset[Kind]) -> Found | None:
             found = self._kept(image, subject)
             return None if found is None else Found(found)
 
+        def credentials() -> Credentials | None:
+            return authfiles.find(
+                subject.reference, case.namespace, namespaces=config.namespaced_auth_dir, node=config.auth_file
+            )
+
         def fetched(wanted: frozenset[Kind]) -> Found:
-            hosts = endpoints_for(Path(config.config_path), subject.reference.registry, credentials)
+            hosts = endpoints_for(Path(config.config_path), subject.reference.registry, credentials())
             try:
-                with deadline.within(SEARCH_SECONDS) as left, _session(asking, left) as session:
+                with patience.within(deadline) as left, _session(asking, left) as session:
                     return search(Source(session, subject.reference, hosts), subject.digests, wanted)
             except DeadlineExceeded:
                 deadline.check("while signatures were looked for")
@@ -177,7 +183,7 @@ class Endorser:
             case,
             (kept, fetched),
             lambda: _target(self._documents.read(target), target),
-            lambda: auth_document(subject.reference.registry, credentials),
+            lambda: auth_document(subject.reference.registry, credentials()),
             deadline,
         )
         for warning in vetted.endorsement.warnings:
@@ -210,6 +216,23 @@ class Endorser:
             except NotFound:
                 stale = (digest,)
             self._documents.retain(self._records.needed()[1], stale)
+
+
+class _Patience:
+    """The time that registries have for all names of an image together; ``seconds`` of waiting for them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    @contextmanager
+    def within(self, deadline: Deadline) -> Iterator[Deadline]:
+        """What is left of it, and no later than ``deadline``."""
+        began = time.monotonic()
+        try:
+            with deadline.within(self._left) as inner:
+                yield inner
+        finally:
+            self._left = max(0.0, self._left - (time.monotonic() - began))
 
 
 def case_of(reference: Reference, resolved: Resolved, namespace: str) -> Case:

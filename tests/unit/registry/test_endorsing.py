@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -302,6 +303,37 @@ def test_an_image_that_is_here_is_refused_where_the_registry_cannot_be_asked(
         node.images.endorsement(image, name(registry), "", NEVER)
     with pytest.raises(DeadlineExceeded):
         node.images.endorsement(image, name(registry), "", Deadline.after(0.1))
+
+
+def test_all_names_of_an_image_together_wait_no_longer_for_registries_than_one(
+    node: Node, registry: FakeRegistry, contents: Contents, loaded: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents.add_image("v1", "v2", "v3", "v4")
+    for tag in ("v1", "v2", "v3", "v4"):
+        image = node.images.pull(name(registry, tag=tag), None, NEVER)
+    reload(node)
+
+    def stall(handler: Handler) -> bool:
+        registry.stall()
+        return True
+
+    registry.hook = stall
+    monkeypatch.setattr(endorsing, "SEARCH_SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.raises(UntrustedImage, match="did not answer in time"):
+        node.images.endorsement(image, image.id, "", NEVER)
+    assert time.monotonic() - began < 2.5
+
+
+def test_what_is_kept_counts_without_credentials_that_can_be_read(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, tmp_path: Path
+) -> None:
+    sign(contents, contents.add_image("v1")["digest"])
+    image = node.images.pull(name(registry), None, NEVER)
+    (tmp_path / "auth.json").write_text("{")
+    node.config = replace(node.config, auth_file=str(tmp_path / "auth.json"))
+    reload(node)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
 
 
 def test_a_verdict_is_asked_for_again_when_it_has_expired(
