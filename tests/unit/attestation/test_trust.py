@@ -279,6 +279,37 @@ def test_a_root_that_issues_signers_alone_has_no_authorities_below() -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        ([x509.RFC822Name("a@example.com"), x509.DNSName("build.example.com")], ""),
+        ([x509.RFC822Name("a@elsewhere.example")], "name constraints"),
+        ([x509.DNSName("build.elsewhere.example")], "name constraints"),
+        ([x509.RFC822Name("a@bad.example.com")], "name constraint"),
+    ],
+)
+@pytest.mark.parametrize("at_root", [False, True])
+def test_an_authority_vouches_for_the_names_alone_that_it_may(
+    names: list[x509.GeneralName], fault: str, at_root: bool
+) -> None:
+    root, day = making.Ca(), making.timedelta(days=1)
+    permitted = [x509.RFC822Name("example.com"), x509.RFC822Name("bad.example.com"), x509.DNSName("example.com")]
+    limited = x509.NameConstraints(permitted, [x509.RFC822Name("bad.example.com")])
+    extensions = [(AUTHORITY, True), (ISSUES, True), (limited, True)]
+    issuer = root if at_root else making.Ca("between", root)
+    issuer.certificate = making.certificate(
+        issuer.key, "root" if at_root else "between", None if at_root else root, extensions, -day, day
+    )
+    alternative = x509.SubjectAlternativeName(names)
+    leaf = making.certificate(P256, "signer", issuer, [(making.usage(), True), (alternative, False)], -day, day)
+    chain = [leaf] if at_root else [leaf, issuer.certificate]
+    if fault:
+        with pytest.raises(Unverified, match=fault):
+            certificates.verify(chain, [root.certificate], NOW, Profile.PRIVATE, "it")
+    else:
+        assert certificates.verify(chain, [root.certificate], NOW, Profile.PRIVATE, "it")
+
+
+@pytest.mark.parametrize(
     ("der", "text"),
     [
         (b"\x0c\x03abc", "abc"),
