@@ -49,7 +49,7 @@ from forgeone_shim.registry.vetting import Vetting
 from forgeone_shim.state.store import StateStore
 
 Progress = Callable[[LayerProgress], None]
-_Key = tuple[Reference, Credentials | None, bool, str]
+_Key = tuple[Reference, Credentials | None, bool, str, Vetting | None]
 # How long a caller whose deadline passed waits for its pull to be undone before it is told so.
 _UNDO_SECONDS: Final = 5.0
 
@@ -221,11 +221,12 @@ class ImageService:
         if not auth:
             files = self._settings.config
             auth = authfiles.find(reference, namespace, namespaces=files.namespaced_auth_dir, node=files.auth_file)
-        # What is asked of an image depends on the namespace, and two pulls that ask for different things are two.
-        judged_for = namespace if self._settings.vetting is not None else ""
         while True:
             deadline.check(f"before the pull of {reference}")
-            flight, joined = self._board((reference, auth or None, wasm, judged_for), deadline, progress)
+            settings = self._settings
+            # What is asked of an image depends on policies and namespace; pulls that ask for different things are two.
+            asked = (namespace, settings.vetting) if settings.vetting is not None else ("", None)
+            flight, joined = self._board((reference, auth or None, wasm, *asked), settings, deadline, progress)
             try:
                 landed = flight.wait(deadline)
             finally:
@@ -410,13 +411,15 @@ class ImageService:
             except Exception as error:
                 self._log.warning("what belonged to images that are gone is left", error=str(error))
 
-    def _board(self, key: _Key, deadline: Deadline, progress: Progress | None) -> tuple[_Flight, bool]:
+    def _board(
+        self, key: _Key, settings: _Settings, deadline: Deadline, progress: Progress | None
+    ) -> tuple[_Flight, bool]:
         """The pull that answers this call, and whether it was under way before."""
         with self._lock:
             flight = self._flights.get(key)
             joined = flight is not None
             if flight is None:
-                flight = self._flights[key] = _Flight(key, deadline, self._contexts, self._settings)
+                flight = self._flights[key] = _Flight(key, deadline, self._contexts, settings)
                 threading.Thread(target=self._fly, args=(flight,), name="pull", daemon=True).start()
             else:
                 flight.session.deadline.extend(deadline)
@@ -562,7 +565,7 @@ class _Flight:
         settings: _Settings,
     ) -> None:
         self.key = key
-        self.reference, self.auth, self.wasm, self.namespace = key
+        self.reference, self.auth, self.wasm, self.namespace, _ = key
         self.settings = settings
         self.session = Session(contexts, Deadline.after(deadline.remaining()), settings.config.progress_timeout)
         self.passengers = 0

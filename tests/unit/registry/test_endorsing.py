@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -230,6 +232,36 @@ def test_each_namespace_has_its_own_policy(
     with pytest.raises(UntrustedImage, match="bob"):
         node.images.endorsement(image, name(registry), "strict", NEVER)
     assert node.images.endorsement(image, name(registry), "lax", NEVER).signers == ("key:alice",)
+
+
+def test_a_pull_that_began_before_a_reload_is_not_shared_with_one_that_came_after(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    (layer,) = contents.layer_digests(contents.add_image("v1"))
+    rule = loaded.rules.pop("app")
+    going, go = threading.Event(), threading.Event()
+
+    def hold(handler: Handler) -> bool:
+        if handler.path.endswith(layer):
+            going.set()
+            go.wait(10)
+        return False
+
+    registry.hook = hold
+    with ThreadPoolExecutor(2) as pool:
+        before = pool.submit(node.images.pull, name(registry), None, NEVER)
+        assert going.wait(10)
+        loaded.rules["app"] = rule
+        reload(node)
+        after = pool.submit(node.images.pull, name(registry), None, NEVER)
+        try:
+            with pytest.raises(UntrustedImage, match="not signed by alice"):
+                after.result(10)
+        finally:
+            go.set()
+    assert before.result(10).repo_tags == (name(registry),)
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(before.result(), name(registry), "", NEVER)
 
 
 def test_a_name_is_judged_by_its_own_policy_whatever_else_the_image_is_called(
