@@ -135,17 +135,19 @@ class Endorser:
             self._log.warning("a signature was passed over", image=str(source.reference), why=problem)
         return _with(resolved, found.evidence)
 
-    def created(self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking) -> Endorsement:
+    def created(
+        self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking, *, signers: tuple[str, ...]
+    ) -> Endorsement:
         """Judge an image of this node that was asked for by ``name``, or by an id: then by any name that it has here.
 
+        :param signers: who signed it as a package, and is trusted now.
         :raises UntrustedImage: it may not be used, or who would have to be asked does not answer.
         """
-        own = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
         failure: UntrustedImage | None = None
         patience = _Patience(SEARCH_SECONDS)
         for subject in subjects(image, name, self._documents.read):
             try:
-                return self._created(image, Case(subject, namespace, own), deadline, patience, asking)
+                return self._created(image, Case(subject, namespace, signers), deadline, patience, asking)
             except UntrustedImage as error:
                 failure = error
             except Unavailable as error:

@@ -71,6 +71,18 @@ class _Settings:
         keys = read_trusted(Path(self.packages.trusted_keys))
         return Trust(keys, unsigned=self.packages.unsigned == "allow", abi=self.abi)
 
+    def signers(self, image: Image) -> tuple[str, ...]:
+        """Those who signed a package and are trusted still; keys that cannot be read count for nothing."""
+        said = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
+        if not said:
+            return ()
+        try:
+            trusted = {f"key:{key.id}" for key in self.trust().keys}
+        except ForgeError as error:
+            structlog.get_logger("images").warning("keys of packages cannot be used", error=str(error))
+            return ()
+        return tuple(signer for signer in said if signer in trusted)
+
     def blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
         """What is kept of an image beside its layers."""
         wanted = resolved.wanted(keep=self.config.keep_blobs)
@@ -272,10 +284,11 @@ class ImageService:
         :raises UntrustedImage: not those who must, or the registry that would have to be asked does not answer.
         """
         settings = self._settings
+        signers = settings.signers(image)
         if settings.vetting is None:
-            return Endorsement(packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ())
+            return Endorsement(signers)
         asking = Asking(settings.config, settings.vetting, self._contexts)
-        return self._endorser.created(image, name, namespace, deadline, asking)
+        return self._endorser.created(image, name, namespace, deadline, asking, signers=signers)
 
     def named(self, ref: str) -> list[Image]:
         """Like :meth:`resolve`, with both images of a name that stands for two; none where there is no such image."""

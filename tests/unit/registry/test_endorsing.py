@@ -437,6 +437,32 @@ def test_who_signed_a_package_stands_behind_it_without_other_evidence(
         node.images.endorsement(image, name(registry, "logger"), "", NEVER)
 
 
+def test_a_key_that_was_taken_away_stands_behind_no_package_that_is_here(
+    node: Node,
+    registry: FakeRegistry,
+    contents: Contents,
+    listener: Listener,
+    loaded: Policies,
+    make: Make,
+    tmp_path: Path,
+) -> None:
+    key = tmp_path / "keys" / "it.pem"
+    key.parent.mkdir(mode=0o755)
+    key.write_bytes(KEY.public.pem())
+    serve(contents, make())
+    node.images.reconfigure(node.config, [], PackagesConfig(trusted_keys=str(key.parent)))
+    loaded.rules["logger"] = Signed("alice")
+    image = node.images.pull(name(registry, "logger"), None, NEVER)
+    key.chmod(0o666)
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry, "logger"), "", NEVER)
+    key.unlink()
+    with pytest.raises(UntrustedImage, match="not signed by alice"):
+        node.images.endorsement(image, name(registry, "logger"), "", NEVER)
+    node.images.reconfigure(node.config, [], signatures=SignaturesConfig())
+    assert node.images.endorsement(image, name(registry, "logger"), "", NEVER) == Endorsement()
+
+
 def test_an_unsigned_package_has_to_meet_the_policies(
     node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies, make: Make
 ) -> None:
