@@ -156,9 +156,13 @@ class Keyless:
         return self._root.at(moments[0], self._identities, transparency=self._transparency).verify(this, now)
 
     def _verify_bundle(self, this: Signed) -> Signer:
-        from sigstore.hashes import Hashed
-        from sigstore.models import Bundle
-        from sigstore_models.common.v1 import HashAlgorithm
+        try:
+            from sigstore.hashes import Hashed
+            from sigstore.models import Bundle
+            from sigstore_models.common.v1 import HashAlgorithm
+        except ImportError as error:
+            # Of another version, or gone since the policy was read.
+            raise Unverified(f"{this.name}: sigstore cannot be used: {error}") from None
 
         asked = _Asked(self._identities, this.name)
         try:

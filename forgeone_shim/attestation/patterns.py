@@ -20,18 +20,22 @@ class Pattern:
         self._text = text
         self._env = cel.NewEnv(variables={"text": cel.Type.STRING, "pattern": cel.Type.STRING})
         self._program = self._env.compile("text.matches(pattern)")
-        self.search("")
+        self._matches("")
 
     def __repr__(self) -> str:
         return f"Pattern({self._text!r})"
 
     def search(self, text: str) -> bool:
-        """Whether something in the text matches; nothing does in one with a NUL, where the binding would end it.
-
-        :raises ValueError: that cannot be told.
-        """
+        """Whether something in the text matches; where that cannot be told, nothing does."""
+        # The binding would end the text there.
         if "\0" in text:
             return False
+        try:
+            return self._matches(text)
+        except ValueError:
+            return False
+
+    def _matches(self, text: str) -> bool:
         try:
             value = self._program.eval(self._env.Activation({"text": text, "pattern": self._text}))
             found, answer = value.type(), value.value()

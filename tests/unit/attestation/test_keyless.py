@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -49,6 +50,13 @@ def test_bundles_without_keys_verify_by_the_root_of_their_makers(name: str, of: 
     else:
         with pytest.raises(Unverified, match=name):
             authority.verify(read, NOW)
+
+
+def test_a_verifier_that_is_gone_verifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sigstore.models", None)
+    read = bundles.parse(fixture("sigstore-conformance/keyless-dsse.json"), "it")
+    with pytest.raises(Unverified, match="it: sigstore cannot be used"):
+        Keyless(root("production"), (ANYBODY,)).verify(read, NOW)
 
 
 def test_a_signature_of_before_bundles_verifies_by_the_log_s_time() -> None:

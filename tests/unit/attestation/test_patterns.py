@@ -26,6 +26,7 @@ from forgeone_shim.attestation.patterns import Pattern
         ("^\u00e9+$", "\u00e9\u00e9", True),
         ("^https://good$", "https://good\0.evil", False),
         ("x", "\0x", False),
+        ("", "\ud800", False),
     ],
 )
 def test_they_mean_what_they_mean_to_policy_controller(pattern: str, text: str, fits: bool) -> None:

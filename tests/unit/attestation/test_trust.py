@@ -217,11 +217,11 @@ def test_whoever_asks_does_not_load_what_verifies() -> None:
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_sigstore_is_loaded_only_for_signers_without_keys(sources: Sources) -> None:
+def test_sigstore_and_patterns_are_loaded_only_for_signers_without_keys(sources: Sources) -> None:
     check = (
         "import sys; from pathlib import Path; from forgeone_shim.attestation.trust import Sources, TrustPolicy;"
         f"TrustPolicy.load(Sources(Path({str(sources.policy)!r})));"
-        "sys.exit('sigstore' in sys.modules)"
+        "sys.exit(bool({'sigstore', 'cel_expr_python'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
