@@ -26,6 +26,8 @@ from forgeone_shim.errors import FailedPrecondition
 
 _DASH = "\u2014 "
 _HINT = 4
+# A log signs its own checkpoints once, or with two keys while one takes the place of the other.
+_MAX_SIGNATURES = 4
 
 
 def witnessed(this: Signed, verifier: bytes, logs: Sequence[VerifyingKey], *, timed: bool = False) -> int:
@@ -105,11 +107,9 @@ def _checkpoint(text: str, logs: Sequence[VerifyingKey]) -> tuple[int, bytes]:
     if not blank or len(lines) < 3 or not lines[0] or not lines[1].isdecimal() or len(lines[1]) > 19:
         raise Unverified("the checkpoint of its log entry cannot be read")
     message = f"{note}\n".encode()
-    for line in signatures.splitlines():
-        name, _, signature = line.removeprefix(_DASH).partition(" ")
-        if not line.startswith(_DASH) or name != lines[0].partition(" ")[0]:
-            continue
-        value = _decoded(signature)[_HINT:]
+    own = f"{_DASH}{lines[0].partition(' ')[0]} "
+    for line in [each for each in signatures.splitlines() if each.startswith(own)][:_MAX_SIGNATURES]:
+        value = _decoded(line.removeprefix(own))[_HINT:]
         if any(log.verifies(value, message) for log in logs):
             return int(lines[1]), _decoded(lines[2])
     raise Unverified("the checkpoint of its log entry is of no trusted log")

@@ -56,6 +56,24 @@ def test_no_more_signatures_are_verified_than_the_limit() -> None:
     assert (len(found), len(reasons)) == (MAX_ITEMS, 1)
 
 
+def test_of_a_checkpoint_s_signatures_the_first_few_are_verified() -> None:
+    log = making.Log()
+    key, trusted = publickeys.read(pem(P256), "key"), publickeys.read(pem(log.key), "log")
+    found: dict[str, Any] = json.loads(bundle(P256, log=log, promised=False))
+    checkpoint = found["verificationMaterial"]["tlogEntries"][0]["inclusionProof"]["checkpoint"]
+    note, _, own = checkpoint["envelope"].partition("\n\n")
+    stranger = own.replace("log.example", "witness.example")
+    again = f"\u2014 log.example {b64(bytes(80))}\n"
+    for others, good in ((stranger * 20, True), (again * 3, True), (again * 4, False)):
+        checkpoint["envelope"] = f"{note}\n\n{others}{own}"
+        read = bundles.parse(json.dumps(found).encode(), "it")
+        if good:
+            assert Keys((key,), (trusted,)).verify(read, NOW).name == f"key:{key.id}"
+        else:
+            with pytest.raises(Unverified, match="of no trusted log"):
+                Keys((key,), (trusted,)).verify(read, NOW)
+
+
 def test_a_chain_of_many_ways_is_not_walked() -> None:
     ca, day = making.Ca("stranger"), making.timedelta(days=1)
     extensions = [(x509.BasicConstraints(True, None), True), (making.usage(key_cert_sign=True), True)]
