@@ -21,6 +21,7 @@ _VERSION_SECONDS: Final = 5.0
 
 class _Capabilities(msgspec.Struct):
     bounding: tuple[str, ...] = ()
+    ambient: tuple[str, ...] = ()
 
 
 class _Hook(msgspec.Struct):
@@ -29,13 +30,42 @@ class _Hook(msgspec.Struct):
 
 
 class _Process(msgspec.Struct):
+    env: tuple[str, ...] = ()
     capabilities: _Capabilities = msgspec.field(default_factory=_Capabilities)
     apparmor: str = msgspec.field(default="", name="apparmorProfile")
+    selinux: str = msgspec.field(default="", name="selinuxLabel")
     rlimits: msgspec.Raw = msgspec.Raw()
+
+
+class _Device(msgspec.Struct):
+    path: str
+    type: str
+    major: int = -1
+    minor: int = -1
+
+
+class _Rule(msgspec.Struct):
+    allow: bool
+    access: str = ""
+    type: str = ""
+    major: int = -1
+    minor: int = -1
+
+
+class _Resources(msgspec.Struct):
+    devices: tuple[_Rule, ...] = ()
 
 
 class _Linux(msgspec.Struct):
     seccomp: msgspec.Raw = msgspec.Raw()
+    devices: tuple[_Device, ...] = ()
+    resources: _Resources = msgspec.field(default_factory=_Resources)
+
+
+class _Mount(msgspec.Struct):
+    destination: str
+    type: str = ""
+    options: tuple[str, ...] = ()
 
 
 class _Config(msgspec.Struct):
@@ -43,6 +73,7 @@ class _Config(msgspec.Struct):
 
     process: _Process
     linux: _Linux = msgspec.field(default_factory=_Linux)
+    mounts: tuple[_Mount, ...] = ()
     hooks: dict[str, list[_Hook]] = msgspec.field(default_factory=dict)
     annotations: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -115,13 +146,42 @@ def imprint(path: Path, container_id: str, version: str) -> Imprint:
 
 
 def _facts(config: _Config) -> dict[str, str]:
-    """Hooks without their timeouts, which are what was left of a deadline."""
-    found = {}
+    """Hooks without their timeouts, which are what was left of a deadline.
+
+    Of mounts what they are and where, as their sources are of this pod: the node adds some, and annotations ask for
+    others than the pod's specification does. So it is with variables and devices.
+    """
+    process = config.process
+    found = {
+        "env": _digest(_ENCODER.encode(sorted({one.partition("=")[0] for one in process.env}))),
+        "mounts": _digest(_ENCODER.encode(config.mounts)),
+    }
+    if config.linux.devices:
+        found["devices"] = _devices(config.linux)
+    if process.capabilities.ambient:
+        found["ambient"] = " ".join(sorted(process.capabilities.ambient))
+    if process.selinux:
+        # user:role:type:level, and the level is another in each pod.
+        found["selinux"] = ":".join(process.selinux.split(":")[:3])
     if config.hooks:
         found["hooks"] = _digest(_ENCODER.encode(config.hooks))
     if bytes(config.process.rlimits):
         found["rlimits"] = _digest(bytes(config.process.rlimits))
     return found
+
+
+def _devices(linux: _Linux) -> str:
+    """Each with what may be done to it; a container that may do everything to all has those of its host."""
+    allowed = [one for one in linux.resources.devices if one.allow]
+    if any(not one.type for one in allowed):
+        return "all"
+    access = {(one.type, one.major, one.minor): one.access for one in allowed}
+    return " ".join(
+        sorted(
+            f"{one.path}={one.type}{one.major}:{one.minor}:{access.get((one.type, one.major, one.minor), '')}"
+            for one in linux.devices
+        )
+    )
 
 
 def _read(path: Path, container_id: str) -> bytes:

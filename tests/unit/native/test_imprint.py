@@ -50,7 +50,8 @@ def test_hooks_and_process_limits_count_where_there_are_any_and_timeouts_do_not(
     def facts(hooks: object = None, rlimits: object = None) -> object:
         process = {**CONFIG["process"], **({} if rlimits is None else {"rlimits": rlimits})}
         config = {**CONFIG, "process": process, **({} if hooks is None else {"hooks": hooks})}
-        return imprint.imprint(written(tmp_path, config), "id", "").facts
+        found = imprint.imprint(written(tmp_path, config), "id", "").facts
+        return {name: value for name, value in found.items() if name in ("hooks", "rlimits")}
 
     def hook(*args: str, timeout: int = 1) -> object:
         return {"createRuntime": [{"path": "/h", "args": args, "timeout": timeout}]}
@@ -60,6 +61,44 @@ def test_hooks_and_process_limits_count_where_there_are_any_and_timeouts_do_not(
     assert facts(rlimits=[{"type": "RLIMIT_NOFILE", "hard": 1}]) != facts(
         rlimits=[{"type": "RLIMIT_NOFILE", "hard": 2}]
     )
+
+
+def test_what_the_node_adds_and_annotations_ask_for_counts(tmp_path: Path) -> None:
+    """The plan does not have it: only what the engine has made of that does."""
+
+    def facts(**parts: Any) -> dict[str, str]:
+        process = {**CONFIG["process"], **parts.get("process", {})}
+        whole = {**CONFIG, "process": process, "linux": parts.get("linux", {}), "mounts": parts.get("mounts", [])}
+        return dict(imprint.imprint(written(tmp_path, whole), "id", "").facts)
+
+    def changed(**parts: Any) -> set[str]:
+        plain, other = facts(), facts(**parts)
+        return {name for name in {*plain, *other} if plain.get(name) != other.get(name)}
+
+    assert set(facts()) == {"env", "mounts"} and changed() == set()
+    assert changed(process={"env": ["LD_PRELOAD=/x.so"]}) == {"env"}
+    assert facts(process={"env": ["A=1", "B=2"]}) == facts(process={"env": ["B=3", "A=4"]})
+    cgroup = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]}
+    assert changed(mounts=[cgroup]) == {"mounts"}
+    assert facts(mounts=[cgroup]) != facts(mounts=[{**cgroup, "options": ["ro"]}])
+    assert facts(mounts=[cgroup]) == facts(mounts=[{**cgroup, "source": "/run/of/this/pod"}])
+    assert changed(process={"capabilities": {"bounding": ["CAP_KILL"], "ambient": ["CAP_KILL"]}}) == {"ambient"}
+    assert facts(process={"selinuxLabel": "u:r:container_t:s0:c1,c2"})["selinux"] == "u:r:container_t"
+
+
+def test_devices_count_with_what_may_be_done_to_them(tmp_path: Path) -> None:
+    def devices(*rules: object, path: str = "/dev/kvm", minor: int = 232) -> str:
+        device = {"path": path, "type": "c", "major": 10, "minor": minor, "uid": 0}
+        linux = {"devices": [device], "resources": {"devices": [{"allow": False, "access": "rwm"}, *rules]}}
+        return imprint.imprint(written(tmp_path, {**CONFIG, "linux": linux}), "id", "").facts["devices"]
+
+    def rule(access: str) -> object:
+        return {"allow": True, "type": "c", "major": 10, "minor": 232, "access": access}
+
+    assert devices(rule("rw")) == "/dev/kvm=c10:232:rw"
+    assert len({devices(), devices(rule("r")), devices(rule("r"), path="/dev/x"), devices(rule("r"), minor=1)}) == 4
+    # What a privileged container has is its host's.
+    assert devices({"allow": True, "access": "rwm"}) == "all"
 
 
 def test_without_a_configuration_there_is_no_container(tmp_path: Path) -> None:
