@@ -113,7 +113,7 @@ class _Verb:
         kind = error.kind if isinstance(error, ForgeError) else Kind.INTERNAL
         # What an unforeseen exception says may be anything, so the client gets only the way to the log.
         text = str(error) if expected else f"{type(error).__name__}; see request {call.id} in forgeoned's log"
-        text = text[:_DETAILS_MAX]
+        text = _fitting(text)
         about = self._about(request) | {"method": self._name, "ms": _ms(started), "code": CODES[kind].name}
         if kind is Kind.INTERNAL:
             _log.error("rpc", error=text, exc_info=error, request_id=call.id, **about)
@@ -134,6 +134,16 @@ def _call(context: grpc.ServicerContext) -> Call:
     if not context.add_callback(deadline.abandon):
         deadline.abandon()
     return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline, lambda: context.send_initial_metadata(()))
+
+
+def _fitting(text: str) -> str:
+    """As much of a message as fits: what is no ASCII, and may be others' words, travels as ``%E2%82%AC``."""
+    left = _DETAILS_MAX
+    for at, character in enumerate(text):
+        left -= 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode("utf-8", "replace"))
+        if left < 0:
+            return text[:at]
+    return text
 
 
 def _ms(started: float) -> float:

@@ -79,6 +79,11 @@ def test_an_unforeseen_exception_is_internal_and_its_text_stays_in_the_log(
 def test_a_long_error_is_cut_to_what_clients_take(cri: RuntimeServiceStub, runtime: FakeRuntime) -> None:
     runtime.during = raising(InternalError("x" * 100_000))  # type: ignore[assignment]
     assert len(failure(cri).details()) == 4096
+    # What a registry or a certificate says may be in any letters.
+    runtime.during = raising(InternalError(f"€ {'€%' * 100_000}"))  # type: ignore[assignment]
+    error = failure(cri)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == f"€ {'€%' * 340}"
 
 
 def test_an_error_of_a_stream_reaches_the_client_too(
