@@ -61,7 +61,7 @@ class Verifiers:
         :raises UntrustedImage: one does not agree, or none could be asked. DeadlineExceeded.
         """
         programs = self._programs(str(reference))
-        with ThreadPoolExecutor(min(len(programs), 8), thread_name_prefix="verifier") as pool:
+        with ThreadPoolExecutor(len(programs), thread_name_prefix="verifier") as pool:
             asked = [pool.submit(self._ask, program, reference, target, auth, deadline) for program in programs]
         for each in asked:
             each.result()
