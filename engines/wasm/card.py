@@ -79,7 +79,7 @@ class View:
     """The file as its guest's process sees it, mapped for as long as that lives; no descriptor is left open."""
 
     def __init__(self, fd: int) -> None:
-        """``fd`` stays the caller's. Raises OSError."""
+        """``fd`` stays the caller's, who opened it for reading only. Raises OSError."""
         # Of what is not in the file there are no pages, and a look at it would end the process.
         if os.fstat(fd).st_size < _SIZE:
             raise OSError(errno.EINVAL, "it is too short")
@@ -116,7 +116,7 @@ def create(path: str, card: Card) -> View:
             os.posix_fallocate(fd, 0, _SIZE)
             os.pwrite(fd, _MAGIC, 0)
             os.pwrite(fd, _encode(card), _SLOTS[0])
-            view = View(fd)
+            view = _seen(draft)
             os.link(draft, path)
         finally:
             os.close(fd)
@@ -126,6 +126,18 @@ def create(path: str, card: Card) -> View:
     except OSError as error:
         raise syscall_error("write", path, error) from error
     return view
+
+
+def _seen(path: str) -> View:
+    """By a descriptor for reading: by another mprotect(2) would make the mapping one that can be written to.
+
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return View(fd)
+    finally:
+        os.close(fd)
 
 
 def see(path: str) -> View | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -41,6 +44,17 @@ def test_a_guest_s_process_keeps_no_descriptor_of_it(tmp_path: Path) -> None:
     assert seen is not None
     assert open_descriptors() == before
     assert made.read() == seen.read() == Card()
+
+
+def test_a_guest_s_process_cannot_make_it_one_that_it_may_write(tmp_path: Path) -> None:
+    path = str(tmp_path / "card")
+    made, seen = card.create(path, Card()), card.see(path)
+    assert seen is not None
+    libc = ctypes.CDLL(None, use_errno=True)
+    for view in (made, seen):
+        at = ctypes.c_void_p(view._start)
+        assert libc.mprotect(at, ctypes.c_size_t(4096), mmap.PROT_READ | mmap.PROT_WRITE) == -1
+        assert ctypes.get_errno() == errno.EACCES
 
 
 def test_only_the_latest_steps_are_kept(tmp_path: Path) -> None:
