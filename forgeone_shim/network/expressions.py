@@ -29,16 +29,20 @@ _IMMEDIATE_DREG, _IMMEDIATE_DATA = 1, 2
 _CT_DREG, _CT_KEY = 1, 2
 _OBJREF_TYPE, _OBJREF_NAME = 1, 2
 _REJECT_TYPE, _REJECT_CODE = 1, 2
+_FIB_DREG, _FIB_RESULT, _FIB_FLAGS = 1, 2, 3
 
 _META_IIFTYPE, _META_OIFTYPE, _META_NFPROTO, _META_L4PROTO, _META_PKTTYPE = 8, 9, 15, 16, 19
 _EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5
 _NETWORK, _TRANSPORT = 1, 2
 _CT_STATE, _CT_DIRECTION, _CT_STATUS = 0, 1, 2
-_ESTABLISHED, _RELATED = 1 << 1, 1 << 2
+_ESTABLISHED, _RELATED, _NEW = 1 << 1, 1 << 2, 1 << 3
 _DNAT: Final = 1 << 5
 _REPLY: Final = 1
 _ICMPX_UNREACHABLE, _ADMIN_PROHIBITED = 2, 3
 _OBJECT_COUNTER: Final = 1
+_FIB_TYPE: Final = 3
+_FIB_SOURCE: Final = 1
+_LOCAL: Final = 2
 
 _ARPHRD_LOOPBACK: Final = 772
 _PACKET_HOST: Final = 0
@@ -46,6 +50,9 @@ _NFPROTO: Final = {4: 2, 6: 10}
 # Where the source and the destination address of a header begin, and how long they are.
 _ADDRESS: Final = {4: (12, 16, 4), 6: (8, 24, 16)}
 _DESTINATION_PORT: Final = 2
+_TCP: Final = 6
+_TCP_FLAGS: Final = 13
+_FIN, _SYN, _RST, _ACK = 1, 2, 4, 16
 
 DROP, ACCEPT = 0, 1
 
@@ -72,6 +79,23 @@ def is_about_known() -> bytes:
     return _bits(_CT_STATE, _RELATED)
 
 
+def begins_in_the_middle() -> bytes:
+    """The packet belongs to a TCP connection that nobody here saw begin: who began it is not known."""
+    flags = _payload(_TRANSPORT, _TCP_FLAGS, 1) + _bits_of(bytes([_FIN | _SYN | _RST | _ACK]))
+    return protocol(_TCP) + _bits(_CT_STATE, _NEW) + flags + _compare(_NEQ, bytes([_SYN]))
+
+
+def is_under_anothers_address() -> bytes:
+    """The packet, which leaves, has an IPv6 source that is not one of this namespace.
+
+    Of IPv4 the kernel itself allows that only to those who have ``NET_RAW``; of IPv6 to everybody (``IPV6_FREEBIND``).
+    """
+    type_ = _expression(
+        "fib", _number(_FIB_DREG, _REGISTER), _number(_FIB_RESULT, _FIB_TYPE), _number(_FIB_FLAGS, _FIB_SOURCE)
+    )
+    return version(6) + type_ + _compare(_NEQ, struct.pack("=I", _LOCAL))
+
+
 def is_redirected() -> bytes:
     """The packet was sent to somebody else."""
     return _bits(_CT_STATUS, _DNAT)
@@ -94,17 +118,9 @@ def is_for_many() -> bytes:
 
 def address_in(range_: IPv4Network | IPv6Network, *, source: bool) -> bytes:
     """The address is in the range. The packet must be of its version."""
-    mask, width = range_.netmask.packed, range_.max_prefixlen // 8
     masked = _address(range_.version, source=source)
     if range_.prefixlen < range_.max_prefixlen:
-        masked += _expression(
-            "bitwise",
-            _number(_BITWISE_SREG, _REGISTER),
-            _number(_BITWISE_DREG, _REGISTER),
-            _number(_BITWISE_LEN, width),
-            _data(_BITWISE_MASK, mask),
-            _data(_BITWISE_XOR, bytes(width)),
-        )
+        masked += _bits_of(range_.netmask.packed)
     return masked + _compare(_EQ, range_.network_address.packed)
 
 
@@ -151,15 +167,19 @@ def _address(number: int, *, source: bool) -> bytes:
 
 
 def _bits(key: int, bits: int) -> bytes:
-    masked = _expression(
+    return _load("ct", _CT_DREG, _CT_KEY, key) + _bits_of(struct.pack("=I", bits)) + _compare(_NEQ, bytes(4))
+
+
+def _bits_of(mask: bytes) -> bytes:
+    """Of what is in the register, those bits."""
+    return _expression(
         "bitwise",
         _number(_BITWISE_SREG, _REGISTER),
         _number(_BITWISE_DREG, _REGISTER),
-        _number(_BITWISE_LEN, 4),
-        _data(_BITWISE_MASK, struct.pack("=I", bits)),
-        _data(_BITWISE_XOR, bytes(4)),
+        _number(_BITWISE_LEN, len(mask)),
+        _data(_BITWISE_MASK, mask),
+        _data(_BITWISE_XOR, bytes(len(mask))),
     )
-    return _load("ct", _CT_DREG, _CT_KEY, key) + masked + _compare(_NEQ, bytes(4))
 
 
 def _meta(key: int, value: bytes) -> bytes:

@@ -3,12 +3,18 @@
 The table lives in the pod's own network namespace. Its chains drop what no rule lets through, so that an emptied one
 is closed and not open::
 
-    ingress (prerouting, mangle)      egress (output, filter)          forward
-      from loopback: accept             to loopback: accept              (drops all)
+    ingress (prerouting, mangle)      egress (output, filter)               forward
+      from loopback: accept             another's address to itself: drop     (drops all)
+                                        to loopback: accept
       answers, ICMP errors: accept      answers, ICMP errors: accept
       neighbour discovery: accept       neighbour discovery: accept
+                                        another's address: drop
       each Pass: accept                 each Pass: accept
       count, drop                       count, reject
+
+A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
+answer. Where one direction is open, a connection that nobody saw begin does not get through it: whoever's packet came
+first would be taken for who began it.
 
 Packets that come in are looked at before a redirection inside the pod changes their port, those that leave after it.
 Only answers pass because of what passed before: whoever began something is held to the rules with each packet, so that
@@ -105,12 +111,12 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
     ]
     for number, group in enumerate(rules.groups, 1):
         requests += [_set(group, number), *_elements(_NEWSETELEM, group, group.addresses)]
-    if rules.ingress is not None:
-        requests.append(_chain(INGRESS, _PREROUTING, _MANGLE))
-        requests += (_rule(INGRESS, rule) for rule in _ingress(rules.ingress))
-    if rules.egress is not None:
-        requests.append(_chain(EGRESS, _OUTPUT, _FILTER))
-        requests += (_rule(EGRESS, rule) for rule in _egress(rules.egress))
+    ingress = _open(INGRESS, x.came_by_loopback()) if rules.ingress is None else _ingress(rules.ingress)
+    requests.append(_chain(INGRESS, _PREROUTING, _MANGLE))
+    requests += (_rule(INGRESS, rule) for rule in ingress)
+    egress = _open(EGRESS, x.leaves_by_loopback()) if rules.egress is None else _egress(rules.egress)
+    requests.append(_chain(EGRESS, _OUTPUT, _FILTER))
+    requests += (_rule(EGRESS, rule) for rule in egress)
     # What others send through the pod is none of the pod's business.
     requests.append(_chain(_FORWARD, _FORWARDING, _FILTER))
     return requests
@@ -165,6 +171,13 @@ def read_drops(replies: Iterable[Reply]) -> Drops:
     return Drops(egress=found.get(EGRESS, Count()), ingress=found.get(INGRESS, Count()))
 
 
+def _open(chain: str, loopback: bytes) -> Iterator[bytes]:
+    """A direction that the rule does not speak of."""
+    yield loopback + x.verdict(x.ACCEPT)
+    yield x.begins_in_the_middle() + x.counted(chain) + x.verdict(x.DROP)
+    yield x.verdict(x.ACCEPT)
+
+
 def _ingress(passes: Sequence[Pass]) -> Iterator[bytes]:
     yield x.came_by_loopback() + x.verdict(x.ACCEPT)
     yield from _known(INGRESS)
@@ -175,11 +188,14 @@ def _ingress(passes: Sequence[Pass]) -> Iterator[bytes]:
 
 
 def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
+    forged = x.is_under_anothers_address() + x.counted(EGRESS) + x.verdict(x.DROP)
+    yield x.leaves_by_loopback() + forged
     yield x.leaves_by_loopback() + x.verdict(x.ACCEPT)
     # Redirected to the pod itself just now, the packet is still on its way to another interface.
     for own in _LOOPBACK:
         yield x.version(own.version) + x.address_in(own, source=False) + x.is_redirected() + x.verdict(x.ACCEPT)
     yield from _known(EGRESS)
+    yield forged
     yield from (_let_through(one, source=False) for one in passes)
     yield x.counted(EGRESS) + x.reject()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from tests.e2e.test_pod_network import on_a_host
 
 pytestmark = pytest.mark.root
 
+IPV6_FREEBIND = 78
 NOTHING = NetworkRule(egress=(), ingress=(), node=False)
 DB = Peer(pod="shop/db", protocol="tcp", ports=(PortRange(80, 89),))
 
@@ -214,6 +215,75 @@ def test_what_a_pod_may_do_no_more_ends_for_connections_that_are_open(node: Node
         served.settimeout(0.4)
         with pytest.raises(TimeoutError):
             served.recv(16)
+
+
+def datagrams(pod: Pod, address: str, port: int) -> socket.socket:
+    """A socket of the pod under that address, whosever it is: IPv6 lets everybody have it."""
+
+    def make() -> socket.socket:
+        made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        made.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        made.bind((address, port))
+        made.settimeout(0.4)
+        return made
+
+    return namespaces.run_in(pod.netns, make)
+
+
+@on_a_node
+def test_a_pod_is_not_its_own_accomplice_under_anothers_address(node: Node) -> None:
+    app, other = node.pod("app", NetworkRule(egress=(DB,))), node.pod("other")
+    with datagrams(other, other.ipv6, 4000) as hears, datagrams(app, other.ipv6, 4000) as forged:
+        with datagrams(app, app.ipv6, 5000) as own:
+            for address in (app.ipv6, "::1"):
+                with contextlib.suppress(PermissionError):
+                    forged.sendto(b"as if from there", (address, 5000))
+            with contextlib.suppress(PermissionError):
+                own.sendto(b"as if an answer", (other.ipv6, 4000))
+        with pytest.raises(TimeoutError):
+            hears.recv(32)
+    assert node.refused("app")[0] == 3
+
+
+@on_a_node
+def test_a_pod_with_a_rule_is_nobody_else_to_its_peers(node: Node) -> None:
+    app, db = node.pod("app", NetworkRule(egress=(Peer(pod="shop/db"),))), node.pod("db")
+    with datagrams(db, db.ipv6, 4000) as hears:
+        for address in (OUTSIDE_IP6, app.ipv6):
+            with datagrams(app, address, 5000) as sends, contextlib.suppress(PermissionError):
+                sends.sendto(address.encode(), (db.ipv6, 4000))
+        assert hears.recv(64).decode() == app.ipv6
+
+
+@contextlib.contextmanager
+def connection(client: Pod, server: Pod, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """An open one, its client's end first."""
+    with namespaces.run_in(server.netns, lambda: socket.create_server((address, 85))) as listens:
+        made = namespaces.run_in(client.netns, lambda: socket.create_connection((address, 85), 3))
+        with made, listens.accept()[0] as served:
+            for end in (made, served):
+                end.settimeout(0.4)
+            yield made, served
+
+
+@on_a_node
+def test_connections_from_before_a_rule_end_whoever_sends_first(node: Node) -> None:
+    """Nobody had followed who began them: with the server's packet first, they would look as if it had."""
+    app, db, other = node.pod("app"), node.pod("db"), node.pod("other")
+    with connection(app, other, other.ipv4) as out, connection(other, db, db.ipv4) as into:
+        with connection(app, app, "127.0.0.1") as inside:
+            node.enforcement.enforce(node.restraint(app, NetworkRule(egress=())))
+            node.enforcement.enforce(node.restraint(db, NetworkRule(ingress=(), node=False)))
+            inside[1].sendall(b"own")
+            assert inside[0].recv(16) == b"own"
+        for client, served in (out, into):
+            served.sendall(b"still there?")
+            with pytest.raises(TimeoutError):
+                client.recv(16)
+            client.sendall(b"yes")
+            with pytest.raises(TimeoutError):
+                served.recv(16)
+    assert answers(db.netns, app.ipv4, 80)
 
 
 @on_a_node

@@ -43,16 +43,15 @@ def test_the_table_is_replaced_in_one_transaction_and_dropping_is_its_chains_pol
     assert all(policy_drop in chain.body for chain in chains)
 
 
-@pytest.mark.parametrize(
-    ("rule", "chains"),
-    [
-        (NetworkRule(egress=()), ["add chain egress", "add chain forward"]),
-        (NetworkRule(ingress=()), ["add chain ingress", "add chain forward"]),
-    ],
-)
-def test_a_direction_that_is_not_spoken_of_has_no_chain(rule: NetworkRule, chains: list[str]) -> None:
-    made = ruleset.install(rules(rule=rule), Drops())
-    assert [label for label in labels(made) if label.startswith("add chain")] == chains
+@pytest.mark.parametrize("rule", [NetworkRule(egress=()), NetworkRule(ingress=())])
+def test_a_direction_that_is_not_spoken_of_has_its_chain_too(rule: NetworkRule) -> None:
+    """What was open before the rule would get through it, and look as if the other side had begun it."""
+    made = labels(ruleset.install(rules(rule=rule), Drops()))
+    assert [label for label in made if label.startswith("add chain")] == [
+        "add chain ingress",
+        "add chain egress",
+        "add chain forward",
+    ]
 
 
 def test_addresses_come_and_go_without_the_rules() -> None:
