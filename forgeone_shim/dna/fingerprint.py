@@ -126,11 +126,13 @@ def genome(
     pod_uid: str,
     policy: str = "",
     contract: str = "",
+    restored: bool = False,
 ) -> Genome:
     """What an engine was told (``plan``) and has made of it (``imprint``), as a genome.
 
     :param layers: digests of the image's unpacked layers.
     :param pod_uid: what paths of the pod's volumes have in them.
+    :param restored: what runs is a checkpoint's, whatever the command says: nobody takes it for the image's.
     """
     security, user = plan.spec.security, plan.process.user
     return Genome(
@@ -160,7 +162,7 @@ def genome(
         apparmor=imprint.apparmor,
         edits=_digest(_canonical(msgspec.to_builtins(plan.edits))) if plan.edits else "",
         limits=plan.spec.resources,
-        engine_facts=dict(imprint.facts),
+        engine_facts={**imprint.facts, "restored": "true"} if restored else dict(imprint.facts),
         policy=policy,
         contract=contract,
     )

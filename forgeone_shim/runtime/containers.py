@@ -315,14 +315,14 @@ class Containers:
             engine.delete(handle)
         plan = self._engine_plan(record, pod, self._images.resolve(record.image_id))
         entry.pid = live.pid if there else engine.restore(plan, str(images), deadline)
-        born = self._p.identity.born(record, pod, plan, self._p.guard.mark(record))
-        if self._watching is not None:
-            try:
+        try:
+            born = self._p.identity.born(record, pod, plan, self._p.guard.mark(record))
+            if self._watching is not None:
                 # It has no control group before it runs.
                 self._watching.begin(entry)
-            except BaseException:
-                engine.delete(handle)
-                raise
+        except BaseException:
+            engine.delete(handle)
+            raise
         if self._watch is not None:
             self._watch.follow(record.id, entry.pid)
         shutil.rmtree(images, ignore_errors=True)

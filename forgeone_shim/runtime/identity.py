@@ -71,6 +71,7 @@ class Identity:
             pod_uid=pod.spec.uid,
             policy=policy,
             contract=record.contract.digest if _bound(record) else "",
+            restored=record.restored,
         )
         return Born(dna=fingerprint.digest(genome), genome=genome, seal=imprint.seal)
 

@@ -15,6 +15,8 @@ from engines.base import (
     ContainerPlan,
     ContainerSpec,
     Imprint,
+    Live,
+    LiveState,
     NamespaceMode,
     NamespaceOptions,
     Namespaces,
@@ -26,11 +28,13 @@ from engines.base import (
 )
 from forgeone_shim.contract.facts import AttestationFacts, Bound, ImageFacts
 from forgeone_shim.contract.model import Contract, TrustProfile
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.dna.entropy import Cause
 from forgeone_shim.dna.score import Watched
 from forgeone_shim.dna.source import Source
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.identity import Identity
 from forgeone_shim.runtime.inspection import Inspection
 from forgeone_shim.runtime.parts import Parts
@@ -136,6 +140,46 @@ def test_a_new_container_has_the_whole_seed_and_a_restored_one_none(born: Callab
     new, restored = born(), born(restored=True)
     assert (new.entropy, [one.cause for one in new.seedings]) == (256, [Cause.CREATE])
     assert (restored.entropy, [one.cause for one in restored.seedings]) == (0, [Cause.RESTORE])
+
+
+def test_what_goes_on_from_a_checkpoint_is_never_taken_for_what_its_image_starts(
+    born: Callable[..., ContainerRecord],
+) -> None:
+    new, restored = born(), born(restored=True)
+    assert new.genome is not None and restored.genome is not None
+    assert new.dna != restored.dna and restored.genome.engine_facts["restored"] == "true"
+    assert replace(restored.genome, engine_facts=new.genome.engine_facts) == new.genome
+
+
+def test_a_restored_one_that_gets_no_fingerprint_does_not_go_on(
+    born: Callable[..., ContainerRecord], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its processes run from the moment they are restored, and nobody would know."""
+    made: list[str] = []
+
+    def restore(*_: object) -> int:
+        made.append("processes")
+        return 7
+
+    def no_fingerprint(*_: object) -> None:
+        assert made == ["processes"]
+        raise NotFound("container", ID)
+
+    parts: Any = SimpleNamespace(
+        config=SimpleNamespace(cdi=SimpleNamespace(spec_dirs=())),
+        identity=SimpleNamespace(born=no_fingerprint),
+        guard=SimpleNamespace(mark=lambda _: ""),
+        paths=Paths(tmp_path, tmp_path),
+        sandboxes=Known(Entry(POD_RECORD, lambda _: None)),
+    )
+    monkeypatch.setattr(Containers, "_engine_plan", lambda *_: PLAN)
+    restorer: Any = SimpleNamespace(
+        look=lambda _: Live(LiveState.MISSING), delete=lambda _: made.clear(), restore=restore
+    )
+    containers = Containers(parts, cast(Any, SimpleNamespace(resolve=lambda _: None)))
+    with pytest.raises(NotFound):
+        containers._restore(Entry(born(restored=True), lambda _: None), restorer, cast(Any, None), Deadline.after(9))
+    assert made == []
 
 
 def test_dna_is_what_the_record_says(identity: Identity, born: Callable[..., ContainerRecord]) -> None:
