@@ -18,6 +18,7 @@ from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry
 
 _PATIENCE: Final = 0.5
+_ALIVE: Final = frozenset({State.RUNNING, State.PAUSED, State.STOPPING})
 
 
 class Recheck:
@@ -54,9 +55,12 @@ class Recheck:
             placement.restrain(self._p, entry.record)
 
     def container(self, entry: Entry[ContainerRecord]) -> None:
-        """One container. One that was not started yet is judged when it is to be."""
+        """One container. One that was not started yet is judged when it is to be.
+
+        One that is being stopped is judged, too: its grace period is as long as its author likes.
+        """
         record = entry.record
-        if record.state not in (State.RUNNING, State.PAUSED):
+        if record.state not in _ALIVE:
             return
         try:
             self._p.guard.container(Point.RECOVER, record, Deadline())
@@ -72,6 +76,6 @@ class Recheck:
 
     def _stop(self, entry: Entry[ContainerRecord], why: str) -> None:
         with entry.state:
-            if entry.record.state in (State.RUNNING, State.PAUSED):
+            if entry.record.state in _ALIVE:
                 entry.change(denied=why)
         self._containers.endings.stop(entry, 0, NEVER)

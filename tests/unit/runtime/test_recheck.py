@@ -70,15 +70,16 @@ DENIED = Denied("house/rule", "not any more", "audit:7", starts=True)
 
 
 def test_what_is_denied_is_stopped_at_once_and_says_why(node: Node) -> None:
-    running, paused = node.add(1, State.RUNNING, DENIED), node.add(2, State.PAUSED, DENIED)
+    alive = [node.add(number, state, DENIED) for number, state in enumerate((State.RUNNING, State.PAUSED), 1)]
     node.add(3, State.RUNNING)
     node.add(4, State.RUNNING, NotFound("sandbox", "gone"))
-    node.add(5, State.STOPPING, DENIED)
+    # Its grace period could have been years.
+    alive.append(node.add(5, State.STOPPING, DENIED))
     node.add(6, State.TERMINATED, DENIED)
     node.recheck.all()
     node.work()
-    assert node.stopped == [(entry.record.id, 0, str(DENIED)) for entry in (running, paused)]
-    assert len(node.asked) == 4
+    assert node.stopped == [(entry.record.id, 0, str(DENIED)) for entry in alive]
+    assert len(node.asked) == 5
 
 
 def test_one_that_cannot_be_judged_keeps_no_other_from_it(node: Node) -> None:
