@@ -223,6 +223,14 @@ def _mounts(record: ContainerRecord, pod_uid: str, kubelet: str) -> Iterable[Mou
             kind="image" if one.image else volumes.kind(source, pod_uid, kubelet),
             propagation=str(one.propagation),
         )
+    for device in record.spec.devices:
+        # A volume that is a device. What else there is of devices are no volumes.
+        directory, name = os.path.split(device.source)
+        source = f"{os.path.realpath(directory)}/{name}"
+        kind = volumes.kind(source, pod_uid, kubelet)
+        if kind not in {volumes.HOST_PATH, volumes.KUBELET}:
+            readonly = "w" not in device.permissions
+            yield MountFacts(destination=device.destination, source=source, readonly=readonly, kind=kind)
 
 
 def _asked(name: str, found: Image, repositories: Sequence[str]) -> tuple[str, str]:

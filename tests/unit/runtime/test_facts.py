@@ -137,6 +137,16 @@ def test_devices_are_told_whoever_asked_for_them() -> None:
     assert told.devices == ("/dev/y", "/dev/fuse", "/dev/net/tun", "vendor.com/gpu=0", "vendor.com/gpu=1")
 
 
+def test_a_volume_that_is_a_device_is_a_volume() -> None:
+    volume = "/k/pods/u/volumeDevices/kubernetes.io~csi/pvc-1"
+    spec = ContainerSpec(name="main", devices=(Device("/dev/xvda", volume, "r"), Device("/dev/sda", "/dev/sda")))
+    told = facts.container(replace(CONTAINER, spec=spec), None, pod=PLAIN, host=Host(kubelet="/k"))
+    assert [(one.destination, one.source, one.kind, one.readonly) for one in told.mounts] == [
+        ("/dev/xvda", volume, "csi", True)
+    ]
+    assert told.devices == (volume, "/dev/sda")
+
+
 LOCAL, DEFAULTS, NONE = (
     Profile(kind) for kind in (ProfileType.LOCALHOST, ProfileType.RUNTIME_DEFAULT, ProfileType.UNCONFINED)
 )
