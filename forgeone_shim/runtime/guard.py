@@ -38,6 +38,8 @@ _GENUINE: Final = frozenset({Point.START, Point.RECOVER, Point.EXEC})
 
 # An event of Kubernetes has 1024 characters, and the entry's id comes last.
 _REASON_MAX: Final = 600
+# The path of a field has names in it that the pod's author wrote.
+_RULE_MAX: Final = 250
 
 # Answers, and not the lack of one: a deadline that passed, or a registry that cannot be reached, is told as it is.
 _REFUSALS: Final = (InvalidInput, PermissionDenied, FailedPrecondition, NotFound)
@@ -298,8 +300,12 @@ class Guard:
             str(point), f"{kind}/{record.id}", deadline, rule=ruling.by, reason=ruling.reason, **told
         )
         # The log has all of it.
-        reason = ruling.reason if len(ruling.reason) <= _REASON_MAX else f"{ruling.reason[:_REASON_MAX]}…"
-        return Denied(ruling.by, reason, entry, starts=point.starts)
+        rule, reason = _short(ruling.by, _RULE_MAX), _short(ruling.reason, _REASON_MAX)
+        return Denied(rule, reason, entry, starts=point.starts)
+
+
+def _short(text: str, at_most: int) -> str:
+    return text if len(text) <= at_most else f"{text[:at_most]}…"
 
 
 def _bound(judge: Judge, pod: SandboxSpec, container: str = "") -> Bound:

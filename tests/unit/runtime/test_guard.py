@@ -261,10 +261,10 @@ def test_a_container_that_is_not_what_it_was_neither_starts_nor_is_reached_into(
 
 
 def test_a_reason_leaves_room_for_the_entry_in_what_a_kubelet_shows() -> None:
-    around = Around(refuse=InvalidInput("field", "x" * 5000))
+    around = Around(refuse=InvalidInput(f"annotation {'y' * 5000}", "x" * 5000))
     with pytest.raises(Denied) as raised:
         guard(around).sandbox(POD, Deadline())
-    assert len(str(raised.value)) < 700
+    assert len(str(raised.value)) < 900
     assert str(raised.value).endswith("… [audit:1]")
     assert len(around.noted[0]["reason"]) == 5000
 
