@@ -112,7 +112,7 @@ def of(args: argparse.Namespace) -> Policies:
     config = loader.load(["--config", args.config] if args.config else [], os.environ).contract
     default = _default(args, config.default_policy if not args.policies else "")
     if not args.policies:
-        return Policies(policies.read(Path(config.policies_dir)), _issuers(args, config.issuers_dir), default)
+        return Policies(policies.read(policies.directory_of(config)), _issuers(args, config.issuers_dir), default)
     # Of a directory that somebody names, it is asked what it says and not who could have written it.
     directory = Path(args.policies)
     if not directory.is_dir():

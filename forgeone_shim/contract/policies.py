@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from forgeone_shim.attestation.keys import PublicKey, read_trusted
+from forgeone_shim.config.model import ContractConfig
 from forgeone_shim.contract import judge, parse, policy
 from forgeone_shim.contract.facts import Bound, Facts, Point
 from forgeone_shim.contract.judge import ALLOWED, Ruling
@@ -183,6 +184,17 @@ class Policies:
             if one is not None and judge.violated(point, facts, one.contract)[0] == field:
                 return one.name
         return ""
+
+
+def directory_of(config: ContractConfig) -> Path:
+    """Where a node's policies are. Only the usual directory need not be there: without policies all is allowed.
+
+    :raises InvalidInput: it was named, and is no directory.
+    """
+    named = Path(config.policies_dir)
+    if config.policies_dir != ContractConfig().policies_dir and not named.is_dir():
+        raise InvalidInput("contract.policies_dir", f"{named} is no directory", fix="make it, or leave the key out")
+    return named
 
 
 def read(directory: Path) -> tuple[Policy, ...]:

@@ -23,7 +23,7 @@ from forgeone_shim.audit.ledger import Ledger
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.model import Config
-from forgeone_shim.contract.policies import Policies
+from forgeone_shim.contract.policies import Policies, directory_of
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.dna.source import Source
@@ -606,7 +606,7 @@ class Runtime:
 
 def _policies(config: Config) -> Policies:
     given = config.contract
-    return Policies.load(Path(given.policies_dir), Path(given.issuers_dir), given.default_policy)
+    return Policies.load(directory_of(given), Path(given.issuers_dir), given.default_policy)
 
 
 def _take(path: Path) -> int:

@@ -129,7 +129,7 @@ def _demands(directory: Path, registry: str, signer: Signer) -> dict[str, object
 def _policies(daemon: Daemon, issuer: SigningKey) -> None:
     for name, content in (("policies_dir", HOUSE.encode()), ("issuers_dir", issuer.public.pem())):
         directory = Path(getattr(daemon.config.contract, name))
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         (directory / ("house.yaml" if name == "policies_dir" else "issuer.pub")).write_bytes(content)
 
 

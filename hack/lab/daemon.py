@@ -73,6 +73,7 @@ class Daemon:
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
         self.config = _changed(self._configuration(), settings or {})
+        Path(self.config.contract.policies_dir).mkdir(mode=0o755, exist_ok=True)
         self.config_file = self.directory / "config.toml"
         self.config_file.write_text(to_toml(self.config))
         self.log = self.directory / "forgeoned.log"

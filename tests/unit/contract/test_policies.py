@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgeone_shim.attestation.keys import SigningKey
+from forgeone_shim.config.model import ContractConfig
 from forgeone_shim.contract import policy
 from forgeone_shim.contract.facts import (
     AttestationFacts,
@@ -31,7 +32,7 @@ from forgeone_shim.contract.facts import (
 from forgeone_shim.contract.judge import Ruling
 from forgeone_shim.contract.model import UNRESTRICTED, Ceilings, Contract, ImageRule, Rbac, TrustProfile
 from forgeone_shim.contract.parse import PREFIX
-from forgeone_shim.contract.policies import Policies, read
+from forgeone_shim.contract.policies import Policies, directory_of, read
 from forgeone_shim.errors import InvalidInput
 from tests.unit.contract import test_parse
 
@@ -458,6 +459,16 @@ def test_a_directory_is_read_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         Policies.load(tmp_path, tmp_path / "keys")
     assert str(tmp_path / "z.yml") in caught.value.field
+
+
+def test_a_directory_that_somebody_named_has_to_be_there(tmp_path: Path) -> None:
+    assert str(directory_of(ContractConfig())) == ContractConfig().policies_dir
+    assert directory_of(ContractConfig(policies_dir=str(tmp_path))) == tmp_path
+    (tmp_path / "file").write_text("")
+    for name in ("typo.d", "file"):
+        with pytest.raises(InvalidInput, match=f"{name} is no directory") as caught:
+            directory_of(ContractConfig(policies_dir=str(tmp_path / name)))
+        assert caught.value.field == "contract.policies_dir"
 
 
 def test_policies_that_others_can_write_are_refused(tmp_path: Path) -> None:
