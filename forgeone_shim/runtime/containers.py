@@ -336,7 +336,18 @@ class Containers:
             entry = self._p.containers.find(id_)
         except NotFound:
             return
+        if timeout > 0 and entry.record.state is State.PAUSED and not self._may_go_on(entry, deadline):
+            timeout = 0
         self.endings.stop(entry, timeout, deadline)
+
+    def _may_go_on(self, entry: Entry[ContainerRecord], deadline: Deadline) -> bool:
+        """Whether a paused container may run once more, for the grace period that its author has chosen."""
+        try:
+            self._p.guard.container(Point.RESUME, entry.record, deadline)
+        except ForgeError as error:
+            structlog.get_logger("containers").warning("no grace period", container=entry.record.id, error=str(error))
+            return False
+        return True
 
     # -- remove
 

@@ -75,8 +75,8 @@ class Endings:
                         kill_at = min(kill_at, entry.record.kill_at)
                     if state is State.PAUSED:
                         # Frozen, it would neither heed a signal nor die of one. First, so that a stop that fails here
-                        # finds it paused when it is repeated.
-                        self._thaw(entry)
+                        # finds it paused when it is repeated. Without a grace period it dies before it does anything.
+                        (self._thaw if timeout > 0 else self.kill)(entry)
                     if state is not State.STOPPING or kill_at != entry.record.kill_at:
                         self.step(entry, Event.STOP, kill_at=kill_at)
                     if entry.break_off is not None:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from engines.base import ContainerSpec, Handle, Live, LiveState
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError
 from forgeone_shim.lifecycle.machine import Lifecycle, State
@@ -23,7 +24,7 @@ from forgeone_shim.runtime.running import Running
 from forgeone_shim.runtime.table import Entry, Table
 from forgeone_shim.shim.exits import Exit
 from forgeone_shim.state.store import StateStore
-from tests.unit.runtime.guards import lenient
+from tests.unit.runtime.guards import Lenient
 
 ID = "c" * 64
 
@@ -72,6 +73,7 @@ class Node:
     containers: Containers
     entry: Entry[ContainerRecord]
     engine: Engine
+    guard: Lenient
 
     @property
     def state(self) -> State:
@@ -80,14 +82,14 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    store, engine = StateStore(tmp_path / "db"), Engine()
+    store, engine, guard = StateStore(tmp_path / "db"), Engine(), Lenient()
     table = Table(store, "container", "container", ContainerRecord)
     parts: Any = SimpleNamespace(
         containers=table,
         sandboxes=Table(store, "sandbox", "sandbox", SandboxRecord),
         lifecycle=Lifecycle(),
         engines={"fake": engine},
-        guard=lenient(),
+        guard=guard,
         config=SimpleNamespace(cdi=SimpleNamespace(spec_dirs=())),
         janitor=SimpleNamespace(until_done=lambda _name, job, **_: job()),
         rootfs=SimpleNamespace(unmount=lambda _: None),
@@ -110,7 +112,7 @@ def node(tmp_path: Path) -> Iterator[Node]:
     )
     containers = Containers(cast(Parts, parts), cast(Any, None))
     pauses = Pauses(cast(Parts, parts), containers.endings)
-    yield Node(pauses, Running(cast(Parts, parts)), containers, table.add(record), engine)
+    yield Node(pauses, Running(cast(Parts, parts)), containers, table.add(record), engine, guard)
     store.close()
 
 
@@ -182,6 +184,19 @@ def test_a_paused_container_is_thawed_before_it_is_asked_to_stop(node: Node) -> 
     node.containers.endings.stop(node.entry, 5, Deadline.after(30))
     assert node.engine.asked == ["pause", "resume", "kill 15"]
     assert (node.state, node.entry.record.exit_code) == (State.TERMINATED, 143)
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_paused_container_that_may_not_go_on_dies_without_a_grace_period(node: Node, denied: bool) -> None:
+    node.pauses.pause(ID, Deadline.after(5))
+    node.guard.denies = Point.RESUME if denied else ""
+    end = threading.Thread(target=lambda: node.containers.endings.ended(ID, Exit(137, 2)))
+    node.engine.killed = lambda: None if end.is_alive() or end.ident else end.start()
+    node.containers.stop(ID, 3600, Deadline.after(30))
+    assert node.engine.asked[1:3] == (["kill 9", "resume"] if denied else ["resume", "kill 15"])
+    end.join()
+    assert node.state is State.TERMINATED
+    assert node.guard.asked == [Point.RESUME]
 
 
 def test_a_paused_container_whose_supervisor_dies_is_thawed_to_die(node: Node) -> None:
