@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -227,6 +228,20 @@ def _host_network(pod: Pod, container: pb.ContainerConfig) -> None:
         context.namespace_options.network = pb.NODE
 
 
+def _host_pid(pod: Pod, container: pb.ContainerConfig) -> None:
+    for context in (pod.config.linux.security_context, container.linux.security_context):
+        context.namespace_options.pid = pb.NODE
+
+
+def _host_ipc(pod: Pod, container: pb.ContainerConfig) -> None:
+    for context in (pod.config.linux.security_context, container.linux.security_context):
+        context.namespace_options.ipc = pb.NODE
+
+
+def _half_a_processor(_pod: Pod, container: pb.ContainerConfig) -> None:
+    container.linux.resources.cpu_period, container.linux.resources.cpu_quota = 100_000, 50_000
+
+
 def _mounts_etc(_pod: Pod, container: pb.ContainerConfig) -> None:
     container.mounts.add(host_path="/etc", container_path="/host", readonly=True)
 
@@ -247,6 +262,8 @@ BASIC = "CHOWN,DAC_OVERRIDE,FSETID,FOWNER,MKNOD,NET_RAW,SETGID,SETUID,SETFCAP,SE
 FIELDS = [
     ({"privileged": "false"}, _privileged, "profile.privileged", ENGINES),
     ({"host_network": "false"}, _host_network, "profile.host_network", ENGINES),
+    ({"host_pid": "false"}, _host_pid, "profile.host_pid", ENGINES),
+    ({"host_ipc": "false"}, _host_ipc, "profile.host_ipc", ENGINES),
     ({"host_paths": "/srv"}, _mounts_etc, "profile.host_paths", ENGINES),
     ({"host_paths": "/srv,/etc:ro"}, _mounts_etc, "", ENGINES),
     ({"volumes": "config-map"}, _mounts_etc, "profile.volumes", ENGINES),
@@ -256,6 +273,11 @@ FIELDS = [
     ({"memory": "64Mi"}, _unlimited, "profile.resources.memory", ENGINES),
     ({"memory": "64Mi"}, _too_much, "profile.resources.memory", ENGINES),
     ({"memory": "128Mi"}, _too_much, "", ENGINES),
+    ({"cpu": "500m"}, _unlimited, "profile.resources.cpu", ENGINES),
+    ({"cpu": "499m"}, _half_a_processor, "profile.resources.cpu", ENGINES),
+    ({"cpu": "500m"}, _half_a_processor, "", ENGINES),
+    ({"pids": "64"}, _unlimited, "", ENGINES),
+    ({"images": "**@sha256:" + "0" * 64}, _unlimited, "profile.images", ENGINES),
     ({"images": "ghcr.io/**"}, _unlimited, "profile.images", ENGINES),
     ({"images": "127.0.0.1:*/**"}, _unlimited, "", ENGINES),
     ({"trusted_issuers": "key:sha256:" + "0" * 64}, _unlimited, "trusted_issuers", ENGINES),
@@ -461,6 +483,33 @@ def test_what_runs_is_judged_again_and_stopped_where_it_is_denied(node: Node, en
     finally:
         Path(node.daemon.config.contract.policies_dir, "late.yaml").unlink()
         node.reload()
+
+
+def test_a_long_grace_period_is_no_way_around_a_policy_that_came_later(node: Node) -> None:
+    pod = node.plan()
+    pod.config.labels["late"] = "yes"
+    # As the first process of its namespace it does not heed SIGTERM.
+    id_ = pod.run().start(node.container(pod))
+    stopping = node.daemon.runtime.StopContainer.future(
+        pb.StopContainerRequest(container_id=id_, timeout=3600), timeout=patient(60)
+    )
+    stub, asked = node_pb2_grpc.NodeStub(node.daemon.channel), node_pb2.InspectRequest(id=id_)
+    until = time.monotonic() + patient(10)
+    while json.loads(stub.Inspect(asked, timeout=patient(30)).document)["lifecycle"]["state"] != "stopping":
+        assert time.monotonic() < until
+    with _also(node, LATE):
+        _ends(pod, id_)
+        stopping.result()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_that_may_not_go_on_after_a_pause_has_no_grace_period_to_go_on_in(node: Node, engine: str) -> None:
+    pod = node.plan(engine, deny=Point.RESUME)
+    denied(_resume(node, pod, engine), "house/told", starts=False)
+    every = pb.ContainerFilter(pod_sandbox_id=pod.id)
+    (id_,) = [one.id for one in pod.daemon.runtime.ListContainers(pb.ListContainersRequest(filter=every)).containers]
+    pod.daemon.runtime.StopContainer(pb.StopContainerRequest(container_id=id_, timeout=3600), timeout=patient(60))
+    assert pod.status(id_).exit_code == 137
 
 
 def test_a_policy_that_cannot_be_used_changes_nothing_and_starts_nothing(node: Node) -> None:
