@@ -112,8 +112,6 @@ def untrusted(status: os.stat_result) -> str:
         return f"can be written by group {status.st_gid}"
     if status.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
-    if status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid()):
-        return f"can be written by group {status.st_gid}"
     return ""
 
 
@@ -121,14 +119,26 @@ def replaceable(path: str) -> str:
     """Why others than root could put another file at ``path``; ``""`` where they could not.
 
     That is for whoever can write to a directory on the way to it, unless its sticky bit keeps others' entries safe.
-    OSError where a directory cannot be looked at.
+    A link on that way can be turned to another file of root's. OSError where a directory cannot be looked at.
     """
-    for directory in Path(os.path.realpath(path)).parents:
+    for directory in _passed(path):
         status = directory.stat()
         fault = untrusted(status)
         if fault and not (status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())):
             return f"{directory} {fault}"
     return ""
+
+
+def _passed(path: str) -> Iterator[Path]:
+    """The directories on the way to a file, and on the ways that its links take."""
+    ways, links = [Path(path).absolute()], set[Path]()
+    while ways:
+        way = ways.pop()
+        yield from way.parents
+        for step in (way, *way.parents):
+            if step not in links and step.is_symlink():
+                links.add(step)
+                ways.append(step.parent / step.readlink())
 
 
 def _mark(status: os.stat_result) -> tuple[int, ...]:

@@ -166,6 +166,23 @@ def test_a_way_to_an_empty_directory_that_others_could_turn_is_not_believed(tmp_
             TrustPolicy.load(sources)
 
 
+@pytest.mark.parametrize("path", ["open/link/policy.json", "first/policy.json", "around/policy.json", "open/file"])
+def test_a_link_that_others_could_turn_to_another_file_of_root_s_is_not_believed(
+    sources: Sources, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open/link").symlink_to(tmp_path)
+    (tmp_path / "open/file").symlink_to("../policy.json")
+    (tmp_path / "first").symlink_to("open/link")
+    (tmp_path / "around").symlink_to("open/../open/link")
+    moved = Sources(policy=tmp_path / path)
+    assert TrustPolicy.load(moved).required(APP).wanted
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(FailedPrecondition, match="open can be written by everybody"):
+        TrustPolicy.load(moved)
+    assert TrustPolicy.load(sources)
+
+
 @pytest.mark.parametrize("name", ["Prod", "prod_1", "a.b", "-a", "x" * 64])
 def test_a_file_that_is_no_namespace_s_is_refused(sources: Sources, tmp_path: Path, name: str) -> None:
     (tmp_path / "namespaces" / f"{name}.json").write_bytes((tmp_path / "policy.json").read_bytes())
