@@ -75,8 +75,14 @@ def restrain(parts: Parts, sandbox: SandboxRecord) -> None:
 
     :raises ForgeError: it cannot be; no container may be started in it.
     """
-    if sandbox.namespaces.network is not None:
-        parts.network.enforce(attachable(parts, sandbox), sandbox.ips)
+    if sandbox.namespaces.network is None:
+        return
+    while True:
+        told = attachable(parts, sandbox)
+        parts.network.enforce(told, sandbox.ips)
+        # Where the policies changed meanwhile, this may have come after what a reload made of the pod.
+        if parts.guard.network(sandbox) == told.rule:
+            return
 
 
 def pod_mounts(parts: Parts, sandbox: SandboxRecord, spec: ContainerSpec) -> tuple[Mount, ...]:

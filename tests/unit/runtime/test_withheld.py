@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +77,22 @@ def test_the_network_is_told_the_rule_of_the_pod_with_its_names() -> None:
     told = placement.attachable(Ask(), replace(POD, bound=RULED))  # type: ignore[arg-type]
     assert (told.namespace, told.name, told.rule, told.restricted) == ("n", "p", RULE, True)
     assert not replace(told, rule=NetworkRule()).restricted
+
+
+def test_a_rule_from_before_a_reload_does_not_stay() -> None:
+    """Policies that change while a rule is enforced have been enforced by the reload before that."""
+    enforced: list[NetworkRule | None] = []
+
+    class Reloaded(Around):
+        def rebind(self, bound: Bound) -> Bound:
+            return RULED if enforced else bound
+
+    class Node:
+        guard: Guard = Guard(*[Reloaded()] * 4)
+        network = SimpleNamespace(enforce=lambda told, _ips: enforced.append(told.rule))
+
+    attached = replace(POD, namespaces=replace(POD.namespaces, network="/run/net"))
+    placement.restrain(Node(), attached)  # type: ignore[arg-type]
+    assert enforced == [None, RULE]
+    placement.restrain(Node(), replace(attached, namespaces=replace(POD.namespaces, network=None)))  # type: ignore[arg-type]
+    assert enforced == [None, RULE]
