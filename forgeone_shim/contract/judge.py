@@ -97,6 +97,7 @@ def _network(facts: Facts, held: Contract) -> Iterator[Finding]:
     why = unenforceable(
         held.profile.network,
         host_network=facts.pod.host_network,
+        host_pid=facts.pod.host_pid,
         privileged=facts.pod.privileged or (container is not None and container.privileged),
         capabilities=container.capabilities if container is not None else (),
     )

@@ -26,7 +26,8 @@ _DNS_PORT: Final = PortRange(53, 53)
 _NODE: Final = "node"
 _RAW: Final = "NET_RAW"
 # What changes the rules, sends past them (packet sockets, AF_XDP), or takes over the host that made them.
-_BEYOND: Final = ("NET_ADMIN", _RAW, "SYS_ADMIN", "SYS_MODULE")
+_BEYOND: Final = ("NET_ADMIN", _RAW, "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "DAC_READ_SEARCH")
+_AMONG_THE_HOSTS: Final = "SYS_PTRACE"
 
 Range = IPv4Network | IPv6Network
 Address = tuple[int, bytes]
@@ -126,7 +127,12 @@ def means(selector: str, pod: Local) -> bool:
 
 
 def unenforceable(
-    rule: NetworkRule | None, *, host_network: bool, privileged: bool = False, capabilities: Collection[str] = ()
+    rule: NetworkRule | None,
+    *,
+    host_network: bool,
+    host_pid: bool = False,
+    privileged: bool = False,
+    capabilities: Collection[str] = (),
 ) -> str:
     """Why a rule could not be enforced on a pod, or on one of its containers; empty where it can.
 
@@ -143,7 +149,8 @@ def unenforceable(
         return "the pod uses the host's network, where its packets cannot be told from the host's"
     if privileged:
         return "a privileged container could change its pod's rules"
-    held = [name for name in _BEYOND if name in capabilities]
+    beyond = (*_BEYOND, _AMONG_THE_HOSTS) if host_pid else _BEYOND
+    held = [name for name in beyond if name in capabilities]
     return f"a container with {held[0]} could get around its pod's rules" if held else ""
 
 

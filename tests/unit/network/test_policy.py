@@ -170,6 +170,12 @@ def test_a_pod_is_meant_by_its_name_or_its_whole_namespace() -> None:
         ({"host_network": False, "capabilities": ("NET_RAW",)}, "NET_RAW"),
         ({"host_network": False, "capabilities": ("SYS_ADMIN",)}, "SYS_ADMIN"),
         ({"host_network": False, "capabilities": ("SYS_MODULE",)}, "SYS_MODULE"),
+        ({"host_network": False, "capabilities": ("SYS_RAWIO",)}, "SYS_RAWIO"),
+        ({"host_network": False, "capabilities": ("SYS_BOOT",)}, "SYS_BOOT"),
+        ({"host_network": False, "capabilities": ("DAC_OVERRIDE", "DAC_READ_SEARCH")}, "DAC_READ_SEARCH"),
+        ({"host_network": False, "host_pid": True, "capabilities": ("SYS_PTRACE",)}, "SYS_PTRACE"),
+        ({"host_network": False, "host_pid": True, "capabilities": ("KILL",)}, ""),
+        ({"host_network": False, "capabilities": ("SYS_PTRACE",)}, ""),
         ({"host_network": False, "capabilities": ("CHOWN", "NET_BIND_SERVICE")}, ""),
     ],
 )
