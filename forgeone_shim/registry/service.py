@@ -2,91 +2,43 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import threading
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import structlog
 
 from forgeone_shim.attestation.evidence import Endorsement
-from forgeone_shim.attestation.keys import read_trusted
 from forgeone_shim.config.model import PackagesConfig, RegistryConfig, SignaturesConfig
-from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
-    DeadlineExceeded,
-    ForgeError,
-    InternalError,
     InvalidInput,
     NotFound,
-    ResourceExhausted,
     Unavailable,
-    syscall_error,
 )
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
-from forgeone_shim.package.verification import Trust
 from forgeone_shim.registry import authfiles, earlier, exports
 from forgeone_shim.registry.archives import LayoutSource, Named, named
 from forgeone_shim.registry.endorsing import Asking, Endorser, NoWitness, Witness
 from forgeone_shim.registry.fetch import BlobFolder, LayerFetcher, Layers, Resolved, Turns, resolve
+from forgeone_shim.registry.flights import Flight, Flights, Order, Progress, explained
 from forgeone_shim.registry.hosts import endpoints_for
 from forgeone_shim.registry.layout import Archive
-from forgeone_shim.registry.manifest import Platform, host_platform
+from forgeone_shim.registry.manifest import host_platform
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
 from forgeone_shim.registry.origin import Origin
 from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
+from forgeone_shim.registry.settings import Settings
 from forgeone_shim.registry.source import Source
-from forgeone_shim.registry.transport import Cancelled, Session, TlsContexts
+from forgeone_shim.registry.transport import Session, TlsContexts
 from forgeone_shim.registry.vetting import Vetting
 from forgeone_shim.state.store import StateStore
-
-Progress = Callable[[LayerProgress], None]
-_Key = tuple[Reference, Credentials | None, bool, str, Vetting | None]
-# How long a caller whose deadline passed waits for its pull to be undone before it is told so.
-_UNDO_SECONDS: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a pull goes by from its beginning to its end."""
-
-    config: RegistryConfig
-    packages: PackagesConfig
-    signatures: SignaturesConfig
-    vetting: Vetting | None
-    abi: tuple[int, int] | None
-    fetcher: LayerFetcher
-    platform: Platform
-
-    def trust(self) -> Trust:
-        """What is asked of packages, by the keys that are there now."""
-        keys = read_trusted(Path(self.packages.trusted_keys))
-        return Trust(keys, unsigned=self.packages.unsigned == "allow", abi=self.abi)
-
-    def signers(self, image: Image) -> tuple[str, ...]:
-        """Those who signed a package and are trusted still; keys that cannot be read count for nothing."""
-        said = packaged.signers(image.annotations) if image.artifact == media.ARTIFACT else ()
-        if not said:
-            return ()
-        try:
-            trusted = {f"key:{key.id}" for key in self.trust().keys}
-        except ForgeError as error:
-            structlog.get_logger("images").warning("keys of packages cannot be used", error=str(error))
-            return ()
-        return tuple(signer for signer in said if signer in trusted)
-
-    def blob_digests(self, resolved: Resolved) -> tuple[str, ...]:
-        """What is kept of an image beside its layers."""
-        wanted = resolved.wanted(keep=self.config.keep_blobs)
-        return (*resolved.documents, *(layer.blob.digest for layer in wanted if layer.keep))
 
 
 class Audience(Protocol):
@@ -146,7 +98,7 @@ class ImageService:
         self._settings = self._settle(config, packages or PackagesConfig(), signatures or SignaturesConfig())
         self._contexts = TlsContexts()
         self._endorser = Endorser(self._records, self._documents, self._gated, witness or NoWitness())
-        self._flights: dict[_Key, _Flight] = {}
+        self._flights = Flights(self._contexts, self._pull)
         self._loads: dict[Session, threading.Event] = {}
         self._lock = threading.Lock()
         self._gate = threading.Lock()
@@ -198,12 +150,12 @@ class ImageService:
         packages: PackagesConfig,
         signatures: SignaturesConfig,
         before: Vetting | None = None,
-    ) -> _Settings:
+    ) -> Settings:
         fetcher = LayerFetcher(
             self._layers, self._turns, self._blobs, config.max_concurrent_downloads, keep=config.keep_blobs
         )
         vetting = Vetting.open(signatures, before)
-        return _Settings(config, packages, signatures, vetting, self._abi, fetcher, host_platform(config.platform))
+        return Settings(config, packages, signatures, vetting, self._abi, fetcher, host_platform(config.platform))
 
     def pull(
         self,
@@ -233,24 +185,10 @@ class ImageService:
         if not auth:
             files = self._settings.config
             auth = authfiles.find(reference, namespace, namespaces=files.namespaced_auth_dir, node=files.auth_file)
-        while True:
-            deadline.check(f"before the pull of {reference}")
-            settings = self._settings
-            # What is asked of an image depends on policies and namespace; pulls that ask for different things are two.
-            asked = (namespace, settings.vetting) if settings.vetting is not None else ("", None)
-            flight, joined = self._board((reference, auth or None, wasm, *asked), settings, deadline, progress)
-            try:
-                landed = flight.wait(deadline)
-            finally:
-                last = self._leave(flight, progress)
-            if not landed:
-                if last:
-                    flight.wait(Deadline.after(_UNDO_SECONDS))
-                deadline.check(f"while pulling {reference}")
-                raise DeadlineExceeded(f"deadline passed while pulling {reference}")
-            if not (isinstance(flight.error, DeadlineExceeded) and joined and not deadline.passed):
-                return flight.outcome()
-            # It ran into the deadline of those who were there before us.
+        settings = self._settings
+        # What is asked of an image depends on policies and namespace; pulls that ask for different things are two.
+        asked = ("", None) if settings.vetting is None else (namespace, settings.vetting)
+        return self._flights.take(Order(reference, auth or None, wasm, *asked), settings, deadline, progress)
 
     def resolve(self, ref: str, *, wasm: bool = False) -> Image:
         """The image of an id, the unique beginning of one, or a name; ``wasm`` as for :meth:`pull`.
@@ -349,7 +287,7 @@ class ImageService:
                 file.flush()
                 return self.load(Archive(file, "the archive"), deadline, name)
         except OSError as error:
-            raise _explained(error, "import of an archive") from None
+            raise explained(error, "import of an archive") from None
 
     def load(self, archive: Archive, deadline: Deadline, name: str = "") -> tuple[Image, ...]:
         """Bring the images of an archive here, as a pull does: under ``name``, or under those that it has for them.
@@ -366,7 +304,7 @@ class ImageService:
         try:
             return tuple(image for each in named(archive, name) for image in self._load(session, archive, each))
         except Exception as error:
-            raise _explained(error, f"import from {archive.name}") from None
+            raise explained(error, f"import from {archive.name}") from None
         finally:
             deadline.ignore(session.cancel)
             with self._lock:
@@ -404,11 +342,10 @@ class ImageService:
     def close(self) -> None:
         """End every pull under way and undo it; nothing is left behind when this returns."""
         with self._lock:
-            flights, loads = list(self._flights.values()), dict(self._loads)
-        for session in (*(flight.session for flight in flights), *loads):
+            loads = dict(self._loads)
+        for session in loads:
             session.cancel()
-        for flight in flights:
-            flight.wait(NEVER)
+        self._flights.close()
         for done in loads.values():
             done.wait()
 
@@ -424,59 +361,17 @@ class ImageService:
             except Exception as error:
                 self._log.warning("what belonged to images that are gone is left", error=str(error))
 
-    def _board(
-        self, key: _Key, settings: _Settings, deadline: Deadline, progress: Progress | None
-    ) -> tuple[_Flight, bool]:
-        """The pull that answers this call, and whether it was under way before."""
-        with self._lock:
-            flight = self._flights.get(key)
-            joined = flight is not None
-            if flight is None:
-                flight = self._flights[key] = _Flight(key, deadline, self._contexts, settings)
-                threading.Thread(target=self._fly, args=(flight,), name="pull", daemon=True).start()
-            else:
-                flight.session.deadline.extend(deadline)
-            flight.passengers += 1
-            if progress is not None:
-                flight.listeners.append(progress)
-        return flight, joined
-
-    def _leave(self, flight: _Flight, progress: Progress | None) -> bool:
-        """One caller less; the last one to leave ends the pull. Says whether this was the last."""
-        with self._lock:
-            flight.passengers -= 1
-            if progress is not None:
-                flight.listeners.remove(progress)
-            last = flight.passengers == 0
-            if last and self._flights.get(flight.key) is flight:
-                del self._flights[flight.key]
-        if last:
-            flight.session.cancel()
-        return last
-
-    def _fly(self, flight: _Flight) -> None:
-        """The thread of one pull."""
-        try:
-            flight.image = self._pull(flight)
-        except Exception as error:
-            flight.error = _explained(error, f"pull of {flight.reference}")
-        finally:
-            flight.session.close()
-            with self._lock:
-                if self._flights.get(flight.key) is flight:
-                    del self._flights[flight.key]
-            flight.land()
-
-    def _pull(self, flight: _Flight) -> Image:
-        reference, settings = flight.reference, flight.settings
-        hosts = endpoints_for(Path(settings.config.config_path), reference.registry, flight.auth)
+    def _pull(self, flight: Flight) -> Image:
+        order, settings = flight.order, flight.settings
+        reference = order.reference
+        hosts = endpoints_for(Path(settings.config.config_path), reference.registry, order.auth)
         source = Source(flight.session, reference, hosts)
-        resolved = resolve(source, settings.platform, settings.trust, modules_first=flight.wasm)
+        resolved = resolve(source, settings.platform, settings.trust, modules_first=order.wasm)
         if settings.vetting is not None:
-            resolved = self._endorser.pulled(source, resolved, flight.namespace, settings.vetting)
+            resolved = self._endorser.pulled(source, resolved, order.namespace, settings.vetting)
         return self._bring(source, resolved, settings, flight.tell)
 
-    def _bring(self, source: Origin, resolved: Resolved, settings: _Settings, tell: Progress) -> Image:
+    def _bring(self, source: Origin, resolved: Resolved, settings: Settings, tell: Progress) -> Image:
         session, reference = source.session, source.reference
         with self._leased(resolved, settings):
             settings.fetcher.fetch(source, resolved, tell)
@@ -498,7 +393,7 @@ class ImageService:
                 self._log.warning("nothing is ready for an image", image=str(reference), error=str(error))
 
     @contextmanager
-    def _leased(self, resolved: Resolved, settings: _Settings) -> Iterator[None]:
+    def _leased(self, resolved: Resolved, settings: Settings) -> Iterator[None]:
         """Nothing of this image is collected while the block runs; if it fails, what only it needed goes."""
         layers, blobs = set(resolved.file.diff_ids), settings.blob_digests(resolved)
         with self._gated():
@@ -512,7 +407,7 @@ class ImageService:
             raise
         self._records.release(lease)
 
-    def _commit(self, reference: Reference, resolved: Resolved, settings: _Settings) -> Image:
+    def _commit(self, reference: Reference, resolved: Resolved, settings: Settings) -> Image:
         """Make the image known, once everything it stands on is here."""
         file = resolved.file
         gone = [diff_id for diff_id in file.diff_ids if not self._layers.has(diff_id)]
@@ -567,91 +462,5 @@ class ImageService:
                 os.close(fd)
 
 
-class _Flight:
-    """A pull under way and everyone who waits for it."""
-
-    def __init__(
-        self,
-        key: _Key,
-        deadline: Deadline,
-        contexts: TlsContexts,
-        settings: _Settings,
-    ) -> None:
-        self.key = key
-        self.reference, self.auth, self.wasm, self.namespace, _ = key
-        self.settings = settings
-        self.session = Session(contexts, Deadline.after(deadline.remaining()), settings.config.progress_timeout)
-        self.passengers = 0
-        self.listeners: list[Progress] = []
-        self._landed = False
-        self._news = threading.Condition()
-        self.image: Image | None = None
-        self.error: ForgeError | None = None
-
-    def tell(self, progress: LayerProgress) -> None:
-        """Tell everyone who asked how a layer is doing."""
-        for listener in tuple(self.listeners):
-            listener(progress)
-
-    def land(self) -> None:
-        """It is over; ``image`` or ``error`` is set."""
-        with self._news:
-            self._landed = True
-            self._news.notify_all()
-
-    def wait(self, deadline: Deadline) -> bool:
-        """Whether it has landed, once it has or ``deadline`` has passed or was abandoned."""
-        deadline.listen(self._wake)
-        try:
-            with self._news:
-                self._news.wait_for(lambda: self._landed or deadline.passed, deadline.remaining())
-                return self._landed
-        finally:
-            deadline.ignore(self._wake)
-
-    def _wake(self) -> None:
-        with self._news:
-            self._news.notify_all()
-
-    def outcome(self) -> Image:
-        """The image, or the failure, once landed."""
-        if self.error is not None:
-            # One failure, several callers: each raises its own, so that none's traceback grows into another's.
-            raise _again(self.error)
-        if self.image is None:
-            raise InternalError(f"pull of {self.reference} ended without a result")
-        return self.image
-
-
-def _explained(error: Exception, what: str) -> ForgeError:
-    """What a caller is told of a failure."""
-    match error:
-        case ForgeError():
-            return error
-        case Cancelled():
-            return Unavailable(f"{what} was ended", fix="do it again")
-        case OSError():
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return (
-                ResourceExhausted(f"{what}: {error.strerror}") if full else syscall_error("pull", error.filename, error)
-            )
-        case _:
-            return InternalError(f"{what} failed: {_place(error)}")
-
-
 def _no_listener(_: LayerProgress) -> None:
     """Nobody asked how a layer is doing."""
-
-
-def _place(error: BaseException) -> str:
-    """An unforeseen error's type and line. Its traceback stays here: frames of a pull hold credentials."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{at}"
-
-
-def _again(error: ForgeError) -> ForgeError:
-    copy = error.__class__.__new__(error.__class__)
-    copy.args = error.args
-    copy.__dict__.update(error.__dict__)
-    return copy
