@@ -14,6 +14,7 @@ import msgspec
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.evidence import MAX_ITEM
 from forgeone_shim.attestation.signed import (
+    MAX_CERTIFICATES,
     MAX_CHAIN,
     MAX_ENTRIES,
     MAX_ENTRY,
@@ -32,7 +33,6 @@ _MEDIA_TYPES: Final = frozenset(
         *(f"application/vnd.dev.sigstore.bundle+json;version=0.{minor}" for minor in (1, 2, 3)),
     }
 )
-_MAX_CERTIFICATE: Final = 64 * 1024
 _MAX_TIMESTAMPS: Final = 32
 
 _Signature = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_SIGNATURE)]
@@ -46,7 +46,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="c
 
 
 class _Raw(_Struct, frozen=True):
-    raw_bytes: Annotated[bytes, msgspec.Meta(min_length=1, max_length=_MAX_CERTIFICATE)]
+    raw_bytes: Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_CERTIFICATES)]
 
 
 class _Chain(_Struct, frozen=True):

@@ -26,7 +26,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from forgeone_shim.attestation.signed import MAX_CHAIN, Unverified
+from forgeone_shim.attestation.signed import MAX_CERTIFICATES, MAX_CHAIN, Unverified
 from forgeone_shim.errors import FailedPrecondition
 
 _SERVE_OTHERS: Final = frozenset(
@@ -84,9 +84,11 @@ class Names:
 
 
 def load(ders: Sequence[bytes], name: str) -> tuple[x509.Certificate, ...]:
-    """:raises Unverified: one cannot be read, or there are none."""
+    """:raises Unverified: one cannot be read, there are none, or they are too large."""
     if not ders:
         raise Unverified(f"{name} has no certificate")
+    if sum(map(len, ders)) > MAX_CERTIFICATES:
+        raise Unverified(f"{name}: its certificates are larger than {MAX_CERTIFICATES} bytes")
     try:
         found = tuple(x509.load_der_x509_certificate(each) for each in ders)
         for each in found:

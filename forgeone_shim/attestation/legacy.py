@@ -17,12 +17,20 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.certificates import UNREADABLE
 from forgeone_shim.attestation.evidence import MAX_ITEM, LegacyAttestation, SimpleSignature
-from forgeone_shim.attestation.signed import MAX_CHAIN, MAX_ENTRY, LogEntry, Signed, Unverified, decode_base64
+from forgeone_shim.attestation.signed import (
+    MAX_CERTIFICATES,
+    MAX_CHAIN,
+    MAX_ENTRY,
+    LogEntry,
+    Signed,
+    Unverified,
+    decode_base64,
+)
 from forgeone_shim.errors import FailedPrecondition
 
 PAYLOAD_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 _MAX_PAYLOAD: Final = 64 * 1024
-_MAX_PEM: Final = 256 * 1024
+_MAX_PEM: Final = 2 * MAX_CERTIFICATES
 _MAX_REKOR: Final = 2 * MAX_ENTRY
 _TYPES: Final = frozenset({"cosign container image signature", "atomic container signature"})
 

@@ -11,6 +11,9 @@ from forgeone_shim.errors import PermissionDenied
 
 MAX_SIGNATURE: Final = 4096
 MAX_CHAIN: Final = 10
+MAX_CERTIFICATES: Final = 32 * 1024
+"""Bytes of a chain: names of strangers can have thousands of parts."""
+
 MAX_ENTRIES: Final = 8
 MAX_TREE_DEPTH: Final = 64
 MAX_ENTRY: Final = 256 * 1024

@@ -74,6 +74,16 @@ def test_of_a_checkpoint_s_signatures_the_first_few_are_verified() -> None:
                 Keys((key,), (trusted,)).verify(read, NOW)
 
 
+def test_a_chain_has_a_size() -> None:
+    ca, day = making.Ca(), making.timedelta(days=1)
+    names = x509.SubjectAlternativeName([x509.DNSName(f"a{number}.example") for number in range(800)])
+    leaf = making.certificate(P256, "signer", ca, [(making.usage(), True), (names, False)], -day, day)
+    found = certificates.der(leaf)
+    assert len(certificates.load([found] * 2, "it")) == 2
+    with pytest.raises(Unverified, match="it: its certificates are larger than 32768 bytes"):
+        certificates.load([found] * 3, "it")
+
+
 def test_a_chain_of_many_ways_is_not_walked() -> None:
     ca, day = making.Ca("stranger"), making.timedelta(days=1)
     extensions = [(x509.BasicConstraints(True, None), True), (making.usage(key_cert_sign=True), True)]
