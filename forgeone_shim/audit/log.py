@@ -1,7 +1,8 @@
 """The audit log of a node: entries in a Merkle tree, durable under a signed checkpoint before anybody is told of them.
 
-One thread writes: it takes what is queued as one group, signs the checkpoint that the log has with it, and makes both
-durable by one write. Another moves groups into the tiles, in nobody's way.
+What is queued is taken as one group, and made durable, with the checkpoint that the log has with it, by one write.
+Whoever waits for an entry writes its group, unless another does already: to hand it to a thread and back would take
+longer than the write. A thread writes what nobody waits for. Another moves groups into the tiles, in nobody's way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,9 @@ SUBJECT: Final = "audit"
 BEHIND: Final = 30.0
 """Seconds after which entries are moved into the tiles although the segment has room."""
 
+LINGER: Final = 0.01
+"""Seconds after which an entry is written although nobody waits for it."""
+
 _FIRST_RETRY, _LAST_RETRY = 0.1, 5.0
 _MARKS: Final = 1000
 _TOLD: Final = 3
@@ -49,6 +53,11 @@ _TOLD: Final = 3
 class _Queued:
     data: bytes
     rotation: SigningKey | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
+class _NoRoomError(Exception):
+    """There is room once groups were moved into the tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +83,16 @@ class AuditLog:
         self._segments = Segments(files.wal, () if found is None else found.groups)
         sync_directory(files.directory)
         self._tiler = Tiler(files, found)
-        lock = threading.Lock()
-        self._work, self._done, self._behind = (threading.Condition(lock) for _ in range(3))
+        self._lock = threading.Lock()
+        self._work, self._done, self._behind = (threading.Condition(self._lock) for _ in range(3))
         self._queue: deque[_Queued] = deque()
         self._next = self._durable = self._frontier.size
         self._settled = self._tiler.size
         self._ahead: list[Group] = [] if found is None else list(found.groups)
         self._stall = self._damage = ""
         self._closing = self._written = self._hurry = False
+        # Somebody writes; the segments are full; the thread that writes sleeps until there is an entry.
+        self._writing = self._full = self._resting = False
         self._ahead_bytes = 0
         self._prune = 0, 0
         # What the database may say: an error may come after the commit.
@@ -159,11 +170,13 @@ class AuditLog:
             index = self._next
             self._queue.append(_Queued(entries.encode(entry, self.origin, index), rotation))
             self._next += 1
-            self._work.notify()
+            self._wake()
         return Ticket(index, self)
 
     def wait(self, size: int, deadline: Deadline) -> None:
         """Return once the first ``size`` entries are durable.
+
+        The deadline is for waiting: a write that this thread makes itself takes as long as the disk does.
 
         :raises Unavailable: they cannot be written now. :raises DeadlineExceeded: they are not yet.
         """
@@ -171,6 +184,9 @@ class AuditLog:
             while self._durable < size:
                 if self._stall:
                     raise Unavailable(self._stall)
+                if self._queue and not (self._writing or self._full):
+                    self._write_group()
+                    continue
                 left = deadline.remaining()
                 if left == 0:
                     raise DeadlineExceeded("the audit log is behind")
@@ -231,6 +247,9 @@ class AuditLog:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        with self._done:
+            while self._writing:
+                self._done.wait()
         self._segments.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -239,52 +258,103 @@ class AuditLog:
     # -- the writer
 
     def _write(self) -> None:
-        try:
-            self._write_batches()
-        finally:
-            # However it ends: nobody waits for ever.
-            with self._behind:
+        with self._work:
+            try:
+                self._write_what_is_left()
+            finally:
+                # However it ends: nobody waits for ever.
                 self._written = True
                 self._stall = self._stall or "the audit log is closed"
                 self._done.notify_all()
                 self._behind.notify()
 
-    def _write_batches(self) -> None:
+    def _write_what_is_left(self) -> None:
         retry = _FIRST_RETRY
-        while batch := self._take_batch():
-            try:
-                self._commit(batch)
+        while self._await_work():
+            self._write_group(patient=True)
+            if not self._stall:
                 retry = _FIRST_RETRY
-            except Exception as error:
-                with self._work:
-                    self._queue.extendleft(reversed(batch))
-                    if not self._stall:
-                        self._out.error("the audit log cannot be written, nothing starts", error=str(error))
-                    self._stall = f"the audit log cannot be written: {getattr(error, 'strerror', None) or error}"
-                    self._done.notify_all()
-                    if self._closing:
-                        break
-                    self._work.wait(retry)
-                retry = min(2 * retry, _LAST_RETRY)
+                continue
+            if self._closing:
+                return
+            self._work.wait(retry)
+            retry = min(2 * retry, _LAST_RETRY)
+
+    def _await_work(self) -> bool:
+        """Whether there is something that nobody has written in time; else there will be nothing more."""
+        while True:
+            if self._writing:
+                self._done.wait()
+            elif not self._queue:
+                if self._closing:
+                    return False
+                self._resting = True
+                self._work.wait()
+                self._resting = False
+            elif self._closing or self._full or self._stall:
+                return True
+            elif (left := self._queue[0].since + LINGER - time.monotonic()) > 0:
+                self._work.wait(left)
+            else:
+                return True
+
+    def _wake(self) -> None:
+        # At other times it looks by itself; each time it wakes up, it takes the interpreter from somebody.
+        if self._resting:
+            self._resting = False
+            self._work.notify()
+
+    def _write_group(self, *, patient: bool = False) -> None:
+        """Write what is queued as one group. Called with the lock, which others may have meanwhile.
+
+        :param patient: wait for room; without it this is left to the thread that writes.
+        """
+        batch = self._take_batch()
+        self._writing, self._full = True, False
+        before = self._frontier
+        try:
+            self._lock.release()
+            try:
+                self._commit(batch, patient=patient)
+            finally:
+                self._lock.acquire()
+        except BaseException as error:
+            if self._frontier is before:
+                self._queue.extendleft(reversed(batch))
+            if not isinstance(error, Exception):
+                raise
+            self._failed(error)
+        finally:
+            self._writing, self._durable = False, self._frontier.size
+            if self._frontier is not before and not self._written:
+                self._stall = ""
+            self._done.notify_all()
+            if self._queue:
+                self._wake()
+
+    def _failed(self, error: Exception) -> None:
+        # The thread that writes tries again.
+        self._work.notify()
+        if isinstance(error, _NoRoomError):
+            self._full = True
+            return
+        if not self._stall:
+            self._out.error("the audit log cannot be written, nothing starts", error=str(error))
+        self._stall = f"the audit log cannot be written: {getattr(error, 'strerror', None) or error}"
 
     def _take_batch(self) -> list[_Queued]:
-        """What is to be written together; empty when there will be nothing more."""
-        with self._work:
-            while not self._queue:
-                if self._closing:
-                    return []
-                self._work.wait()
-            batch: list[_Queued] = []
-            size = 0
-            while self._queue and len(batch) < wal.MAX_COUNT and size < wal.MAX_GROUP:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1].data)
-                if batch[-1].rotation is not None:
-                    # The last that the old key signs.
-                    break
-            return batch
+        """What is to be written together."""
+        batch: list[_Queued] = []
+        size = 0
+        while self._queue and len(batch) < wal.MAX_COUNT and size < wal.MAX_GROUP:
+            batch.append(self._queue.popleft())
+            size += len(batch[-1].data)
+            if batch[-1].rotation is not None:
+                # The last that the old key signs.
+                break
+        return batch
 
-    def _commit(self, batch: list[_Queued]) -> None:
+    def _commit(self, batch: list[_Queued], *, patient: bool) -> None:
         frontier = self._frontier.copy()
         first = frontier.size
         for one in batch:
@@ -294,26 +364,26 @@ class AuditLog:
         signers = [self._signer] if rotation is None else [self._signer, keys.signer(self.origin, rotation)]
         group = Group(first, tuple(one.data for one in batch), checkpoint.sign(signers))
         data = wal.encode(group)
-        self._await_room(len(data))
+        self._await_room(len(data), patient=patient)
         self._segments.write(data, group.end)
-        self._frontier = frontier
-        if rotation is not None:
-            self._adopt(signers[-1])
-        self._remember(checkpoint)
-        with self._done:
-            self._durable, self._stall = group.end, ""
+        with self._behind:
+            self._frontier = frontier
             self._ahead.append(group)
             self._ahead_bytes += len(data)
             self._hurry = self._hurry or self._ahead_bytes > wal.SEGMENT // 2
-            self._done.notify_all()
             if self._hurry or len(self._ahead) == 1:
                 self._behind.notify()
+        if rotation is not None:
+            self._adopt(signers[-1])
+        self._remember(checkpoint)
 
-    def _await_room(self, length: int) -> None:
+    def _await_room(self, length: int, *, patient: bool) -> None:
         with self._done:
             while not self._segments.room(length, self._settled):
                 self._hurry = True
                 self._behind.notify()
+                if not patient:
+                    raise _NoRoomError
                 if not self._done.wait(_LAST_RETRY):
                     raise TimeoutError("its tiles cannot be written")
 
@@ -327,8 +397,9 @@ class AuditLog:
 
     def _remember(self, checkpoint: Checkpoint) -> None:
         mark = Mark.of(checkpoint)
+        before, self._marks = self._marks, [*self._marks[-_MARKS:], mark]
         try:
-            if self._ledger.save(mark, self._marks):
+            if self._ledger.save(mark, before):
                 self._marks = [mark]
             elif not self._damage:
                 found = Damage("two processes write it", str(self._directory))
@@ -336,7 +407,6 @@ class AuditLog:
                 self._tell(found)
         except Exception as error:
             # It is in the log, and cannot be taken back; the next group's mark covers it.
-            self._marks = [*self._marks[-_MARKS:], mark]
             self._out.warning("how far the audit log came was not stored", error=str(error))
 
     def _tell(self, damage: Damage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from forgeone_shim.audit.log import AuditLog, Options
 from forgeone_shim.audit.note import Verifier
 from forgeone_shim.audit.snapshot import Snapshot
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import Unavailable
 from forgeone_shim.state.store import StateStore
 
 SOON = 10.0
@@ -46,6 +48,9 @@ class Node:
             name="node",
             options=Options(**options),  # type: ignore[arg-type]
         )
+        # What a start tells is a group of its own.
+        with contextlib.suppress(Unavailable):
+            self.log.barrier(soon())
         return self.log
 
     def write(self, count: int, *, together: bool = False, size: int = 10) -> None:

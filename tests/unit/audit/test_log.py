@@ -21,7 +21,7 @@ from forgeone_shim.audit.ledger import Mark
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, Unavailable
-from tests.unit.audit.logs import Node, entry, flip, soon
+from tests.unit.audit.logs import SOON, Node, entry, flip, soon
 
 
 def test_an_entry_is_in_the_log_once_its_ticket_says_so(node: Node) -> None:
@@ -414,20 +414,26 @@ def _eventually_durable(log: AuditLog, size: int) -> None:
 
 
 def test_who_waits_no_longer_than_a_deadline_is_told(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, write = threading.Event(), wal.Segments.write
+    held, begun, write = threading.Event(), threading.Event(), wal.Segments.write
 
     def slow(self: wal.Segments, data: bytes, end: int) -> None:
-        held.wait(10)
+        begun.set()
+        held.wait(SOON)
         write(self, data, end)
 
     log = node.start()
     node.write(1)
     monkeypatch.setattr(wal.Segments, "write", slow)
     ticket = log.append(entry(1))
-    with pytest.raises(DeadlineExceeded):
-        ticket.wait(Deadline.after(0.05))
+    writer = threading.Thread(target=ticket.wait, args=(soon(),))
+    writer.start()
+    assert begun.wait(SOON)
+    for one in (ticket, log.append(entry(2))):
+        with pytest.raises(DeadlineExceeded):
+            one.wait(Deadline.after(0.05))
     held.set()
-    ticket.wait(soon())
+    writer.join()
+    one.wait(soon())
 
 
 def test_tiles_that_cannot_be_written_hold_up_nobody(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,13 +515,60 @@ def test_nobody_waits_for_a_writer_that_died(node: Node, monkeypatch: pytest.Mon
         raise SystemExit
 
     monkeypatch.setattr(wal.Segments, "write", die)
+    ticket = log.append(entry(1))
+    until = soon()
+    while "closed" not in log.problem():
+        until.check("before the writer died")
+        threading.Event().wait(0.02)
     with pytest.raises(Unavailable, match="closed"):
-        log.append(entry(1)).wait(soon())
+        ticket.wait(soon())
     with pytest.raises(Unavailable, match="closed"):
         log.require()
     monkeypatch.undo()
     node.close()
     assert node.start().problem() == ""
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_somebody_was_cut_off_in_writing_others_write_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, *, behind: bool
+) -> None:
+    log = node.start()
+    node.write(1)
+    where = (node.ledger, "save") if behind else (wal.Segments, "write")
+
+    def cut(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*where, cut)
+    with pytest.raises(KeyboardInterrupt):
+        log.append(entry(1)).wait(soon())
+    _eventually_durable(log, 3)
+    node.write(1)
+    log.require()
+    assert node.types() == ["audit.created", *["container.started"] * 3]
+
+
+def test_what_nobody_waits_for_is_written_all_the_same(node: Node) -> None:
+    log = node.start()
+    node.write(1)
+    for number in range(3):
+        index, until = log.append(entry(number)).index, soon()
+        while node.read().size <= index:
+            until.check("before it was written")
+            threading.Event().wait(0.01)
+
+
+def test_whoever_waits_writes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LINGER", 2 * SOON)
+    log = node.start()
+    for number in range(3):
+        assert log.append(entry(number)).wait(soon())
+    # Whose time is over too: what it did is written all the same.
+    log.append(entry(3)).wait(Deadline.after(0))
+    node.close()
+    assert node.read().size == 5
 
 
 def test_after_the_end_nothing_is_durable(node: Node) -> None:

@@ -160,15 +160,20 @@ def test_a_verb_answers_once_its_entries_are_durable(node: Node) -> None:
 
 
 def test_who_has_no_time_left_is_told_that(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, written = chronicle(node), threading.Event()
+    made, written, begun = chronicle(node), threading.Event(), threading.Event()
     write = wal.Segments.write
 
     def slow(self: wal.Segments, data: bytes, end: int) -> None:
+        begun.set()
         written.wait(10)
         write(self, data, end)
 
     node.write(1)
     monkeypatch.setattr(wal.Segments, "write", slow)
+    # Whoever comes first writes, and the others wait for that.
+    first = threading.Thread(target=made.note("node.test", "node").wait, args=(soon(),))
+    first.start()
+    assert begun.wait(10)
     with pytest.raises(DeadlineExceeded), made.settled(Deadline.after(0.05)):
         made.note("node.test", "node")
     monkeypatch.setattr("forgeone_shim.runtime.chronicle.PATIENCE", 0.05)
@@ -179,6 +184,7 @@ def test_who_has_no_time_left_is_told_that(node: Node, monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="behind"), made.session("exec", CONTAINER, Deadline()):
         raise AssertionError("it began")
     written.set()
+    first.join()
     made.settle(soon(), must=False)
 
 
