@@ -290,6 +290,8 @@ def _identity(found: _Identity | None, field: str) -> SignedIdentity:
             return SignedIdentity(Match.REPOSITORY)
         case _ExactReference():
             wanted = _reference(found.docker_reference, f"{field}.signedIdentity.dockerReference")
+            if "@" not in wanted and ":" not in wanted.rpartition("/")[2]:
+                raise InvalidInput(f"{field}.signedIdentity.dockerReference", "has neither tag nor digest")
             return SignedIdentity(Match.EXACT_REFERENCE, wanted)
         case _ExactRepository():
             wanted = _reference(found.docker_repository, f"{field}.signedIdentity.dockerRepository")

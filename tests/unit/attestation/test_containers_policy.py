@@ -367,6 +367,7 @@ def test_gpg_is_not_verified_and_so_refused(tmp_path: Path) -> None:
         {"default": [{"type": "sigstoreSigned", "keyPath": "relative.pub"}]},
         {"default": [{**KEY, "signedIdentity": {"type": "any"}}]},
         {"default": [{**KEY, "signedIdentity": {"type": "exactReference", "dockerReference": "A B"}}]},
+        {"default": [{**KEY, "signedIdentity": {"type": "exactReference", "dockerReference": "a.example:5000/b"}}]},
         {"default": [{**KEY, "rekorPublicKeyData": b64(b"x"), "rekorPublicKeyPath": "/x"}]},
         {"default": [{"type": "sigstoreSigned", "fulcio": {"caData": b64(making.Ca().pem), "oidcIssuer": "x"}}]},
         {"default": [{"type": "sigstoreSigned", "pki": {"caRootsData": b64(making.Ca().pem)}}]},
