@@ -22,6 +22,8 @@ from forgeone_shim import abi
 from forgeone_shim.dna.fingerprint import FORMAT
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from hack.lab.daemon import Daemon
+from hack.lab.guests import guest as guest_that
+from hack.lab.guests import sleep
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
 from tests.e2e.pods import Pod
@@ -68,6 +70,7 @@ def printed(text: str) -> bytes:
 MODULES = {
     "random.wasm": printing("wasi_snapshot_preview1", "random_get", 32),
     "trust.wasm": printing(abi.INTROSPECT, "trust", abi.TRUST.size),
+    "sleep.wasm": guest_that(sleep(1000)),
 }
 
 
@@ -146,7 +149,11 @@ def test_replicas_are_alike_and_whatever_decides_what_runs_tells_them_apart(pod:
     one = hash_of("a", "sleep", "1")
     assert hash_of("b", "sleep", "1") == one
     others = {hash_of("c", "sleep", "2"), hash_of("d", "sleep", "1", readonly_rootfs=True), hash_of("e", "sh")}
-    assert len(others | {one}) == 4
+    ambient = pb.Capability(add_ambient_capabilities=["CHOWN"])
+    config = pod.container(busybox, "sleep", "1", name="f")
+    config.linux.security_context.capabilities.CopyFrom(ambient)
+    others.add(str(inspect(pod.daemon, pod.create(config))["dna"]["hash"]))
+    assert len(others | {one}) == 5
 
 
 def test_a_guest_has_one_too(node: Daemon, guest: str, nothing_left: None) -> None:
@@ -168,6 +175,9 @@ def test_no_two_guests_forked_from_one_process_draw_the_same(node: Daemon, guest
         id_ = pod.start(pod.container(guest, name=f"n{number}"))
         pod.wait(id_)
         drawn.append(printed(pod.log(id_)))
+    # One more guest in a container is forked from the same process.
+    id_ = pod.start(pod.container(guest, "/sleep.wasm", name="sleep"))
+    drawn += [printed(pod.exec(id_, "/random.wasm").stdout.decode()) for _ in range(3)]
     assert all(len(set(one)) > 16 for one in drawn) and len(set(drawn)) == len(drawn), drawn
     pod.remove()
 
@@ -316,7 +326,8 @@ def test_what_was_restored_has_no_seed_of_its_own(
         found = inspect(daemon, restored)
         assert (found["entropy"]["bits"], found["entropy"]["events"][0]["cause"]) == (0, "restore")
         assert fork.exec(restored, "cat", "/run/generation").stdout not in (generation, b"")
-        assert found["lifecycle"]["restored"] and found["dna"]["hash"].startswith("sha256:")
+        assert found["lifecycle"]["restored"] and found["dna"]["genome"]["engine_facts"]["restored"] == "true"
+        assert found["dna"]["hash"] not in ("", inspect(daemon, id_)["dna"]["hash"])
         forks.append(fork)
     for one in (pod, *forks):
         one.remove()
