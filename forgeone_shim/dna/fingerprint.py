@@ -23,9 +23,10 @@ FORMAT: Final = 1
 """Raised when the meaning of a genome changes: digests of two formats are not alike by chance."""
 
 _SAFE: Final = 2**53 - 1
-# What a kubelet puts into the paths of a pod's volumes besides the pod's uid, and anew for each pod or attempt.
-_TOKEN: Final = re.compile(r"/kube-api-access-[a-z0-9]{5}(?=/|$)")
-_TERMINATION: Final = re.compile(r"/containers/([^/]+)/[0-9a-f]{8}$")
+# What a kubelet puts into the paths of a pod's volumes besides the pod's uid, and anew for each pod or attempt. Below
+# the pod's own directory only: elsewhere on the host such names are those of other files.
+_TOKEN: Final = re.compile(r"^(/volumes/kubernetes\.io~projected/kube-api-access-)[a-z0-9]{5}(?=/|$)")
+_TERMINATION: Final = re.compile(r"^(/containers/[^/]+/)[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,9 +185,11 @@ def _mount(one: Mount, pod_uid: str) -> MountGene:
 
 def place(source: str, pod_uid: str) -> str:
     """A path of the host without what is anew for each pod: its uid, the random part of what a kubelet mounts."""
-    if pod_uid:
-        source = source.replace(f"/{pod_uid}/", "/*/")
-    return _TERMINATION.sub(r"/containers/\1/*", _TOKEN.sub("/kube-api-access-*", source))
+    above, own, below = source.partition(f"/{pod_uid}/")
+    if not (pod_uid and own):
+        return source
+    below = _TERMINATION.sub(r"\1*", _TOKEN.sub(r"\1*", f"/{below}"))
+    return f"{above}/*{below}".replace(f"/{pod_uid}/", "/*/")
 
 
 def _namespaces(given: Namespaces) -> Mapping[str, str]:
