@@ -31,6 +31,7 @@ from forgeone_shim.registry.hosts import endpoints_for
 from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.manifest import host_platform
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress
+from forgeone_shim.registry.modules import VARIANT
 from forgeone_shim.registry.origin import Origin
 from forgeone_shim.registry.records import ImageRecords
 from forgeone_shim.registry.reference import Reference
@@ -418,9 +419,11 @@ class ImageService:
         documents = sum(len(data) for data in resolved.documents.values())
         artifact, module = resolved.manifest.artifact, resolved.manifest.module
         notes = resolved.manifest.annotations
+        # Several artifacts may have the same config, and what has no archives for layers need not say them in it. What
+        # its manifest calls WebAssembly is another image than the same config without that.
+        by_manifest = artifact or module or VARIANT in notes
         image = Image(
-            # Several artifacts may have the same config, and what has no archives for layers need not say them in it.
-            id=resolved.manifest_digest if artifact or module else resolved.manifest.config.digest,
+            id=resolved.manifest_digest if by_manifest else resolved.manifest.config.digest,
             size=documents + sum(self._layers.info(diff_id).size for diff_id in set(file.diff_ids)),
             layers=file.diff_ids,
             config=file.config,

@@ -26,6 +26,7 @@ from forgeone_shim.registry.endorsing import subjects
 from forgeone_shim.registry.evidence import cosign_tag, fallback_tag
 from forgeone_shim.registry.layout import Archive
 from forgeone_shim.registry.model import Image
+from forgeone_shim.registry.modules import VARIANT
 from forgeone_shim.registry.reference import Reference
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.registry.vetting import Case, Vetting
@@ -293,6 +294,26 @@ def test_the_same_files_packed_otherwise_under_another_name_stay_signed_under_th
     registry.seen.clear()
     assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
     assert registry.seen == []
+
+
+def test_a_manifest_that_nobody_signed_does_not_say_how_a_signed_one_runs(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    """The same config and layers, under another name, called WebAssembly by an annotation."""
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    image = node.images.pull(name(registry), None, NEVER)
+    document = json.loads(contents.manifests[digest][1])
+    document["annotations"] = {VARIANT: "compat"}
+    contents.add_manifest(document, "v2")
+    other = node.images.pull(name(registry, "free", "v2"), None, NEVER)
+    assert other.annotations == {VARIANT: "compat"}
+    assert node.images.resolve(name(registry)).annotations == image.annotations == {}
+    assert node.images.resolve(image.id).annotations == {}
+    node.images.pull(name(registry), None, NEVER)
+    assert node.images.resolve(other.id).annotations == other.annotations
+    reload(node)
+    assert node.images.endorsement(node.images.resolve(image.id), name(registry), "", NEVER).signers == ("key:alice",)
 
 
 def test_a_name_with_another_images_digest_is_refused(
