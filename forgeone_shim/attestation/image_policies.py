@@ -41,6 +41,7 @@ _GLOB: Final = re.compile(r"[a-zA-Z0-9_:/*.@-]{1,512}")
 _ELSEWHERE: Final = frozenset(
     {"ca-cert", "configMapRef", "kms", "match", "policy", "remote", "rfc3161timestamp", "secretRef", "source"}
 )
+_HUB: Final = frozenset({"docker.io", "index.docker.io"})
 _WHOLE: Final = {"*": "index.docker.io/library/*", "*/*": "index.docker.io/*/*"}
 
 
@@ -172,16 +173,23 @@ def _glob(text: str, field: str) -> re.Pattern[str]:
     if not _GLOB.fullmatch(text):
         raise InvalidInput(field, f"{text[:200]!r} is not of letters, digits and _ : / . @ - *")
     text = _WHOLE.get(text, text)
-    host, slash, rest = text.partition("/")
-    named = host == "localhost" or set(host) & set(".:*")
-    if not (named and (slash or "**" in host)) or not set((rest or host).rpartition("/")[2]) & set(":@*"):
+    if not _possible(text):
         raise InvalidInput(
             field,
             f"{text[:200]!r} matches no image",
-            fix="begin with the registry (index.docker.io), and end with a tag or digest, as in :*",
+            fix="write names out, with registry and tag or digest, as in index.docker.io/library/busybox:*",
         )
     parts = text.split("**")
     return re.compile(".*".join("[^/]*".join(map(re.escape, part.split("*"))) for part in parts))
+
+
+def _possible(glob: str) -> bool:
+    """Whether the whole name of an image can be like it: registry, repository, and tag or digest."""
+    host, _, repository = glob.partition("/")
+    registry = host == "localhost" or bool(set(host) & set(".:*"))
+    # Every repository there has an owner.
+    deep = "**" in glob or "/" in (repository if host in _HUB else glob)
+    return registry and deep and bool(set(glob.rpartition("/")[2]) & set(":@*"))
 
 
 def _rule(policy: str, found: list[_Authority], field: str, roots: Roots) -> Rule:

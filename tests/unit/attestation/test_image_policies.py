@@ -69,6 +69,7 @@ def check(policy: ImagePolicy, evidence: Evidence, about: Subject | None = None)
         ("registry.example/team/app:v2", "registry.example/team/app:v1", False),
         ("my-registry.example/**", "my.registry.example/team/app", False),
         ("myXregistry.example/**", "my.registry.example/team/app", False),
+        ("index.docker.io/**", "busybox", True),
         ("localhost/app:*", "localhost/app", True),
         ("**/app:*", "registry.example/team/app", True),
     ],
@@ -181,6 +182,8 @@ DEAD = (
     "registry.example:5000/app",
     "registry.example/**/app",
     "registry.example/team/",
+    "docker.io/busybox:*",
+    "index.docker.io/*",
 )
 
 
