@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -198,6 +199,46 @@ def test_somebody_is_told_of_calls_that_were_not_made_before(directory: Path, ne
     finally:
         watcher.forget(group.id)
         watcher.close()
+
+
+def test_a_look_that_failed_is_repeated_without_news(directory: Path, nest: Nest) -> None:
+    failed, room, again = threading.Event(), threading.Event(), threading.Event()
+
+    def look() -> None:
+        if not room.is_set():
+            failed.set()
+            raise OSError("the disk is full")
+        again.set()
+
+    watcher, group = Recorder(directory, look, _later), nest.group()
+    try:
+        watcher.watch(group)
+        nest.run(lambda: _parents(1))
+        assert failed.wait(patient(5))
+        # Nothing is new any more.
+        time.sleep(0.3)
+        room.set()
+        assert again.wait(patient(10))
+    finally:
+        watcher.forget(group.id)
+        watcher.close()
+
+
+def test_nobody_is_counted_where_nobody_could_be_told(
+    directory: Path, nest: Nest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher, before = Recorder(directory, lambda: None, _later), len(os.listdir("/proc/self/fd"))
+    for name, error in (("eventfd", OSError(24, "Too many open files")), ("dup", OSError(24, "Too many open files"))):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, name, Mock(side_effect=error))
+            with pytest.raises(FailedPrecondition, match="nobody could be told"):
+                watcher.check()
+        assert not directory.exists(), name
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+        with pytest.raises(FailedPrecondition, match="nobody could be told"):
+            watcher.watch(nest.group())
+    assert (directory.exists(), len(os.listdir("/proc/self/fd"))) == (False, before)
 
 
 def test_counting_goes_on_without_anybody_and_is_found_again(directory: Path, nest: Nest) -> None:

@@ -35,6 +35,8 @@ _NEWS_BYTES: Final = 64 * 1024
 _SPARES: Final = 2
 # News of one start are many at once: they are looked at together, so many seconds after the last look.
 _PAUSE: Final = 0.05
+# After a look that failed: nobody is told of its news again.
+_AGAIN: Final = 1.0
 _KEY: Final = struct.Struct("<Q")
 _ONE: Final = struct.Struct("<I")
 _FIRST: Final = bytes(4)
@@ -185,13 +187,22 @@ class Recorder:
             if reason:
                 raise FailedPrecondition(f"what containers do cannot be watched on this host: {reason}")
             try:
-                self._loaded = _load(self._directory)
+                loaded = _load(self._directory)
             except OSError as error:
                 raise FailedPrecondition(
                     f"what containers do cannot be watched on this host: bpf: {error.strerror or error}",
                     fix="run forgeoned with CAP_BPF and CAP_PERFMON, on Linux 5.12 or later",
                 ) from error
-            self._listener = _Listener(self._loaded.maps.news, self._told)
+            try:
+                self._listener = _Listener(loaded.maps.news, self._told)
+            except (OSError, RuntimeError) as error:
+                # To count where nobody listens would be to let drift pass.
+                unused = not loaded.watched()
+                loaded.close()
+                if unused:
+                    _remove(self._directory)
+                raise FailedPrecondition(f"nobody could be told of what containers do: {error}") from error
+            self._loaded = loaded
         return self._loaded
 
     def _unload(self) -> None:
@@ -469,13 +480,24 @@ class _Listener:
     are some."""
 
     def __init__(self, news: int, told: Callable[[], None]) -> None:
-        self._news, self._told = os.dup(news), told
-        # bpf(2), ring buffer: a page that says how far a reader is, one that says how far the writers are.
-        self._reader = mmap.mmap(self._news, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self._writers = mmap.mmap(self._news, mmap.PAGESIZE, prot=mmap.PROT_READ, offset=mmap.PAGESIZE)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._run, name="behaviour", daemon=True)
-        self._thread.start()
+        self._told, self._held = told, ExitStack()
+        try:
+            self._news = self._fd(os.dup(news))
+            # bpf(2), ring buffer: a page that says how far a reader is, one that says how far the writers are.
+            self._reader = self._page(0, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._writers = self._page(mmap.PAGESIZE, mmap.PROT_READ)
+            self._stop = self._fd(os.eventfd(0, os.EFD_CLOEXEC))
+            threading.Thread(target=self._run, name="behaviour", daemon=True).start()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _fd(self, fd: int) -> int:
+        self._held.callback(os.close, fd)
+        return fd
+
+    def _page(self, offset: int, how: int) -> mmap.mmap:
+        return self._held.enter_context(mmap.mmap(self._news, mmap.PAGESIZE, prot=how, offset=offset))
 
     def _run(self) -> None:
         log = structlog.get_logger("behaviour")
@@ -483,18 +505,18 @@ class _Listener:
         both.register(self._news, select.POLLIN)
         both.register(self._stop, select.POLLIN)
         only.register(self._stop, select.POLLIN)
-        while not any(fd == self._stop for fd, _ in both.poll()):
-            self._reader[:8] = self._writers[:8]
-            try:
-                self._told()
-            except Exception:
-                log.exception("what containers do was not looked at")
-            if only.poll(_PAUSE * 1000):
-                break
-        self._reader.close()
-        self._writers.close()
-        os.close(self._news)
-        os.close(self._stop)
+        waits: int | None = None
+        with self._held:
+            while not any(fd == self._stop for fd, _ in both.poll(waits)):
+                self._reader[:8] = self._writers[:8]
+                try:
+                    self._told()
+                    waits = None
+                except Exception:
+                    log.exception("what containers do was not looked at")
+                    waits = int(_AGAIN * 1000)
+                if only.poll(_PAUSE * 1000):
+                    break
 
     def close(self) -> None:
         """It ends by itself: whoever closes may hold what it waits for."""
