@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 ID_LENGTH = 13
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_UNPLAIN = re.compile(r"[^\n -~]")
 _SPANS = ((86400 * 365, "y"), (86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
@@ -64,8 +66,16 @@ def enum_name(kind: Any, number: int, prefix: str) -> str:
 
 
 def print_json(value: object) -> None:
-    """A value or protobuf message (with the interface's own field names) as indented JSON."""
-    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+    """A value or protobuf message (with the interface's own field names) as indented JSON.
+
+    What a terminal would act upon is escaped: JSON itself demands that of the characters below U+0020 alone.
+    """
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    sys.stdout.write(_UNPLAIN.sub(_escaped, text) + "\n")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
 
 
 def plain(value: object) -> object:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cri.api import runtime_pb2 as cri
-from forgeone_shim.cli.output import age, enum_name, plain, printable, short, size, table
+from forgeone_shim.cli.output import age, enum_name, plain, print_json, printable, short, size, table
 
 
 def test_columns_are_aligned_and_lines_have_no_trailing_blanks() -> None:
@@ -45,3 +45,11 @@ def test_messages_become_json_with_the_interfaces_own_names() -> None:
     assert isinstance(shown, list)
     assert json.loads(json.dumps(shown))[0]["created_at"] == "5"
     assert shown[0]["runtime_handler"] == ""
+
+
+def test_json_keeps_what_can_be_read_and_escapes_what_a_terminal_acts_upon(capsys: pytest.CaptureFixture[str]) -> None:
+    value = ["\x1b[2J", "\x9b2J", "\x7f", "\u202egpj.exe", "\U000e0041", "\ud800", "é ü 漢"]
+    print_json(value)
+    shown = capsys.readouterr().out
+    assert json.loads(shown) == value
+    assert all(line.isprintable() for line in shown.splitlines()) and "é ü 漢" in shown
