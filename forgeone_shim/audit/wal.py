@@ -28,6 +28,9 @@ MAX_COUNT: Final = 4096
 _MAGIC: Final = b"FORGEAL1"
 # Magic, index of the first entry, how many, bytes of the checkpoint's note and of the entries, hash over all of that.
 _HEADER: Final = struct.Struct(">8sQIII32s")
+# An entry may say the same in its text, and may come to lie on a block's beginning. As a number, what follows there is no
+# less than this: text has no byte below a blank.
+_NO_INDEX: Final = 0x20 << 56
 _NAMES: Final = ("0", "1")
 
 
@@ -80,12 +83,13 @@ def decode(data: bytes, segment: int = 0) -> Found:
     torn: list[Torn] = []
     at = 0
     while at + _HEADER.size <= len(data):
-        if data[at : at + len(_MAGIC)] != _MAGIC:
+        magic, first, *_ = _HEADER.unpack_from(data, at)
+        if magic != _MAGIC or first >= _NO_INDEX:
             at += BLOCK
             continue
         group = _decode(data, at, segment)
         if group is None:
-            torn.append(Torn(_HEADER.unpack_from(data, at)[1], at))
+            torn.append(Torn(first, at))
             at += BLOCK
         else:
             groups.append(group)

@@ -107,6 +107,21 @@ def test_segments_are_used_again_and_again(node: Node) -> None:
     assert [one.id for one in node.events()] == [str(number) for number in range(12 * 260 + 1)]
 
 
+def test_what_an_entry_says_is_never_taken_for_a_group(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "SEGMENT", 16 * wal.BLOCK)
+    monkeypatch.setattr(wal, "MAX_GROUP", 4 * wal.BLOCK)
+    log = node.start()
+    text = "FORGEAL1" * 256
+    for shift in range(8):
+        # Each beginning of a block is reached by one of them.
+        said = {"shift": "x" * shift, "texts": [text] * 4}
+        log.append(Entry(type="denied", subject="container/1", data=said)).wait(soon())
+    # Written over, a large group leaves blocks of its middle.
+    for _ in range(32):
+        node.write(1)
+        assert not node.read().torn
+
+
 def test_the_tiles_are_a_log_of_their_own(node: Node) -> None:
     node.start()
     node.write(300, together=True)
