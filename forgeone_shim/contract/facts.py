@@ -212,7 +212,7 @@ class ContractFacts:
             trust_label=contract.profile.trust_label,
             egress_restricted=network is not None and network.egress is not None,
             ingress_restricted=network is not None and network.ingress is not None,
-            watched=contract.behaviour.watch,
+            watched=contract.behaviour.watched,
             on_drift=contract.behaviour.on_drift,
             snapshot=contract.profile.snapshot,
         )

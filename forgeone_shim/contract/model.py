@@ -167,6 +167,11 @@ class Behaviour:
     on_drift: str = "report"
     baseline: str = ""
 
+    @property
+    def watched(self) -> bool:
+        """Whoever names a baseline means to be held to it."""
+        return self.watch or bool(self.baseline)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contract:

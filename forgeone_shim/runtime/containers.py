@@ -257,7 +257,7 @@ class Containers:
             pod_annotations=pod.spec.annotations,
             image_id=image.id,
             module=image.module,
-            watched=record.contract.behaviour.watch,
+            watched=record.contract.behaviour.watched,
         )
 
     def _abandon(self, entry: Entry[ContainerRecord]) -> None:

@@ -1,6 +1,6 @@
 """What containers do: watched from before their first instruction, compared with what is usual; what drift leads to.
 
-A container whose contract asks for it (``behaviour.watch``) does not start on a node that cannot watch it.
+A container whose contract asks for it (``behaviour.watched``) does not start on a node that cannot watch it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Acts(Protocol):
         """Kill it; returns when it has ended."""
 
     def pause(self, entry: Entry[ContainerRecord]) -> None:
-        """Stop its processes where they are. FailedPrecondition: it does not run any more."""
+        """Stop its processes where they are. FailedPrecondition: it does not run, or this host cannot do that."""
 
 
 class Answers:
@@ -96,12 +96,12 @@ class Answers:
     def stop(self, entry: Entry[ContainerRecord], why: str) -> None:
         """It has no grace period: whoever has taken it over would have one too."""
         with entry.state:
-            if entry.record.state in (State.RUNNING, State.PAUSED):
+            if entry.record.state not in (State.CREATED, State.TERMINATED):
                 entry.change(denied=why)
         self._endings.stop(entry, 0, NEVER)
 
     def pause(self, entry: Entry[ContainerRecord]) -> None:
-        """FailedPrecondition: it does not run any more."""
+        """FailedPrecondition: it does not run, or this host cannot freeze it."""
         self._pauses.pause(entry.record.id, Deadline.after(_PAUSE_SECONDS))
 
 
@@ -116,8 +116,9 @@ class Watching:
         self._looking = threading.Lock()
         self._finishing = threading.Lock()
         self._observed = dict(parts.store.items(_KIND, Observed))
+        self._lost: set[str] = set()
         self._known: dict[str, Baseline] = {}
-        self._ordered: dict[str, tuple[int, ...]] = {}
+        self._ordered: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._closing = threading.Event()
         self._ticking = False
         self._recorder = recorder or Recorder(parts.paths.behaviour, self._news, parts.pool.submit)
@@ -130,7 +131,7 @@ class Watching:
         :raises FailedPrecondition: it is to be, and cannot; why.
         """
         behaviour = record.contract.behaviour
-        if not behaviour.watch:
+        if not behaviour.watched:
             return
         self._chosen(record, behaviour)
         try:
@@ -148,10 +149,11 @@ class Watching:
         """
         record = entry.record
         behaviour = record.contract.behaviour
-        if not behaviour.watch:
+        if not behaviour.watched:
             return
         known = self._observed.get(record.id)
         if known is not None and (not known.group or known.group in self._recorder.watched()):
+            self._tick(known)
             return
         chosen = self._chosen(record, behaviour)
         try:
@@ -199,12 +201,20 @@ class Watching:
     def forget(self, container_id: str) -> None:
         """It goes, or was never completed. Idempotent."""
         with self._lock:
-            known = self._observed.pop(container_id, None)
-            self._ordered.pop(container_id, None)
+            known = self._observed.get(container_id)
+        # First, so that what fails here is done when it is repeated: a group that is watched is always somebody's.
+        if known is not None and known.group:
+            try:
+                self._recorder.forget(known.group)
+            except FailedPrecondition as error:
+                # Where nobody can be watched any more, a container must go all the same.
+                self._log.warning("it may be watched still", container=container_id, error=str(error))
+        self._lost.discard(container_id)
+        with self._lock:
             if known is not None:
                 self._p.store.delete(_KIND, container_id)
-        if known is not None and known.group:
-            self._recorder.forget(known.group)
+            self._observed.pop(container_id, None)
+            self._ordered.pop(container_id, None)
         self._recorder.settle()
 
     def recover(self) -> None:
@@ -213,6 +223,7 @@ class Watching:
             try:
                 self._recover(known)
             except ForgeError as error:
+                self._lost.add(known.container)
                 self._log.exception("it is not watched any more", container=known.container)
                 self._note(known.container, "unwatched", why=str(error))
         try:
@@ -269,7 +280,8 @@ class Watching:
         known = self._observed.get(record.id)
         if known is None:
             return UNWATCHED
-        return Watched(watched=True, baseline=bool(known.baseline), drift=drifts.amount(known.drift))
+        watched = record.id not in self._lost
+        return Watched(watched=watched, baseline=bool(known.baseline), drift=drifts.amount(known.drift))
 
     def summary(self, record: ContainerRecord) -> dict[str, object] | None:
         """The same in words, without a look at what it does right now; ``None``: it is not watched."""
@@ -412,32 +424,49 @@ class Watching:
         self._look([one for one in tuple(self._observed.values()) if one.profile is None])
 
     def _look(self, watched: Collection[Observed]) -> None:
+        failed: Exception | None = None
         # One look at a time: what two would find at once is to be told once.
         with self._looking:
             for known in watched:
-                if not known.baseline:
-                    continue
                 try:
-                    record = self._p.containers.find(known.container).record
-                except NotFound:
-                    continue
-                order = self._recorder.order(known.group) if known.group else None
-                if order is not None and known.engine != _WASM and self._ordered.get(known.container) == order:
-                    continue
-                called = {names.name(slot) for slot, place in enumerate(order or ()) if place}
-                called |= {one.name for one in self._host_calls(record) or ()}
-                self._compare(known, called, record, live=True)
-                self._ordered[known.container] = order or ()
+                    self._look_at(known)
+                except Exception as error:
+                    # It is no reason not to look at the others.
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    def _look_at(self, known: Observed) -> None:
+        if not known.baseline:
+            return
+        try:
+            record = self._p.containers.find(known.container).record
+        except NotFound:
+            return
+        order = self._recorder.order(known.group) if known.group else None
+        seen = (known.baseline, order or ())
+        if order is not None and known.engine != _WASM and self._ordered.get(known.container) == seen:
+            return
+        called = {names.name(slot) for slot, place in enumerate(order or ()) if place}
+        called |= {one.name for one in self._host_calls(record) or ()}
+        self._compare(known, called, record, live=True)
+        with self._lock:
+            if known.container in self._observed:
+                self._ordered[known.container] = seen
 
     def _compare(self, known: Observed, called: set[str], record: ContainerRecord, *, live: bool) -> None:
         baseline = self._baseline(known.baseline)
         if baseline is None:
             return
         with self._lock:
-            known = self._observed.get(known.container, known)
+            now = self._observed.get(known.container)
+            if now is None or now.baseline != known.baseline:
+                # Another is pinned by now, and whoever did that looks at what it is compared with.
+                return
+            known = now
             usual = {one.name for one in (*baseline.system, *baseline.host)}.union(known.drift)
             fresh = sorted(called - usual - drifts.excused(known.engine, executed=known.executed))
-            if not fresh or known.container not in self._observed:
+            if not fresh:
                 return
             known = replace(known, drift=(*known.drift, *fresh))
             self._put(known)
@@ -462,13 +491,19 @@ class Watching:
         if known is None or len(known.drift) <= known.acted:
             return
         how = entry.record.contract.behaviour.on_drift
+        why = f"it does what is not usual for its image: {', '.join(known.drift)}"
         if how == "stop":
-            self._acts.stop(entry, f"it does what is not usual for its image: {', '.join(known.drift)}")
+            self._acts.stop(entry, why)
         elif how == "pause":
             try:
                 self._acts.pause(entry)
             except FailedPrecondition as error:
                 self._log.info("it is not paused", container=container_id, why=str(error))
+                if entry.record.state is State.BOOTED:
+                    # Its start is not over, or was not stored: it may run yet.
+                    raise
+                if entry.record.state is State.RUNNING:
+                    self._acts.stop(entry, f"{why}; it cannot be paused: {error}")
         with self._lock:
             now = self._observed.get(container_id)
             if now is not None and now.drift[: len(known.drift)] == known.drift:
@@ -480,8 +515,8 @@ class Watching:
         with self._lock:
             if known.engine != _WASM or self._ticking:
                 return
+            threading.Thread(target=self._look_at_guests, name="guests", daemon=True).start()
             self._ticking = True
-        threading.Thread(target=self._look_at_guests, name="guests", daemon=True).start()
 
     def _look_at_guests(self) -> None:
         while not self._closing.wait(_LOOK_EVERY):

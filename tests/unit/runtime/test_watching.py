@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 
 from engines.base import ContainerSpec, Handle, HostCount
 from forgeone_shim.contract.facts import Bound
 from forgeone_shim.contract.model import Behaviour, Contract
+from forgeone_shim.deadline import NEVER
 from forgeone_shim.dna.behaviour import names
 from forgeone_shim.dna.behaviour.baseline import Baseline
 from forgeone_shim.dna.behaviour.profile import Seen
@@ -26,7 +28,7 @@ from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import ContainerRecord
 from forgeone_shim.runtime.table import Entry, Table
-from forgeone_shim.runtime.watching import Watching
+from forgeone_shim.runtime.watching import Answers, Watching
 from forgeone_shim.state.store import StateStore
 
 ID, IMAGE = "c" * 64, f"sha256:{'1' * 64}"
@@ -298,8 +300,101 @@ def test_one_that_ended_before_it_could_be_paused_is_no_trouble(node: Node) -> N
     node.kernel.groups[GROUP] = [PTRACE]
     node.acts.fault = FailedPrecondition("it does not run")
     watching._news()
+    entry.change(state=State.TERMINATED)
     node.parts.janitor.run()
     assert node.parts.janitor.jobs == []
+
+
+def test_one_that_runs_and_cannot_be_paused_is_stopped(node: Node) -> None:
+    watching, entry = node.start(), node.container(on_drift="pause")
+    watching.adopt(baseline("read"))
+    watching.begin(entry)
+    node.kernel.groups[GROUP] = [PTRACE]
+    node.acts.pause = Mock(side_effect=FailedPrecondition("no freezer"))  # type: ignore[method-assign]
+    watching._news()
+    with pytest.raises(FailedPrecondition):
+        node.parts.janitor.run()
+    assert node.acts.done == [], "its start is not over: it is asked again"
+    entry.change(state=State.RUNNING)
+    node.parts.janitor.run()
+    assert node.acts.done == ["stop: it does what is not usual for its image: ptrace; it cannot be paused: no freezer"]
+
+
+@pytest.mark.parametrize("state", [State.BOOTED, State.RUNNING, State.PAUSED, State.STOPPING])
+def test_what_is_stopped_for_its_drift_says_so_in_whatever_state_it_is(node: Node, state: State) -> None:
+    entry, endings = node.container(), Mock()
+    entry.change(state=state)
+    Answers(endings, Mock()).stop(entry, "ptrace")
+    assert entry.record.denied == "ptrace"
+    endings.stop.assert_called_once_with(entry, 0, NEVER)
+
+
+def test_whoever_names_a_baseline_is_watched(node: Node) -> None:
+    watching, known = node.start(), baseline("read")
+    entry = node.container(watch=False, baseline=known.digest)
+    with pytest.raises(FailedPrecondition, match="not on this node"):
+        watching.prepare(entry.record)
+    watching.adopt(known)
+    watching.begin(entry)
+    assert watching.find(ID).observed.baseline == known.digest
+
+
+def test_one_that_cannot_be_looked_at_keeps_no_other_from_it(node: Node) -> None:
+    watching, bad, good = node.start(), node.container(), node.container("d" * 64)
+    watching.adopt(baseline("read"))
+    for entry in (bad, good):
+        watching.begin(entry)
+    node.kernel.groups |= {GROUP: [PTRACE], 0xD: [PTRACE]}
+    order = node.kernel.order
+
+    def fail(group_id: int) -> tuple[int, ...] | None:
+        if group_id == GROUP:
+            raise OSError("no memory")
+        return order(group_id)
+
+    node.kernel.order = fail  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no memory"):
+        watching._news()
+    assert watching.standing(good.record).drift == 0.5
+    node.kernel.order = order  # type: ignore[method-assign]
+    watching._news()
+    assert watching.standing(bad.record).drift == 0.5
+
+
+def test_a_look_that_a_pin_overtakes_is_no_look_at_what_is_pinned_now(node: Node) -> None:
+    watching, entry = node.start(), node.container(on_drift="stop")
+    watching.adopt(baseline("read"))
+    watching.begin(entry)
+    before = watching.find(ID).observed
+    wide, narrow = baseline("read", "write"), baseline("read", "ptrace")
+    for pinned in (wide, narrow):
+        watching.library.adopt(pinned)
+        watching._compare_anew(IMAGE, pinned)
+        node.kernel.groups[GROUP] = [READ, WRITE]
+        watching._look([before])
+        assert node.told("drifted") == []
+    watching._news()
+    assert [(one["calls"], one["baseline"]) for one in node.told("drifted")] == [(["write"], narrow.digest)]
+
+
+def test_a_watch_that_could_not_be_ended_is_ended_when_that_is_repeated(node: Node) -> None:
+    watching, entry = node.start(), node.container()
+    watching.begin(entry)
+    forget = node.kernel.forget
+    node.kernel.forget = Mock(side_effect=OSError("no memory"))  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="no memory"):
+        watching.forget(ID)
+    node.kernel.forget = forget  # type: ignore[method-assign]
+    watching.forget(ID)
+    assert (node.kernel.groups, node.store.items("watched", dict)) == ({}, [])
+
+
+def test_where_nobody_can_be_watched_any_more_containers_go_all_the_same(node: Node) -> None:
+    watching, entry = node.start(), node.container()
+    watching.begin(entry)
+    node.kernel.forget = Mock(side_effect=FailedPrecondition("bpf: no"))  # type: ignore[method-assign]
+    watching.forget(ID)
+    assert node.store.items("watched", dict) == []
 
 
 def test_what_it_did_last_is_known_after_its_end(node: Node) -> None:
@@ -357,8 +452,10 @@ def test_a_host_that_can_watch_nobody_any_more_is_no_reason_not_to_start(node: N
         raise FailedPrecondition("bpf: no")
 
     node.kernel.watched = node.kernel.keep = node.kernel.order = refuse  # type: ignore[method-assign,assignment]
-    node.start().recover()
+    again = node.start()
+    again.recover()
     assert [one["why"] for one in node.told("unwatched")] == ["bpf: no"]
+    assert not again.standing(entry.record).watched
 
 
 def test_groups_of_nobody_are_forgotten(node: Node) -> None:
