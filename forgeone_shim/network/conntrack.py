@@ -1,4 +1,4 @@
-"""Forgetting UDP flows that the kernel tracked before a host port led where it now leads.
+"""Forgetting flows that the kernel tracks, where what was decided when they began does not count any more.
 
 Layout of the messages: linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -32,6 +32,16 @@ _IPPROTO_UDP: Final = 17
 # AF_INET and AF_INET6: the filter is refused without a family.
 _FAMILIES: Final = (2, 10)
 _GENMSG: Final = struct.Struct("=BBH")
+_UNTRACKED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT)
+
+
+def forget_all(netlink: Netlink) -> None:
+    """Forget every flow in the namespace of a netfilter socket: whoever sends next begins. Raises OSError."""
+    try:
+        netlink.ask(Request(_SUBSYS | _DELETE, 0, _GENMSG.pack(0, 0, 0), "forget all flows"))
+    except NetlinkError as error:
+        if error.errno not in _UNTRACKED:
+            raise
 
 
 def forget_udp(netlink: Netlink, host_ports: Collection[int]) -> None:
@@ -44,7 +54,7 @@ def forget_udp(netlink: Netlink, host_ports: Collection[int]) -> None:
         try:
             replies = netlink.ask(_list_flows(family, host_ports))
         except NetlinkError as error:
-            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOENT):
+            if error.errno in _UNTRACKED:
                 continue
             raise
         found = [_delete_flow(reply.body, host_ports) for reply in replies if reply.type == _SUBSYS | _NEW]

@@ -23,7 +23,7 @@ import structlog
 from forgeone_shim.contract.model import NetworkRule
 from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel.namespaces import run_in
-from forgeone_shim.network import links, policy, ruleset
+from forgeone_shim.network import conntrack, links, policy, ruleset
 from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink
 from forgeone_shim.network.nftables import transact
 from forgeone_shim.network.policy import Address, Local, Ruleset, Surroundings
@@ -59,6 +59,8 @@ class _Held:
         self.restraint = restraint
         self.rules: Ruleset | None = None
         self.generation = _UNKNOWN
+        self.outdated = False
+        """Flows may be known that began under another rule."""
         self._planned: tuple[NetworkRule, tuple[str, ...], Ruleset] | None = None
         self.netlink = run_in(restraint.netns, lambda: Netlink(NETLINK_NETFILTER))
         self.netlink.grow(_ROOM)
@@ -203,11 +205,9 @@ class Enforcement:
     def _announce(self, arrived: Restraint) -> None:
         """Let others talk to a new pod. One that cannot be told stays closed to it a little longer."""
         with self._lock:
-            concerned = self._concerned(arrived)
-            node = node_addresses() if concerned else ()
-            for held in concerned:
+            for held in self._concerned(arrived):
                 try:
-                    self._update(held, node)
+                    self._update(held, node_addresses())
                 except OSError as error:
                     id_ = held.restraint.sandbox_id
                     self._log.warning("its rules will be brought up to date", sandbox=id_, error=str(error))
@@ -230,6 +230,7 @@ class Enforcement:
     def _update(self, held: _Held, node: tuple[Address, ...]) -> None:
         """Bring the kernel in line with the rule, the pods and the node of now. Raises OSError."""
         wanted = held.plan(node, tuple(one.pod for one in self._pods.values()))
+        held.outdated |= held.rules is not None and not held.rules.passes_as(wanted)
         changed = False
         for _ in range(_TRIES):
             generation = ruleset.read_generation(held.netlink.ask(ruleset.ask_generation()))
@@ -243,6 +244,10 @@ class Enforcement:
             rules, held.rules, held.generation = held.rules, None, _UNKNOWN
             errors = transact(held.netlink, requests, generation)
             if not errors:
+                if held.outdated:
+                    # Answers pass because of what passed before; what did may be forbidden now.
+                    conntrack.forget_all(held.netlink)
+                    held.outdated = False
                 held.rules, held.generation = wanted, ruleset.next_generation(generation)
                 if changed:
                     self._tell(held.restraint.sandbox_id)

@@ -38,7 +38,8 @@ _CT_STATE, _CT_DIRECTION, _CT_STATUS = 0, 1, 2
 _ESTABLISHED, _RELATED, _NEW = 1 << 1, 1 << 2, 1 << 3
 _DNAT: Final = 1 << 5
 _REPLY: Final = 1
-_ICMPX_UNREACHABLE, _ADMIN_PROHIBITED = 2, 3
+_TCP_RESET, _ICMPX_UNREACHABLE = 1, 2
+_ADMIN_PROHIBITED: Final = 3
 _OBJECT_COUNTER: Final = 1
 _FIB_TYPE: Final = 3
 _FIB_SOURCE: Final = 1
@@ -79,10 +80,15 @@ def is_about_known() -> bytes:
     return _bits(_CT_STATE, _RELATED)
 
 
+def begins() -> bytes:
+    """Nothing is known that the packet belongs to."""
+    return _bits(_CT_STATE, _NEW)
+
+
 def begins_in_the_middle() -> bytes:
     """The packet belongs to a TCP connection that nobody here saw begin: who began it is not known."""
     flags = _payload(_TRANSPORT, _TCP_FLAGS, 1) + _bits_of(bytes([_FIN | _SYN | _RST | _ACK]))
-    return protocol(_TCP) + _bits(_CT_STATE, _NEW) + flags + _compare(_NEQ, bytes([_SYN]))
+    return protocol(_TCP) + begins() + flags + _compare(_NEQ, bytes([_SYN]))
 
 
 def is_under_anothers_address() -> bytes:
@@ -152,6 +158,11 @@ def verdict(code: int) -> bytes:
     """What becomes of the packet: :data:`ACCEPT` or :data:`DROP`."""
     decided = nested(_DATA_VERDICT, _number(_VERDICT_CODE, code))
     return _expression("immediate", _number(_IMMEDIATE_DREG, _VERDICT_REGISTER), nested(_IMMEDIATE_DATA, decided))
+
+
+def reset() -> bytes:
+    """Drop the packet, which must carry TCP, and end its connection for its sender."""
+    return _expression("reject", _number(_REJECT_TYPE, _TCP_RESET))
 
 
 def reject() -> bytes:

@@ -84,6 +84,10 @@ class Ruleset:
     ingress: tuple[Pass, ...] | None
     groups: tuple[AddressSet, ...] = ()
 
+    def passes_as(self, other: Ruleset) -> bool:
+        """Whether they differ in nothing but who has which address."""
+        return (self.egress, self.ingress) == (other.egress, other.ingress)
+
 
 def packed(ips: Iterable[str]) -> tuple[Address, ...]:
     """Addresses as they are compared."""

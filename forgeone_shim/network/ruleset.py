@@ -10,7 +10,7 @@ is closed and not open::
       neighbour discovery: accept       neighbour discovery: accept
                                         another's address: drop
       each Pass: accept                 each Pass: accept
-      count, drop                       count, reject
+      count, drop                       count, reset or reject
 
 A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
 answer. Where one direction is open, a connection that nobody saw begin does not get through it: whoever's packet came
@@ -64,6 +64,7 @@ _GENMSG_BYTES: Final = 4
 _ELEMENTS_AT_ONCE: Final = 512
 
 _LOOPBACK: Final = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+_TCP: Final = 6
 _ICMPV6: Final = 58
 _ICMPS: Final = {4: 1, 6: _ICMPV6}
 # RFC 4861 and RFC 3810: solicitations, advertisements, and membership of the groups that those are sent to. A
@@ -124,8 +125,7 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
 
 def change(before: Ruleset, after: Ruleset) -> list[Request] | None:
     """What turns the addresses of one into those of the other; ``None`` where more than that differs."""
-    same_rules = (before.egress, before.ingress) == (after.egress, after.ingress)
-    if not same_rules or [one.name for one in before.groups] != [one.name for one in after.groups]:
+    if not before.passes_as(after) or [one.name for one in before.groups] != [one.name for one in after.groups]:
         return None
     requests: list[Request] = []
     for old, new in zip(before.groups, after.groups, strict=True):
@@ -189,7 +189,8 @@ def _ingress(passes: Sequence[Pass]) -> Iterator[bytes]:
 
 def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
     forged = x.is_under_anothers_address() + x.counted(EGRESS) + x.verdict(x.DROP)
-    yield x.leaves_by_loopback() + forged
+    # What resets a connection comes this way, too, and begins nothing.
+    yield x.leaves_by_loopback() + x.begins() + forged
     yield x.leaves_by_loopback() + x.verdict(x.ACCEPT)
     # Redirected to the pod itself just now, the packet is still on its way to another interface.
     for own in _LOOPBACK:
@@ -197,6 +198,8 @@ def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
     yield from _known(EGRESS)
     yield forged
     yield from (_let_through(one, source=False) for one in passes)
+    # A socket that is about to connect hears of nothing else before it sends again, a second later.
+    yield x.protocol(_TCP) + x.counted(EGRESS) + x.reset()
     yield x.counted(EGRESS) + x.reject()
 
 
