@@ -28,8 +28,8 @@ MAX_COUNT: Final = 4096
 _MAGIC: Final = b"FORGEAL1"
 # Magic, index of the first entry, how many, bytes of the checkpoint's note and of the entries, hash over all of that.
 _HEADER: Final = struct.Struct(">8sQIII32s")
-# An entry may say the same in its text, and may come to lie on a block's beginning. As a number, what follows there is no
-# less than this: text has no byte below a blank.
+# An entry may say the same in its text, and that may come to lie on a block's beginning. What follows there is, as a
+# number, no less than this: text has no byte below a blank.
 _NO_INDEX: Final = 0x20 << 56
 _NAMES: Final = ("0", "1")
 
