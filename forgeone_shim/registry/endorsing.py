@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -125,7 +125,7 @@ class Endorser:
             entry = self._witness.refused(subject, namespace, error.reason, deadline)
             raise UntrustedImage(f"{error.reason} [{entry}]" if entry else error.reason, fix=error.fix) from None
         self._tell(subject, namespace, vetted.endorsement, deadline)
-        return _with(resolved, vetted.evidence)
+        return self._with(source.reference, resolved, vetted.evidence)
 
     def imported(self, source: LayoutSource, resolved: Resolved) -> Resolved:
         """Keep what an archive has of those who stand behind an image; that is judged when a container is made."""
@@ -133,7 +133,7 @@ class Endorser:
         found = search(source, tuple(digests), frozenset(Kind))
         for problem in found.problems:
             self._log.warning("a signature was passed over", image=str(source.reference), why=problem)
-        return _with(resolved, found.evidence)
+        return self._with(source.reference, resolved, found.evidence)
 
     def created(
         self, image: Image, name: str, namespace: str, deadline: Deadline, asking: Asking, *, signers: tuple[str, ...]
@@ -201,12 +201,27 @@ class Endorser:
             self._witness.endorsed(subject, namespace, found, deadline)
 
     def _kept(self, image: Image, subject: Subject) -> Evidence | None:
-        digest = image.evidence.get(_place(subject), "")
+        return self._read(image, _place(subject))
+
+    def _read(self, image: Image, place: str) -> Evidence | None:
+        digest = image.evidence.get(place, "")
         data = self._documents.read(digest) if digest else None
         return None if data is None else enclosed.decode(data)
 
+    def _with(self, reference: Reference, resolved: Resolved, evidence: Evidence | None) -> Resolved:
+        if not evidence:
+            return resolved
+        place = reference.at(resolved.target)
+        with suppress(NotFound):
+            for image in self._records.named(place):
+                evidence = _beside(self._read(image, place), evidence)
+        data = enclosed.encode(evidence)
+        digest = digest_of(data)
+        return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
+
     def _keep(self, image: Image, subject: Subject, evidence: Evidence) -> None:
-        data, place = enclosed.encode(evidence), _place(subject)
+        place = _place(subject)
+        data = enclosed.encode(_beside(self._read(image, place), evidence))
         digest = digest_of(data)
         if image.evidence.get(place) == digest:
             return
@@ -316,12 +331,9 @@ def _named(image: Image, name: str) -> Reference | None:
         return None
 
 
-def _with(resolved: Resolved, evidence: Evidence | None) -> Resolved:
-    if not evidence:
-        return resolved
-    data = enclosed.encode(evidence)
-    digest = digest_of(data)
-    return replace(resolved, documents={**resolved.documents, digest: data}, evidence=digest)
+def _beside(kept: Evidence | None, found: Evidence) -> Evidence:
+    """What was found; of forms that nothing was found of, since nobody asked for them, perhaps, what was kept."""
+    return found if kept is None else replace(kept, **{kind: some for kind in Kind if (some := getattr(found, kind))})
 
 
 def _target(data: bytes | None, digest: str) -> Target:

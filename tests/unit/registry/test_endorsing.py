@@ -265,6 +265,54 @@ def test_a_pull_that_began_before_a_reload_is_not_shared_with_one_that_came_afte
         node.images.endorsement(before.result(), name(registry), "", NEVER)
 
 
+@dataclass(frozen=True)
+class SimplySigned:
+    """Demands a signature of before bundles."""
+
+    wanted: frozenset[Kind] = frozenset({Kind.SIMPLE})
+
+    def check(self, subject: Subject, evidence: Evidence, now: datetime) -> Endorsement:
+        if not evidence.simple:
+            raise UntrustedImage(f"{subject.reference} is not signed simply")
+        return Endorsement(("key:simple",))
+
+
+def test_what_namespaces_ask_for_in_different_forms_is_kept_beside_each_other(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    contents.add_artifact(cosign_tag(digest, "sig"), layers=[(SIMPLE, b"a payload", {})])
+    loaded.rules["other_app"] = cast(Signed, SimplySigned())
+    node.images.pull(name(registry), None, NEVER, namespace="one")
+    image = node.images.pull(name(registry), None, NEVER, namespace="other")
+    contents.manifests.clear()
+    contents.blobs.clear()
+    for _ in range(2):
+        reload(node)
+        registry.seen.clear()
+        signers = [node.images.endorsement(image, name(registry), one, NEVER).signers for one in ("one", "other")]
+        assert signers == [("key:alice",), ("key:simple",)]
+        assert registry.seen == []
+    node.images.remove(image.id)
+    assert node.left_over() == []
+
+
+def test_what_a_container_needs_beside_what_was_kept_is_added(
+    node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
+) -> None:
+    digest = contents.add_image("v1")["digest"]
+    sign(contents, digest)
+    contents.add_artifact(cosign_tag(digest, "sig"), layers=[(SIMPLE, b"a payload", {})])
+    image = node.images.pull(name(registry), None, NEVER)
+    loaded.rules["other_app"] = cast(Signed, SimplySigned())
+    assert node.images.endorsement(image, name(registry), "other", NEVER).signers == ("key:simple",)
+    contents.referrers = {}
+    reload(node)
+    image = node.images.resolve(image.id)
+    assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+
+
 def test_a_name_is_judged_by_its_own_policy_whatever_else_the_image_is_called(
     node: Node, registry: FakeRegistry, contents: Contents, listener: Listener, loaded: Policies
 ) -> None:
