@@ -24,7 +24,7 @@ from hack.lab.daemon import Daemon
 from hack.lab.guests import guest, say, sleep
 from hack.lab.settings import patient
 from tests.e2e.conftest import Push
-from tests.e2e.network_lab import ip, nft
+from tests.e2e.network_lab import in_parallel, ip, nft
 from tests.e2e.pods import SLEEP, Pod
 from tests.e2e.streams import SocketClient
 from tests.e2e.test_cni import free_port
@@ -97,12 +97,12 @@ def connects(netns: str | None, address: str, *, port: int = 80, seconds: float 
 
 def reaches(pod: Pod, other: Pod) -> bool:
     """Whether every address of the other pod can be reached. The first packet of a new pod may be lost."""
-    return all(connects(netns(pod), address, seconds=3) for address in ips(other))
+    return all(in_parallel([partial(connects, netns(pod), address, seconds=3) for address in ips(other)]))
 
 
 def is_kept_from(pod: Pod, other: Pod) -> bool:
     """Whether no address of the other pod can be reached."""
-    return not any(connects(netns(pod), address) for address in ips(other))
+    return not any(in_parallel([partial(connects, netns(pod), address) for address in ips(other)]))
 
 
 def get(pod: Pod, container: str, other: Pod) -> pb.ExecSyncResponse:
