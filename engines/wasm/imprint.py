@@ -51,6 +51,9 @@ def _facts(note: Note) -> dict[str, str]:
         "cpu_budget": str(guest.cpu_budget),
         "cpu_slice": str(guest.cpu_slice),
     }
+    if note.jail.selinux:
+        # user:role:type:level, and the level is another in each pod.
+        found["selinux"] = ":".join(note.jail.selinux.split(":")[:3])
     if not note.image_id:
         # From a volume: of all else only this tells it from another module.
         found["code"] = note.code.key

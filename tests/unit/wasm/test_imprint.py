@@ -64,6 +64,11 @@ def test_another_filter_is_another_fingerprint(tmp_path: Path) -> None:
     assert made(tmp_path, note())["seccomp"] != made(tmp_path, note(jail=jail))["seccomp"]
 
 
+def test_a_label_counts_without_its_level(tmp_path: Path) -> None:
+    jail = msgspec.structs.replace(note().jail, selinux="u:r:container_t:s0:c1,c2")
+    assert made(tmp_path, note(jail=jail))["facts"]["selinux"] == "u:r:container_t"
+
+
 def test_without_a_note_there_is_no_container(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         imprint.seal(str(tmp_path), "id")
