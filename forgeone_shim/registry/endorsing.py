@@ -20,7 +20,15 @@ import structlog
 from forgeone_shim.attestation.evidence import Endorsement, Evidence, Kind, Subject
 from forgeone_shim.config.model import RegistryConfig
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded, InvalidInput, NotFound, Unavailable, Unimplemented, UntrustedImage
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+    Unimplemented,
+    UntrustedImage,
+)
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
 from forgeone_shim.registry import authfiles, enclosed
@@ -150,7 +158,8 @@ class Endorser:
                 return self._created(image, Case(subject, namespace, signers), deadline, patience, asking)
             except UntrustedImage as error:
                 failure = error
-            except Unavailable as error:
+            except (Unavailable, FailedPrecondition, InvalidInput) as error:
+                # Of a file of hosts or credentials, perhaps: the image is refused, and not what was asked for.
                 failure = UntrustedImage(error.what, fix=error.fix)
         raise failure or UntrustedImage(f"{name or image.id} has no name that a policy could be about")
 

@@ -435,6 +435,10 @@ def test_what_is_kept_counts_without_credentials_that_can_be_read(
     node.config = replace(node.config, auth_file=str(tmp_path / "auth.json"))
     reload(node)
     assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
+    # Where they are needed it is the image that is refused.
+    node.images.remove(image.id)
+    with pytest.raises(UntrustedImage, match=r"auth.json: is not a file of registry credentials"):
+        node.images.endorsement(image, name(registry), "other", NEVER)
 
 
 def test_a_verdict_is_asked_for_again_when_it_has_expired(
