@@ -372,6 +372,14 @@ def test_gpg_is_not_verified_and_so_refused(tmp_path: Path) -> None:
         {"default": [{"type": "sigstoreSigned", "fulcio": {"caData": b64(making.Ca().pem), "oidcIssuer": "x"}}]},
         {"default": [{"type": "sigstoreSigned", "pki": {"caRootsData": b64(making.Ca().pem)}}]},
         {"default": [{"type": "sigstoreSigned", "pki": {"subjectEmail": "a@b"}}]},
+        {
+            "default": [
+                {
+                    "type": "sigstoreSigned",
+                    "pki": {"caRootsData": b64(making.Ca().pem + pem(P256)), "subjectEmail": "a@b"},
+                }
+            ]
+        },
     ],
 )
 def test_a_malformed_policy_is_refused_whole(tmp_path: Path, document: object) -> None:

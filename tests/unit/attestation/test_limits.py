@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cryptography import x509
 
-from forgeone_shim.attestation import bundles, certificates, dsse, legacy, publickeys, statements
+from forgeone_shim.attestation import bundles, certificates, dsse, legacy, notation, publickeys, statements
 from forgeone_shim.attestation.authorities import Keys
 from forgeone_shim.attestation.certificates import Profile
-from forgeone_shim.attestation.evidence import MAX_ITEMS, Evidence, Kind, LegacyAttestation, SimpleSignature
+from forgeone_shim.attestation.evidence import MAX_ITEM, MAX_ITEMS, Evidence, Kind, LegacyAttestation, SimpleSignature
 from forgeone_shim.attestation.identity import Match, SignedIdentity
 from forgeone_shim.attestation.rules import Endorsed, Endorser, candidates
-from forgeone_shim.attestation.signed import MAX_ENTRY, Unverified
+from forgeone_shim.attestation.signed import MAX_CERTIFICATES, MAX_CHAIN, MAX_ENTRY, MAX_SIGNATURE, Unverified
 from tests.unit.attestation import making
 from tests.unit.attestation.making import DIGEST, IN_TOTO, NOW, OTHER, P256, PROVENANCE, SLSA, b64, bundle, pem, subject
 
+CA = making.Ca()
 RULE = Endorsed(
     "a policy",
     (Endorser(Keys((publickeys.read(pem(P256), "key"),)), frozenset(Kind), SignedIdentity(Match.ANY)),),
@@ -72,6 +74,32 @@ def test_of_a_checkpoint_s_signatures_the_first_few_are_verified() -> None:
         else:
             with pytest.raises(Unverified, match="of no trusted log"):
                 Keys((key,), (trusted,)).verify(read, NOW)
+
+
+@pytest.mark.parametrize(
+    ("read", "limit"),
+    [
+        (lambda size: bundles.parse(bytes(size), "it"), MAX_ITEM),
+        (lambda size: legacy.attestations(LegacyAttestation(bytes(size)), "it"), MAX_ITEM),
+        (lambda size: legacy.signature(SimpleSignature(bytes(size), "YQ=="), "it"), 64 * 1024),
+        (lambda size: legacy.signature(SimpleSignature(b"", "a" * 2 * size), "it"), MAX_SIGNATURE),
+        (lambda size: legacy.signature(SimpleSignature(b"", "YQ==", "x" * size), "it"), 2 * MAX_CERTIFICATES),
+        (lambda size: notation.read(bytes(size), "it"), notation.MAX_ENVELOPE),
+    ],
+    ids=["bundle", "attestation", "payload", "signature", "certificate", "notation"],
+)
+def test_each_piece_has_a_size(read: Callable[[int], object], limit: int) -> None:
+    with pytest.raises(Unverified, match=f"larger than {limit} bytes"):
+        read(limit + 1)
+
+
+def test_a_chain_beside_a_layer_has_so_many_certificates() -> None:
+    pem_ = CA.pem.decode()
+    assert len(legacy.signature(SimpleSignature(b"", "YQ==", pem_, pem_ * (MAX_CHAIN - 1)), "it").chain) == MAX_CHAIN
+    with pytest.raises(Unverified, match="has 11 certificates, more than 10"):
+        legacy.signature(SimpleSignature(b"", "YQ==", pem_, pem_ * MAX_CHAIN), "it")
+    with pytest.raises(Unverified, match="its certificates cannot be read"):
+        legacy.signature(SimpleSignature(b"", "YQ==", "no certificate"), "it")
 
 
 def test_a_chain_has_a_size() -> None:
