@@ -91,11 +91,11 @@ class Chronicle:
         except (Unavailable, DeadlineExceeded):
             return f"{ticket.id}, not written yet"
 
-    def started(self, config: Config) -> None:
-        """forgeoned runs, with this configuration."""
+    def started(self, config: Config, policies: str) -> None:
+        """forgeoned runs, with this configuration and the policies of this digest."""
         digest = f"sha256:{sha256(msgspec.json.encode(config)).hexdigest()}"
-        boot = _BOOT.read_text().strip()
-        self.note("node.started", "node", version=VERSION, pid=os.getpid(), boot=boot, configuration=digest)
+        told = {"version": VERSION, "pid": os.getpid(), "boot": _BOOT.read_text().strip()}
+        self.note("node.started", "node", **told, configuration=digest, policies=policies)
 
     def recovered(self, records: Iterable[SandboxRecord | ContainerRecord]) -> None:
         """What there is after a start: steps that a killed forgeoned stored, and did not log, can be seen by it."""
@@ -103,9 +103,10 @@ class Chronicle:
             ended = _end_of(record) if record.state is State.TERMINATED else {}
             self.noted("recovered", record, state=str(record.state), **ended)
 
-    def loaded(self, changed: Sequence[str], waiting: Sequence[str]) -> None:
+    def loaded(self, changed: Sequence[str], waiting: Sequence[str], policies: str) -> None:
         """The configuration was read again: keys and files that changed, and those that wait for a restart."""
-        self.note("node.configuration.loaded", "node", changed=list(changed), waiting=list(waiting))
+        told = {"changed": list(changed), "waiting": list(waiting)}
+        self.note("node.configuration.loaded", "node", **told, policies=policies)
 
     def refused(self, why: str) -> None:
         """The configuration was read again, and cannot be used."""

@@ -126,6 +126,11 @@ class Guard:
         before, self._judge = self._judge, judge
         return before.digest != judge.digest
 
+    @property
+    def policies(self) -> str:
+        """The digest of all that is decided by at this moment."""
+        return self._judge.digest
+
     def mark(self, record: SandboxRecord | ContainerRecord) -> str:
         """The digest of the policies that apply to it; empty where none do."""
         return self._judge.mark(record.bound)

@@ -210,7 +210,7 @@ class Runtime:
             around=around,
         )
         runtime = cls(parts, images, log, locks)
-        chronicle.started(config)
+        chronicle.started(config, contracts.digest)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
         runtime._watching.recover()
@@ -247,7 +247,7 @@ class Runtime:
     def configuration_loaded(self, changed: Sequence[str], waiting: Sequence[str]) -> None:
         """The last reload was not refused: keys and files that changed, and those that wait for a restart."""
         self._configuration = Condition(ready=True)
-        self._chronicle.loaded(changed, waiting)
+        self._chronicle.loaded(changed, waiting, self._p.guard.policies)
         self._chronicle.settle(Deadline(), must=False)
 
     def configuration_refused(self, why: str) -> None:

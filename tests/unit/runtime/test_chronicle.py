@@ -229,9 +229,9 @@ def test_arguments_are_told_only_where_that_is_asked_for(node: Node) -> None:
 
 def test_what_there_is_after_a_start_is_told(node: Node) -> None:
     made = chronicle(node)
-    made.started(Config())
+    made.started(Config(), "sha256:before")
     made.recovered([POD, CONTAINER])
-    made.loaded(["log.level"], ())
+    made.loaded(["log.level"], (), "sha256:after")
     made.refused("bad key")
     made.stopped()
     made.settle(soon())
@@ -245,7 +245,8 @@ def test_what_there_is_after_a_start_is_told(node: Node) -> None:
         "node.stopped",
     ]
     assert (found[2].data["state"], found[2].data["exit_code"]) == ("terminated", 3)
-    assert found[3].data == {"changed": ["log.level"], "waiting": []}
+    assert found[0].data["policies"] == "sha256:before"
+    assert found[3].data == {"changed": ["log.level"], "waiting": [], "policies": "sha256:after"}
 
 
 def test_limits_are_told_as_they_are(node: Node) -> None:
