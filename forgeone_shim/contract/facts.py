@@ -75,7 +75,8 @@ class ContainerFacts:
 
     ``capabilities`` are all that its processes could have, names without ``CAP_``. Limits: bytes of memory, thousandths
     of a CPU, processes; 0 is none. ``seccomp`` and ``apparmor`` are ``runtime-default``, ``localhost`` or
-    ``unconfined``. ``argv`` is the command with the image's own in it.
+    ``unconfined``; ``unmasked``: nothing of /proc and /sys is hidden from it, or nothing kept from its writes
+    (``procMount: Unmasked``). ``argv`` is the command with the image's own in it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ContainerFacts:
     readonly_rootfs: bool = False
     seccomp: str = ""
     apparmor: str = ""
+    unmasked: bool = False
     mounts: tuple[MountFacts, ...] = ()
     devices: tuple[str, ...] = ()
     memory: int = 0

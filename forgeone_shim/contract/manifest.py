@@ -245,6 +245,7 @@ def _container(one: Node, of_pod: Node, sources: Mapping[str, Node], assumed: As
         readonly_rootfs=context.truth("readOnlyRootFilesystem"),
         seccomp="unconfined" if privileged else _PROFILES.get(seccomp, "unconfined"),
         apparmor="unconfined" if privileged else _PROFILES.get(apparmor, "unconfined"),
+        unmasked=assumed.engine != "wasm" and (privileged or context.text("procMount") == "Unmasked"),
         mounts=tuple(_mount(mount, sources) for mount in mounts),
         memory=int(_quantity(limits, "memory")),
         cpu=int(_quantity(limits, "cpu") * 1000),

@@ -101,6 +101,7 @@ def container(record: ContainerRecord, image: Image | None, *, pod: SandboxSpec,
         apparmor=_profile(
             security.apparmor, _confined(security, host.apparmor) if made is None else bool(made.apparmor)
         ),
+        unmasked=record.engine != WASM_ENGINE and not (security.masked_paths and security.readonly_paths),
         mounts=tuple(_mounts(record, pod.uid, host.kubelet)),
         devices=_devices(spec, pod.annotations),
         memory=limits.memory_limit or _number(limits, "memory.max"),

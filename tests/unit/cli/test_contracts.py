@@ -27,6 +27,7 @@ spec:
   contract: {profile: {privileged: false, capabilities: [CHOWN, KILL]}}
   rules:
     - {name: not-root, at: [create], expression: container.user != 0, message: containers must not run as root}
+    - {name: masked, at: [create], expression: "container.privileged || !container.unmasked"}
 """
 POD = """
 apiVersion: v1
@@ -200,6 +201,7 @@ def test_a_policy_is_tried_on_a_manifest(forge: Any, lab: Path) -> None:
     [
         ("runAsUser: 1000", "runAsUser: 0", "create", "floor/not-root"),
         ("add: [CHOWN]", "add: [CHOWN, NET_ADMIN]", "create", "floor/profile.capabilities"),
+        ("{capabilities:", "{procMount: Unmasked, capabilities:", "create", "floor/masked"),
         ("drop: [ALL], ", "", "create", "floor/profile.capabilities"),
         ("{capabilities:", "{privileged: true, capabilities:", "sandbox", "floor/profile.privileged"),
         ("{capabilities:", "{privileged: true, capabilities:", "create", "floor/profile.privileged"),
@@ -263,7 +265,7 @@ def test_whatever_makes_pods_is_tried(forge: Any, lab: Path) -> None:
 
 def test_policies_are_listed(forge: Any, lab: Path) -> None:
     told = forge("policy", "list", "--config", "forgeone.toml")
-    assert told.out.splitlines()[1].split()[:6] == ["floor", "floor", "all", "but", "kube-system", "1"]
+    assert told.out.splitlines()[1].split()[:6] == ["floor", "floor", "all", "but", "kube-system", "2"]
     (one,) = forge("policy", "list", "--config", "forgeone.toml", "-o", "json").json
     assert (one["name"], one["floor"], one["rules"][0]["at"]) == ("floor", True, ["create"])
 

@@ -137,6 +137,23 @@ def test_devices_are_told_whoever_asked_for_them() -> None:
     assert told.devices == ("/dev/y", "/dev/fuse", "/dev/net/tun", "vendor.com/gpu=0", "vendor.com/gpu=1")
 
 
+@pytest.mark.parametrize(
+    ("masked", "readonly", "engine", "unmasked"),
+    [
+        (("/proc/kcore",), ("/proc/sys",), "native", False),
+        ((), ("/proc/sys",), "native", True),
+        (("/proc/kcore",), (), "native", True),
+        ((), (), "wasm", False),
+    ],
+)
+def test_what_hides_nothing_of_the_kernels_files_is_told(
+    masked: tuple[str, ...], readonly: tuple[str, ...], engine: str, unmasked: bool
+) -> None:
+    spec = ContainerSpec(name="main", security=Security(masked_paths=masked, readonly_paths=readonly))
+    told = facts.container(replace(CONTAINER, engine=engine, spec=spec), None, pod=PLAIN, host=Host())
+    assert told.unmasked is unmasked
+
+
 def test_a_volume_that_is_a_device_is_a_volume() -> None:
     volume = "/k/pods/u/volumeDevices/kubernetes.io~csi/pvc-1"
     spec = ContainerSpec(name="main", devices=(Device("/dev/xvda", volume, "r"), Device("/dev/sda", "/dev/sda")))
