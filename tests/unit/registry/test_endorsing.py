@@ -437,7 +437,7 @@ def test_what_is_kept_counts_without_credentials_that_can_be_read(
     assert node.images.endorsement(image, name(registry), "", NEVER).signers == ("key:alice",)
     # Where they are needed it is the image that is refused.
     node.images.remove(image.id)
-    with pytest.raises(UntrustedImage, match=r"auth.json: is not a file of registry credentials"):
+    with pytest.raises(UntrustedImage, match=r"auth.json: holds credentials and others"):
         node.images.endorsement(image, name(registry), "other", NEVER)
 
 
