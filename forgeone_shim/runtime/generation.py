@@ -35,7 +35,9 @@ def place(env: Sequence[str], mounts: Sequence[Mount]) -> str:
     asked = next((entry[len(prefix) :] for entry in reversed(env) if entry.startswith(prefix)), "")
     if not asked:
         return ""
-    if not asked.startswith("/") or "\0" in asked or posixpath.normpath(asked) != asked or asked == "/":
+    # Of two slashes at the beginning normpath() leaves both, as POSIX lets them mean something.
+    plain = asked.startswith("/") and not asked.startswith("//") and posixpath.normpath(asked) == asked
+    if not plain or "\0" in asked or asked == "/":
         raise InvalidInput(_FIELD, f"{asked!r} is not the absolute path of a file", fix="/run/generation")
     if any(asked == one or asked.startswith(f"{one}/") for one in _TAKEN):
         raise InvalidInput(_FIELD, f"{asked!r} is in a file system of the kernel's", fix="/run/generation")
@@ -56,6 +58,8 @@ def mount(env: Sequence[str], mounts: Sequence[Mount], bundle: Path) -> tuple[Mo
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
             os.write(fd, f"{os.urandom(16).hex()}\n".encode())
+            # Readable for every user of the container, whatever the umask.
+            os.fchmod(fd, 0o444)
         finally:
             os.close(fd)
     except FileExistsError:

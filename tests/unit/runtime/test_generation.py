@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def test_a_container_gets_the_file_where_its_variable_says(env: tuple[str, ...],
     assert place(env, (Mount("/mine/", "/x"),)) == expected
 
 
-@pytest.mark.parametrize("path", ["run/x", "/", "/a/../b", "/a/", "/a//b", "/proc/x", "/sys", "/dev/shm/x", "/a\0b"])
+@pytest.mark.parametrize(
+    "path", ["run/x", "/", "//", "//proc/x", "/a/../b", "/a/", "/a//b", "/proc/x", "/sys", "/dev/shm/x", "/a\0b"]
+)
 def test_what_cannot_be_a_file_is_refused(path: str) -> None:
     with pytest.raises(InvalidInput, match="FORGEONE_GENERATION"):
         place((f"FORGEONE_GENERATION={path}",), ())
@@ -44,6 +47,15 @@ def test_each_container_s_is_another_and_stays(tmp_path: Path) -> None:
         assert mount(env, (), bundle) == (made,) and (bundle / FILE).read_text() == text
         found.append(text)
     assert found[0] != found[1]
+
+
+def test_every_user_of_the_container_can_read_it(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        mount(("FORGEONE_GENERATION=/g",), (), tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o444
 
 
 def test_nothing_is_made_for_who_does_not_ask(tmp_path: Path) -> None:
