@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from forgeone_shim.contract import merge, patterns, reader, values
 from forgeone_shim.contract.facts import Facts, Point
-from forgeone_shim.contract.model import UNRESTRICTED, Contract
+from forgeone_shim.contract.model import UNRESTRICTED, Contract, NetworkRule
 from forgeone_shim.contract.parse import plain
 from forgeone_shim.dropins.table import Table
 from forgeone_shim.errors import InvalidInput
+from forgeone_shim.network.policy import Surroundings, plan
 
 if TYPE_CHECKING:
     from forgeone_shim.contract.rules import Rule
@@ -138,6 +139,7 @@ def _spec(table: Table, name: str, path: str, digest: str) -> Policy:
         reader.bounded(f"{table.where}.contract", value)
         with Table(f"{table.where}.contract", value) as given:
             contract = merge.normal(reader.policy_contract(given))
+        _enforceable(f"{table.where}.contract", contract)
     signed = table.truth("requireSignedContract")
     asked = "contractIssuers" in table.given
     issuers = table.texts("contractIssuers")
@@ -160,6 +162,14 @@ def _spec(table: Table, name: str, path: str, digest: str) -> Policy:
         verified=table.truth("requireVerifiedImage"),
         rules=_rules(table),
     )
+
+
+def _enforceable(where: str, contract: Contract) -> None:
+    """What could be enforced on no pod would stop them all."""
+    try:
+        plan(contract.profile.network or NetworkRule(), Surroundings())
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}.profile.{error.field}", error.reason) from None
 
 
 def _namespaces(table: Table, key: str) -> tuple[str, ...]:

@@ -364,6 +364,14 @@ def test_what_a_floor_forbids_no_contract_gives_back() -> None:
     assert (ruling.allowed, ruling.by) == (False, "house/rbac.exec")
 
 
+def test_a_network_rule_that_no_pod_could_be_kept_to_is_refused_and_not_all_pods() -> None:
+    peers = [{"cidr": f"10.{number}.0.0/16", "ports": [1, 3, 5, 7]} for number in range(60)]
+    with pytest.raises(InvalidInput) as caught:
+        made(contract={"profile": {"network": {"ingress": peers}}})
+    assert str(caught.value).startswith("house.yaml: spec.contract.profile.network.ingress: 720 combinations")
+    assert made(contract={"profile": {"network": {"ingress": peers[:40]}}}).contract.profile.network
+
+
 def test_a_contract_that_contradicts_a_floor_is_refused() -> None:
     policies = Policies([made(floor=True, contract={"exec_mode": "wasm"})])
     with pytest.raises(InvalidInput) as caught:
