@@ -43,6 +43,9 @@ from forgeone_shim.registry.transport import Request, Response, Session, Transpo
 
 MAX_REDIRECTS: Final = 5
 MAX_PAGES: Final = 16
+MAX_REFERRERS: Final = 4096
+"""Of more than so many the last ones count: lists grow at their end."""
+
 _ROUNDS: Final = 3
 _MAX_RETRY_AFTER: Final = 30.0
 _MAX_ERROR_BODY: Final = 16 * 1024
@@ -153,7 +156,7 @@ class Source:
                     if answer.status in _NO_REFERRERS or kind != OCI_INDEX:
                         drain(answer)
                         break
-                    found += parse(answer.read(MAX_MANIFEST, name), kind, name)
+                    found = [*found, *parse(answer.read(MAX_MANIFEST, name), kind, name)][-MAX_REFERRERS:]
                     link = _NEXT.search(", ".join(answer.headers("Link")))
                 finally:
                     answer.close()

@@ -74,6 +74,15 @@ def test_referrers_are_found_by_the_api_over_all_its_pages(
     assert not any(path.endswith(fallback_tag(IMAGE)) for path in registry.paths())
 
 
+def test_of_a_list_without_end_the_last_entries_are_kept(
+    session: Session, registry: FakeRegistry, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forgeone_shim.registry.source.MAX_REFERRERS", 3)
+    contents.referrers = {IMAGE: [bundle(contents, b"%d" % number) for number in range(5)]}
+    registry.page_size = 2
+    assert sorted(found(session, registry).evidence.bundles) == [b"2", b"3", b"4"]
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 406, 501])
 def test_without_the_api_the_tag_that_stands_in_for_it_counts(
     session: Session, registry: FakeRegistry, contents: Contents, status: int
