@@ -126,6 +126,11 @@ def test_a_pod_on_a_cni_bridge_executes_no_program(
     folder.mkdir()
     (folder / "10.conflist").write_text(json.dumps({"cniVersion": "1.0.0", "name": "promised", "plugins": plugins}))
     try:
+        # crun is asked for its version beside the start, or by the first container.
+        daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=60)
+        first = Pod.plan(daemon).run()
+        first.start(first.container(busybox))
+        first.remove()
         with calls_of(daemon, tmp_path) as seen:
             pod = Pod.plan(daemon).run()
             request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)
