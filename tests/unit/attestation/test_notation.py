@@ -245,6 +245,7 @@ def test_scopes_are_whole_repositories(tmp_path: Path) -> None:
         [policy(trustStores=["ca:.."])],
         [policy(trustedIdentities=[])],
         [policy(trustedIdentities=["*", EXAMPLE])],
+        [policy(trustedIdentities=["C=US, ST=WA, O=Example"])],
         [policy(trustedIdentities=["x509.subject: C=US, ST=WA"])],
         [policy(trustedIdentities=["x509.subject: C=US, ST=WA, O=a, O=b"])],
         [policy(trustedIdentities=["x509.subject: C=US,, ST=WA, O=a"])],
@@ -258,7 +259,7 @@ def test_a_malformed_policy_is_refused_whole(tmp_path: Path, policies: list[dict
         read(tmp_path, *policies, roots=[making.Ca().pem])
 
 
-def test_links_in_a_trust_store_are_refused(tmp_path: Path) -> None:
+def test_a_trust_store_has_certificates_and_no_links(tmp_path: Path) -> None:
     target = tmp_path / "root.pem"
     target.write_bytes(making.Ca().pem)
     store = tmp_path / "x509" / "ca" / "mine"
@@ -266,6 +267,30 @@ def test_links_in_a_trust_store_are_refused(tmp_path: Path) -> None:
     (store / "link.pem").symlink_to(target)
     with pytest.raises(FailedPrecondition, match="link"):
         read(tmp_path, policy())
+    (store / "link.pem").unlink()
+    with pytest.raises(InvalidInput, match="mine has no certificate"):
+        read(tmp_path, policy())
+    (store / "broken.crt").write_bytes(b"\x30\x03")
+    with pytest.raises(FailedPrecondition, match=r"broken\.crt: its certificate cannot be read"):
+        read(tmp_path, policy())
+    (store / "broken.crt").unlink()
+    store.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/root.pem").write_bytes(making.Ca().pem)
+    store.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FailedPrecondition, match="mine: is a link"):
+        notation_policy.read(tmp_path / "trustpolicy.json", tmp_path / "x509", Files())
+    with pytest.raises(InvalidInput, match="no directory of trust stores"):
+        notation_policy.read(tmp_path / "trustpolicy.json", None, Files())
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"{}", b"[" * 50_000, b'{"targetArtifact": {"mediaType": "a", "digest": 1, "size": 1}}'],
+)
+def test_a_payload_that_names_no_artifact_is_refused(payload: bytes) -> None:
+    with pytest.raises(Unverified, match="it signs no artifact"):
+        notation.read(jws(P256, making.Ca().signer(), payload=payload or b" "), "it")
 
 
 @pytest.mark.parametrize(
