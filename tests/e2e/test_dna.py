@@ -253,6 +253,35 @@ def test_what_was_changed_on_disk_does_not_start_where_there_is_a_contract(bound
     assert bound.exec(id_, "true").exit_code == 0
 
 
+def test_what_was_changed_on_disk_while_it_ran_is_stopped_by_the_next_forgeoned(
+    daemon_factory: Callable[..., Daemon], busybox: str, push: Push, nothing_left: None
+) -> None:
+    daemon = daemon_factory({})
+    daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(120))
+    guest = pull(daemon, push("random:1", image(MODULES)))
+    pods = [Pod.plan(daemon), WasmPod.plan(daemon)]
+    for pod in pods:
+        pod.config.annotations[LABEL] = "tests"
+        pod.run()
+    native, wasm = pods
+    programs = [native.start(native.container(busybox, name=name)) for name in ("whole", "changed")]
+    guests = [wasm.start(wasm.container(guest, "/sleep.wasm", name=name)) for name in ("whole", "changed")]
+    kept = Path(daemon.config.state) / "containers"
+    daemon.kill()
+    for path, before, after in (
+        (kept / programs[1] / "config.json", b'"1000"', b'"1001"'),
+        (kept / guests[1] / "wasm.json", b"/sleep.wasm", b"/trust.wasm"),
+    ):
+        assert before in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(before, after))
+    daemon.start()
+    for pod, (whole, changed) in ((native, programs), (wasm, guests)):
+        stopped = pod.wait(changed)
+        assert stopped.reason == "Denied" and "denied by dna: what its engine keeps of it" in stopped.message
+        assert pod.status(whole).state == pb.CONTAINER_RUNNING
+        pod.remove()
+
+
 def test_a_fingerprint_outlives_forgeoned(
     daemon_factory: Callable[..., Daemon], busybox: str, nothing_left: None
 ) -> None:
