@@ -31,7 +31,7 @@ run: setup ## a pod on each engine, from a registry, prints its log line
 
 .PHONY: test
 test: setup ## every test, those that need root too
-	@$(SUDO) $(BIN)/python -m pytest -p no:cacheprovider tests/unit tests/e2e
+	@$(SUDO) $(BIN)/python -m hack.tests
 
 .PHONY: unit
 unit: setup ## the tests that need no root
