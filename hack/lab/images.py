@@ -17,7 +17,10 @@ from urllib.parse import urlsplit
 import urllib3
 import zstandard
 
+from hack.lab.settings import patient
+
 BUSYBOX = Path("/bin/busybox")
+_SECONDS = 60.0
 _PASSWD = (
     "root:x:0:0:root:/root:/bin/sh\nforge:x:1000:1000:forge:/home/forge:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n"
 )
@@ -166,7 +169,7 @@ def busybox(cmd: Sequence[str] = ("sh",), extra: Iterable[Entry] = (), **config:
 def push(registry: str, name: str, image: BuiltImage) -> str:
     """Push under ``repository:tag``; returns the whole reference, ``registry/repository:tag``."""
     repository, _, tag = name.partition(":")
-    with urllib3.PoolManager(retries=False) as http:
+    with urllib3.PoolManager(retries=False, timeout=patient(_SECONDS)) as http:
         for blob in (*(item.blob for item in image.layers), image.config):
             push_blob(http, registry, repository, blob)
         put_manifest(
@@ -184,7 +187,7 @@ def push_index(registry: str, name: str, images: Mapping[str, BuiltImage]) -> st
         parts = dict(zip(("os", "architecture", "variant"), text.split("/"), strict=False))
         manifests.append({**descriptor(image.manifest, image.manifest_type), "platform": parts})
     index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).encode()
-    with urllib3.PoolManager(retries=False) as http:
+    with urllib3.PoolManager(retries=False, timeout=patient(_SECONDS)) as http:
         put_manifest(http, registry, repository, tag or "latest", manifest=index, media_type=OCI_INDEX)
     return f"{registry}/{repository}:{tag or 'latest'}"
 
@@ -204,7 +207,7 @@ def push_artifact(registry: str, name: str, kind: str, files: Mapping[str, bytes
         "config": descriptor(b"{}", empty),
         "layers": layers,
     }
-    with urllib3.PoolManager(retries=False) as http:
+    with urllib3.PoolManager(retries=False, timeout=patient(_SECONDS)) as http:
         for blob in (*files.values(), b"{}"):
             push_blob(http, registry, repository, blob)
         text = json.dumps(manifest).encode()

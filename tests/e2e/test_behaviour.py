@@ -229,7 +229,13 @@ def test_drift_takes_trust_and_is_in_the_audit_log(make_pod: MakePod, node: Daem
         scores.append(document["score"]["total"])
     assert scores[1] == int(scores[0] * 0.9)
     assert (document["behaviour"]["new"], document["behaviour"]["baseline"]) == (["uname"], usual)
-    (told,) = [one for one in entries(node, "container.drifted") if one["subject"] == f"container/{id_}"]
+
+    def drifted() -> list[dict[str, Any]]:
+        return [one for one in entries(node, "container.drifted") if one["subject"] == f"container/{id_}"]
+
+    # It is written beside whatever found it.
+    until(drifted)
+    (told,) = drifted()
     assert (told["data"]["calls"], told["data"]["baseline"], told["data"]["on_drift"]) == (["uname"], usual, "report")
 
 
@@ -247,7 +253,14 @@ def test_a_contract_says_what_drift_leads_to(make_pod: MakePod, node: Daemon, bu
             status = pod.wait(id_)
             assert (status.reason, "uname" in status.message) == ("Denied", True)
         else:
-            until(lambda: id_ in stub(node).ListPausedContainers(node_pb2.ListPausedContainersRequest()).container_ids)
+            until(
+                lambda: (
+                    id_
+                    in stub(node)
+                    .ListPausedContainers(node_pb2.ListPausedContainersRequest(), timeout=patient(30))
+                    .container_ids
+                )
+            )
         until(lambda: "uname" in behaviour(node, id_)["answered"])
     finally:
         stub(node).UnpinBaseline(node_pb2.UnpinBaselineRequest(image=busybox), timeout=patient(30))
