@@ -253,14 +253,8 @@ def test_a_contract_says_what_drift_leads_to(make_pod: MakePod, node: Daemon, bu
             status = pod.wait(id_)
             assert (status.reason, "uname" in status.message) == ("Denied", True)
         else:
-            until(
-                lambda: (
-                    id_
-                    in stub(node)
-                    .ListPausedContainers(node_pb2.ListPausedContainersRequest(), timeout=patient(30))
-                    .container_ids
-                )
-            )
+            asked = node_pb2.ListPausedContainersRequest()
+            until(lambda: id_ in stub(node).ListPausedContainers(asked, timeout=patient(30)).container_ids)
         until(lambda: "uname" in behaviour(node, id_)["answered"])
     finally:
         stub(node).UnpinBaseline(node_pb2.UnpinBaselineRequest(image=busybox), timeout=patient(30))
