@@ -65,13 +65,14 @@ def encode(entry: Entry, origin: str, index: int) -> bytes:
     data = {key: _short(value) for key, value in entry.data.items()}
     try:
         made = _encoded(entry, origin, index, data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         # That it happened is to be known, even where what came with it (half a character, say) is no JSON.
         return _encoded(entry, origin, index, {"unreadable": ascii(error)[:MAX_TEXT]})
     if len(made) <= MAX_ENTRY:
         return made
-    whole = msgspec.json.encode(data)
-    return _encoded(entry, origin, index, {"bytes": len(whole), "sha256": sha256(whole).hexdigest()})
+    # Whom it is about is said all the same, however much somebody made of the rest.
+    made = _encoded(entry, origin, index, {key: _summed(value) for key, value in data.items()})
+    return made if len(made) <= MAX_ENTRY else _encoded(entry, origin, index, _sum(msgspec.json.encode(data)))
 
 
 def decode(data: bytes) -> Event:
@@ -101,7 +102,7 @@ def _encoded(entry: Entry, origin: str, index: int, data: dict[str, Any]) -> byt
             id=str(index),
             source=origin,
             type=TYPE_PREFIX + entry.type,
-            subject=entry.subject,
+            subject=entry.subject[:MAX_TEXT],
             time=rfc3339(entry.at),
             datacontenttype=_JSON,
             # As text: CloudEvents' integers have 32 bits.
@@ -109,6 +110,15 @@ def _encoded(entry: Entry, origin: str, index: int, data: dict[str, Any]) -> byt
             data=data,
         )
     )
+
+
+def _summed(value: Any) -> Any:
+    whole = msgspec.json.encode(value)
+    return _sum(whole) if len(whole) > MAX_TEXT else value
+
+
+def _sum(whole: bytes) -> dict[str, Any]:
+    return {"bytes": len(whole), "sha256": sha256(whole).hexdigest()}
 
 
 def _short(value: Any) -> Any:

@@ -141,15 +141,23 @@ def read(directory: Path, keys: Keys) -> Snapshot | None:
     """
     files, seen = Files(directory), ""
     for _ in range(_ATTEMPTS):
-        before = files.checkpoint()
+        before = _settled(files)
         try:
             return _read(files, before, wal.read(files.wal), keys)
         except (ForgeError, OSError) as error:
             # What its writer does meanwhile (writes groups, moves them into the tiles) looks like damage once.
-            if str(error) == seen and files.checkpoint() == before:
+            if str(error) == seen and _settled(files) == before:
                 raise Damaged(seen) from error
             seen = str(error)
     raise Damaged("it changes faster than it can be read", fix="try again")
+
+
+def _settled(files: Files) -> bytes | None:
+    try:
+        return files.checkpoint()
+    except (ForgeError, OSError) as error:
+        # It takes its name as a whole.
+        raise Damaged(str(error)) from error
 
 
 def _read(files: Files, settled_note: bytes | None, found: Found, keys: Keys) -> Snapshot | None:

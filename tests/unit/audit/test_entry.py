@@ -38,13 +38,30 @@ def test_what_is_too_long_is_cut_and_its_hash_told() -> None:
     long = Entry(type="x", subject="s", data={"message": "m" * 10_000})
     text = entry.decode(entry.encode(long, "o", 0)).data["message"]
     assert text.startswith("m" * entry.MAX_TEXT + "… (sha256:")
-    many = Entry(type="x", subject="s", data={"list": ["y" * 1000] * 100})
+    many = Entry(type="x", subject="s", data={"pod": {"name": "web"}, "list": ["y" * 1000] * 100})
     data = entry.encode(many, "o", 0)
+    assert len(data) <= MAX_ENTRY
+    assert entry.decode(data).data["pod"] == {"name": "web"}
+    assert set(entry.decode(data).data["list"]) == {"bytes", "sha256"}
+    keys = Entry(type="x", subject="s", data={str(number): "z" * 100 for number in range(1000)})
+    data = entry.encode(keys, "o", 0)
     assert len(data) <= MAX_ENTRY
     assert set(entry.decode(data).data) == {"bytes", "sha256"}
 
 
-@pytest.mark.parametrize("value", ["\ud800", object(), {1j}])
+def test_a_subject_without_end_is_cut() -> None:
+    made = entry.encode(Entry(type="x", subject="s" * 100_000), "o", 0)
+    assert entry.decode(made).subject == "s" * entry.MAX_TEXT
+
+
+def nested(depth: int) -> list[object]:
+    found: list[object] = []
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", ["\ud800", object(), {1j}, nested(100_000)], ids=lambda value: type(value).__name__)
 def test_what_is_no_json_is_logged_all_the_same(value: object) -> None:
     made = Entry(type="x", subject="s", data={"value": value})
     assert "unreadable" in entry.decode(entry.encode(made, "o", 0)).data

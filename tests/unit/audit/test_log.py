@@ -241,6 +241,15 @@ def test_a_missing_checkpoint_is_made_up_for_by_what_was_written_ahead_or_found(
     assert "it is gone" in damaged(node)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_found(node: Node) -> None:
+    node.start()
+    node.write(3)
+    node.close()
+    (node.directory / "checkpoint").unlink()
+    (node.directory / "checkpoint").mkdir()
+    assert "Is a directory" in damaged(node)
+
+
 def test_a_removed_tail_is_found(node: Node) -> None:
     node.start()
     node.write(5)
