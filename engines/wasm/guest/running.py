@@ -68,11 +68,14 @@ def rehearse(engine: Engine) -> None:
     thread has for itself, seeded when it is first used: one of the thread that forks would go on alike in every guest.
     """
     # Not above: a process that is not forked from has no use for it.
-    from threading import Thread
+    import ctypes
 
-    thread = Thread(target=_rehearse, args=(engine,), name="rehearsal")
-    thread.start()
-    thread.join()
+    # Not Python's: its module does things in each child, which has forty pages less in common then, and its join()
+    # returns before the thread has ended.
+    libc, thread = ctypes.CDLL(None), ctypes.c_ulong()
+    body = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(lambda _: _rehearse(engine))
+    if libc.pthread_create(ctypes.byref(thread), None, body, None) == 0:
+        libc.pthread_join(thread, None)
 
 
 def _rehearse(engine: Engine) -> None:

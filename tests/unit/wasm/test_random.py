@@ -37,14 +37,18 @@ SEED = """(component
 ZYGOTE = """
 import sys
 from pathlib import Path
-from engines.wasm.aot.target import Variant
-from engines.wasm.guest.plan import GuestPlan
 from engines.wasm.zygote import Zygote
-from tests.unit.wasm.conftest import make_cache
-from tests.unit.wasm.guests import Guests
 
 zygote = Zygote()
 zygote.rehearse(sys.argv[1])
+# Nothing of threads, which every guest would pay for.
+assert "threading" not in sys.modules
+
+from engines.wasm.aot.target import Variant
+from engines.wasm.guest.plan import GuestPlan
+from tests.unit.wasm.conftest import make_cache
+from tests.unit.wasm.guests import Guests
+
 guests = Guests(make_cache(Path(sys.argv[1])))
 guests._engines = zygote._engines
 for variant, budget in ((Variant.PLAIN, 0), (Variant.METERED, 60_000_000)):
