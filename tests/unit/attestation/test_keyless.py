@@ -144,10 +144,44 @@ def test_a_certificate_of_minutes_holds_for_what_the_log_saw_in_those_minutes() 
             authority.verify(legacy.signature(one, "it"), NOW)
 
 
+@pytest.mark.parametrize("seconds", [0, 253402300800, 2**53 - 1])
+def test_a_log_s_time_is_one(seconds: int) -> None:
+    ca, log = making.Ca(), making.Log(time=seconds)
+    with pytest.raises(Unverified, match="its log entry has no time"):
+        fulcio(ca, log).verify(legacy.signature(signed(ca, log), "it"), NOW)
+
+
+def test_a_certificate_of_a_weak_key_is_nobody_s() -> None:
+    ca, weak, day = making.Ca(), making.rsa.generate_private_key(65537, 1024), timedelta(days=1)
+    chain = (making.certificate(weak, "signer", ca, [(making.usage(), True)], -day, day),)
+    with pytest.raises(Unverified, match="of a key that nothing is verified with"):
+        fulcio(ca, making.Log()).verify(legacy.signature(making.simple(weak, chain=chain), "it"), NOW)
+
+
 def test_a_certificate_that_no_transparency_log_has_is_refused_where_one_is_asked_for() -> None:
     ca, log = making.Ca(), making.Log()
     with pytest.raises(Unverified, match="transparency log"):
         fulcio(ca, log, transparency=True).verify(legacy.signature(signed(ca, log), "it"), NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=9"}, "of a version known here"),
+        ({"tlogs": []}, "no certificate authority, or no transparency log"),
+        ({"certificateAuthorities": []}, "no certificate authority, or no transparency log"),
+        ({"tlogs": [{"publicKey": {"rawBytes": "YQ==", "validFor": LATER}}]}, "not a public key"),
+        (
+            {"certificateAuthorities": [{"certChain": {"certificates": [{"rawBytes": "YQ=="}]}, "validFor": LATER}]},
+            "certificate cannot be read",
+        ),
+        ({"certificateAuthorities": [{"certChain": {"certificates": []}, "validFor": LATER}]}, "has no certificate"),
+    ],
+)
+def test_a_root_that_trusts_in_what_cannot_be_used_is_refused(change: dict[str, object], fault: str) -> None:
+    document = json.loads(fixture("sigstore-conformance/production-root.json"))
+    with pytest.raises(InvalidInput, match=f"mine: .*{fault}"):
+        TrustedRoot.parse(json.dumps({**document, **change}).encode(), "mine")
 
 
 @pytest.mark.parametrize("part", ["certificateAuthorities", "tlogs", "ctlogs"])
