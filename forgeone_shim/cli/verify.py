@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,10 @@ from forgeone_shim.registry.vetting import Vetting
 
 @dataclass(frozen=True, slots=True)
 class _ByKey:
-    """What ``--key`` asks for, of every image."""
+    """What ``--key`` asks for, of every image; ``signers`` are the owners of these keys."""
 
     requirements: Requirements
+    signers: frozenset[str]
     digest: str = ""
 
     def required(self, reference: Reference, namespace: str = "") -> Requirements:  # noqa: ARG002
@@ -51,7 +52,8 @@ def command(args: argparse.Namespace) -> int:
     :raises UntrustedImage: naming the policy and what was wrong with what was found.
     """
     config = loader.load(["--config", args.config] if args.config else [], os.environ)
-    vetting = Vetting(_by_key(args.key), None) if args.key else Vetting.open(config.signatures)
+    by_key = _by_key(args.key) if args.key else None
+    vetting = Vetting.open(config.signatures) if by_key is None else Vetting(by_key, None)
     if vetting is None:
         raise InvalidInput(
             "--key", "is not given, and this node has no policy", fix="set signatures.policy, or give one"
@@ -62,6 +64,9 @@ def command(args: argparse.Namespace) -> int:
         source = Source(session, reference, endpoints_for(*_where(config, reference, args)))
         resolved = resolve(source, host_platform(config.registry.platform), lambda: _packages(config))
         case, found = case_of(reference, resolved, args.namespace), Found(Evidence())
+        if by_key is not None:
+            # Of a package, too, only these count, whomever else this node trusts.
+            case = replace(case, signers=tuple(signer for signer in case.signers if signer in by_key.signers))
 
         def find(wanted: frozenset[Kind]) -> Found:
             nonlocal found
@@ -92,7 +97,7 @@ def _by_key(files: list[str]) -> _ByKey:
         raise InvalidInput("--key", f"{error.filename}: {error.strerror}") from None
     formats = frozenset({Kind.BUNDLES, Kind.SIMPLE, Kind.ATTESTATIONS})
     rule = Endorsed(" or ".join(files), (Endorser(keys, formats, SignedIdentity(Match.REPOSITORY)),))
-    return _ByKey(Requirements((rule,)))
+    return _ByKey(Requirements((rule,)), frozenset(f"key:{key.id}" for key in keys.keys))
 
 
 def _where(config: Config, reference: Reference, args: argparse.Namespace) -> tuple[Path, str, Credentials | None]:

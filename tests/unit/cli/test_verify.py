@@ -10,7 +10,11 @@ import pytest
 
 from forgeone_shim.cli import main as cli
 from hack.lab.signatures import BUNDLE, SLSA, Signer
+from tests.unit.package.conftest import KEY, Make, make
 from tests.unit.registry.registry_double import Contents, FakeRegistry
+from tests.unit.registry.test_packages import serve
+
+__all__ = ["make"]
 
 Capture = pytest.CaptureFixture[str]
 ALICE, BOB = Signer(), Signer()
@@ -103,6 +107,22 @@ def test_a_policy_that_demands_another_refuses(
     by_policy(node, registry, "bob.pub")
     assert forge(f"{registry.host}/app:v1") == 1
     assert "SignatureValidationFailed" in capsys.readouterr().err
+
+
+def test_a_package_has_to_be_signed_by_the_key_that_is_asked_for(
+    node: Path, registry: FakeRegistry, make: Make, capsys: Capture
+) -> None:
+    (node.parent / "keys").mkdir(mode=0o755)
+    for file in ("keys/it.pem", "signer.pub"):
+        (node.parent / file).write_bytes(KEY.public.pem())
+    with node.open("a") as file:
+        file.write(f'[packages]\ntrusted_keys = "{node.parent}/keys"\n')
+    serve(registry.contents, make())
+    name = f"{registry.host}/logger:v1"
+    assert forge("--key", "alice.pub", name) == 1
+    assert "refused by alice.pub" in capsys.readouterr().err
+    assert forge("--key", "alice.pub", "--key", "signer.pub", name) == 0
+    assert f"signed by    key:{KEY.public.id}" in capsys.readouterr().out
 
 
 def test_an_unsigned_image_is_told_as_such(registry: FakeRegistry, capsys: Capture) -> None:
