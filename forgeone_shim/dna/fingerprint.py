@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -23,6 +24,7 @@ FORMAT: Final = 1
 """Raised when the meaning of a genome changes: digests of two formats are not alike by chance."""
 
 _SAFE: Final = 2**53 - 1
+_LACKING: Final = object()
 # What a kubelet puts into the paths of a pod's volumes besides the pod's uid, and anew for each pod or attempt. Below
 # the pod's own directory only: elsewhere on the host such names are those of other files.
 _TOKEN: Final = re.compile(r"^(/volumes/kubernetes\.io~projected/kube-api-access-)[a-z0-9]{5}(?=/|$)")
@@ -252,13 +254,21 @@ def _safe(value: Any) -> Any:
 
 
 def compare(before: Genome, after: Genome) -> tuple[Difference, ...]:
-    """The fields that differ, by their paths (``limits.memory_limit``, ``mounts[/data].readonly``), sorted."""
+    """The fields that differ, by their paths (``limits.memory_limit``, ``mounts[/data].readonly``), sorted.
+
+    None do only where the digests are alike, too: of lists whose order alone differs it is the order that is told.
+    """
     one, other = dict(_flat("", asdict(before))), dict(_flat("", asdict(after)))
-    return tuple(
+    found = [
         Difference(name, one.get(name), other.get(name))
-        for name in sorted({*one, *other})
-        if one.get(name) != other.get(name)
-    )
+        for name in {*one, *other}
+        if one.get(name, _LACKING) != other.get(name, _LACKING)
+    ]
+    for name in ("mounts", "devices"):
+        order = tuple(tuple(each.destination for each in getattr(side, name)) for side in (before, after))
+        if order[0] != order[1] and sorted(order[0]) == sorted(order[1]):
+            found.append(Difference(name, *order))
+    return tuple(sorted(found, key=lambda difference: difference.field))
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -267,8 +277,12 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else str(key), inner)
     elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        seen: Counter[str] = Counter()
         for number, inner in enumerate(value):
-            key = inner.get("destination", number)
+            key = str(inner.get("destination", number))
+            seen[key] += 1
+            # Of several at one place each counts.
+            key = key if seen[key] == 1 else f"{key}#{seen[key]}"
             yield from _flat(f"{name}[{key}]", {part: it for part, it in inner.items() if part != "destination"})
     else:
         yield name, value

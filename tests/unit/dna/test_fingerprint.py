@@ -224,6 +224,24 @@ def test_differences_say_what_was_and_what_is() -> None:
     assert Difference("mounts[/data].readonly", before=False, after=None) in gone
 
 
+@given(*[st.lists(st.builds(Mount, st.sampled_from(["/a", "/b"]), st.sampled_from(["/x", "/y"])), max_size=3)] * 2)
+def test_where_no_difference_is_told_there_is_none(one: list[Mount], other: list[Mount]) -> None:
+    before, after = made(spec(mounts=tuple(one))), made(spec(mounts=tuple(other)))
+    assert (compare(before, after) == ()) is (digest(before) == digest(after))
+
+
+def test_several_mounts_at_one_place_and_their_order_are_compared() -> None:
+    def of(*mounts: tuple[str, str]) -> Genome:
+        return made(spec(mounts=tuple(Mount(*one) for one in mounts)))
+
+    assert compare(of(("/a", "/x"), ("/a", "/y")), of(("/a", "/z"), ("/a", "/y"))) == (
+        Difference("mounts[/a].source", "/x", "/z"),
+    )
+    assert compare(of(("/a", "/x"), ("/b", "/y")), of(("/b", "/y"), ("/a", "/x"))) == (
+        Difference("mounts", ("/a", "/b"), ("/b", "/a")),
+    )
+
+
 def test_a_genome_survives_being_stored() -> None:
     import msgspec
 
