@@ -39,7 +39,7 @@ from tests.e2e.test_pod_network import on_a_host
 
 pytestmark = pytest.mark.root
 
-IPV6_FREEBIND = 78
+IP_FREEBIND, IPV6_FREEBIND = 15, 78
 NOTHING = NetworkRule(egress=(), ingress=(), node=False)
 DB = Peer(pod="shop/db", protocol="tcp", ports=(PortRange(80, 89),))
 
@@ -260,6 +260,18 @@ def test_a_pod_is_not_its_own_accomplice_under_anothers_address(node: Node) -> N
                 own.sendto(b"as if an answer", (other.ipv6, 4000))
         hear_nothing(hears)
     assert node.refused("app")[0] == 3
+
+
+@on_a_node
+def test_the_kernel_itself_sends_no_ipv4_under_anothers_address(node: Node) -> None:
+    """Rules need not, therefore."""
+    app, other = node.pod("app"), node.pod("other")
+    with namespaces.run_in(app.netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as forged:
+        forged.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        forged.bind((other.ipv4, 4000))
+        for address in (app.ipv4, other.ipv4, "127.0.0.1"):
+            with pytest.raises(OSError, match="unreachable|Invalid"):
+                forged.sendto(b"?", (address, 5000))
 
 
 @on_a_node
