@@ -33,6 +33,8 @@ from forgeone_shim.version import VERSION
 
 _ALL = frozenset({"ALL", "CAP_ALL"})
 _HOST = NamespaceMode.NODE
+# Of numbers that fit 63 bits.
+_DIGITS = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +160,8 @@ def cpu(limits: Resources) -> int:
     if limits.cpu_quota > 0:
         return math.ceil(limits.cpu_quota * 1000 / (limits.cpu_period or 100_000))
     quota, _, period = limits.unified.get("cpu.max", "").partition(" ")
-    if not quota.isdecimal() or not (period or "100000").isdecimal():
-        return 0
-    return math.ceil(int(quota) * 1000 / (int(period or 100_000) or 1))
+    whole = _decimal(period or "100000")
+    return math.ceil(_decimal(quota) * 1000 / whole) if whole else 0
 
 
 def _plain(names: Iterable[str]) -> tuple[str, ...]:
@@ -169,8 +170,12 @@ def _plain(names: Iterable[str]) -> tuple[str, ...]:
 
 def _number(limits: Resources, key: str) -> int:
     """``max``, and what is no number, is no limit."""
-    value = limits.unified.get(key, "").strip()
-    return int(value) if value.isdecimal() else 0
+    return _decimal(limits.unified.get(key, "").strip())
+
+
+def _decimal(text: str) -> int:
+    """Of what anybody may have written; 0 where it is no number that a limit could be."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else 0
 
 
 def _user(security: Security, image: Image) -> int:

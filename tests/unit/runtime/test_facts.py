@@ -69,11 +69,20 @@ def test_capabilities_are_all_that_its_processes_could_have(security: Security, 
         (Resources(unified={"cpu.max": "50000 100000"}), 500),
         (Resources(unified={"cpu.max": "50000"}), 500),
         (Resources(unified={"cpu.max": "max 100000"}), 0),
-        (Resources(unified={"cpu.max": "1 0"}), 1000),
+        (Resources(unified={"cpu.max": "1 0"}), 0),
+        (Resources(unified={"cpu.max": "9" * 5000}), 0),
+        (Resources(unified={"cpu.max": "9" * 400 + " 1"}), 0),
     ],
 )
 def test_processor_time_is_told_in_thousandths(limits: Resources, thousandths: int) -> None:
     assert facts.cpu(limits) == thousandths
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("67108864", 67108864), (" 7\n", 7), ("max", 0), ("9" * 5000, 0), ("\u0663", 0), ("\u00b2", 0)]
+)
+def test_a_limit_by_the_name_of_its_file_is_a_number_or_none(text: str, bytes_: int) -> None:
+    assert facts.update(Resources(unified={"memory.max": text})).memory == bytes_
 
 
 def test_what_either_shares_of_the_host_counts() -> None:
