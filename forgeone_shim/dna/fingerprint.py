@@ -21,7 +21,8 @@ from engines.base import ContainerPlan, Imprint, Mount, Namespaces, Resources
 from forgeone_shim.errors import FailedPrecondition
 
 FORMAT: Final = 1
-"""Raised when the meaning of a genome changes: digests of two formats are not alike by chance."""
+"""Raised when the meaning of a genome changes, or its fields do: digests of two formats are not alike by chance, and
+of another one no digest is computed."""
 
 _SAFE: Final = 2**53 - 1
 _LACKING: Final = object()

@@ -30,6 +30,7 @@ from forgeone_shim.contract.facts import AttestationFacts, Bound, ImageFacts
 from forgeone_shim.contract.model import Contract, TrustProfile
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.dna.entropy import Cause
+from forgeone_shim.dna.fingerprint import FORMAT
 from forgeone_shim.dna.score import Watched
 from forgeone_shim.dna.source import Source
 from forgeone_shim.errors import FailedPrecondition, NotFound
@@ -217,6 +218,17 @@ def test_what_changed_is_told(
     assert identity.changed(record) == "what its engine keeps of it is sha256:t, and was sha256:s"
     engine.gone = True
     assert identity.changed(record) == "what its engine keeps of it is gone"
+
+
+def test_a_fingerprint_of_another_format_is_no_change_and_what_lies_on_disk_still_counts(
+    identity: Identity, engine: Engine, born: Callable[..., ContainerRecord]
+) -> None:
+    record = born(bound=BOUND)
+    assert record.genome is not None
+    older = replace(record, genome=replace(record.genome, format=FORMAT - 1))
+    assert identity.changed(older) == ""
+    engine.kept = replace(engine.kept, seal="sha256:t")
+    assert "what its engine keeps of it" in identity.changed(older)
 
 
 def test_one_that_its_engine_has_not_made_has_nothing_that_could_change(
