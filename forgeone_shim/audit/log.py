@@ -437,7 +437,10 @@ class AuditLog:
                 with self._behind:
                     if self._written:
                         return
-                    self._behind.wait(retry)
+                    # Whatever the haste was for is still to be done, but no sooner because more comes meanwhile.
+                    self._hurry, until = True, time.monotonic() + retry
+                    while not self._written and (left := until - time.monotonic()) > 0:
+                        self._behind.wait(left)
                 retry = min(2 * retry, _LAST_RETRY)
                 continue
             with self._done:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -476,6 +477,33 @@ def test_tiles_that_cannot_be_written_hold_up_nobody(node: Node, monkeypatch: py
     failing.clear()
     node.close()
     assert node.read().settled.size == 21
+
+
+def test_tiles_that_cannot_be_written_twice_are_written_soon_after(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wal, "SEGMENT", 8 * wal.BLOCK)
+    failed, full, write, room = [0], threading.Event(), logs.Tiler.write, wal.Segments.room
+
+    def attempt(self: logs.Tiler, groups: list[wal.Group]) -> None:
+        failed[0] += 1
+        if failed[0] <= 2:
+            assert full.wait(SOON)
+            raise OSError(errno.EIO, "Input/output error")
+        write(self, groups)
+
+    def asked(self: wal.Segments, length: int, settled: int) -> bool:
+        there_is = room(self, length, settled)
+        if not there_is:
+            full.set()
+        return there_is
+
+    monkeypatch.setattr(logs.Tiler, "write", attempt)
+    monkeypatch.setattr(wal.Segments, "room", asked)
+    log = node.start()
+    began = time.monotonic()
+    for number in range(40):
+        log.append(entry(number)).wait(soon())
+    assert failed[0] > 2
+    assert time.monotonic() - began < 3
 
 
 def test_tiles_that_cannot_be_written_for_long_stop_the_log_and_lose_nothing(
