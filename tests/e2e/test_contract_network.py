@@ -28,7 +28,7 @@ from tests.e2e.network_lab import in_parallel, ip, nft
 from tests.e2e.pods import SLEEP, Pod
 from tests.e2e.streams import SocketClient
 from tests.e2e.test_cni import free_port
-from tests.e2e.wasm_pods import WasmPod, image, pull
+from tests.e2e.wasm_pods import WasmPod, image, processes, pull
 
 pytestmark = pytest.mark.root
 
@@ -144,6 +144,9 @@ def test_a_pod_is_kept_to_its_contract_before_it_is_ready(
     if engine == "native":
         assert b"tester" in get(app, id_, db).stdout
         assert get(app, id_, web).exit_code
+    else:
+        (guest_pid,) = processes(id_, "forgeone-wasm")
+        assert Path(f"/proc/{guest_pid}/ns/net").samefile(netns(app))
     assert info(app)["refused"]["egress"]["packets"] >= 2
     # What the contract does not speak of stays open, and the node may probe.
     assert "refused" not in info(web)
