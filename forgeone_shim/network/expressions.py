@@ -69,10 +69,9 @@ def leaves_by_loopback() -> bytes:
 
 
 def is_answer() -> bytes:
-    """The packet goes the other way than the one that began what it belongs to."""
-    return (
-        _load("ct", _CT_DREG, _CT_KEY, _CT_DIRECTION) + _compare(_EQ, bytes([_REPLY])) + _bits(_CT_STATE, _ESTABLISHED)
-    )
+    """The packet goes the other way than the one that began what it belongs to, or resets that."""
+    back = _load("ct", _CT_DREG, _CT_KEY, _CT_DIRECTION) + _compare(_EQ, bytes([_REPLY]))
+    return back + _bits(_CT_STATE, _ESTABLISHED | _RELATED)
 
 
 def is_about_known() -> bytes:

@@ -13,8 +13,8 @@ is closed and not open::
       count, drop                       count, reset or reject
 
 A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
-answer. Where one direction is open, a connection that nobody saw begin does not get through it: whoever's packet came
-first would be taken for who began it.
+answer. Where one direction is open, a connection that nobody saw begin is reset there: whoever's packet came first
+would be taken for who began it.
 
 Packets that come in are looked at before a redirection inside the pod changes their port, those that leave after it.
 Only answers pass because of what passed before: whoever began something is held to the rules with each packet, so that
@@ -56,7 +56,7 @@ _GENERATION: Final = 1
 _COUNTER: Final = 1
 # The types are for nft(8), which shows addresses as such; the lengths are the kernel's.
 _KEY: Final = {4: (7, 4), 6: (8, 16)}
-_PREROUTING, _FORWARDING, _OUTPUT = 0, 2, 3
+_PREROUTING, _INPUT, _FORWARDING, _OUTPUT = 0, 1, 2, 3
 # Behind connection tracking (-200), before destinations are translated (-100); behind both.
 _MANGLE, _FILTER = -150, 0
 _GENMSG_BYTES: Final = 4
@@ -112,8 +112,13 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
     ]
     for number, group in enumerate(rules.groups, 1):
         requests += [_set(group, number), *_elements(_NEWSETELEM, group, group.addresses)]
-    ingress = _open(INGRESS, x.came_by_loopback()) if rules.ingress is None else _ingress(rules.ingress)
-    requests.append(_chain(INGRESS, _PREROUTING, _MANGLE))
+    if rules.ingress is None:
+        # Not before: older kernels reset nothing there.
+        requests.append(_chain(INGRESS, _INPUT, _FILTER))
+        ingress = _open(INGRESS, x.came_by_loopback())
+    else:
+        requests.append(_chain(INGRESS, _PREROUTING, _MANGLE))
+        ingress = _ingress(rules.ingress)
     requests += (_rule(INGRESS, rule) for rule in ingress)
     egress = _open(EGRESS, x.leaves_by_loopback()) if rules.egress is None else _egress(rules.egress)
     requests.append(_chain(EGRESS, _OUTPUT, _FILTER))
@@ -174,7 +179,7 @@ def read_drops(replies: Iterable[Reply]) -> Drops:
 def _open(chain: str, loopback: bytes) -> Iterator[bytes]:
     """A direction that the rule does not speak of."""
     yield loopback + x.verdict(x.ACCEPT)
-    yield x.begins_in_the_middle() + x.counted(chain) + x.verdict(x.DROP)
+    yield x.begins_in_the_middle() + x.counted(chain) + x.reset()
     yield x.verdict(x.ACCEPT)
 
 
