@@ -158,6 +158,20 @@ class RequestFacts:
     cpu: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a pod itself says of that of which there can be one: what policies say of it may change under the pod."""
+
+    exec_mode: str = ""
+    trust_label: str = ""
+    baseline: str = ""
+
+    @classmethod
+    def of(cls, contract: Contract) -> Own:
+        """As the contract that it brought has it."""
+        return cls(contract.exec_mode, contract.profile.trust_label, contract.behaviour.baseline)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """The contract that holds for a pod or a container here: what was offered, under the policies of this node.
@@ -174,6 +188,7 @@ class Bound:
     signers: tuple[str, ...] = ()
     policies: tuple[str, ...] = ()
     namespace: str = ""
+    own: Own = Own()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

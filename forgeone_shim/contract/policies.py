@@ -16,7 +16,7 @@ from typing import Final
 from forgeone_shim.attestation.keys import PublicKey, read_trusted
 from forgeone_shim.config.model import ContractConfig
 from forgeone_shim.contract import judge, parse, policy
-from forgeone_shim.contract.facts import Bound, Facts, Point
+from forgeone_shim.contract.facts import Bound, Facts, Own, Point
 from forgeone_shim.contract.judge import ALLOWED, Ruling
 from forgeone_shim.contract.merge import tighten
 from forgeone_shim.contract.model import UNRESTRICTED, Contract
@@ -89,13 +89,20 @@ class Policies:
         if offer is parse.NO_OFFER and not self._all:
             return Bound(namespace=namespace)
         return self._bound(
-            Bound(contract=offer.contract, given=offer.given, signers=offer.signers, namespace=namespace)
+            Bound(
+                contract=offer.contract,
+                given=offer.given,
+                signers=offer.signers,
+                namespace=namespace,
+                own=Own.of(offer.contract),
+            )
         )
 
     def rebind(self, bound: Bound) -> Bound:
         """What holds under the policies of now: at least as tight as it was.
 
-        A signer who is not trusted any more is left out.
+        Where policies say otherwise than they did of what there can be one of, it is as they say now. A signer who is
+        not trusted any more is left out.
 
         :raises InvalidInput: a policy that it names is gone, or contradicts it.
         """
@@ -150,7 +157,8 @@ class Policies:
             )
         names = tuple(self._names(bound.contract, bound.namespace))
         try:
-            contract = tighten(self._demanded(names), bound.contract)
+            demanded = self._demanded(names)
+            contract = tighten(demanded, _followed(bound, demanded))
         except InvalidInput as error:
             raise InvalidInput(error.field, f"{error.reason} ({', '.join(names)})", fix=error.fix) from None
         return replace(bound, contract=contract, policies=names)
@@ -184,6 +192,26 @@ class Policies:
             if one is not None and judge.violated(point, facts, one.contract)[0] == field:
                 return one.name
         return ""
+
+
+def _followed(bound: Bound, demanded: Contract) -> Contract:
+    """The contract, but for what policies alone have said so far of what there can be one of, and say otherwise now."""
+
+    def now(own: str, held: str, asked: str) -> str:
+        return asked if asked and not own else held
+
+    held, own = bound.contract, bound.own
+    engine = now(own.exec_mode, held.exec_mode, demanded.exec_mode)
+    label = now(own.trust_label, held.profile.trust_label, demanded.profile.trust_label)
+    baseline = now(own.baseline, held.behaviour.baseline, demanded.behaviour.baseline)
+    if Own(engine, label, baseline) == Own.of(held):
+        return held
+    return replace(
+        held,
+        exec_mode=engine,
+        profile=replace(held.profile, trust_label=label),
+        behaviour=replace(held.behaviour, baseline=baseline),
+    )
 
 
 def directory_of(config: ContractConfig) -> Path:

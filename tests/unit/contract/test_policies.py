@@ -24,6 +24,7 @@ from forgeone_shim.contract.facts import (
     ContainerFacts,
     Facts,
     ImageFacts,
+    Own,
     PodFacts,
     Point,
     RequestFacts,
@@ -395,6 +396,35 @@ def test_floors_count_for_what_was_bound_before_they_came() -> None:
     assert later.concerned(Point.EXEC, later.rebind(early))
     # And what was taken stays taken when they are gone.
     assert Policies().rebind(later.rebind(early)).contract.rbac.exec is False
+
+
+@pytest.mark.parametrize(
+    ("field", "before", "after"),
+    [
+        ("exec_mode", "wasm", "native"),
+        ("trust_label", "gold", "silver"),
+        ("baseline", f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"),
+    ],
+)
+def test_what_there_can_be_one_of_is_as_policies_say_now_unless_the_pod_says_it(
+    field: str, before: str, after: str
+) -> None:
+    """Otherwise a new baseline, or another label, would end whatever runs."""
+
+    def demanding(value: str) -> Policies:
+        where = {"exec_mode": {field: value}, "trust_label": {"profile": {field: value}}}
+        contract = where.get(field, {"behaviour": {field: value}})
+        return Policies([made(floor=True, contract={**contract, "rbac": {"exec": False}})])
+
+    silent = demanding(before).bind({}, namespace="shop", name="web")
+    assert getattr(Own.of(demanding(after).rebind(silent).contract), field) == after
+    assert demanding(after).rebind(demanding(after).rebind(silent)) == demanding(after).rebind(silent)
+    # What is not demanded any more stays.
+    assert Policies().rebind(silent).contract == silent.contract
+    said = demanding(before).bind({f"{PREFIX}{field}": before}, namespace="shop", name="web")
+    assert demanding(before).rebind(said) == said
+    with pytest.raises(InvalidInput, match=f"is '{before}', and '{after}' is demanded"):
+        demanding(after).rebind(said)
 
 
 def test_a_policy_that_is_gone_refuses_those_who_named_it() -> None:
