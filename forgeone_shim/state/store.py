@@ -75,6 +75,16 @@ class StateStore:
             self._wrote()
             return made
 
+    def replace(self, kind: str, key: str, doc: object, before: object) -> bool:
+        """Write a document in the place of ``before``; says whether that was there. Atomic across processes."""
+        blobs = msgspec.json.encode(doc), msgspec.json.encode(before)
+        with self._lock:
+            made = self._db.execute(
+                "UPDATE docs SET doc=? WHERE kind=? AND key=? AND doc=?", (blobs[0], kind, key, blobs[1])
+            )
+            self._wrote()
+            return made.rowcount == 1
+
     def get(self, kind: str, key: str, type_: type[T]) -> T | None:
         """The document, or ``None``."""
         with self._lock:

@@ -118,7 +118,7 @@ class Lab:
         engine = self.parts.engines["native"]
         store, network, rootfs = self.parts.store, self.parts.network, self.parts.rootfs
         for owner, names in (
-            (store, ("put", "insert", "delete")),
+            (store, ("put", "replace", "insert", "delete")),
             (network, ("attach", "detach")),
             (rootfs, ("mount", "unmount", "remove")),
             (engine, ("prepare_sandbox", "remove_sandbox", "create", "start", "kill", "delete", "was_oom_killed")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from forgeone_shim.audit.ledger import Damage, Ledger, Mark, read_mark
@@ -43,6 +44,14 @@ def test_a_mark_that_somebody_else_moved_is_not_moved_again(tmp_path: Path) -> N
     assert not ledger.save(TWO, [None])
     assert ledger.mark() == ONE
     assert ledger.save(TWO, [None, ONE])
+
+
+def test_a_mark_is_known_again_however_it_was_written(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "db")
+    ledger = Ledger(store)
+    store.put("audit", "mark", msgspec.Raw(msgspec.json.format(msgspec.json.encode(ONE))))
+    assert ledger.save(TWO, [ONE])
+    assert ledger.mark() == TWO
 
 
 def test_damage_is_not_forgotten_for_more_damage(tmp_path: Path) -> None:

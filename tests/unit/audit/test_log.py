@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -543,7 +543,7 @@ def test_a_store_that_fails_does_not_stop_the_log(node: Node, monkeypatch: pytes
 
     save = node.ledger.save
 
-    def fail(mark: Mark, before: Collection[Mark | None]) -> bool:
+    def fail(mark: Mark, before: Sequence[Mark | None]) -> bool:
         # Some errors come before the commit, some after it.
         if mark.size % 2:
             save(mark, before)

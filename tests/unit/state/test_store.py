@@ -52,6 +52,16 @@ def test_one_of_many_inserts_wins_across_connections(tmp_path: Path) -> None:
         store.close()
 
 
+def test_a_document_is_replaced_only_by_who_knows_what_is_there(tmp_path: Path) -> None:
+    with closing(StateStore(tmp_path / "db")) as one, closing(StateStore(tmp_path / "db")) as other:
+        assert not one.replace("kind", "key", ["new"], None)
+        assert one.get("kind", "key", list) is None
+        one.put("kind", "key", ["first"])
+        assert other.replace("kind", "key", ["second"], ["first"])
+        assert not one.replace("kind", "key", ["third"], ["first"])
+        assert one.get("kind", "key", list) == ["second"]
+
+
 def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
     store = StateStore(tmp_path / "db")
     with pytest.raises(RuntimeError), store.transaction():
