@@ -14,7 +14,7 @@ from engines.base import Resources, SandboxSpec
 from forgeone_shim.attestation.evidence import Endorsement
 from forgeone_shim.contract.facts import Bound, Facts, PodFacts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
-from forgeone_shim.contract.model import NetworkRule
+from forgeone_shim.contract.model import Contract, NetworkRule
 from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
@@ -279,11 +279,18 @@ class Guard:
 
     def network(self, record: SandboxRecord) -> NetworkRule | None:
         """The network rule that a pod is to be kept to now."""
+        return self._now(record).profile.network
+
+    def on_drift(self, record: ContainerRecord) -> str:
+        """What is to be done now when a container does what is not usual for its image."""
+        return self._now(record).behaviour.on_drift
+
+    def _now(self, record: SandboxRecord | ContainerRecord) -> Contract:
         bound = record.bound
         with suppress(*_REFUSALS):
-            # Where a policy is gone whatever is asked about its containers is denied; its packets stay as they are.
+            # Where a policy is gone whatever is asked about its containers is denied; the rest stays as it is.
             bound = self._judge.rebind(bound)
-        return bound.contract.profile.network
+        return bound.contract
 
     # -- denials
 

@@ -470,9 +470,8 @@ class Watching:
                 return
             known = replace(known, drift=(*known.drift, *fresh))
             self._put(known)
-        behaviour = record.contract.behaviour
         self._log.warning("it does what is not usual for its image", container=record.id, calls=fresh)
-        told = {"baseline": known.baseline, "calls": fresh, "on_drift": behaviour.on_drift, "live": live}
+        told = {"baseline": known.baseline, "calls": fresh, "on_drift": self._p.guard.on_drift(record), "live": live}
         self._p.chronicle.noted("drifted", record, **told, drift=drifts.amount(known.drift))
         if live:
             self._act(record.id)
@@ -490,7 +489,7 @@ class Watching:
             return
         if known is None or len(known.drift) <= known.acted:
             return
-        how = entry.record.contract.behaviour.on_drift
+        how = self._p.guard.on_drift(entry.record)
         why = f"it does what is not usual for its image: {', '.join(known.drift)}"
         if how == "stop":
             self._acts.stop(entry, why)

@@ -14,7 +14,9 @@ from engines.base import ContainerSpec, Mount, Namespaces, Resources, SandboxSpe
 from forgeone_shim.attestation.evidence import Endorsement, Statement
 from forgeone_shim.contract.facts import Bound, Facts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
-from forgeone_shim.contract.model import Contract, Rbac
+from forgeone_shim.contract.model import Behaviour, Contract, NetworkRule, Rbac, TrustProfile
+from forgeone_shim.contract.policies import Policies
+from forgeone_shim.contract.policy import Policy
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import Denied, InvalidInput, Kind, Unavailable, UntrustedImage
 from forgeone_shim.lifecycle.machine import State
@@ -273,6 +275,18 @@ def test_a_node_without_policies_loads_nothing_that_policies_need() -> None:
     heavy = "cel_expr_python", "sigstore", "yaml", "cryptography"
     code = f"import sys, cri.daemon; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_network_and_drift_are_what_policies_say_now() -> None:
+    made, record = Guard(Policies(), *[Around()] * 3), replace(CONTAINER, bound=Bound(given=True))
+    assert (made.on_drift(record), made.network(replace(POD, bound=record.bound))) == ("report", None)
+    rule = NetworkRule(egress=())
+    contract = Contract(behaviour=Behaviour(on_drift="stop"), profile=TrustProfile(network=rule))
+    made.follow(Policies([Policy(name="late", floor=True, contract=contract)]))
+    assert (made.on_drift(record), made.network(replace(POD, bound=record.bound))) == ("stop", rule)
+    # Where a policy is gone it stays as it was.
+    orphan = replace(CONTAINER, bound=Bound(contract=Contract(runtime_policy_id="gone"), given=True))
+    assert made.on_drift(orphan) == "report"
 
 
 def test_policies_that_follow_others_judge_from_then_on() -> None:

@@ -122,6 +122,8 @@ class Node:
     kernel: Kernel = field(default_factory=Kernel)
     acts: Acts = field(default_factory=Acts)
     notes: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    later: str = ""
+    """What policies that came after it have done about drift."""
 
     def start(self) -> Watching:
         """As after a restart of forgeoned."""
@@ -161,6 +163,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         engines={name: SimpleNamespace(host_counts=lambda _, name=name: counts[name]) for name in counts},
         counts=counts,
         janitor=Later(),
+        guard=SimpleNamespace(on_drift=lambda record: made.later or record.contract.behaviour.on_drift),
         pool=SimpleNamespace(submit=lambda job: job()),
         cgroups=CgroupHost(mode=Mode.HYBRID, driver=Driver.CGROUPFS, v1={"memory": "/m"}, unified="/u"),
         chronicle=SimpleNamespace(
@@ -239,6 +242,18 @@ def test_what_is_usual_leads_to_nothing(node: Node) -> None:
     assert (node.acts.done, node.told("drifted")) == ([], [])
     found = watching.standing(entry.record)
     assert (found.watched, found.baseline, found.drift) == (True, True, 0.0)
+
+
+def test_the_answer_is_that_of_the_policies_of_the_moment(node: Node) -> None:
+    watching, entry = node.start(), node.container(on_drift="report")
+    watching.adopt(baseline("read"))
+    watching.begin(entry)
+    node.later = "stop"
+    node.kernel.groups[GROUP] = [READ, PTRACE]
+    watching._news()
+    node.parts.janitor.run()
+    assert [one.partition(":")[0] for one in node.acts.done] == ["stop"]
+    assert node.told("drifted")[0]["on_drift"] == "stop"
 
 
 @pytest.mark.parametrize(
