@@ -195,6 +195,28 @@ def test_an_exported_log_is_verified_by_its_key_alone(forge: Forge, node: Node) 
     assert forge("tail", "-f", "--log", exported, "--key", key)[0] == 2
 
 
+def test_an_export_is_not_written_over_by_what_the_log_was_before_or_by_another(forge: Forge, node: Node) -> None:
+    exported = node.root / "exported"
+    earlier = node.killed()
+    node.write(3)
+    assert forge("export", str(exported))[0] == 0
+    was = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    # Rolled back, with the database.
+    node.close()
+    shutil.rmtree(node.directory)
+    shutil.copytree(earlier.directory, node.directory)
+    code, _, err = forge("export", str(exported))
+    assert code == 1
+    assert "it has 303 entries, and had 306" in err
+    shutil.rmtree(node.directory)
+    node.ledger.begin()
+    node.start()
+    code, _, err = forge("export", str(exported))
+    assert code == 1
+    assert "holds the log node/forgeone/" in err
+    assert {path: path.read_bytes() for path in was} == was
+
+
 def test_a_node_without_a_log_says_so(forge: Forge, node: Node) -> None:
     node.close()
     shutil.rmtree(node.directory)
