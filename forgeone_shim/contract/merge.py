@@ -33,8 +33,6 @@ from forgeone_shim.errors import InvalidInput
 
 MAX_MEMBERS: Final = 256
 """Of a joined list, before what others cover is left out: two of 64 members each could become 4096."""
-MAX_PAIRS: Final = 8192
-"""Of members that are held against each other: whoever writes pods shall not keep a node busy with reading them."""
 
 
 class _Sorts(Protocol):
@@ -253,14 +251,16 @@ def _join(
     """Every pair's common part, where either side is a list; what another member covers is left out."""
     if a is None and b is None:
         return None
-    if len(a or ()) * len(b or ()) > MAX_PAIRS:
-        raise InvalidInput(field, f"{len(a or ())} and {len(b or ())} members are too many to be joined")
     pairs = ((one, other) for one in a or () for other in b or ())
     if a is None or b is None:
         pairs = ((one, one) for one in a or b or ())
-    met = {found for one, other in pairs if (found := meet(one, other)) is not None}
-    if len(met) > MAX_MEMBERS:
-        raise InvalidInput(field, f"joined with a policy's it has {len(met)} members, more than {MAX_MEMBERS}")
+    met: set[T] = set()
+    for one, other in pairs:
+        found = meet(one, other)
+        if found is not None:
+            met.add(found)
+        if len(met) > MAX_MEMBERS:
+            raise InvalidInput(field, f"joined with a policy's it has more than {MAX_MEMBERS} members")
     kept: list[T] = []
     for one in sorted(met):
         if not any(covers(other, one) for other in kept):

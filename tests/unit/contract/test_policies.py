@@ -427,6 +427,16 @@ def test_what_there_can_be_one_of_is_as_policies_say_now_unless_the_pod_says_it(
         demanding(after).rebind(said)
 
 
+def test_what_was_bound_can_be_bound_again_however_long_its_lists_became() -> None:
+    images = [f"**/x{n}" for n in range(4)] + [f"z{n}.example/a" for n in range(60)]
+    policies = Policies([made(floor=True, contract={"profile": {"images": images}})])
+    held = policies.bind(
+        {f"{PREFIX}images": ", ".join(f"y{n}.example/**" for n in range(60))}, namespace="shop", name="web"
+    )
+    assert len(held.contract.profile.images or ()) == 240
+    assert policies.rebind(held) == held
+
+
 def test_a_policy_that_is_gone_refuses_those_who_named_it() -> None:
     held = bound(Policies([made()]), {"runtime_policy_id": "house"})
     with pytest.raises(InvalidInput, match="no policy 'house'"):
