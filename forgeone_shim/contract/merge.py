@@ -8,8 +8,9 @@ what another member says already.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import compress
 from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 
@@ -251,11 +252,8 @@ def _join(
     """Every pair's common part, where either side is a list; what another member covers is left out."""
     if a is None and b is None:
         return None
-    pairs = ((one, other) for one in a or () for other in b or ())
-    if a is None or b is None:
-        pairs = ((one, one) for one in a or b or ())
     met: set[T] = set()
-    for one, other in pairs:
+    for one, other in _pairs(a, b, covers):
         found = meet(one, other)
         if found is not None:
             met.add(found)
@@ -266,6 +264,19 @@ def _join(
         if not any(covers(other, one) for other in kept):
             kept = [*(other for other in kept if not covers(one, other)), one]
     return tuple(sorted(kept))
+
+
+def _pairs(a: tuple[T, ...] | None, b: tuple[T, ...] | None, covers: Callable[[T, T], bool]) -> Iterator[tuple[T, T]]:
+    """Whose common parts make up all that is in both; without those that surely add nothing."""
+    if a is None or b is None:
+        yield from ((one, one) for one in a or b or ())
+        return
+    # What is whole in the other list stays whole. So a list that was joined with another does not grow by that again.
+    whole_a = [any(covers(wide, one) for wide in b) for one in a]
+    whole_b = [any(covers(wide, one) for wide in a) for one in b]
+    yield from ((one, one) for one in (*compress(a, whole_a), *compress(b, whole_b)))
+    rest = [one for one, whole in zip(b, whole_b, strict=True) if not whole]
+    yield from ((one, other) for one, whole in zip(a, whole_a, strict=True) if not whole for other in rest)
 
 
 def _common(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
