@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -498,12 +497,12 @@ def test_tiles_that_cannot_be_written_twice_are_written_soon_after(node: Node, m
 
     monkeypatch.setattr(logs.Tiler, "write", attempt)
     monkeypatch.setattr(wal.Segments, "room", asked)
+    # Nobody who waits for room looks again before everything is too late.
+    monkeypatch.setattr(logs, "_LAST_RETRY", 2 * SOON)
     log = node.start()
-    began = time.monotonic()
     for number in range(40):
         log.append(entry(number)).wait(soon())
     assert failed[0] > 2
-    assert time.monotonic() - began < 3
 
 
 def test_tiles_that_cannot_be_written_for_long_stop_the_log_and_lose_nothing(
