@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -206,10 +207,13 @@ def test_a_forgeoned_of_the_call_imports_nothing_from_where_it_was_called_and_en
     (tmp_path / "structlog.py").write_text("raise SystemExit('anybody may have written this')\n")
     package = packed(tmp_path, guests.say("up\n"), guests.sleep(1000))
     python, *words = argv(daemon, "--config", str(daemon.config_file), package, named=False)
-    with subprocess.Popen([python, "-P", *words], stdout=subprocess.PIPE, cwd=tmp_path) as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"up\n"
-        running.kill()
+    # Who is killed leaves its directory; below pytest's own a socket's path would be too long.
+    with tempfile.TemporaryDirectory() as left:
+        environment = {**os.environ, "TMPDIR": left}
+        with subprocess.Popen([python, "-P", *words], stdout=subprocess.PIPE, cwd=tmp_path, env=environment) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"up\n"
+            running.kill()
     # It waits for its predecessor to let go, and knows what that has left.
     daemon.start()
     assert [pod.state for pod in daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items] == [pb.SANDBOX_READY]
