@@ -10,9 +10,9 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +90,15 @@ def drained(connection: socket.socket) -> bytes:
     return bytes(data)
 
 
+def received_until(connection: socket.socket, whole: Callable[[bytes], bool]) -> bytes:
+    data = b""
+    while not whole(data):
+        part = connection.recv(65536)
+        assert part, f"the server ended the connection after {data!r}"
+        data += part
+    return data
+
+
 def body_of(answer: bytes) -> bytes:
     head, _, rest = answer.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in head:
@@ -161,9 +170,7 @@ def test_many_requests_on_one_connection_each_see_a_fresh_instance(server: Serve
     with server.connect() as connection:
         for _ in range(50):
             connection.sendall(b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n")
-            data = b""
-            while not data.endswith(b"0\r\n\r\n"):
-                data += connection.recv(65536)
+            data = received_until(connection, lambda data: data.endswith(b"0\r\n\r\n"))
             assert body_of(data) == b"Hello\n"
 
 
@@ -310,13 +317,12 @@ def test_a_guest_that_waits_for_too_long_is_504(server: Served) -> None:
     assert "took too long" in server.log()
 
 
-def test_a_request_that_begins_behind_a_slow_one_has_its_time(server: Served) -> None:
-    with server.connect() as connection:
+def test_a_request_that_begins_behind_a_slow_one_has_its_time(loaded: LoadedComponent) -> None:
+    limits = replace(LIMITS, answer=60.0, head=0.9)
+    with serving(loaded, limits) as server, server.connect() as connection:
         connection.sendall(b"GET /h HTTP/1.1\r\nHost: a\r\n\r\nGET /w HTTP/1.1\r\nHost: a\r\n\r\nGET /h")
-        data = b""
-        while data.count(b"\r\n0\r\n\r\n") < 2:
-            data += connection.recv(4096)
-        time.sleep(0.5)
+        received_until(connection, lambda data: data.count(b"\r\n0\r\n\r\n") == 2)
+        time.sleep(0.2)
         connection.sendall(b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
         assert body_of(drained(connection)) == b"Hello\n"
 
@@ -396,9 +402,7 @@ def test_memory_does_not_grow_with_requests(loaded: LoadedComponent) -> None:
         def ask(count: int) -> None:
             for _ in range(count):
                 connection.sendall(b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n")
-                data = b""
-                while not data.endswith(b"0\r\n\r\n"):
-                    data += connection.recv(65536)
+                received_until(connection, lambda data: data.endswith(b"0\r\n\r\n"))
 
         ask(500)
         before = served.resident()
