@@ -1,0 +1,1 @@
+"""The microvm engine: a virtual machine for each pod."""

@@ -1,0 +1,118 @@
+"""What a virtual machine monitor does for the engine: plain data in, sockets out.
+
+Used by one thread, the keeper's. Every method blocks for milliseconds; what takes longer has a deadline.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from forgeone_shim.deadline import Deadline
+
+
+class Accel(StrEnum):
+    """What executes the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What a machine is, and with it everything that a template and its clones have in common.
+
+    ``memory`` in bytes, a multiple of 2 MiB. ``kernel`` and ``initrd`` are host paths, ``cmdline`` is complete.
+    ``ports`` are the names of its channels (:mod:`engines.microvm.wire.protocol`). It has one network interface, one
+    SCSI controller, a source of entropy and a balloon.
+    """
+
+    memory: int
+    vcpus: int
+    accel: Accel
+    kernel: str
+    initrd: str
+    cmdline: str
+    ports: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """Who the monitor is on the host: an unprivileged user, the cgroup's directories it joins, before it is executed.
+
+    ``oom_score_adj`` as in proc(5).
+    """
+
+    uid: int
+    gid: int
+    cgroups: tuple[str, ...] = ()
+    oom_score_adj: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A saved machine to begin from: descriptors of its memory (sealed, mapped privately) and of its devices' state."""
+
+    memory: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What has become of a machine: ``shutdown``, ``reset``, ``panicked``, ``failed`` (with why) or ``exited``."""
+
+    name: str
+    message: str = ""
+
+
+class Vmm(Protocol):
+    """One machine, from its start to its end."""
+
+    @property
+    def pid(self) -> int:
+        """Of the monitor's process; 0 where there is none."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """Descriptors that become readable when :meth:`events` has something to tell."""
+
+    def start(
+        self, machine: Machine, tap: int, who: Confinement, deadline: Deadline, template: Template | None
+    ) -> None:
+        """Execute the monitor, and let the machine run: from the template, or else from its kernel.
+
+        ``tap`` is the descriptor of the interface's other side, -1: an interface that leads nowhere. On any error
+        nothing is left of it. The process dies with the thread that called this (PR_SET_PDEATHSIG).
+        """
+
+    def channels(self) -> dict[str, socket.socket]:
+        """The host's side of each port, connected; the caller's to close. Once."""
+
+    def add_disk(self, lun: int, image: int, *, readonly: bool, deadline: Deadline) -> None:
+        """Plug the raw image in a file in as SCSI disk 0:0:0:``lun``; the descriptor stays the caller's."""
+
+    def remove_disk(self, lun: int, deadline: Deadline) -> None:
+        """Unplug it and let go of its file; one that is not there is no error."""
+
+    def pause(self, deadline: Deadline) -> None:
+        """No instruction of the guest's is executed when this returns."""
+
+    def resume(self, deadline: Deadline) -> None:
+        """The guest goes on."""
+
+    def snapshot(self, state: int, deadline: Deadline, *, memory: int = -1) -> None:
+        """Write a paused machine's devices into ``state``, and its memory into ``memory``.
+
+        With -1 nowhere: it is in its file already.
+        """
+
+    def balloon(self, size: int, deadline: Deadline) -> None:
+        """Ask the guest to make do with ``size`` bytes."""
+
+    def events(self) -> list[Event]:
+        """What has happened since; never blocks."""
+
+    def stop(self) -> None:
+        """Kill it and wait for its end; again is no error."""
