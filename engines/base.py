@@ -694,6 +694,12 @@ class Engine(Protocol):
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Make what the sandbox needs beyond its namespaces; returns the path of a shared PID namespace or ``""``."""
 
+    def connect_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> None:
+        """Its network namespace is attached now: whatever takes addresses and routes from there does so here.
+
+        Called once after :meth:`prepare_sandbox`, and never for a pod on the host's network.
+        """
+
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
         """Whether what :meth:`prepare_sandbox` made still lives."""
 

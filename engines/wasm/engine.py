@@ -170,6 +170,9 @@ class WasmEngine:
         groups.warm(self._host)
         return self._sandboxes.prepare(plan, deadline)
 
+    def connect_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> None:
+        """Nothing to do: its containers are in the network namespace itself."""
+
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
         """Whether the pod's init lives; always so for a pod without one."""
         return self._sandboxes.alive(plan)

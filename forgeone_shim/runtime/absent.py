@@ -86,6 +86,10 @@ class AbsentEngine:
         """Refused."""
         return self._refuse(plan, deadline)
 
+    def connect_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> None:
+        """Refused."""
+        self._refuse(plan, deadline)
+
     def sandbox_alive(self, plan: SandboxPlan) -> bool:  # noqa: ARG002
         """Nobody here can tell that it is not."""
         return True

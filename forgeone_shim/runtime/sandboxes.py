@@ -137,6 +137,8 @@ class Sandboxes:
                 owner = None if owners is None else owners.root
                 mounts.mount_tmpfs(shm, SHM_BYTES, 0o1777, record.selinux.mount, owner)
             got = attached.result() if attached else None
+            if got is not None:
+                self._p.engines[record.engine].connect_sandbox(self.engine_plan(record), deadline)
         ips = got.ips if got else ()
         # What the network says of name servers is the second choice, before the host's own.
         dns = record.spec.dns or (got.dns if got else None)
