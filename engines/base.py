@@ -7,7 +7,8 @@ group ``forgeone.engines``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -485,6 +486,32 @@ class Handle:
     cgroup: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a container uses, as a kernel of its pod's own counts it.
+
+    ``files`` are those of its cgroup (v2) by name, with their text. Its device numbers are that kernel's.
+    ``processes`` are processes, not threads. ``layer_bytes`` and ``layer_inodes`` are of what it has written.
+    """
+
+    files: Mapping[str, str]
+    processes: int
+    layer_bytes: int
+    layer_inodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One look at a machine that a pod has of its own.
+
+    ``cgroup`` is where everything of it is on the host (as in :class:`ContainerPlan`), its guest's memory and all that
+    keeps it running; ``containers`` are those it tells of, by id.
+    """
+
+    cgroup: str
+    containers: Mapping[str, Measured]
+
+
 class LiveState(StrEnum):
     """What the kernel, not the database, says about a container."""
 
@@ -787,6 +814,19 @@ class Engine(Protocol):
         """How often its guest has called each function of its host's, in the order in which each was called first.
 
         ``None`` where that is not counted: a container that was not watched, or has no guest.
+        """
+
+    def measured(self, handles: Sequence[Handle], deadline: Deadline) -> Measurement | None:
+        """What these containers of one pod use, in one look; ``None`` where the host's control groups tell it.
+
+        A container that is not told of has gone. Where the machine does not answer there are none in it.
+        """
+
+    def dial(self, plan: SandboxPlan, port: int, deadline: Deadline) -> socket.socket | None:
+        """A connection (a stream, ended each way by itself) to a port of the pod's loopback interface.
+
+        ``None`` where the pod's network namespace leads there. FailedPrecondition says why there is none, as when
+        nobody listens.
         """
 
     def imprint(self, handle: Handle) -> Imprint:

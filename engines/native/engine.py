@@ -6,8 +6,9 @@ import contextlib
 import functools
 import os
 import signal as signals
+import socket
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from engines.base import (
     Imprint,
     Live,
     LiveState,
+    Measurement,
     Mount,
     Problem,
     Resources,
@@ -510,6 +512,14 @@ class NativeEngine:
 
     def host_counts(self, _handle: Handle) -> tuple[HostCount, ...] | None:
         """None: its calls are system calls."""
+        return None
+
+    def measured(self, handles: Sequence[Handle], deadline: Deadline) -> Measurement | None:  # noqa: ARG002
+        """None: its control group tells."""
+        return None
+
+    def dial(self, plan: SandboxPlan, port: int, deadline: Deadline) -> socket.socket | None:  # noqa: ARG002
+        """None: its network namespace leads there."""
         return None
 
     def imprint(self, handle: Handle) -> Imprint:

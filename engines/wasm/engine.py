@@ -6,7 +6,8 @@ import contextlib
 import functools
 import os
 import signal as signals
-from collections.abc import Callable, Collection, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -24,6 +25,7 @@ from engines.base import (
     Imprint,
     Live,
     LiveState,
+    Measurement,
     Problem,
     Resources,
     SandboxPlan,
@@ -420,6 +422,14 @@ class WasmEngine:
             return ring.read_counts(fd)
         finally:
             os.close(fd)
+
+    def measured(self, handles: Sequence[Handle], deadline: Deadline) -> Measurement | None:  # noqa: ARG002
+        """None: its control group tells."""
+        return None
+
+    def dial(self, plan: SandboxPlan, port: int, deadline: Deadline) -> socket.socket | None:  # noqa: ARG002
+        """None: its network namespace leads there."""
+        return None
 
     def imprint(self, handle: Handle) -> Imprint:
         """What was made of a container's plan; NotFound where there is no such container any more."""

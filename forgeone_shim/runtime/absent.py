@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal as signals
-from collections.abc import Callable, Collection, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Never
 
 from engines.base import (
@@ -20,6 +21,7 @@ from engines.base import (
     Imprint,
     Live,
     LiveState,
+    Measurement,
     Problem,
     Resources,
     SandboxPlan,
@@ -176,6 +178,14 @@ class AbsentEngine:
 
     def host_counts(self, _handle: Handle) -> tuple[HostCount, ...] | None:
         """None: its engine would know."""
+        return None
+
+    def measured(self, handles: Sequence[Handle], deadline: Deadline) -> Measurement | None:  # noqa: ARG002
+        """None: its control group tells."""
+        return None
+
+    def dial(self, plan: SandboxPlan, port: int, deadline: Deadline) -> socket.socket | None:  # noqa: ARG002
+        """None: its network namespace leads there."""
         return None
 
     def imprint(self, handle: Handle) -> Imprint:
