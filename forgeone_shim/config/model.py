@@ -223,6 +223,62 @@ class WasmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MicrovmConfig:
+    """The microvm engine: what its machines boot, who watches over that, and what they are given.
+
+    Sizes in bytes, times in seconds. ``boot_set``, ``kernel``, ``modules_dir`` and ``agent`` are looked for, or made,
+    where they are empty.
+    """
+
+    vmm: str = "qemu"
+    qemu: str = "qemu-system-x86_64"
+    firecracker: str = "firecracker"
+    cloud_hypervisor: str = "cloud-hypervisor"
+    accel: str = "auto"
+    boot_set: str = ""
+    kernel: str = ""
+    modules_dir: str = ""
+    agent: str = ""
+    boot_keys: str = "/etc/forgeone/boot.d"
+    require_signed_boot: bool = False
+    boot_timeout: float = 60.0
+    memory: int = 256 * 1024 * 1024
+    memory_overhead: int = 96 * 1024 * 1024
+    vcpus_max: int = 0
+    writable_layer: str = "memory"
+    writable_layer_size: int = 0
+    templates: bool = True
+    reclaim: bool = True
+    uid_base: int = 1_900_000_000
+    log_size_max: int = 0
+    log_rate: int = 0
+
+    def __post_init__(self) -> None:
+        checks.one_of("microvm.vmm", self.vmm, ("qemu", "firecracker", "cloud-hypervisor"))
+        for key in ("qemu", "firecracker", "cloud_hypervisor"):
+            checks.program(f"microvm.{key}", getattr(self, key))
+        checks.one_of("microvm.accel", self.accel, ("auto", "kvm", "tcg"))
+        for key in ("boot_set", "kernel", "modules_dir", "agent"):
+            if path := getattr(self, key):
+                checks.absolute_path(f"microvm.{key}", path)
+                if self.boot_set and key != "boot_set":
+                    raise InvalidInput(f"microvm.{key}", "is part of a boot set, and microvm.boot_set names one")
+        checks.absolute_path("microvm.boot_keys", self.boot_keys)
+        checks.in_range("microvm.boot_timeout", self.boot_timeout, 1, 3600)
+        checks.in_range("microvm.memory", self.memory, 128 * 1024 * 1024, 2**46)
+        checks.in_range("microvm.memory_overhead", self.memory_overhead, 32 * 1024 * 1024, 2**40)
+        checks.in_range("microvm.vcpus_max", self.vcpus_max, 0, 255)
+        checks.one_of("microvm.writable_layer", self.writable_layer, ("memory", "disk"))
+        if self.writable_layer_size:
+            checks.in_range("microvm.writable_layer_size", self.writable_layer_size, 16 * 1024 * 1024, 2**46)
+        # Each machine's monitor has one of the 65536 ids from here; 2**32 - 1 is no id.
+        checks.in_range("microvm.uid_base", self.uid_base, 1, 2**32 - 1 - 65536)
+        for key, bytes_ in (("log_size_max", self.log_size_max), ("log_rate", self.log_rate)):
+            if bytes_:
+                checks.in_range(f"microvm.{key}", bytes_, 64 * 1024, 2**62)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CdiConfig:
     """Where devices are described (Container Device Interface); a later directory takes precedence."""
 
@@ -345,6 +401,7 @@ class Config:
     cni: CniConfig = field(default_factory=CniConfig)
     native: NativeConfig = field(default_factory=NativeConfig)
     wasm: WasmConfig = field(default_factory=WasmConfig)
+    microvm: MicrovmConfig = field(default_factory=MicrovmConfig)
     cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)

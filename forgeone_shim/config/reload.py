@@ -31,6 +31,7 @@ LIVE: Final = (
     "native.device_ownership_from_security_context",
     "native.cgroup_writable",
     "wasm.log_",
+    "microvm.log_",
     "contract.",
     "streaming.idle_timeout",
     "streaming.max_sessions",

@@ -81,6 +81,21 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "wasm.compile_memory": "500000000",
         "wasm.log_size_max": "100000",
         "wasm.log_rate": "100000",
+        "microvm.vmm": "firecracker",
+        "microvm.accel": "tcg",
+        "microvm.boot_set": "/x",
+        "microvm.kernel": "/x",
+        "microvm.modules_dir": "/x",
+        "microvm.agent": "/x",
+        "microvm.boot_keys": "/x",
+        "microvm.require_signed_boot": "true",
+        "microvm.memory": "500000000",
+        "microvm.memory_overhead": "50000000",
+        "microvm.vcpus_max": "3",
+        "microvm.writable_layer": "disk",
+        "microvm.writable_layer_size": "50000000",
+        "microvm.log_size_max": "100000",
+        "microvm.log_rate": "100000",
         "cdi.spec_dirs": "/x,/y",
         "default_sysctls": "net.ipv4.tcp_syncookies=0,kernel.shmmax=1",
         "grpc.max_message_bytes": "5000000",
@@ -98,7 +113,9 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "audit.on_damage": "report",
         "audit.arguments": "true",
     }
-    text = special.get(key.path, "program" if key.path.startswith("native.") and key.type is str else text)
+    text = special.get(
+        key.path, "program" if key.path.startswith(("native.", "microvm.")) and key.type is str else text
+    )
     by_flag = load([key.flag, text], {})
     assert by_flag != Config()
     assert load([], {key.variable: text}) == by_flag
