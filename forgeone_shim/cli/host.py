@@ -23,8 +23,8 @@ from forgeone_shim.devices.cdi import Cdi
 from forgeone_shim.dna.behaviour import recorder
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.kernel import cgroups, selinux, syscalls
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError
 from forgeone_shim.network import links
-from forgeone_shim.network.netlink import Netlink, NetlinkError
 from forgeone_shim.registry.verifiers import Verifiers
 from forgeone_shim.registry.vetting import Vetting
 from forgeone_shim.runtime.handlers import Handlers

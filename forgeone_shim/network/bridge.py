@@ -13,9 +13,9 @@ from pathlib import Path
 
 from forgeone_shim.errors import FailedPrecondition, NotFound, syscall_error
 from forgeone_shim.kernel.namespaces import raise_loopback, run_in, write_proc
+from forgeone_shim.kernel.netlink import MAX_REQUESTS, Netlink, NetlinkError
 from forgeone_shim.network import host, links
 from forgeone_shim.network.ipam import Intent
-from forgeone_shim.network.netlink import MAX_REQUESTS, Netlink, NetlinkError
 from forgeone_shim.network.plan import POD_INTERFACE, Layout, mac_address, parse_interface
 
 _MTU_WITHOUT_DEFAULT_ROUTE = 1500

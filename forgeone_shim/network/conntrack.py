@@ -10,7 +10,7 @@ import struct
 from collections.abc import Collection
 from typing import Final
 
-from forgeone_shim.network.netlink import (
+from forgeone_shim.kernel.netlink import (
     MAX_REQUESTS,
     NLM_F_DUMP,
     Netlink,

@@ -23,8 +23,8 @@ import structlog
 from forgeone_shim.contract.model import NetworkRule
 from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink
 from forgeone_shim.network import conntrack, links, policy, ruleset
-from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink
 from forgeone_shim.network.nftables import transact
 from forgeone_shim.network.policy import Address, Local, Ruleset, Surroundings
 from forgeone_shim.network.ruleset import Drops

@@ -10,7 +10,7 @@ import struct
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from forgeone_shim.network.netlink import attribute, nested, text
+from forgeone_shim.kernel.netlink import attribute, nested, text
 
 _LIST_ELEM: Final = 1
 _EXPR_NAME, _EXPR_DATA = 1, 2

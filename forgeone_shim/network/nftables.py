@@ -14,8 +14,7 @@ from itertools import groupby
 from typing import Final
 
 from forgeone_shim.errors import FailedPrecondition, InternalError
-from forgeone_shim.network.hostports import Element
-from forgeone_shim.network.netlink import (
+from forgeone_shim.kernel.netlink import (
     NLM_F_CREATE,
     Netlink,
     NetlinkError,
@@ -25,6 +24,7 @@ from forgeone_shim.network.netlink import (
     nested,
     text,
 )
+from forgeone_shim.network.hostports import Element
 from forgeone_shim.network.plan import Layout
 
 # Set on a packet by which a pod calls one of its host's addresses; the same bit CNI's portmap uses for it.

@@ -18,6 +18,7 @@ import structlog
 from engines.base import PortMapping, PortProtocol
 from forgeone_shim.config.model import NetworkConfig
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError
+from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink, Pool
 from forgeone_shim.network import bridge, conntrack, nftables, shaping
 from forgeone_shim.network.bandwidth import UNLIMITED, Limits
 from forgeone_shim.network.bridge import Bridge
@@ -25,7 +26,6 @@ from forgeone_shim.network.facts import Attachment
 from forgeone_shim.network.host import has_ipv6
 from forgeone_shim.network.hostports import Element, HostPort, elements, plan_host_ports
 from forgeone_shim.network.ipam import Intent, Ipam, Stage
-from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, Pool
 from forgeone_shim.network.plan import POD_INTERFACE, Layout, plan_layout
 from forgeone_shim.network.turns import Turns
 from forgeone_shim.state.store import StateStore

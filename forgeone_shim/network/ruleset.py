@@ -30,8 +30,8 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+from forgeone_shim.kernel.netlink import NLM_F_CREATE, Reply, Request, attribute, attributes, nested, text
 from forgeone_shim.network import expressions as x
-from forgeone_shim.network.netlink import NLM_F_CREATE, Reply, Request, attribute, attributes, nested, text
 from forgeone_shim.network.nftables import SUBSYSTEM, genmsg
 from forgeone_shim.network.policy import AddressSet, Pass, Ruleset
 

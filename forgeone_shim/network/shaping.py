@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from forgeone_shim.kernel import traffic
+from forgeone_shim.kernel.netlink import Netlink
+from forgeone_shim.kernel.traffic import Bucket
 from forgeone_shim.network.bandwidth import Limits
-from forgeone_shim.network.cni.wellknown import rtnl, traffic
-from forgeone_shim.network.cni.wellknown.traffic import Bucket
-from forgeone_shim.network.netlink import Netlink
+from forgeone_shim.network.cni.wellknown import rtnl
 
 _MICROSECONDS: Final = 1_000_000
 _U32_MAX: Final = (1 << 32) - 1

@@ -16,10 +16,10 @@ from engines.base import PortMapping
 from forgeone_shim.contract.model import NetworkRule, Peer, PortRange
 from forgeone_shim.errors import InternalError, NotFound
 from forgeone_shim.kernel import namespaces
+from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 from forgeone_shim.network import enforcement as room
 from forgeone_shim.network import ruleset
 from forgeone_shim.network.enforcement import Enforcement, Restraint
-from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 from forgeone_shim.network.policy import Local, packed
 from forgeone_shim.network.ruleset import TABLE
 from tests.e2e.network_lab import (

@@ -6,8 +6,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgeone_shim.network import links
-from forgeone_shim.network.netlink import (
+from forgeone_shim.kernel.netlink import (
     Reply,
     attribute,
     attributes,
@@ -18,6 +17,7 @@ from forgeone_shim.network.netlink import (
     text,
     u32,
 )
+from forgeone_shim.network import links
 
 _ITEMS = st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=40)), max_size=8)
 

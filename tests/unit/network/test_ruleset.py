@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgeone_shim.contract.model import NetworkRule, Peer
+from forgeone_shim.kernel.netlink import Reply, Request, attribute, nested, text
 from forgeone_shim.network import ruleset
-from forgeone_shim.network.netlink import Reply, Request, attribute, nested, text
 from forgeone_shim.network.nftables import SUBSYSTEM, genmsg
 from forgeone_shim.network.policy import Local, Ruleset, Surroundings, packed, plan
 from forgeone_shim.network.ruleset import Count, Drops

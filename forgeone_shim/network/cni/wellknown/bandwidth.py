@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.kernel import traffic
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError
+from forgeone_shim.kernel.traffic import Bucket
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
-from forgeone_shim.network.cni.wellknown import result, rtnl, traffic
+from forgeone_shim.network.cni.wellknown import result, rtnl
 from forgeone_shim.network.cni.wellknown.conf import (
     LINK_NAME_MAX,
     Fields,
@@ -25,9 +28,7 @@ from forgeone_shim.network.cni.wellknown.conf import (
 )
 from forgeone_shim.network.cni.wellknown.result import INTERNAL
 from forgeone_shim.network.cni.wellknown.rtnl import Link
-from forgeone_shim.network.cni.wellknown.traffic import Bucket
 from forgeone_shim.network.links import delete_link
-from forgeone_shim.network.netlink import Netlink, NetlinkError
 
 _KEYS: Final = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
 _BURST_BITS_MAX: Final = ((1 << 32) - 1) * 8 - 1

@@ -16,6 +16,7 @@ from typing import Any, Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
 from forgeone_shim.network.cni.wellknown import bridgelinks, hostlocal, masquerade, ranges, result, veth
 from forgeone_shim.network.cni.wellknown.args import known_args
@@ -30,7 +31,6 @@ from forgeone_shim.network.cni.wellknown.conf import (
 from forgeone_shim.network.cni.wellknown.forwarding import forward
 from forgeone_shim.network.cni.wellknown.inside import Inside, configure, remove
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, Ip, IpInterface, Result, Route
-from forgeone_shim.network.netlink import Netlink
 
 _DEFAULT_NAME: Final = "cni0"
 _MTU_MAX: Final = 65535

@@ -8,13 +8,13 @@ from typing import Final
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError
 from forgeone_shim.network.cni.plugin import CniError
 from forgeone_shim.network.cni.wellknown import inside, rtnl, veth
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, IpInterface, Result
 from forgeone_shim.network.cni.wellknown.rtnl import Link
 from forgeone_shim.network.cni.wellknown.watch import LINKS, Watch
 from forgeone_shim.network.links import delete_link
-from forgeone_shim.network.netlink import Netlink, NetlinkError
 
 # What the program grants a port in all.
 _PORT_SECONDS: Final = 2.55

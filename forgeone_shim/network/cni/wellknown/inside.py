@@ -11,6 +11,7 @@ from typing import Final
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.kernel.namespaces import write_proc
+from forgeone_shim.kernel.netlink import MAX_REQUESTS, Netlink, NetlinkError, Request
 from forgeone_shim.network import host
 from forgeone_shim.network.cni.plugin import CniError
 from forgeone_shim.network.cni.wellknown import rtnl
@@ -18,7 +19,6 @@ from forgeone_shim.network.cni.wellknown.conf import IpAddress
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Ip, IpInterface, Result, Route
 from forgeone_shim.network.cni.wellknown.rtnl import Link
 from forgeone_shim.network.cni.wellknown.watch import IPV6_ADDRESSES, Watch
-from forgeone_shim.network.netlink import MAX_REQUESTS, Netlink, NetlinkError, Request
 
 _SETTLE_SECONDS: Final = 10.0
 _UNSETTLED: Final = rtnl.IFA_F_TENTATIVE | rtnl.IFA_F_DADFAILED

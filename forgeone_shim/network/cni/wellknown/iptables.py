@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError, Request, text
 from forgeone_shim.network.cni.plugin import CniError
 from forgeone_shim.network.cni.wellknown import flock, rules
 from forgeone_shim.network.cni.wellknown.result import INTERNAL
 from forgeone_shim.network.cni.wellknown.rules import Entry, Known, Rule, Step
-from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkError, Request, text
 
 _NFT, _LEGACY = "xtables-nft-multi", "xtables-legacy-multi"
 _COMMANDS: Final = {4: "iptables", 6: "ip6tables"}

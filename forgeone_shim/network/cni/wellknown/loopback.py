@@ -12,11 +12,11 @@ from typing import Any, Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
 from forgeone_shim.network.cni.wellknown import result, rtnl
 from forgeone_shim.network.cni.wellknown.conf import Fields, Network, network
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, Ip, Result
-from forgeone_shim.network.netlink import Netlink
 
 _NAME: Final = "lo"
 _NO_MAC: Final = "00:00:00:00:00:00"

@@ -16,6 +16,7 @@ import structlog
 
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.kernel.namespaces import write_proc
+from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
 from forgeone_shim.network.cni.wellknown import result, rtnl, rules
 from forgeone_shim.network.cni.wellknown.conf import Fields, Network, Unsupported, address, chain_name, network
@@ -24,7 +25,6 @@ from forgeone_shim.network.cni.wellknown.result import INTERNAL, IpInterface
 from forgeone_shim.network.cni.wellknown.rules import Chain, Entry, Rule, Step
 from forgeone_shim.network.conntrack import forget_udp
 from forgeone_shim.network.host import IPV4_CONF
-from forgeone_shim.network.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 
 _TABLE: Final = "nat"
 _DNAT, _SETMARK, _MASQ = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"

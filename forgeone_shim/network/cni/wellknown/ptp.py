@@ -16,6 +16,7 @@ from typing import Any, Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound
 from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation, Json
 from forgeone_shim.network.cni.wellknown import hostlocal, inside, masquerade, ranges, result, rtnl, veth
 from forgeone_shim.network.cni.wellknown.conf import Fields, IpAddress, Network, Unsupported, network
@@ -23,7 +24,6 @@ from forgeone_shim.network.cni.wellknown.forwarding import forward
 from forgeone_shim.network.cni.wellknown.inside import Inside, configure
 from forgeone_shim.network.cni.wellknown.result import INTERNAL, Interface, Ip, IpInterface, Result
 from forgeone_shim.network.cni.wellknown.rtnl import Link
-from forgeone_shim.network.netlink import Netlink, NetlinkError
 
 _MTU_MAX: Final = 65535
 # The container's interface among those of the result: behind the host's end.

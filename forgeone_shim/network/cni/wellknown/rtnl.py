@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 from typing import Final
 
-from forgeone_shim.network.cni.wellknown.conf import IpAddress
-from forgeone_shim.network.netlink import (
+from forgeone_shim.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_DUMP,
     NLM_F_EXCL,
@@ -26,6 +25,7 @@ from forgeone_shim.network.netlink import (
     text,
     u32,
 )
+from forgeone_shim.network.cni.wellknown.conf import IpAddress
 
 IpInterface = IPv4Interface | IPv6Interface
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Final
 
 from forgeone_shim.kernel.namespaces import write_proc
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError
 from forgeone_shim.network import host
 from forgeone_shim.network.cni.plugin import CniError
 from forgeone_shim.network.cni.wellknown import rtnl
 from forgeone_shim.network.cni.wellknown.result import INTERNAL
 from forgeone_shim.network.links import delete_link
-from forgeone_shim.network.netlink import Netlink, NetlinkError
 
 _NAME_TRIES: Final = 10
 

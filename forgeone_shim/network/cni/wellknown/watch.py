@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from forgeone_shim.network.netlink import NETLINK_ROUTE, split_messages
+from forgeone_shim.kernel.netlink import NETLINK_ROUTE, split_messages
 
 LINKS: Final = 0x1
 IPV6_ADDRESSES: Final = 0x100

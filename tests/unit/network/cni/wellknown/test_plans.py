@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from forgeone_shim.deadline import NEVER
+from forgeone_shim.kernel import traffic
 from forgeone_shim.network.cni.plugin import CniError, Command, Invocation
-from forgeone_shim.network.cni.wellknown import bridge, find, masquerade, portmap, result, rules, traffic
+from forgeone_shim.network.cni.wellknown import bridge, find, masquerade, portmap, result, rules
 from forgeone_shim.network.cni.wellknown.conf import Network, chain_name
 from forgeone_shim.network.cni.wellknown.portmap import Port, Portmap
 from forgeone_shim.network.cni.wellknown.result import Interface, Ip, Result, Route
