@@ -1,0 +1,1 @@
+"""The keeper: one process a pod, which has its machine and supervises all its containers."""
