@@ -1,0 +1,1 @@
+"""The agent in the machine, in C: its sources, and how it is compiled."""

@@ -1,0 +1,201 @@
+/*
+ * The agent: PID 1 of the machine. One thread, one loop.
+ *
+ * The core (main, loop, frames, fields, streams, processes, requests) has the port, streams and children; what a
+ * container is lies behind the seam at the end. A request's payload has been checked against schema.h before anybody
+ * reads it: what has to be there is there, of its size and within its bounds.
+ */
+#pragma once
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#include "protocol.h"
+
+#define PRINTF(format, first) __attribute__((format(printf, format, first)))
+
+/* ---- errors -------------------------------------------------------------------------------------------------- */
+
+/* Plain data: a child may write it into a pipe for its parent to read. */
+struct err {
+	int number;
+	char step[64];
+	char message[512];
+	char field[64];
+};
+
+/* Fills in *err and returns -1. `step`: what was being done, as "mount /proc". A number of 0 becomes EIO. */
+int fail(struct err *err, int number, const char *step, const char *format, ...) PRINTF(4, 5);
+/* fail with errno and its text as the message. */
+int fail_errno(struct err *err, const char *step);
+/* And which field of the request is at fault. Returns -1. */
+int fail_field(struct err *err, const char *field);
+
+/* ---- reading fields ------------------------------------------------------------------------------------------ */
+
+struct fields {
+	const unsigned char *at, *end;
+};
+
+struct field {
+	uint16_t tag;
+	uint32_t size;
+	/* Of a text, size bytes and a NUL. */
+	const unsigned char *data;
+};
+
+/* The next field of the group; false at its end. `it` moves. Valid as long as the request is handled. */
+bool fields_next(struct fields *it, struct field *out);
+/* The first field of that tag; none: false. The others likewise leave `in` where it is. */
+bool fields_find(const struct fields *in, unsigned tag, struct field *out);
+/* The next one of that tag: for lists. */
+bool fields_each(struct fields *it, unsigned tag, struct field *out);
+bool fields_has(const struct fields *in, unsigned tag);
+uint64_t fields_u64(const struct fields *in, unsigned tag, uint64_t missing);
+bool fields_bool(const struct fields *in, unsigned tag);
+const char *fields_text(const struct fields *in, unsigned tag, const char *missing);
+/* An empty group where it is missing. */
+struct fields fields_group(const struct fields *in, unsigned tag);
+uint64_t field_u64(const struct field *field);
+const char *field_text(const struct field *field);
+struct fields field_group(const struct field *field);
+
+/* ---- writing answers ----------------------------------------------------------------------------------------- */
+
+struct reply {
+	unsigned char *data;
+	size_t size, room;
+	/* It did not fit: the request fails with EMSGSIZE. */
+	bool over;
+};
+
+void reply_u64(struct reply *reply, unsigned tag, uint64_t value);
+/* What is not UTF-8 in it becomes '?'. */
+void reply_text(struct reply *reply, unsigned tag, const char *text);
+void reply_bytes(struct reply *reply, unsigned tag, const void *data, size_t size);
+/* A group: what is written between the two is in it. */
+size_t reply_open(struct reply *reply, unsigned tag);
+void reply_close(struct reply *reply, size_t opened);
+/* A FILE group: NAME, and CONTENT as it is in directory/name, at most FO_DATA_MAX. Nothing where it cannot be read. */
+void reply_file(struct reply *reply, int directory, const char *name);
+
+/* ---- programs and streams ------------------------------------------------------------------------------------ */
+
+struct limit {
+	int resource;
+	struct rlimit value;
+};
+
+/* A PROGRAM taken apart. Its memory is its own; fork copies it. */
+struct program {
+	char **args, **env; /* each ends with NULL */
+	const char *cwd;
+	uid_t uid;
+	gid_t gid;
+	gid_t *groups;
+	size_t group_count;
+	mode_t umask;
+	bool tty, stdin_open, no_new_privs, has_oom_score_adj;
+	int oom_score_adj;
+	struct {
+		uint64_t bounding, effective, permitted, inheritable, ambient;
+	} caps;
+	struct sock_filter *seccomp; /* NULL: none */
+	unsigned short seccomp_count;
+	unsigned seccomp_flags;
+	struct limit *limits;
+	size_t limit_count;
+	void *memory;
+};
+
+int program_parse(const struct fields *group, struct program *out, struct err *err);
+void program_free(struct program *program);
+
+/*
+ * A process's side of its streams, all close-on-exec, for dup2 onto 0, 1 and 2; the core makes them, owned by the
+ * program's user, and closes them after the call. With program->tty the three are -1, and the callee opens a terminal
+ * of the container's devpts: the slave becomes the process's 0, 1, 2 and controlling terminal, owned by its user, and
+ * the master is put into `terminal`; the core's from then on.
+ */
+struct stdio {
+	int in, out, err;
+	int terminal;
+};
+
+/* ---- what the core does for the rest ------------------------------------------------------------------------- */
+
+/* A line for the operator (NOTE). */
+void note(const char *format, ...) PRINTF(1, 2);
+/* In a child, first of all: signals as a program expects them. The core blocks all and ignores SIGPIPE. */
+void child_signals(void);
+/* Calls `ready` in the loop when the descriptor is. `watch` belongs to the caller and outlives its time in the loop. */
+struct watch {
+	void (*ready)(struct watch *watch, uint32_t events);
+	int fd;
+};
+int watch_add(struct watch *watch, uint32_t events);
+void watch_remove(struct watch *watch);
+/* A whole buffer into a file that exists, in one write; an errno or 0. */
+int file_put(int directory, const char *path, const void *data, size_t size);
+
+/* ---- the seam: containers ------------------------------------------------------------------------------------ */
+
+/*
+ * All of these block the loop: for milliseconds, and never without a bound. They return 0, or -1 with *err filled in
+ * and nothing left behind. Processes they return are children of the agent's (CLONE_PARENT where need be), which the
+ * core reaps; helpers of their own they wait for themselves before they return.
+ */
+struct container;
+
+/* SETUP but TIME and ENTROPY, which the core has done before. Once. */
+int pod_setup(const struct fields *request, struct err *err);
+/* The machine's files for STATS. */
+void pod_stats(struct reply *reply);
+
+/*
+ * A container whose first process is held before execve, which cannot fail any more for want of the program. EEXIST:
+ * the id is taken.
+ */
+int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
+		     struct container **out, pid_t *pid, struct err *err);
+int container_start(struct container *container, struct err *err);
+int container_exec(struct container *container, const struct program *program, struct stdio *stdio, pid_t *pid,
+		   struct err *err);
+/* To every process of its cgroup. */
+int container_signal_all(struct container *container, int signo, struct err *err);
+int container_update(struct container *container, const struct fields *request, struct err *err);
+/* Returns once all its processes stand still, or go on. */
+int container_freeze(struct container *container, bool on, struct err *err);
+/* Adds one STATS group. */
+void container_stats(struct container *container, struct reply *reply);
+/* Kills what is left of it, unmounts, forgets: `container` is gone after 0. */
+int container_delete(struct container *container, struct err *err);
+/* Its first process has been reaped: it is stopped, and the others in its cgroup are killed. */
+void container_exited(struct container *container);
+/* How often the kernel has killed one of its processes for memory. */
+uint64_t container_oom_kills(struct container *container);
+
+struct container *container_find(const char *id);
+/* All of them, from NULL to NULL. */
+struct container *container_next(struct container *after);
+
+/*
+ * The last steps of a process that is in its namespaces, root and cgroup; does not return. In this order: limits, oom
+ * score, umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd once
+ * more if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [held here
+ * if `hold` >= 0: until a byte can be read from it], execve. Where no_new_privs is off seccomp is loaded before the uid
+ * changes. An error before the hold is written as a struct err into `report`, which is closed when it begins.
+ */
+_Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int hold, int report);
+
+/* ---- the seam: the share ------------------------------------------------------------------------------------- */
+
+/*
+ * Mounts FUSE at /run/share and starts the process that carries its messages to the port (a path below /dev); its pid,
+ * or -1 with *err. Before HELLO is answered.
+ */
+pid_t share_start(const char *port, struct err *err);
