@@ -1,0 +1,117 @@
+"""Which modules of a kernel a machine needs, and in which order they are loaded.
+
+What a module depends on it says itself (``.modinfo``, modinfo(8)): no ``modules.dep`` is needed, which an unpacked
+package does not have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from engines.microvm.boot import unpacking
+from engines.microvm.boot.elf import Elf
+from forgeone_shim.errors import FailedPrecondition, syscall_error
+
+WANTED: Final = (
+    "virtio_mmio",
+    "virtio_console",
+    "virtio_rng",
+    "virtio_net",
+    "virtio_scsi",
+    "sd_mod",
+    "erofs",
+    "overlay",
+    "ext4",
+    "fuse",
+    "virtio_balloon",
+)
+# scripts/sign-file.c: the signature's bytes, a structure of 12 that ends with their number, and this.
+_SIGNED: Final = b"~Module signature appended~\n"
+_SIGNATURE: Final = 12
+_SUFFIXES: Final = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module as the guest loads it: decompressed, and without its own signature, for all of the initrd has one."""
+
+    name: str
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The modules of one kernel: paths by name, and names of what is built into the kernel."""
+
+    files: Mapping[str, Path]
+    builtin: frozenset[str]
+
+
+def scan(directory: Path) -> Tree:
+    """Look at ``/lib/modules/RELEASE``. :raises FailedPrecondition: there are no modules."""
+    try:
+        builtin = (directory / "modules.builtin").read_text().split()
+    except FileNotFoundError:
+        raise FailedPrecondition(f"{directory} has no modules.builtin: it is no kernel's") from None
+    except OSError as error:
+        raise syscall_error("read", directory / "modules.builtin", error) from None
+    files = {
+        module_name(name): Path(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if name.endswith(_SUFFIXES)
+    }
+    return Tree(files, frozenset(map(module_name, builtin)))
+
+
+def module_name(path: str) -> str:
+    """The name that the kernel knows the module of a file by."""
+    return PurePosixPath(path).name.partition(".ko")[0].replace("-", "_")
+
+
+def resolve(wanted: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = Path.read_bytes) -> list[Module]:
+    """The wanted modules and all that they depend on, each after what it depends on; what is built in is left out.
+
+    :raises FailedPrecondition: one is missing, or damaged.
+    """
+    found: dict[str, Module] = {}
+    under_way: list[str] = []
+
+    def add(name: str) -> None:
+        if name in found or name in tree.builtin:
+            return
+        if name in under_way:
+            raise FailedPrecondition(f"module {name} depends on itself")
+        path = tree.files.get(name)
+        if path is None:
+            user = f", which {under_way[-1]} depends on," if under_way else ""
+            raise FailedPrecondition(f"the kernel has no module {name}{user} and nothing built in of that name")
+        image = _without_signature(unpacking.unpack(read(path), str(path)))
+        under_way.append(name)
+        for needed in _depends(Elf(image, str(path))):
+            add(needed)
+        under_way.pop()
+        found[name] = Module(name, image)
+
+    for name in wanted:
+        add(name)
+    return list(found.values())
+
+
+def _depends(module: Elf) -> Iterator[str]:
+    for entry in (module.section(b".modinfo") or b"").split(b"\0"):
+        key, _, value = entry.partition(b"=")
+        if key == b"depends":
+            yield from (name.replace("-", "_") for name in value.decode().split(",") if name)
+
+
+def _without_signature(image: bytes) -> bytes:
+    if not image.endswith(_SIGNED):
+        return image
+    end = len(image) - len(_SIGNED)
+    size = int.from_bytes(image[end - 4 : end], "big")
+    return image[: end - _SIGNATURE - size] if size <= end - _SIGNATURE else image
