@@ -6,12 +6,13 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 from typing import Final
 
 from forgeone_shim.kernel.syscalls import number, syscall
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 4, 24, 28
-_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 4, 8, 24, 28
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 2, 4
 # SECBIT_NOROOT, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock: that a user is root means nothing any more.
 _SECUREBITS = 0x1 | 0x2 | 0x40 | 0x80
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -54,6 +55,30 @@ def give_up_bounding() -> None:
 def give_up_capabilities() -> None:
     """Empty the effective, permitted and inheritable sets of this thread. Raises OSError."""
     syscall(number("capset"), ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), bytes(24))
+
+
+def become_with(uid: int, gid: int, capability: int) -> None:
+    """Be that user and group, and nobody else's, with the one capability, which what is executed keeps. Raises OSError.
+
+    No other can be had again by anything that is executed.
+    """
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    for other in range(64):
+        try:
+            if other != capability:
+                _prctl(_PR_CAPBSET_DROP, other)
+        except OSError as error:
+            # One past the last that this kernel has.
+            if error.errno != errno.EINVAL or other == 0:
+                raise
+            break
+    _prctl(_PR_SET_KEEPCAPS, 1)
+    os.setresuid(uid, uid, uid)
+    low, high = (1 << capability) & 0xFFFFFFFF, (1 << capability) >> 32
+    sets = struct.pack("=6I", low, low, low, high, high, high)
+    syscall(number("capset"), ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), sets)
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability)
 
 
 def no_new_privileges() -> None:
