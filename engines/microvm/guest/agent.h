@@ -16,7 +16,7 @@
 
 #include "protocol.h"
 
-#define PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define PRINTF(text, first) __attribute__((format(printf, text, first)))
 
 /* ---- errors -------------------------------------------------------------------------------------------------- */
 
