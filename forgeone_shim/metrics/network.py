@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from forgeone_shim.errors import ForgeError
+from forgeone_shim.kernel import taps
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.metrics.usage import text
 
-_LOOPBACK = "lo"
+# Nobody else's: what a pod says to itself, and what its machine says to it.
+_INNER = ("lo", taps.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,11 @@ def _is_in(pid: int, wanted: os.stat_result) -> bool:
 
 
 def parse(content: str) -> tuple[Interface, ...]:
-    """The lines of ``/proc/net/dev`` (proc_net(5)) without loopback's."""
+    """The lines of ``/proc/net/dev`` (proc_net(5)) without loopback's and a machine's."""
     found = []
     for line in content.splitlines()[2:]:
         name, _, counters = line.rpartition(":")
         numbers = [int(word) for word in counters.split()]
-        if name.strip() != _LOOPBACK and len(numbers) >= 12:
+        if name.strip() not in _INNER and len(numbers) >= 12:
             found.append(Interface(name.strip(), *numbers[0:4], *numbers[8:12]))
     return tuple(found)

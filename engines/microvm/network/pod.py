@@ -1,0 +1,114 @@
+"""A pod's network namespace and its machine: the tap made, the interface read, packets redirected."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final, TypeVar
+
+from engines.microvm.network import plan, rtnl
+from engines.microvm.network.plan import Seen
+from engines.microvm.wire.messages import Interface
+from forgeone_shim.errors import FailedPrecondition, syscall_error
+from forgeone_shim.kernel import taps, traffic
+from forgeone_shim.kernel.namespaces import run_in
+from forgeone_shim.kernel.netlink import Netlink, NetlinkError, Reply
+
+T = TypeVar("T")
+
+_TUN: Final = "/dev/net/tun"
+
+
+def tap(netns: str) -> int:
+    """A new tap in the pod's network namespace, up; its descriptor, the caller's to close.
+
+    It goes when the last copy of the descriptor is closed, and what was redirected to it is then dropped.
+
+    :raises NotFound: there is no such namespace any more.
+    :raises FailedPrecondition: the pod has a machine already.
+    :raises InternalError: the kernel refused.
+    """
+
+    def make() -> int:
+        with ExitStack() as undo:
+            try:
+                fd = taps.make(taps.NAME)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise FailedPrecondition("the pod has a machine already") from error
+                raise syscall_error("make a tap by", _TUN, error) from error
+            undo.callback(os.close, fd)
+            with Netlink() as netlink:
+                mine = plan.tap(rtnl.links(netlink.ask(rtnl.ask_links())))
+                # Whatever it hears is the guest's, whatever it says would be heard by the guest alone.
+                netlink.ask(rtnl.silence(mine.index), rtnl.start(mine.index, mine.mtu))
+            undo.pop_all()
+        return fd
+
+    return _inside(netns, make)
+
+
+def pod_interface(netns: str) -> Interface | None:
+    """What the guest is told of the pod's interface; ``None`` for a pod without a network.
+
+    :raises NotFound: there is no such namespace any more.
+    :raises FailedPrecondition: the pod is on its network in a way that a machine cannot be.
+    :raises InternalError: the kernel refused.
+    """
+
+    def look() -> Seen:
+        with Netlink() as netlink:
+            return Seen(
+                links=rtnl.links(netlink.ask(rtnl.ask_links())),
+                addresses=rtnl.addresses(netlink.ask(rtnl.ask_addresses())),
+                routes=rtnl.routes(netlink.ask(rtnl.ask_routes())),
+                neighbours=rtnl.neighbours(netlink.ask(rtnl.ask_neighbours())),
+            )
+
+    return plan.interface(_inside(netns, look))
+
+
+def redirect(netns: str) -> None:
+    """From now on what comes for the pod is the machine's, and what the machine sends is the pod's.
+
+    The pod keeps its addresses, so that whoever looks finds them, but this host's kernel never sees a packet for them.
+    Nothing to do for a pod without a network. On any error all is as before.
+
+    :raises NotFound: there is no such namespace any more.
+    :raises FailedPrecondition: the machine has gone, or somebody else filters what the pod's interface receives.
+    :raises InternalError: the kernel refused.
+    """
+
+    def connect() -> None:
+        with Netlink() as netlink, ExitStack() as undo:
+            links = rtnl.links(netlink.ask(rtnl.ask_links()))
+            outer = plan.outer(links)
+            if outer is None:
+                return
+            mine = plan.tap(links)
+            netlink.ask(rtnl.start(mine.index, outer.mtu))
+            for here, there in ((mine, outer), (outer, mine)):
+                _filter(netlink, here)
+                undo.callback(netlink.try_all, [traffic.delete_ingress(here.index)])
+                netlink.ask(traffic.redirect(here.index, there.index))
+            undo.pop_all()
+
+    _inside(netns, connect)
+
+
+def _filter(netlink: Netlink, link: rtnl.Link) -> list[Reply]:
+    try:
+        return netlink.ask(traffic.add_ingress(link.index))
+    except NetlinkError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        raise FailedPrecondition(f"what the pod's {link.name} receives is filtered already") from error
+
+
+def _inside(netns: str, function: Callable[[], T]) -> T:
+    try:
+        return run_in(netns, function)
+    except OSError as error:
+        raise syscall_error("set up the network of", netns, error) from error

@@ -1,0 +1,235 @@
+"""What the kernel says of a network namespace: interfaces, addresses, routes, neighbours. Pure.
+
+Layout: linux/rtnetlink.h, if_link.h, if_addr.h, neighbour.h.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_interface,
+    ip_network,
+)
+from typing import Final
+
+from forgeone_shim.kernel.netlink import (
+    NLM_F_DUMP,
+    Reply,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    u32,
+)
+
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8
+MAC_BYTES: Final = 6
+
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
+_RTM_NEWADDR, _RTM_GETADDR = 20, 22
+_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
+_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
+_RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 8, 9, 15, 18, 30
+_RTAX_MTU: Final = 2
+_RT_TABLE_MAIN, _RTN_UNICAST, _RTM_F_CLONED, _RTNH_F_ONLINK = 254, 1, 0x200, 0x4
+_RTPROT_KERNEL, _RTPROT_RA = 2, 9
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NUD_PERMANENT, _NTF_PROXY = 0x80, 0x08
+_AF: Final = {2: 4, 10: 6}
+_AF_INET6: Final = 10
+
+_IFINFO: Final = struct.Struct("=BxHiII")
+_IFADDR: Final = struct.Struct("=BBBBI")
+_RTMSG: Final = struct.Struct("=BBBBBBBBI")
+_NDMSG: Final = struct.Struct("=BxxxiHBB")
+
+Address = IPv4Address | IPv6Address
+AddressOfLink = IPv4Interface | IPv6Interface
+Range = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface; ``mac`` is empty where it has none."""
+
+    index: int
+    name: str
+    mtu: int
+    mac: bytes
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An address of an interface; ``routed`` says whether the kernel routes its network there because of it."""
+
+    link: int
+    address: AddressOfLink
+    routed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A unicast route of the main table that somebody has made; ``strange``: what it has that is not known here.
+
+    ``priority`` and ``mtu`` are 0 where none was given. ``link`` is the index of its interface.
+    """
+
+    link: int
+    destination: Range
+    gateway: Address | None = None
+    scope: int = 0
+    source: Address | None = None
+    priority: int = 0
+    onlink: bool = False
+    mtu: int = 0
+    strange: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A neighbour that somebody has told the kernel of for good."""
+
+    link: int
+    address: Address
+    mac: bytes
+
+
+def ask_links() -> Request:
+    """All interfaces."""
+    return Request(_RTM_GETLINK, NLM_F_DUMP, _IFINFO.pack(0, 0, 0, 0, 0), "list links")
+
+
+def ask_addresses() -> Request:
+    """All addresses."""
+    return Request(_RTM_GETADDR, NLM_F_DUMP, _IFADDR.pack(0, 0, 0, 0, 0), "list addresses")
+
+
+def ask_routes() -> Request:
+    """All routes."""
+    return Request(_RTM_GETROUTE, NLM_F_DUMP, _RTMSG.pack(0, 0, 0, 0, 0, 0, 0, 0, 0), "list routes")
+
+
+def ask_neighbours() -> Request:
+    """All neighbours."""
+    return Request(_RTM_GETNEIGH, NLM_F_DUMP, _NDMSG.pack(0, 0, 0, 0, 0), "list neighbours")
+
+
+def start(link: int, mtu: int) -> Request:
+    """Bring an interface up, with an MTU."""
+    body = _IFINFO.pack(0, 0, link, IFF_UP, IFF_UP) + u32(_IFLA_MTU, mtu)
+    return Request(_RTM_SETLINK, 0, body, f"start link {link}")
+
+
+def silence(link: int) -> Request:
+    """No IPv6 address of the kernel's own making, so that it sends nothing under one."""
+    mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
+    body = _IFINFO.pack(0, 0, link, 0, 0) + nested(_IFLA_AF_SPEC, nested(_AF_INET6, mode))
+    return Request(_RTM_SETLINK, 0, body, f"no IPv6 address for link {link}")
+
+
+def links(replies: Iterable[Reply]) -> list[Link]:
+    """The interfaces among the kernel's answers."""
+    return [_link(body) for body in _of_type(replies, _RTM_NEWLINK)]
+
+
+def _link(body: bytes) -> Link:
+    _, _, index, flags, _ = _IFINFO.unpack_from(body)
+    items = attributes(body[_IFINFO.size :])
+    name = items.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    return Link(index, name, _number(items.get(_IFLA_MTU, b"")), items.get(_IFLA_ADDRESS, b""), flags)
+
+
+def addresses(replies: Iterable[Reply]) -> list[Held]:
+    """The addresses among the kernel's answers, in its order."""
+    found = []
+    for body in _of_type(replies, _RTM_NEWADDR):
+        family, prefix, flags, _, index = _IFADDR.unpack_from(body)
+        items = attributes(body[_IFADDR.size :])
+        packed = items.get(_IFA_LOCAL) or items.get(_IFA_ADDRESS)
+        if packed is not None and family in _AF:
+            flags = _number(items[_IFA_FLAGS]) if _IFA_FLAGS in items else flags
+            found.append(Held(index, ip_interface((packed, prefix)), not flags & _IFA_F_NOPREFIXROUTE))
+    return found
+
+
+def routes(replies: Iterable[Reply]) -> list[Way]:
+    """The routes among the kernel's answers, without those that addresses and router advertisements make."""
+    found = []
+    for body in _of_type(replies, _RTM_NEWROUTE):
+        family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
+        items = attributes(body[_RTMSG.size :])
+        if (_number(items[_RTA_TABLE]) if _RTA_TABLE in items else table) != _RT_TABLE_MAIN:
+            continue
+        if (
+            family not in _AF
+            or kind != _RTN_UNICAST
+            or flags & _RTM_F_CLONED
+            or protocol in (_RTPROT_KERNEL, _RTPROT_RA)
+        ):
+            continue
+        nowhere = bytes(4 if _AF[family] == 4 else 16)
+        metrics = attributes(items.get(_RTA_METRICS, b""))
+        found.append(
+            Way(
+                link=_number(items.get(_RTA_OIF, b"")),
+                destination=ip_network((items.get(_RTA_DST, nowhere), prefix)),
+                gateway=_address(items.get(_RTA_GATEWAY)),
+                scope=scope,
+                source=_address(items.get(_RTA_PREFSRC)),
+                priority=_number(items.get(_RTA_PRIORITY, b"")),
+                onlink=bool(flags & _RTNH_F_ONLINK),
+                mtu=_number(metrics.get(_RTAX_MTU, b"")),
+                strange=_strange(items),
+            )
+        )
+    return found
+
+
+def _strange(items: dict[int, bytes]) -> str:
+    several = (
+        (_RTA_MULTIPATH, "several gateways"),
+        (_RTA_NH_ID, "a next hop object"),
+        (_RTA_VIA, "a gateway of another family"),
+    )
+    return next((words for kind, words in several if kind in items), "")
+
+
+def neighbours(replies: Iterable[Reply]) -> list[Known]:
+    """The permanent neighbours among the kernel's answers."""
+    found = []
+    for body in _of_type(replies, _RTM_NEWNEIGH):
+        family, index, state, flags, _ = _NDMSG.unpack_from(body)
+        items = attributes(body[_NDMSG.size :])
+        address, mac = _address(items.get(_NDA_DST)), items.get(_NDA_LLADDR, b"")
+        if family in _AF and state & _NUD_PERMANENT and not flags & _NTF_PROXY and address is not None and any(mac):
+            found.append(Known(index, address, mac))
+    return found
+
+
+def _of_type(replies: Iterable[Reply], kind: int) -> Iterator[bytes]:
+    return (reply.body for reply in replies if reply.type == kind)
+
+
+def _address(packed: bytes | None) -> Address | None:
+    return None if packed is None else ip_address(packed)
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, sys.byteorder)
