@@ -1,6 +1,10 @@
 /*
  * The agent: PID 1 of the machine. One thread, one loop.
  *
+ * Its root is a tmpfs on which pivot_root(2) works, with /dev (devtmpfs), /dev/pts, /proc, /sys, /run and
+ * /sys/fs/cgroup (version 2; the agent in its root group); mounts are private. It is never killed for memory
+ * (oom_score_adj -1000, which a fork inherits).
+ *
  * The core (main, loop, frames, fields, streams, processes, requests) has the port, streams and children; what a
  * container is lies behind the seam at the end. A request's payload has been checked against schema.h before anybody
  * reads it: what has to be there is there, of its size and within its bounds.
@@ -130,7 +134,10 @@ struct stdio {
 
 /* A line for the operator (NOTE). */
 void note(const char *format, ...) PRINTF(1, 2);
-/* In a child, first of all: signals as a program expects them. The core blocks all and ignores SIGPIPE. */
+/*
+ * In a child, first of all: signals as a program expects them, where the core blocks all and ignores SIGPIPE. A child
+ * has to close every descriptor that is not its own as early: other processes' streams end when nobody has them.
+ */
 void child_signals(void);
 /* Calls `ready` in the loop when the descriptor is. `watch` belongs to the caller and outlives its time in the loop. */
 struct watch {
@@ -185,17 +192,9 @@ struct container *container_next(struct container *after);
 
 /*
  * The last steps of a process that is in its namespaces, root and cgroup; does not return. In this order: limits, oom
- * score, umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd once
+ * score (0 where the program has none), umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd once
  * more if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [held here
  * if `hold` >= 0: until a byte can be read from it], execve. Where no_new_privs is off seccomp is loaded before the uid
  * changes. An error before the hold is written as a struct err into `report`, which is closed when it begins.
  */
 _Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int hold, int report);
-
-/* ---- the seam: the share ------------------------------------------------------------------------------------- */
-
-/*
- * Mounts FUSE at /run/share and starts the process that carries its messages to the port (a path below /dev); its pid,
- * or -1 with *err. Before HELLO is answered.
- */
-pid_t share_start(const char *port, struct err *err);
