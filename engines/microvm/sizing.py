@@ -1,0 +1,58 @@
+"""How large a pod's machine is: memory in classes, so that machines of few sizes can share templates. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from engines.base import Resources
+from forgeone_shim.errors import FailedPrecondition
+
+_MIB: Final = 1 << 20
+LEAST: Final = 128 * _MIB
+_FINE: Final = 64 * _MIB
+_COARSE: Final = 256 * _MIB
+_FINE_UP_TO: Final = 512 * _MIB
+# What the monitor, the keeper and the file server have besides the guest's memory.
+AROUND: Final = 80 * _MIB
+_PERIOD: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a machine: bytes of memory, and virtual processors."""
+
+    memory: int
+    vcpus: int
+
+
+def size(asked: Resources, *, default: int, overhead: int, host_limit: int, vcpus_max: int, processors: int) -> Size:
+    """For a pod whose containers may have ``asked`` altogether, or else ``default`` bytes.
+
+    ``overhead`` is what the guest's kernel needs, and ``host_limit`` what the pod's control group may have on the host,
+    0 for no limit: the machine has to fit in there as it is.
+
+    :raises FailedPrecondition: it cannot.
+    """
+    wanted = _class(max((asked.memory_limit if asked.memory_limit > 0 else default) + overhead, LEAST))
+    if host_limit and wanted + AROUND > host_limit:
+        step = _FINE if host_limit <= _FINE_UP_TO else _COARSE
+        wanted = (host_limit - AROUND) // step * step
+        if wanted < LEAST:
+            needed = (LEAST + AROUND) // _MIB
+            raise FailedPrecondition(
+                f"the pod's control group may have {host_limit // _MIB} MiB, and a machine needs {needed} MiB",
+                fix=f"give the pod a RuntimeClass with an overhead of {(overhead + AROUND) // _MIB}Mi",
+            )
+    return Size(wanted, _vcpus(asked, min(vcpus_max or processors, processors)))
+
+
+def _class(memory: int) -> int:
+    step = _FINE if memory <= _FINE_UP_TO else _COARSE
+    return -(-memory // step) * step
+
+
+def _vcpus(asked: Resources, most: int) -> int:
+    if asked.cpu_quota <= 0:
+        return 1
+    return max(1, min(most, -(-asked.cpu_quota // (asked.cpu_period or _PERIOD))))
