@@ -14,6 +14,7 @@ _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _PROGRAM: Final = struct.Struct("<IIQQQQQQ")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _NOTE: Final = struct.Struct("<III")
+_PT_INTERP: Final = 3
 _PT_NOTE: Final = 4
 _SHT_NOBITS: Final = 8
 # XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h): where a kernel is entered by PVH.
@@ -47,10 +48,17 @@ class Elf:
         """Whether it has the note that a monitor enters an uncompressed kernel by."""
         return any(owner == b"Xen" and kind == _PVH_ENTRY for owner, kind in self._notes())
 
-    def _notes(self) -> Iterator[tuple[bytes, int]]:
+    def has_interpreter(self) -> bool:
+        """Whether it needs a dynamic linker."""
+        return any(entry[0] == _PT_INTERP for entry in self._programs())
+
+    def _programs(self) -> Iterator[tuple[int, ...]]:
         header = self._header()
         for number in range(header[10]):
-            entry = self._unpack(_PROGRAM, header[5] + number * _PROGRAM.size)
+            yield self._unpack(_PROGRAM, header[5] + number * _PROGRAM.size)
+
+    def _notes(self) -> Iterator[tuple[bytes, int]]:
+        for entry in self._programs():
             if entry[0] != _PT_NOTE:
                 continue
             notes, at = self._slice(entry[2], entry[5]), 0

@@ -19,6 +19,7 @@ _HEADER_MAGIC: Final = b"HdrS"
 # Protocol 2.08 has the payload's place.
 _PROTOCOL: Final = 0x0208
 _BANNER: Final = re.compile(rb"Linux version ([!-~]{1,128}) ")
+_VERSION: Final = re.compile(rb"([!-~]{1,128}) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +38,30 @@ def extract(data: bytes, name: str) -> Kernel:
     image = data if data.startswith(MAGIC) else unpacking.unpack(_payload(data, name), name)
     if not Elf(image, name).enters_by_pvh():
         raise FailedPrecondition(f"{name} has no PVH entry: it was built without CONFIG_PVH")
-    banner = _BANNER.search(image)
-    if banner is None:
+    return Kernel(image, release(image, name))
+
+
+def release(data: bytes, name: str) -> str:
+    """Which release of Linux a ``bzImage`` or an uncompressed kernel is, without decompressing it.
+
+    :raises FailedPrecondition: it does not say so.
+    """
+    if data.startswith(MAGIC):
+        found = _BANNER.search(data)
+    else:
+        # kernel_version: where the text is, from the end of the boot sector.
+        found = _VERSION.match(data, struct.unpack_from("<H", data, 0x20E)[0] + 0x200) if _is_bzimage(data) else None
+    if found is None:
         raise FailedPrecondition(f"{name} does not say which release of Linux it is")
-    return Kernel(image, banner[1].decode())
+    return found[1].decode()
+
+
+def _is_bzimage(data: bytes) -> bool:
+    return data[_HEADER_AT : _HEADER_AT + 4] == _HEADER_MAGIC and len(data) >= 0x250
 
 
 def _payload(data: bytes, name: str) -> bytes:
-    if data[_HEADER_AT : _HEADER_AT + 4] != _HEADER_MAGIC or len(data) < 0x250:
+    if not _is_bzimage(data):
         raise FailedPrecondition(f"{name} is neither a bzImage nor an ELF file")
     sectors, protocol = data[0x1F1], struct.unpack_from("<H", data, 0x206)[0]
     if protocol < _PROTOCOL:
