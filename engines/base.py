@@ -686,13 +686,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """What an engine can do, as the CRI ``RuntimeHandlerFeatures`` and ``RuntimeFeatures`` ask."""
+    """What an engine can do, as the CRI ``RuntimeHandlerFeatures`` and ``RuntimeFeatures`` ask.
+
+    ``own_kernel`` says that a pod has a kernel of its own: what its containers use is asked by :meth:`Engine.measured`,
+    its ports are reached by :meth:`Engine.dial`, and the host's kernel does not see what it sends and gets.
+    """
 
     recursive_read_only_mounts: bool = False
     user_namespaces: bool = False
     user_namespaces_host_network: bool = False
     supplemental_groups_policy: bool = False
     mount_options: bool = False
+    own_kernel: bool = False
 
 
 class Engine(Protocol):

@@ -115,8 +115,9 @@ def _blkio_v1(counts: dict[tuple[str, str], int], kind: str) -> Iterator[Sample]
             yield Sample(f"container_fs_{operation.lower()}s{suffix}", value, _device(device)[:1])
 
 
-def of_v2(read: Read, sizes: Iterable[str]) -> Iterator[Sample]:
-    """The meaning of v2's files."""
+def of_v2(read: Read, sizes: Iterable[str], name: Callable[[str], str] | None = None) -> Iterator[Sample]:
+    """The meaning of v2's files; ``name`` is how a block device is called by its numbers, else as on this host."""
+    name = name or block_device
     cpu, memory, events = table(read("cpu.stat")), table(read("memory.stat")), table(read("memory.events"))
     yield from _plain(
         [
@@ -143,9 +144,10 @@ def of_v2(read: Read, sizes: Iterable[str]) -> Iterator[Sample]:
         for field, operation, suffix in _IO_STAT:
             if found.get(field, "").isdigit():
                 value = int(found[field])
-                yield Sample(f"container_fs_{operation.lower()}s{suffix}", value, _device(device)[:1])
+                yield Sample(f"container_fs_{operation.lower()}s{suffix}", value, (name(device),))
                 if suffix == "_bytes_total":
-                    yield Sample("container_blkio_device_usage_total", value, (*_device(device), operation))
+                    labels = (name(device), *_numbers(device), operation)
+                    yield Sample("container_blkio_device_usage_total", value, labels)
     for size in sizes:
         value_now = number(read(f"hugetlb.{size}.current"))
         if value_now is not None:
@@ -177,8 +179,12 @@ def _per(value: int | None, unit: int) -> int | None:
 
 def _device(numbers: str) -> tuple[str, str, str]:
     """The path, major and minor number of a block device written ``8:0``."""
+    return (block_device(numbers), *_numbers(numbers))
+
+
+def _numbers(numbers: str) -> tuple[str, str]:
     major, _, minor = numbers.partition(":")
-    return block_device(numbers), major, minor
+    return major, minor
 
 
 def block_device(numbers: str) -> str:
