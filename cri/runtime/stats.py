@@ -35,14 +35,15 @@ class StatsVerbs(Verbs):
 
     def _container_stats(self, wanted: pb.ContainerStatsFilter) -> list[pb.ContainerStats]:
         selector = dict(wanted.label_selector)
-        return [
-            stats.container(self._runtime.meter.container(view))
+        views = [
+            view
             for view in self._runtime.containers()
             if view.live
             and view.id.startswith(wanted.id)
             and view.sandbox_id.startswith(wanted.pod_sandbox_id)
             and selected(view.spec.labels, selector)
         ]
+        return [stats.container(reading) for reading in self._runtime.meter.containers(views)]
 
     def PodSandboxStats(self, request: pb.PodSandboxStatsRequest, _call: Call) -> pb.PodSandboxStatsResponse:
         """What one pod uses."""

@@ -6,13 +6,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from engines.base import Measured, Measurement
 from forgeone_shim.kernel.cgroups import CgroupHost, relative
-from forgeone_shim.metrics import network, samples
+from forgeone_shim.metrics import guests, network, samples
 from forgeone_shim.metrics.layers import WritableLayers
 from forgeone_shim.metrics.network import Interface
 from forgeone_shim.metrics.rates import Rates
@@ -65,9 +66,13 @@ class Meter:
         host: CgroupHost,
         measure_layer: Callable[[str], FilesystemUsage],
         more: Callable[[str], Iterable[Sample]] = lambda _: (),
+        measured: Callable[[Iterable[ContainerView]], Mapping[str, Measurement]] = lambda _: {},
     ) -> None:
-        """``more`` is what else there is to tell of a container, by its id."""
-        self._host, self._more = host, more
+        """``more`` is what else there is to tell of a container, by its id.
+
+        ``measured`` are, by their ids, the pods with a kernel of their own that these containers are in.
+        """
+        self._host, self._more, self._measured = host, more, measured
         self._layers = WritableLayers(measure_layer)
         self._rates = Rates()
         self._device = cache(_device)
@@ -75,50 +80,74 @@ class Meter:
 
     def container(self, view: ContainerView) -> ContainerReading:
         """What one container uses."""
-        usage = of_cgroup(self._host, view.cgroup)
-        rate = self._rates.nano_cores(view.id, usage.at, usage.cpu)
-        return ContainerReading(view, usage, rate, self._layers.usage(view.id))
+        return self.containers([view])[0]
+
+    def containers(self, views: Collection[ContainerView]) -> list[ContainerReading]:
+        """What each of these containers uses."""
+        machines = self._measured(views)
+        return [self._container(view, machines.get(view.sandbox_id)) for view in views]
+
+    def _container(self, view: ContainerView, machine: Measurement | None) -> ContainerReading:
+        layer = self._layers.usage(view.id)
+        if machine is None:
+            usage = of_cgroup(self._host, view.cgroup)
+        else:
+            told = machine.containers.get(view.id)
+            usage = guests.usage(time.time_ns(), told)
+            layer = _layer(layer, usage.at, told)
+        return ContainerReading(view, usage, self._rates.nano_cores(view.id, usage.at, usage.cpu), layer)
 
     def pods(
         self, wanted: Iterable[SandboxView], sandboxes: Collection[SandboxView], containers: Collection[ContainerView]
     ) -> list[PodReading]:
         """What each pod ``wanted`` uses; the others tell which cgroups are one pod's alone."""
-        own, of_pod = _own_cgroups(sandboxes), _by_pod(containers)
-        return [self._pod(view, of_pod.get(view.id, ()), is_own=view.cgroup in own) for view in wanted]
+        own, of_pod, pods = _own_cgroups(sandboxes), _by_pod(containers), list(wanted)
+        machines = self._measured([one for view in pods for one in of_pod.get(view.id, ())])
+        return [
+            self._pod(view, of_pod.get(view.id, ()), machines.get(view.id), is_own=view.cgroup in own) for view in pods
+        ]
 
-    def _pod(self, view: SandboxView, live: Sequence[ContainerView], *, is_own: bool) -> PodReading:
-        readings = tuple([self.container(one) for one in live])
+    def _pod(
+        self, view: SandboxView, live: Sequence[ContainerView], machine: Measurement | None, *, is_own: bool
+    ) -> PodReading:
+        readings = tuple([self._container(one, machine) for one in live])
         if is_own:
             usage = of_cgroup(self._host, view.cgroup)
+        elif machine is not None and machine.cgroup:
+            usage = of_cgroup(self._host, machine.cgroup)
         else:
             usage = total(time.time_ns(), [reading.usage for reading in readings])
         return PodReading(
             view=view,
             usage=usage,
             nano_cores=self._rates.nano_cores(view.id, usage.at, usage.cpu),
-            processes=sum(len(self._processes(one.cgroup)) for one in live),
+            processes=sum(self._process_count(one, machine) for one in live),
             interfaces=self._interfaces(view, live),
             containers=readings,
         )
 
     def samples(self, sandboxes: Iterable[SandboxView], containers: Collection[ContainerView]) -> list[PodSamples]:
         """The metrics of these pods."""
-        of_pod = _by_pod(containers)
+        of_pod, machines = _by_pod(containers), self._measured(containers)
         found = []
         for view in sandboxes:
-            live = of_pod.get(view.id, ())
+            live, machine = of_pod.get(view.id, ()), machines.get(view.id)
             found.append(
                 PodSamples(
                     view=view,
                     cgroup=relative(view.cgroup),
                     at=time.time_ns(),
                     pod=tuple(samples.of_interfaces(self._interfaces(view, live))),
-                    containers=tuple([(one, relative(one.cgroup), self._container_samples(one)) for one in live]),
+                    containers=tuple(
+                        [(one, relative(one.cgroup), self._container_samples(one, machine)) for one in live]
+                    ),
                 )
             )
         return found
 
-    def _container_samples(self, view: ContainerView) -> tuple[Sample, ...]:
+    def _container_samples(self, view: ContainerView, machine: Measurement | None) -> tuple[Sample, ...]:
+        if machine is not None:
+            return self._machine_samples(view, machine.containers.get(view.id))
         read, layer = remembering(self._host, view.cgroup), self._layers.usage(view.id)
         usage = of_files(self._host, read)
         return (
@@ -129,8 +158,30 @@ class Meter:
             *self._more(view.id),
         )
 
+    def _machine_samples(self, view: ContainerView, told: Measured | None) -> tuple[Sample, ...]:
+        usage = guests.usage(time.time_ns(), told)
+        spec = samples.of_spec(view.spec, started_at=view.started_at, now=usage.at)
+        if told is None:
+            return (*spec, *self._more(view.id))
+        layer = _layer(self._layers.usage(view.id), usage.at, told)
+        return (
+            *spec,
+            *samples.of_usage(usage),
+            # Its kernel's numbers of devices are not this host's.
+            *samples.of_v2(guests.reader(told), (), str),
+            Sample("container_processes", told.processes),
+            Sample("container_fs_usage_bytes", layer.used_bytes, (self._device(layer.mountpoint),)),
+            *self._more(view.id),
+        )
+
     def _interfaces(self, view: SandboxView, live: Sequence[ContainerView]) -> tuple[Interface, ...]:
         return network.interfaces(view.netns, [one.pid for one in live]) if view.netns else ()
+
+    def _process_count(self, view: ContainerView, machine: Measurement | None) -> int:
+        if machine is None:
+            return len(self._processes(view.cgroup))
+        told = machine.containers.get(view.id)
+        return 0 if told is None else told.processes
 
     def _processes(self, cgroup: str) -> list[int]:
         for controller in _PROCESS_CONTROLLERS:
@@ -161,6 +212,13 @@ def _by_pod(containers: Iterable[ContainerView]) -> Mapping[str, list[ContainerV
         if view.live:
             found.setdefault(view.sandbox_id, []).append(view)
     return found
+
+
+def _layer(layer: FilesystemUsage, at: int, told: Measured | None) -> FilesystemUsage:
+    """What a container has written inside its machine, which this host cannot look into."""
+    if told is None:
+        return layer
+    return replace(layer, used_bytes=told.layer_bytes, used_inodes=told.layer_inodes, at=at)
 
 
 def _members(directory: str) -> list[int]:

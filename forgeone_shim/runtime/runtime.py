@@ -33,6 +33,7 @@ from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import cgroups, selinux
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
+from forgeone_shim.metrics.guests import Guests
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.metrics.samples import Sample, of_trust
 from forgeone_shim.network.cni import wellknown
@@ -125,7 +126,8 @@ class Runtime:
         )
         self._containers.watch(self._watch)
         self._events = EventHub(parts.lifecycle, self._happening)
-        self.meter = Meter(parts.cgroups, self._layer_usage, self._trust)
+        self._guests = Guests(parts.engines, lambda view: parts.paths.handle(view.id, view.sandbox_id, view.cgroup))
+        self.meter = Meter(parts.cgroups, self._layer_usage, self._trust, self._guests)
         parts.lifecycle.subscribe(self._forget_usage)
         parts.lifecycle.subscribe(self._insight.told)
         parts.lifecycle.subscribe(self._watching.told)
@@ -261,6 +263,7 @@ class Runtime:
         self._warming.abandon()
         self.images.close()
         self.meter.close()
+        self._guests.close()
         self._watch.close()
         self._ends.shutdown(wait=True)
         self._p.network.close()

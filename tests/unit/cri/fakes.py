@@ -109,6 +109,9 @@ class FakeMeter(Meter):
         usage = Usage(at=5, cpu=view.pid * 1000, working_set=70, swap=0, io_stall=Stall(moment, moment))
         return ContainerReading(view, usage, 250, FilesystemUsage("/root", 30, 3, 4))
 
+    def containers(self, views: Collection[ContainerView]) -> list[ContainerReading]:
+        return [self.container(view) for view in views]
+
     def pods(
         self, wanted: Iterable[SandboxView], sandboxes: Collection[SandboxView], containers: Collection[ContainerView]
     ) -> list[PodReading]:
