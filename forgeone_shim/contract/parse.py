@@ -65,6 +65,8 @@ FIELDS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "baseline": (_TEXT, ("behaviour", "baseline")),
 }
 """Of each annotation: how its value is read, and where the document has it."""
+PACKAGE: Final = "the package's contract"
+"""What errors call it."""
 OF_PODS: Final = frozenset({"egress", "ingress", "node", "dns", "port_forward"})
 """Those that cannot be of one container: a pod has one network."""
 
@@ -89,17 +91,22 @@ class Pod:
     name: str
 
 
-def offered(given: Mapping[str, str], container: str = "", *, pod: Pod, issuers: Sequence[PublicKey] = ()) -> Offer:
+def offered(
+    given: Mapping[str, str], container: str = "", *, pod: Pod, issuers: Sequence[PublicKey] = (), package: str = ""
+) -> Offer:
     """What they say about the pod, or with ``container`` about that one.
 
     Everything below :data:`PREFIX` is read, of other containers too: one that cannot be understood refuses the pod.
+    ``package`` is the document of the container's package, joined with theirs; empty: it has none.
 
     :raises InvalidInput: naming the annotation and the field in it.
     """
     ours = {key.removeprefix(PREFIX): value for key, value in given.items() if key.startswith(PREFIX)}
-    if not ours:
-        return NO_OFFER
     found: list[Contract] = []
+    if package:
+        found.append(reader.document(PACKAGE, plain(PACKAGE, package.encode())).contract)
+    if not ours:
+        return Offer(_joined(found)) if found else NO_OFFER
     signed = UNRESTRICTED
     signers: tuple[str, ...] = ()
     singles: dict[str, dict[str, str]] = {}

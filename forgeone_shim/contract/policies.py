@@ -79,13 +79,19 @@ class Policies:
         told += sorted(f"issuer {key.id}" for key in self._issuers)
         return f"sha256:{sha256(chr(10).join(told).encode()).hexdigest()}"
 
-    def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
+    def bind(
+        self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str, package: str = ""
+    ) -> Bound:
         """The contract that holds for the pod of that namespace and name, or for its container.
+
+        ``package`` is the document of the container's package; empty: it has none.
 
         :raises InvalidInput: naming the annotation: what it says is no contract, is not for this pod, names a policy
             that is not here or not for this namespace, or contradicts one that applies.
         """
-        offer = parse.offered(annotations, container, pod=parse.Pod(namespace, name), issuers=self._issuers)
+        offer = parse.offered(
+            annotations, container, pod=parse.Pod(namespace, name), issuers=self._issuers, package=package
+        )
         if offer is parse.NO_OFFER and not self._all:
             return Bound(namespace=namespace)
         return self._bound(

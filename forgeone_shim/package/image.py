@@ -6,16 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+import msgspec
+
 from forgeone_shim.attestation import dsse
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.package import manifest as packages
+from forgeone_shim.package import media
 from forgeone_shim.package.assets import MODULE_FILE
 from forgeone_shim.package.manifest import Package
 from forgeone_shim.package.verification import Trust, Verified, parts, verify
 from forgeone_shim.registry import modules
 from forgeone_shim.registry.artifacts import TITLE, Part
 from forgeone_shim.registry.manifest import ConfigFile, Descriptor, Manifest, Platform
-from forgeone_shim.registry.model import ImageConfig
+from forgeone_shim.registry.model import Image, ImageConfig
 from forgeone_shim.registry.origin import Origin
 
 _OWN: Final = "forgeone.dev/"
@@ -23,6 +26,7 @@ NAME: Final = "forgeone.dev/package"
 SIGNERS: Final = "forgeone.dev/package-signers"
 MEMORY: Final = "forgeone.dev/package-memory"
 CPU: Final = "forgeone.dev/package-cpu"
+CONTRACT: Final = "forgeone.dev/package-contract"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,20 @@ def _annotations(verified: Verified) -> dict[str, str]:
         SIGNERS: ",".join(key.id for key in verified.signers),
         MEMORY: str(package.limits.memory or ""),
         CPU: str(package.limits.cpu or ""),
+        CONTRACT: _contract(package.contract),
     }
     return {key: value for key, value in said.items() if value}
+
+
+def _contract(said: packages.Contract) -> str:
+    """The document of a contract, empty where the package asks for nothing."""
+    asked = said.document()
+    return msgspec.json.encode(asked, order="sorted").decode() if asked else ""
+
+
+def contract(image: Image) -> str:
+    """The contract that a package asks for its containers, as a document; empty: none, or the image is no package."""
+    return image.annotations.get(CONTRACT, "") if image.artifact == media.ARTIFACT else ""
 
 
 def signers(annotations: Mapping[str, str]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from forgeone_shim.contract.reader import document
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput
 from forgeone_shim.registry.digest import is_digest
 from forgeone_shim.registry.reference import Reference
@@ -26,10 +27,10 @@ REGISTRY: Final = "localhost"
 """Where a package that came as a file is said to be from."""
 
 _OWN: Final = "forgeone:"
+_ENGINE: Final = "wasm"
 _VERSION = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?")
 _ABI = re.compile(r"(0|[1-9]\d{0,3})\.(0|[1-9]\d{0,3})")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,255}")
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}")
 
 _Text = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
 _Digest = Annotated[str, msgspec.Meta(max_length=71)]
@@ -70,12 +71,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Contract(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The contract that the package suggests. It grants nothing: a node's policy is the floor."""
+    """What the package asks for its containers. It grants nothing: theirs is joined with it."""
 
     runtime_policy_id: str = ""
     trusted_issuers: Annotated[tuple[str, ...], msgspec.Meta(max_length=64)] = ()
     minimum_entropy: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     exec_mode: str = ""
+
+    def document(self) -> dict[str, object]:
+        """As :mod:`forgeone_shim.contract` has it, without what is not asked."""
+        return {key: value for key, value in msgspec.to_builtins(self).items() if value}
 
 
 class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -154,11 +159,9 @@ def check(package: Package) -> None:
     _check_run(package.run)
     if 0 < package.limits.cpu < MIN_CPU:
         raise InvalidInput("limits.cpu", f"{package.limits.cpu} is less than {MIN_CPU} thousandths")
-    contract = package.contract
-    words = (("runtime_policy_id", contract.runtime_policy_id), ("exec_mode", contract.exec_mode))
-    for key, word in (*words, *(("trusted_issuers", issuer) for issuer in contract.trusted_issuers)):
-        if word and not _WORD.fullmatch(word):
-            raise InvalidInput(f"contract.{key}", f"{word[:100]!r} is not one word of letters, digits and . _ : / @ -")
+    if package.contract.exec_mode not in {"", _ENGINE}:
+        raise InvalidInput("contract.exec_mode", f"{package.contract.exec_mode[:100]!r}: a package runs on {_ENGINE}")
+    document("contract", package.contract.document())
 
 
 def check_name(name: str) -> None:

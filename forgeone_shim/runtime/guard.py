@@ -27,6 +27,7 @@ from forgeone_shim.errors import (
     PermissionDenied,
 )
 from forgeone_shim.network.policy import withheld
+from forgeone_shim.package import image as packaged
 from forgeone_shim.registry.model import Image
 from forgeone_shim.runtime import facts, suggested
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
@@ -52,8 +53,12 @@ class Judge(Protocol):
     def digest(self) -> str:
         """Of everything that they decide by."""
 
-    def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
+    def bind(
+        self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str, package: str = ""
+    ) -> Bound:
         """The contract that holds for the pod of that namespace and name, or for its container.
+
+        ``package`` is the contract that the container's package asks for.
 
         :raises ForgeError: what it says is no contract, or not one that the policies accept.
         """
@@ -176,7 +181,7 @@ class Guard:
         judge, spec = self._judge, record.spec
         try:
             _no_contract_of_its_own(spec.annotations)
-            record = replace(record, bound=_bound(judge, pod.spec, spec.name))
+            record = replace(record, bound=_bound(judge, pod.spec, spec.name, packaged.contract(image)))
             record = replace(record, suggested=suggested.capped(record.suggested, record.contract))
             named = ((spec.user_specified_image or spec.image, image), *volumes)
             found = []
@@ -320,8 +325,8 @@ def _short(text: str, at_most: int) -> str:
     return text if len(text) <= at_most else f"{text[:at_most]}…"
 
 
-def _bound(judge: Judge, pod: SandboxSpec, container: str = "") -> Bound:
-    return judge.bind(pod.annotations, container, namespace=pod.namespace, name=pod.name)
+def _bound(judge: Judge, pod: SandboxSpec, container: str = "", package: str = "") -> Bound:
+    return judge.bind(pod.annotations, container, namespace=pod.namespace, name=pod.name, package=package)
 
 
 def _refusal(error: ForgeError) -> Ruling:

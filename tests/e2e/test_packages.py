@@ -16,6 +16,7 @@ import wasmtime
 from cri.api import runtime_pb2 as pb
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.package import file, project
+from forgeone_shim.package.manifest import Contract
 from hack.lab import guests
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
@@ -175,6 +176,45 @@ def test_a_package_that_was_pulled_runs_with_the_registry_gone(
     with pytest.raises(grpc.RpcError, match="Connection refused") as refused:
         daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=f"{address}/a/b:other")), timeout=60)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_package_that_asks_for_a_policy_runs_under_it(
+    daemon_factory: Factory, registry: Registry, keys: Path, tmp_path: Path
+) -> None:
+    policies = tmp_path / "policies.d"
+    policies.mkdir()
+    (policies / "quiet.yaml").write_text(
+        "apiVersion: forgeone.dev/v1\nkind: ZTAPolicy\nmetadata: {name: quiet}\n"
+        "spec: {contract: {rbac: {attach: false}}}\n"
+    )
+    daemon = daemon_factory({"packages.trusted_keys": str(keys), "contract.policies_dir": str(policies)})
+    (tmp_path / "it.wasm").write_bytes(guests.guest(guests.sleep(3600)))
+    config = ["--config", str(daemon.config_file)]
+    pod = Pod.plan(daemon)
+    pod.id = str(
+        daemon.runtime.RunPodSandbox(
+            pb.RunPodSandboxRequest(config=pod.config, runtime_handler="forgeone-wasm"), timeout=60
+        ).pod_sandbox_id
+    )
+    for name, policy in (("quiet", "quiet"), ("strange", "missing")):
+        made = project.Project(
+            name=f"acme/{name}",
+            version="1.0.0",
+            module=tmp_path / "it.wasm",
+            contract=Contract(runtime_policy_id=policy),
+        )
+        file.build(made, tmp_path / f"{name}.forgepkg", KEY)
+        forge(daemon, "pkg", "push", *config, str(tmp_path / f"{name}.forgepkg"), f"{registry.address}/acme/{name}")
+        forge(daemon, "pull", "-q", f"{registry.address}/acme/{name}:1.0.0")
+    quiet = pod.container(f"{registry.address}/acme/quiet:1.0.0", name="quiet")
+    del quiet.command[:]
+    id_ = pod.start(quiet)
+    with pytest.raises(grpc.RpcError, match=r"denied by quiet/rbac\.attach") as denied:
+        daemon.runtime.Attach(pb.AttachRequest(container_id=id_, stdout=True), timeout=60)
+    assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    strange = pod.container(f"{registry.address}/acme/strange:1.0.0", name="strange")
+    with pytest.raises(grpc.RpcError, match="there is no policy 'missing' on this node"):
+        pod.create(strange)
 
 
 def test_a_forgeoned_killed_while_an_archive_comes_leaves_nothing(

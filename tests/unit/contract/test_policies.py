@@ -566,3 +566,33 @@ def test_the_contract_of_a_policy_is_in_normal_form() -> None:
     images = ["docker.io/**", "docker.io/acme/web"]
     assert made(contract={"profile": {"images": images}}).contract.profile.images == (ImageRule(("docker.io/**",)),)
     assert made().contract is UNRESTRICTED
+
+
+def test_what_a_package_asks_is_joined_with_what_the_pod_brings(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text("a", contract={"rbac": {"exec": False}}))
+    found = Policies.load(tmp_path, Path("/nonexistent"))
+    asked = '{"minimum_entropy":128,"runtime_policy_id":"a"}'
+    alone = found.bind({}, "c", namespace="n", name="p", package=asked)
+    assert (alone.given, alone.contract.minimum_entropy, alone.policies) == (False, 128, ("a",))
+    assert not alone.contract.rbac.exec
+    joined = found.bind({f"{PREFIX}minimum_entropy": "256"}, "c", namespace="n", name="p", package=asked)
+    assert (joined.given, joined.contract.minimum_entropy, joined.policies) == (True, 256, ("a",))
+    assert found.rebind(joined) == joined
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "field"),
+    [
+        ('{"runtime_policy_id":"missing"}', {}, "runtime_policy_id"),
+        ('{"exec_mode":"wasm"}', {"exec_mode": "native"}, "exec_mode"),
+        ('{"surprise":1}', {}, "the package's contract"),
+    ],
+)
+def test_what_a_package_asks_and_cannot_have_refuses_its_container(
+    tmp_path: Path, asked: str, given: dict[str, str], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Policies.load(tmp_path, Path("/nonexistent")).bind(
+            {f"{PREFIX}{key}": value for key, value in given.items()}, "c", namespace="n", name="p", package=asked
+        )
+    assert field in caught.value.field

@@ -204,7 +204,9 @@ def test_a_package_that_needs_another_host_interface_is_refused(
         ({"host_abi": "one"}, "host_abi"),
         ({"run": Run(args=("a\0b",))}, "NUL"),
         ({"run": Run(env={"A=B": "x"})}, "run.env"),
-        ({"contract": Contract(exec_mode="two words")}, "contract.exec_mode"),
+        ({"contract": Contract(exec_mode="native")}, "contract.exec_mode"),
+        ({"contract": Contract(runtime_policy_id="two words")}, "contract: runtime_policy_id"),
+        ({"contract": Contract(trusted_issuers=("",))}, "contract: trusted_issuers"),
         ({"description": "x" * 5000}, "description"),
     ],
 )
@@ -215,7 +217,7 @@ def test_what_no_package_may_say_is_named(make: Make, over: dict[str, object], w
 
 @pytest.mark.parametrize("where", ["", "run", "contract", "module"])
 def test_a_key_that_is_not_known_is_refused(make: Make, where: str) -> None:
-    with PackageFile(make(run=Run(args=("x",)), contract=Contract(exec_mode="none"))) as package:
+    with PackageFile(make(run=Run(args=("x",)), contract=Contract(exec_mode="wasm"))) as package:
         document = json.loads(package.config())
     (document[where] if where else document)["surprise"] = 1
     with pytest.raises(FailedPrecondition, match="surprise"):

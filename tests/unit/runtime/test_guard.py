@@ -20,6 +20,8 @@ from forgeone_shim.contract.policy import Policy
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import Denied, InvalidInput, Kind, Unavailable, UntrustedImage
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.package import image as packaged
+from forgeone_shim.package import media
 from forgeone_shim.registry.model import Image
 from forgeone_shim.runtime.facts import Host
 from forgeone_shim.runtime.guard import Guard
@@ -72,9 +74,13 @@ class Around:
     gathered: int = 0
     altered: str = ""
     digest: str = "one"
+    package: str = ""
 
-    def bind(self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str) -> Bound:
+    def bind(
+        self, annotations: Mapping[str, str], container: str = "", *, namespace: str, name: str, package: str = ""
+    ) -> Bound:
         self.bindings.append((namespace, name, container))
+        self.package = package
         if self.refuse is not None:
             raise self.refuse
         return self.bound
@@ -296,3 +302,12 @@ def test_policies_that_follow_others_judge_from_then_on() -> None:
     assert asking.follow(Around(digest="two", deny=frozenset({Point.EXEC})))
     with pytest.raises(Denied):
         asking.container(Point.EXEC, replace(CONTAINER, bound=CONTRACT), Deadline())
+
+
+def test_a_container_of_a_package_is_bound_with_what_the_package_asks() -> None:
+    around, asked = Around(), '{"minimum_entropy":64}'
+    said = {packaged.CONTRACT: asked}
+    for artifact, expected in ((media.ARTIFACT, asked), ("", "")):
+        image = replace(IMAGE, artifact=artifact, annotations=said)
+        guard(around).create(POD, CONTAINER, image, (), Deadline())
+        assert around.package == expected
