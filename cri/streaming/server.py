@@ -47,6 +47,9 @@ class StreamsPort(Protocol):
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         """The streams of a running container."""
 
+    def pod_connection(self, sandbox_id: str, port: int) -> socket.socket | None:
+        """A stream that leads to ``port``; ``None`` where a :meth:`pod_socket` does."""
+
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         """A TCP socket that belongs to the pod's network, to be connected to ``port``."""
 
@@ -277,19 +280,29 @@ class StreamingServer:
         log.info("session ended", end=end, seconds=round(time.monotonic() - started, 3))
 
     def _forward(self, loop: Loop, link: forward.Link, early: bytes, sandbox_id: str, ports: Sequence[int]) -> str:
-        reached: list[int] = []
-
-        def dial(family: socket.AddressFamily, port: int) -> socket.socket:
-            if port not in reached:
-                reached.append(port)
-            return self._runtime.pod_socket(sandbox_id, family, port)
-
+        pod = _Pod(self._runtime, sandbox_id)
         try:
             with self._runtime.forwarding(sandbox_id, ports) as told:
-                told["reached"] = reached
-                return forward_session(loop, link, early, dial, frozenset(ports))
+                told["reached"] = pod.reached
+                return forward_session(loop, link, early, pod, frozenset(ports))
         except ForgeError as error:
             return str(error)
+
+
+class _Pod:
+    """The ports of one, and which of them were asked for."""
+
+    def __init__(self, runtime: StreamsPort, sandbox_id: str) -> None:
+        self._runtime, self._id = runtime, sandbox_id
+        self.reached: list[int] = []
+
+    def connection(self, port: int) -> socket.socket | None:
+        if port not in self.reached:
+            self.reached.append(port)
+        return self._runtime.pod_connection(self._id, port)
+
+    def socket(self, family: socket.AddressFamily, port: int) -> socket.socket:
+        return self._runtime.pod_socket(self._id, family, port)
 
 
 def _request(loop: Loop) -> tuple[http.Request, bytes]:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from cri.streaming import command, forward, spdy, websocket
 from cri.streaming.command import Channel
@@ -214,16 +214,22 @@ class _Command:
             console.end_input()
 
 
-Dial = Callable[[socket.AddressFamily, int], socket.socket]
-"""A TCP socket that belongs to the pod's network, for a connection to a port; a ForgeError where there is none."""
+class Pod(Protocol):
+    """The ports of a pod. Each is a ForgeError where it cannot be had."""
+
+    def connection(self, port: int) -> socket.socket | None:
+        """A stream that leads to a port; ``None`` where a :meth:`socket` has to be connected to it."""
+
+    def socket(self, family: socket.AddressFamily, port: int) -> socket.socket:
+        """A TCP socket that belongs to the pod's network, for a connection to a port of localhost."""
 
 
-def forward_session(loop: Loop, link: forward.Link, early: bytes, dial: Dial, ports: frozenset[int]) -> str:
+def forward_session(loop: Loop, link: forward.Link, early: bytes, pod: Pod, ports: frozenset[int]) -> str:
     """Forward connections until the client leaves; returns what is to be logged about the end.
 
     ``ports`` are those the client may reach, empty for all.
     """
-    session = _Forward(loop, link, dial, ports)
+    session = _Forward(loop, link, pod, ports)
     try:
         session.run(early)
         reason = "every connection has ended"
@@ -260,8 +266,8 @@ class _Connection:
 class _Forward:
     """The state of a port-forward."""
 
-    def __init__(self, loop: Loop, link: forward.Link, dial: Dial, ports: frozenset[int]) -> None:
-        self._loop, self._link, self._dial, self._ports = loop, link, dial, ports
+    def __init__(self, loop: Loop, link: forward.Link, pod: Pod, ports: frozenset[int]) -> None:
+        self._loop, self._link, self._pod, self._ports = loop, link, pod, ports
         self._connections: dict[int, _Connection] = {}
 
     def run(self, early: bytes) -> None:
@@ -331,7 +337,16 @@ class _Forward:
         if self._ports and port not in self._ports:
             self._link.done(key, f"port {port} is not among those asked for")
             return
-        self._connect(key, port, 0, bytearray(), input_over=False)
+        try:
+            made = self._pod.connection(port)
+        except (ForgeError, OSError) as error:
+            self._link.done(key, f"localhost:{port} cannot be reached in the pod: {error}")
+            return
+        if made is None:
+            self._connect(key, port, 0, bytearray(), input_over=False)
+            return
+        made.setblocking(False)
+        self._connections[key] = _Connection(key, port, made, connected=True)
 
     def _connect(self, key: int, port: int, family: int, pending: bytearray, *, input_over: bool) -> None:
         """Try the addresses of localhost from the ``family``-th on; what was sent meanwhile is kept."""
@@ -340,7 +355,7 @@ class _Forward:
             if index < family:
                 continue
             try:
-                sock = self._dial(kind, port)
+                sock = self._pod.socket(kind, port)
             except Denied as error:
                 why = str(error)
                 break

@@ -80,6 +80,8 @@ from forgeone_shim.state.store import StateStore
 
 ENGINE_GROUP: Final = "forgeone.engines"
 _LOCK_PATIENCE: Final = 30.0
+# For a connection to a machine's loopback interface, where somebody listens or nobody.
+_DIAL_SECONDS: Final = 5.0
 
 
 def load_engines(config: Config) -> dict[str, Engine]:
@@ -454,6 +456,15 @@ class Runtime:
     def may_forward(self, sandbox_id: str, ports: tuple[int, ...]) -> None:
         """Whether these ports of a pod may be reached; none named: all of them. :raises Denied: they may not."""
         self._running.may_forward(sandbox_id, ports)
+
+    def pod_connection(self, sandbox_id: str, port: int) -> socket.socket | None:
+        """A stream that leads to ``port`` of a ready pod; ``None`` where a :meth:`pod_socket` does.
+
+        :raises Denied: it may not be reached.
+        """
+        record = self._running.may_forward(sandbox_id, (port,))
+        plan = self._sandboxes.engine_plan(record)
+        return self._p.engines[record.engine].dial(plan, port, Deadline.after(_DIAL_SECONDS))
 
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         """A TCP socket in the network of a ready pod, to be connected to ``port``. :raises Denied: it may not be."""

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cri.streaming.server import AttachGrant, ExecGrant, ForwardGrant, StreamingServer, check_ports
 from engines.base import Console, Output, Stdio
 from forgeone_shim.config.model import StreamingConfig
-from forgeone_shim.errors import ForgeError, InvalidInput, NotFound
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput, NotFound
 from tests.e2e.streams import Client, SocketClient, SpdyClient, eventually, exit_code
 
 V4 = "v4.channel.k8s.io"
@@ -80,6 +80,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self.consoles: list[Echo] = []
+        self.machine: dict[int, socket.socket] = {}
 
     def exec_console(self, id_: str, argv: tuple[str, ...], stdio: Stdio) -> Console:
         if id_ == "gone":
@@ -89,6 +90,13 @@ class Runtime:
 
     def attach_console(self, id_: str, stdio: Stdio) -> Console:
         return self.exec_console(id_, (), stdio)
+
+    def pod_connection(self, sandbox_id: str, port: int) -> socket.socket | None:
+        if sandbox_id != "machine":
+            return None
+        if port not in self.machine:
+            raise FailedPrecondition("connection refused")
+        return self.machine.pop(port)
 
     def pod_socket(self, sandbox_id: str, family: socket.AddressFamily, port: int) -> socket.socket:
         return socket.socket(family, socket.SOCK_STREAM)
@@ -232,6 +240,23 @@ def test_only_ports_that_were_named_are_reached(server: StreamingServer) -> None
         peer.settimeout(5)
         assert peer.recv(9) == b""
         peer.close()
+
+
+def test_a_machines_port_is_whatever_its_engine_leads_to(server: StreamingServer, runtime: Runtime) -> None:
+    mine, theirs = socket.socketpair()
+    runtime.machine[80] = theirs
+    with mine, SpdyClient(server.url(ForwardGrant("machine", ())), "portforward.k8s.io") as client:
+        mine.settimeout(5)
+        error, data = (client.open(streamType=kind, port="80", requestID="1") for kind in ("error", "data"))
+        client.say(data, b"hello")
+        assert mine.recv(9) == b"hello"
+        mine.sendall(b"hi")
+        mine.shutdown(socket.SHUT_WR)
+        client.until(lambda: data in client.ended)
+        assert client.heard[data] == b"hi"
+        error, _ = (client.open(streamType=kind, port="81", requestID="2") for kind in ("error", "data"))
+        client.until(lambda: error in client.ended)
+        assert b"connection refused" in client.heard[error]
 
 
 @pytest.mark.parametrize("ports", [[0], [65536], [80, 80], list(range(1, 102))])
