@@ -464,7 +464,10 @@ class ImagePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxPlan:
-    """Everything an engine needs to prepare a sandbox. ``directory`` is the sandbox's own state directory."""
+    """Everything an engine needs to prepare a sandbox. ``directory`` is the sandbox's own state directory.
+
+    ``sysctls`` are all that its namespaces have: the node's for every pod, and its own.
+    """
 
     sandbox_id: str
     directory: str
@@ -473,6 +476,7 @@ class SandboxPlan:
     namespaces: Namespaces
     shares_pid: bool
     spec: SandboxSpec
+    sysctls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,10 +150,8 @@ class Sandboxes:
         self._step(entry, Event.BOOT, ips=ips, namespaces=replace(record.namespaces, pid=pid))
 
     def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None], deadline: Deadline) -> None:
-        ns = record.namespaces
-        kinds = [kind for kind, path in (("net", ns.network), ("uts", ns.uts), ("ipc", ns.ipc)) if path is not None]
-        own = {name: value for kind, name, value in self._sysctls if kind in kinds}
-        sysctls = {**own, **record.spec.sysctls}
+        ns, kinds = record.namespaces, _kinds(record.namespaces)
+        sysctls = self._all_sysctls(record)
         directory = self._p.paths.namespaces(record.id)
         try:
             if ns.user is None:
@@ -173,6 +171,11 @@ class Sandboxes:
             pinned.set_exception(error)
             raise
         pinned.set_result(None)
+
+    def _all_sysctls(self, record: SandboxRecord) -> dict[str, str]:
+        kinds = _kinds(record.namespaces)
+        own = {name: value for kind, name, value in self._sysctls if kind in kinds}
+        return {**own, **record.spec.sysctls}
 
     def _attach_network(
         self, record: SandboxRecord, pinned: Future[None], deadline: Deadline
@@ -203,6 +206,7 @@ class Sandboxes:
             namespaces=record.namespaces,
             shares_pid=record.spec.security.namespaces.pid is NamespaceMode.POD,
             spec=record.spec,
+            sysctls=self._all_sysctls(record),
         )
 
     def dismantle(self, record: SandboxRecord) -> None:
@@ -301,6 +305,12 @@ class Sandboxes:
     def lost(self, entry: Entry[SandboxRecord]) -> None:
         """Its namespaces are gone (a reboot, a dead init): it is not ready any more."""
         self.stop_entry(entry, NEVER)
+
+
+def _kinds(paths: Namespaces) -> list[str]:
+    """The kinds of namespaces that a pod has of its own."""
+    known = (("net", paths.network), ("uts", paths.uts), ("ipc", paths.ipc))
+    return [kind for kind, path in known if path is not None]
 
 
 def check(spec: SandboxSpec) -> None:
