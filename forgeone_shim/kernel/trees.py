@@ -68,7 +68,12 @@ def change(
 
 def tmpfs(options: Mapping[str, str], attributes: int) -> int:
     """A new tmpfs with ``options`` (tmpfs(5)); the caller closes it. Raises OSError."""
-    context = syscalls.syscall(syscalls.FSOPEN, b"tmpfs", _CLOEXEC)
+    return new("tmpfs", options, attributes)
+
+
+def new(kind: str, options: Mapping[str, str], attributes: int) -> int:
+    """A new file system of that type; the caller closes it. Raises OSError."""
+    context = syscalls.syscall(syscalls.FSOPEN, kind.encode(), _CLOEXEC)
     try:
         for key, value in options.items():
             syscalls.syscall(syscalls.FSCONFIG, context, _SET_STRING, key.encode(), value.encode(), 0)
