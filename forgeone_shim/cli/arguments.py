@@ -206,6 +206,29 @@ def audit(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, outp
     _verb(verbs, "accept", "let things start again after the log was found damaged", common)
 
 
+def microvm(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:
+    """``forge microvm``."""
+    verbs = parser.add_subparsers(dest="action", metavar="COMMAND", required=True)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
+    known = argparse.ArgumentParser(add_help=False)
+    known.add_argument("directory", nargs="?", default="", help="a boot set (default: this node's)")
+
+    build = _verb(verbs, "build", "put together what machines boot: kernel, modules and agent", common, output, where)
+    build.add_argument("--output-dir", dest="directory", default="", metavar="DIR", help="there, for other nodes")
+
+    status = _verb(verbs, "status", "what machines of this node boot, and what executes them", common, output, where)
+    status.add_argument("--probe", action="store_true", help="try anew whether KVM works")
+
+    sign = _verb(verbs, "sign", "sign a boot set's manifest", common, output, where, known)
+    sign.add_argument("--key", required=True, metavar="FILE", help="as forge pkg keygen makes it")
+
+    verify = _verb(verbs, "verify", "who signed a boot set; fails where it is nobody", common, output, where, known)
+    verify.add_argument(
+        "--trust", action="append", default=[], metavar="FILE", help="a public key, in place of the node's"
+    )
+
+
 def _verb(verbs: Any, name: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
     made: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", parents=parents

@@ -167,6 +167,8 @@ def parser() -> argparse.ArgumentParser:
 
     arguments.audit(verb("audit", "read, verify and prove the node's audit log"), common, output)
 
+    arguments.microvm(verb("microvm", "what virtual machines of this node boot"), common, output)
+
     verb("reload", "have forgeoned read its configuration again", output)
 
     verb("version", "versions of forge and forgeoned", output)
@@ -186,6 +188,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import contracts, policies
 
         return contracts.command(args) if args.verb == "contract" else policies.command(args)
+    if args.verb == "microvm":
+        from forgeone_shim.cli import engine
+
+        return engine.command(args)
     if args.verb == "verify":
         from forgeone_shim.cli import verify
 

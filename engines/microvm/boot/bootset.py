@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Final
@@ -100,8 +100,8 @@ def check(known: BootSet, settings: BootSettings) -> BootSet:
     if known.marks != tuple(_mark(_status(directory / name)) for name in _FILES):
         return load(directory, settings)
     data = manifests.encode(known.manifest)
-    signers = _signers(directory, data, settings)
-    return known if signers == known.signers else load(directory, settings)
+    found = _signers(directory, data, settings)
+    return known if found == known.signers else replace(known, signers=found)
 
 
 def sign(directory: Path, key: keys.SigningKey) -> BootSet:
@@ -125,18 +125,29 @@ def sign(directory: Path, key: keys.SigningKey) -> BootSet:
     return found
 
 
-def _signers(directory: Path, payload: bytes, settings: BootSettings) -> tuple[str, ...]:
+def signers(known: BootSet, trusted: Sequence[keys.PublicKey]) -> tuple[str, ...]:
+    """The ids of those of these keys that signed the set's manifest.
+
+    :raises PermissionDenied: a signature is not over it, or the envelope is about another one.
+    """
+    return _signed(known.directory, manifests.encode(known.manifest), trusted)
+
+
+def _signed(directory: Path, payload: bytes, trusted: Sequence[keys.PublicKey]) -> tuple[str, ...]:
     path = directory / ENVELOPE
-    trusted = keys.read_trusted(Path(settings.boot_keys))
-    found: tuple[keys.PublicKey, ...] = ()
-    if path.exists():
-        found = dsse.signers(_envelope(path, payload), trusted, str(path))
+    if not path.exists():
+        return ()
+    return tuple(sorted(key.id for key in dsse.signers(_envelope(path, payload), trusted, str(path))))
+
+
+def _signers(directory: Path, payload: bytes, settings: BootSettings) -> tuple[str, ...]:
+    found = _signed(directory, payload, keys.read_trusted(Path(settings.boot_keys)))
     if settings.require_signed_boot and not found:
         raise PermissionDenied(
             f"{directory}: no key in {settings.boot_keys} signed its manifest, and microvm.require_signed_boot is on",
             fix=f"forge microvm sign --key FILE {directory}",
         )
-    return tuple(sorted(key.id for key in found))
+    return found
 
 
 def _envelope(path: Path, payload: bytes) -> dsse.Envelope:
