@@ -75,17 +75,21 @@ def load(directory: Path, settings: BootSettings) -> BootSet:
     :raises FailedPrecondition: a file is missing, is not what the manifest says, or others than root could change it.
     :raises PermissionDenied: it has to be signed and is not, or a signature is not over it.
     """
+    found = read(directory)
+    return replace(found, signers=_required(found, settings))
+
+
+def read(directory: Path) -> BootSet:
+    """The same, whoever signed it."""
     data = _read(directory / MANIFEST, manifests.MAX_MANIFEST)
     found = manifests.decode(data, str(directory / MANIFEST))
-    marks = tuple(
-        _digested(directory / name, item) for name, item in zip(_FILES, (found.kernel, found.initrd), strict=True)
-    )
+    items = zip(_FILES, (found.kernel, found.initrd), strict=True)
     return BootSet(
         directory=directory,
         manifest=found,
         digest=f"sha256:{sha256(data).hexdigest()}",
-        signers=_signers(directory, data, settings),
-        marks=marks,
+        signers=(),
+        marks=tuple(_digested(directory / name, item) for name, item in items),
     )
 
 
@@ -99,8 +103,7 @@ def check(known: BootSet, settings: BootSettings) -> BootSet:
     directory = known.directory
     if known.marks != tuple(_mark(_status(directory / name)) for name in _FILES):
         return load(directory, settings)
-    data = manifests.encode(known.manifest)
-    found = _signers(directory, data, settings)
+    found = _required(known, settings)
     return known if found == known.signers else replace(known, signers=found)
 
 
@@ -109,7 +112,7 @@ def sign(directory: Path, key: keys.SigningKey) -> BootSet:
 
     :raises ForgeError: the set is not what its manifest says.
     """
-    found = load(directory, BootSettings(boot_keys=os.devnull))
+    found = read(directory)
     payload = manifests.encode(found.manifest)
     path = directory / ENVELOPE
     envelope = dsse.Envelope(manifests.PAYLOAD_TYPE, payload)
@@ -130,22 +133,19 @@ def signers(known: BootSet, trusted: Sequence[keys.PublicKey]) -> tuple[str, ...
 
     :raises PermissionDenied: a signature is not over it, or the envelope is about another one.
     """
-    return _signed(known.directory, manifests.encode(known.manifest), trusted)
-
-
-def _signed(directory: Path, payload: bytes, trusted: Sequence[keys.PublicKey]) -> tuple[str, ...]:
-    path = directory / ENVELOPE
+    path = known.directory / ENVELOPE
     if not path.exists():
         return ()
-    return tuple(sorted(key.id for key in dsse.signers(_envelope(path, payload), trusted, str(path))))
+    envelope = _envelope(path, manifests.encode(known.manifest))
+    return tuple(sorted(key.id for key in dsse.signers(envelope, trusted, str(path))))
 
 
-def _signers(directory: Path, payload: bytes, settings: BootSettings) -> tuple[str, ...]:
-    found = _signed(directory, payload, keys.read_trusted(Path(settings.boot_keys)))
+def _required(known: BootSet, settings: BootSettings) -> tuple[str, ...]:
+    found = signers(known, keys.read_trusted(Path(settings.boot_keys)))
     if settings.require_signed_boot and not found:
         raise PermissionDenied(
-            f"{directory}: no key in {settings.boot_keys} signed its manifest, and microvm.require_signed_boot is on",
-            fix=f"forge microvm sign --key FILE {directory}",
+            f"{known.directory}: no key in {settings.boot_keys} signed it, as microvm.require_signed_boot asks",
+            fix=f"forge microvm sign --key FILE {known.directory}",
         )
     return found
 

@@ -31,7 +31,7 @@ def _build(args: argparse.Namespace, asked: BootSettings, root: Path) -> Report:
     if place.exists():
         raise AlreadyExists(f"{place} exists", fix="choose another name, or move it away")
     assembly.make(assembly.plan(replace(asked, boot_set="")), place, NEVER)
-    return _told(bootset.load(place, replace(asked, require_signed_boot=False)))
+    return _told(bootset.read(place))
 
 
 def _status(args: argparse.Namespace, asked: BootSettings, root: Path) -> Report:
@@ -51,12 +51,14 @@ def _sign(args: argparse.Namespace, asked: BootSettings, root: Path) -> Report:
 def _verify(args: argparse.Namespace, asked: BootSettings, root: Path) -> Report:
     """Fails where no key that is trusted has signed, whether this node asks for that or not."""
     place = _place(args, asked, root)
-    if not args.trust:
-        return _told(bootset.load(place, replace(asked, require_signed_boot=True)))
-    found = bootset.load(place, replace(asked, require_signed_boot=False))
-    signers = bootset.signers(found, tuple(keys.read_public_key(Path(path)) for path in args.trust))
+    found = bootset.read(place)
+    paths = [Path(path) for path in args.trust]
+    trusted = [keys.read_public_key(path) for path in paths] if paths else keys.read_trusted(Path(asked.boot_keys))
+    signers = bootset.signers(found, tuple(trusted))
     if not signers:
-        raise PermissionDenied(f"{place}: none of these keys signed its manifest")
+        raise PermissionDenied(
+            f"{place}: none of {', '.join(args.trust) or f'the keys in {asked.boot_keys}'} signed it"
+        )
     return _told(replace(found, signers=signers))
 
 
