@@ -16,13 +16,15 @@ SOAK ?=
 # Arguments of pytest in the guest (and --driver, --shell; see hack/guest).
 E2E ?=
 PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
+# What virtual machines boot is made from these.
+GUEST := $(wildcard engines/microvm/guest/*.[ch] engines/microvm/boot/*.py)
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(VENV)/.project $(VENV)/.stubs ## system packages, .venv, and a host that can run pods
+setup: $(VENV)/.project $(VENV)/.stubs $(VENV)/.boot ## system packages, .venv, and a host that can run pods
 	@$(SUDO) $(BIN)/forge doctor --fix --quiet || echo "setup: this host cannot run pods yet; see above" >&2
 
 .PHONY: run
@@ -102,4 +104,12 @@ $(VENV)/.project: pyproject.toml setup.py $(VENV)/.dependencies
 
 $(VENV)/.stubs: $(PROTOS) cri/api/build.py $(VENV)/.dependencies
 	$(BIN)/python -m cri.api.build
+	@touch $@
+
+$(VENV)/.kernel: hack/kernel | $(BIN)/python
+	@hack/kernel $(SUDO)
+	@touch $@
+
+$(VENV)/.boot: $(GUEST) $(VENV)/.project $(VENV)/.kernel
+	@$(SUDO) $(BIN)/forge microvm build >/dev/null || echo "setup: virtual machines have nothing to boot; see above" >&2
 	@touch $@

@@ -22,7 +22,7 @@ FLAGS: Final = (
     *("-Wl,--build-id=none", "-Wl,-z,noexecstack"),
 )
 _MAX: Final = 64 * 1024 * 1024
-_FIX: Final = "apt-get install -y musl-tools"
+_FIX: Final = "apt-get install -y gcc linux-libc-dev musl-tools"
 
 
 @dataclass(frozen=True, slots=True)
