@@ -1,0 +1,49 @@
+"""Files in memory that nobody can change any more (memfd_create(2), F_ADD_SEALS)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from forgeone_shim.errors import syscall_error
+
+_SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def make(name: str, size: int) -> int:
+    """An empty one of that many bytes; the caller closes it. InternalError otherwise."""
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, size)
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise syscall_error("memfd_create", name, error) from error
+    return fd
+
+
+def seal(fd: int) -> None:
+    """Whoever has it may read it, and map it privately. InternalError: somebody has it mapped to write to it."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError as error:
+        raise syscall_error("seal", f"descriptor {fd}", error) from error
+
+
+def extents(fd: int) -> Iterator[tuple[int, int]]:
+    """Offset and size of each part that is not a hole, in order. Raises OSError."""
+    end = os.fstat(fd).st_size
+    at = 0
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            # Nothing but a hole is left (ENXIO).
+            return
+        until = os.lseek(fd, at, os.SEEK_HOLE)
+        yield at, until - at
+        at = until
