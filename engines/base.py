@@ -453,13 +453,15 @@ class ImagePlan:
     """An image of this node that an engine may get ready for.
 
     ``layers`` are the directories of its unpacked layers, lowest first, never to be written to. ``args`` is what a
-    container of it runs where nothing else is asked for, and ``module`` as in :class:`ContainerPlan`.
+    container of it runs where nothing else is asked for, and ``module`` as in :class:`ContainerPlan`. ``rootfs`` is
+    where they are mounted together while this is asked; empty: nowhere.
     """
 
     image_id: str
     layers: tuple[str, ...]
     args: tuple[str, ...]
     module: str = ""
+    rootfs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

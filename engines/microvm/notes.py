@@ -15,17 +15,17 @@ NAME: Final = "microvm.json"
 
 
 class Note(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """``image`` is what the root file system was made from, ``disk`` the file of a writable layer on disk (or empty).
+    """``program`` is the first process's, and ``disk`` the file of a writable layer on disk (or empty).
 
-    ``program`` is the first process's; ``facts`` are those of a fingerprint, besides its capabilities and filter.
+    ``version`` and ``facts`` are those of a fingerprint, besides its capabilities and filter.
     """
 
     sandbox_id: str
     log_path: str
-    image: str
     program: Program
+    version: str
+    facts: dict[str, str]
     disk: str = ""
-    facts: dict[str, str] = {}
 
 
 _DECODER: Final = msgspec.json.Decoder(Note)

@@ -99,8 +99,20 @@ def _caps(security: Security) -> Caps:
     )
 
 
+def rootfs(plan: ContainerPlan, luns: Sequence[int], size: int) -> Rootfs:
+    """The image on the first disk, and a writable layer on the second one, or else of ``size`` bytes in memory."""
+    in_memory = len(luns) == 1
+    return Rootfs(
+        lun=luns[0],
+        fstype=FSTYPE,
+        readonly=plan.spec.security.readonly_rootfs,
+        upper_size=size if in_memory else 0,
+        upper_lun=None if in_memory else luns[1],
+    )
+
+
 def create(
-    plan: ContainerPlan, first: Program, rootfs: Rootfs, places: Sequence[Place], paths: Mapping[Shared, str]
+    plan: ContainerPlan, first: Program, root: Rootfs, places: Sequence[Place], paths: Mapping[Shared, str]
 ) -> Create:
     """The whole container; ``paths`` is where below its root the share has what is shared.
 
@@ -112,7 +124,7 @@ def create(
     privileged = security.privileged
     return Create(
         container=plan.container_id,
-        rootfs=rootfs,
+        rootfs=root,
         program=first,
         pid_mode=_PID_MODES[options.pid],
         target=options.target_id if options.pid is NamespaceMode.TARGET else "",
