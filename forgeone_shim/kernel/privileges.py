@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import struct
+from collections.abc import Collection
 from typing import Final
 
 from forgeone_shim.kernel.syscalls import number, syscall
@@ -15,6 +16,8 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 2, 4
 # SECBIT_NOROOT, SECBIT_NO_CAP_AMBIENT_RAISE, each with its lock: that a user is root means nothing any more.
 _SECUREBITS = 0x1 | 0x2 | 0x40 | 0x80
+# SECBIT_NO_SETUID_FIXUP and its lock.
+_NO_SETUID_FIXUP = 0x4 | 0x8
 _CAPABILITY_VERSION_3 = 0x20080522
 _SECCOMP_SET_MODE_FILTER = 1
 _INSTRUCTION: Final = 8
@@ -41,6 +44,10 @@ def _prctl(option: int, *arguments: int) -> None:
 def give_up_bounding() -> None:
     """Empty the bounding and the ambient set, and let a root user be no one special. Raises OSError."""
     _prctl(_PR_SET_SECUREBITS, _SECUREBITS)
+    _drop_bounding()
+
+
+def _drop_bounding() -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     for capability in range(64):
         try:
@@ -50,6 +57,17 @@ def give_up_bounding() -> None:
             if error.errno != errno.EINVAL or capability == 0:
                 raise
             return
+
+
+def keep_capabilities(numbers: Collection[int]) -> None:
+    """Leave this thread these capabilities and no others, for good, whatever users it becomes (no change of user gives
+    or takes any). Raises OSError."""
+    _prctl(_PR_SET_SECUREBITS, _SECUREBITS | _NO_SETUID_FIXUP)
+    _drop_bounding()
+    low, high = (sum(1 << one % 32 for one in set(numbers) if one // 32 == word) for word in (0, 1))
+    # Twice effective, permitted, inheritable.
+    sets = struct.pack("=6I", low, low, 0, high, high, 0)
+    syscall(number("capset"), ctypes.byref(_Header(_CAPABILITY_VERSION_3, 0)), sets)
 
 
 def give_up_capabilities() -> None:

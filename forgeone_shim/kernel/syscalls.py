@@ -20,6 +20,13 @@ _NUMBERS = {
     "capset": (126, 91),
     "seccomp": (317, 277),
     "bpf": (321, 280),
+    "fallocate": (285, 47),
+    "fstatfs": (138, 44),
+    "getdents64": (217, 61),
+    "renameat2": (316, 276),
+    "setfsgid": (123, 152),
+    "setfsuid": (122, 151),
+    "utimensat": (280, 88),
 }
 _COLUMN = 0 if platform.machine() == "x86_64" else 1
 

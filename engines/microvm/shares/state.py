@@ -1,0 +1,105 @@
+"""What the operations work on: the nodes, what is open, and how a node's file is named."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Final
+
+from engines.microvm.shares import fuse
+from engines.microvm.shares.calls import Caller, Entries
+from engines.microvm.shares.nodes import Node, Nodes
+
+# The most that one call for a directory's entries gets; a guest's kernel asks for no more at once either.
+_ENTRIES_SIZE: Final = 64 * 1024
+
+
+class Handle:
+    """A file or directory that the guest has open."""
+
+    __slots__ = ("fd", "node", "position")
+
+    def __init__(self, fd: int, node: Node) -> None:
+        self.fd, self.node = fd, node
+        # Of a directory: where the next entries come from.
+        self.position = 0
+
+
+class Handles:
+    """What is open, by the number that the guest knows it by."""
+
+    def __init__(self, nodes: Nodes, limit: int) -> None:
+        self._nodes, self._limit = nodes, limit
+        self._handles: dict[int, Handle] = {}
+        self._last = 0
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def room(self) -> None:
+        """Raises OSError (ENFILE): nothing more can be opened."""
+        if len(self._handles) >= self._limit:
+            raise OSError(errno.ENFILE, "too many files are open in the guest")
+
+    def add(self, fd: int, node: Node) -> int:
+        """The number of what was opened; the descriptor is this one's."""
+        try:
+            self.room()
+        except OSError:
+            os.close(fd)
+            raise
+        self._last += 1
+        self._handles[self._last] = Handle(fd, node)
+        node.pins += 1
+        return self._last
+
+    def get(self, number: int, nodeid: int) -> Handle:
+        """:raises OSError: (EBADF) no such file is open."""
+        handle = self._handles.get(number)
+        if handle is None or handle.node.id != nodeid:
+            raise OSError(errno.EBADF, "no such open file")
+        return handle
+
+    def close(self, number: int) -> None:
+        """The guest has closed it."""
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            os.close(handle.fd)
+            self._nodes.unpin(handle.node)
+
+    def close_without_volume(self) -> None:
+        """Close those that no volume leads to any more."""
+        for number in [number for number, handle in self._handles.items() if not handle.node.volumes]:
+            self.close(number)
+
+
+class Share:
+    """Everything that is served.
+
+    ``paths`` is put before a descriptor's number to make a path of it: that of /proc/self/fd, or nothing in a process
+    whose working directory this is. ``news`` looks whether there are orders that have not been taken yet.
+    """
+
+    def __init__(self, nodes: Nodes, handles: Handles, *, paths: str, news: Callable[[], None]) -> None:
+        self.nodes, self.handles = nodes, handles
+        self._paths, self.news = paths, news
+        self.caller = Caller()
+        self.entries = Entries(_ENTRIES_SIZE)
+        # An answer to READ, which is sent before there is another; nothing of it is in memory that was not needed yet.
+        self.answer = memoryview(bytearray(fuse.OUT_HEADER.size + fuse.MAX_WRITE))
+        self.data = self.answer[fuse.OUT_HEADER.size :]
+
+    def path(self, fd: int) -> str:
+        """What leads to the very file that a descriptor is of, be it a symlink."""
+        return f"{self._paths}{fd}"
+
+    def told(self, node: Node, found: os.stat_result) -> bytes:
+        """The entry that tells the guest of a node, which it counts from now on."""
+        node.lookups += 1
+        return fuse.entry(node.id, found, node.ino(found))
+
+    def remove_volume(self, number: int) -> None:
+        """Let go of a volume, and of what is open of it."""
+        if self.nodes.remove_volume(number):
+            self.handles.close_without_volume()
