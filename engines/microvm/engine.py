@@ -80,7 +80,7 @@ class MicrovmEngine:
         self._filters = Filters(compiler)
         self._default = self._filters.default(chosen)
         self._keepers = Keepers(state / "microvm")
-        self._machines = Machines(chosen, root)
+        self._machines = Machines(chosen, root, self._keepers)
         self._sandboxes = Sandboxes(self._host, self._keepers, self._machines, state / "microvm")
         self._images = Images(root / "microvm" / "images")
         self._layers = root / "microvm" / "layers"
@@ -119,7 +119,8 @@ class MicrovmEngine:
         return take
 
     def close(self) -> None:
-        """Let go of the fork server; machines go on."""
+        """Let go of templates and the fork server; machines go on."""
+        self._machines.close()
         self._keepers.close()
 
     # Images

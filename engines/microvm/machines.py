@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import structlog
+
+from engines.microvm import users
 from engines.microvm.boot import assembly, bootset, probe
 from engines.microvm.boot.bootset import BootSet
 from engines.microvm.boot.probe import Processor
-from engines.microvm.keeper.orders import Driver, Monitor
+from engines.microvm.client import Keepers
+from engines.microvm.keeper.orders import Driver, Monitor, Save
 from engines.microvm.settings import Settings
 from engines.microvm.sizing import Size
-from engines.microvm.vmm.base import Machine
+from engines.microvm.templates import keys
+from engines.microvm.templates.keys import Key
+from engines.microvm.templates.warm import Templates
+from engines.microvm.vmm.base import Confinement, Machine, Template
 from engines.microvm.wire.protocol import CONTROL_PORT, SHARE_PORT
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition
@@ -28,8 +37,9 @@ _PROGRAMS = {
 class Machines:
     """Thread-safe; what is found out is kept for the daemon's life, the boot set as long as it is as it was."""
 
-    def __init__(self, settings: Settings, root: Path) -> None:
-        self._settings, self._root = settings, root
+    def __init__(self, settings: Settings, root: Path, keepers: Keepers) -> None:
+        self._settings, self._root, self._keepers = settings, root, keepers
+        self._templates = Templates(root / "microvm" / "templates", self._save, _report)
         self._lock = threading.Lock()
         self._boot: BootSet | None = None
         self._processors: dict[str, Processor] = {}
@@ -86,6 +96,42 @@ class Machines:
             self._version = said.partition("\n")[0] or monitor.driver.value
         return self._version
 
+    @contextlib.contextmanager
+    def template(self, machine: Machine, deadline: Deadline) -> Iterator[Template | None]:
+        """What the machine may begin from, good within the block; ``None``: it boots, and one is made for the next."""
+        if not self._settings.templates or self._settings.vmm != Driver.QEMU:
+            yield None
+            return
+        with self._templates.take(machine, self._key(machine, deadline)) as found:
+            yield found
+
+    def spoiled(self, machine: Machine, deadline: Deadline) -> None:
+        """No machine can begin from its template: another one is made."""
+        self._templates.drop(self._key(machine, deadline))
+
+    def _key(self, machine: Machine, deadline: Deadline) -> Key:
+        seen = keys.processor(machine.accel)
+        return keys.key(machine, boot=self.boot(deadline).digest, monitor=self.version(deadline), processor=seen)
+
+    def _save(self, machine: Machine, memory: int, state: int, deadline: Deadline) -> None:
+        user = self._settings.uid_base + users.SPARE
+        asked = Save(
+            name=f"template-{machine.memory >> 20}m-{machine.vcpus}",
+            monitor=self.monitor(),
+            machine=machine,
+            who=Confinement(uid=user, gid=user),
+            seconds=self._settings.boot_timeout,
+        )
+        self._keepers.save(asked, deadline, memory=memory, state=state)
+
+    def close(self) -> None:
+        """Let go of templates; machines that began from them go on."""
+        self._templates.close()
+
     def processors(self) -> int:
         """Of the host, as far as this process may use them."""
         return len(os.sched_getaffinity(0))
+
+
+def _report(name: str, wrong: str) -> None:
+    structlog.get_logger("microvm").warning("no template of machines was made", template=name, error=wrong)

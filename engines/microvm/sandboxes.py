@@ -99,8 +99,20 @@ class Sandboxes:
                     cgroups=joined,
                     seconds=settings.boot_timeout,
                 )
-                self._keepers.launch(asked, deadline, tap=tap)
+                self._launch(asked, tap, deadline)
             undo.pop_all()
+
+    def _launch(self, asked: Launch, tap: int, deadline: Deadline) -> None:
+        """From a template if there is one, which is then as good as any boot: one that is not is made anew."""
+        with self._machines.template(asked.machine, deadline) as template:
+            if template is not None:
+                try:
+                    self._keepers.launch(asked, deadline, tap=tap, template=template)
+                except InternalError:
+                    self._machines.spoiled(asked.machine, deadline)
+                else:
+                    return
+        self._keepers.launch(asked, deadline, tap=tap)
 
     def _size(self, plan: SandboxPlan, settings: Settings) -> Size:
         return sizing.size(

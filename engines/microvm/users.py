@@ -10,7 +10,9 @@ from typing import Final
 
 from forgeone_shim.errors import ResourceExhausted, syscall_error
 
-COUNT: Final = 65536
+# The last one of a range is for machines that are nobody's.
+COUNT: Final = 65535
+SPARE: Final = COUNT
 
 
 class Users:
