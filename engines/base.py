@@ -468,7 +468,8 @@ class ImagePlan:
 class SandboxPlan:
     """Everything an engine needs to prepare a sandbox. ``directory`` is the sandbox's own state directory.
 
-    ``sysctls`` are all that its namespaces have: the node's for every pod, and its own.
+    ``sysctls`` are all that its namespaces have: the node's for every pod, and its own. ``restricted`` says that its
+    packets are held to rules in its network namespace, so that each has to pass the kernel there.
     """
 
     sandbox_id: str
@@ -479,6 +480,7 @@ class SandboxPlan:
     shares_pid: bool
     spec: SandboxSpec
     sysctls: Mapping[str, str] = field(default_factory=dict)
+    restricted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

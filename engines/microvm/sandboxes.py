@@ -157,8 +157,7 @@ class Sandboxes:
     def connect(self, plan: SandboxPlan, deadline: Deadline) -> None:
         """Give the machine the pod's address and name, and make it unlike any other from the same template."""
         netns = plan.namespaces.network or ""
-        interface = network.pod_interface(netns)
-        network.redirect(netns)
+        interface = network.connect(netns, routed=plan.restricted)
         told = messages.Setup(
             time=time.time_ns(),
             entropy=os.urandom(_ENTROPY),

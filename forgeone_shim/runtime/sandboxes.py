@@ -198,6 +198,7 @@ class Sandboxes:
 
     def engine_plan(self, record: SandboxRecord) -> SandboxPlan:
         """What the record's engine is told of its sandbox."""
+        rule = self._p.guard.network(record)
         return SandboxPlan(
             sandbox_id=record.id,
             directory=str(self._p.paths.sandbox(record.id)),
@@ -207,6 +208,7 @@ class Sandboxes:
             shares_pid=record.spec.security.namespaces.pid is NamespaceMode.POD,
             spec=record.spec,
             sysctls=self._all_sysctls(record),
+            restricted=rule is not None and rule.restricts,
         )
 
     def dismantle(self, record: SandboxRecord) -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from engines.base import PortMapping
-from engines.microvm.network import pod_interface, redirect, tap
+from engines.microvm.network import connect, pod_interface, redirect, tap
 from engines.microvm.wire.messages import Interface
 from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.kernel import taps
@@ -68,6 +68,8 @@ class Guest:
                 version = "-6" if ":" in route.destination else "-4"
                 via = ["via", route.gateway] if route.gateway else []
                 ip(version, "route", "add", route.destination, *via, "dev", "eth0")
+            for one in found.neighbours:
+                ip("neighbour", "add", one.address, "lladdr", one.mac.hex(":"), "dev", "eth0", "nud", "permanent")
 
         run_in(self.netns, configure)
 
@@ -80,12 +82,11 @@ class Guest:
 
 
 @contextlib.contextmanager
-def guest_of(lab: Lab, netns: str) -> Iterator[Guest]:
+def guest_of(lab: Lab, netns: str, *, routed: bool = False) -> Iterator[Guest]:
     guest = Guest(tap(netns), lab.pin("guest"))
     try:
-        found = pod_interface(netns)
+        found = connect(netns, routed=routed)
         assert found is not None
-        redirect(netns)
         guest.become(found)
         yield guest
     finally:
@@ -100,7 +101,8 @@ def on_a_host(tmp_path: Path, function: Callable[[Lab], T]) -> T:
     return run_as_host(run)
 
 
-def test_whoever_talks_to_the_pod_talks_to_its_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("routed", [False, True])
+def test_whoever_talks_to_the_pod_talks_to_its_machine(tmp_path: Path, routed: bool) -> None:
     def story(lab: Lab) -> None:
         outside = lab.outside()
         pod = lab.pod("a", PortMapping(_PORT, _HOST_PORT))
@@ -108,7 +110,7 @@ def test_whoever_talks_to_the_pod_talks_to_its_machine(tmp_path: Path) -> None:
         lab.serve(outside, 9999)
         lab.serve(other.netns, 9999)
         assert not answers(None, pod.ipv4, _PORT)
-        with guest_of(lab, pod.netns) as guest:
+        with guest_of(lab, pod.netns, routed=routed) as guest:
             for udp in (False, True):
                 lab.serve(guest.netns, _PORT, udp=udp)
             assert ask(other.netns, pod.ipv4, _PORT) == other.ipv4
@@ -127,10 +129,11 @@ def test_whoever_talks_to_the_pod_talks_to_its_machine(tmp_path: Path) -> None:
     on_a_host(tmp_path, story)
 
 
-def test_much_passes_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("routed", [False, True])
+def test_much_passes_whole(tmp_path: Path, routed: bool) -> None:
     def story(lab: Lab) -> None:
         pod = lab.pod("a")
-        with guest_of(lab, pod.netns) as guest:
+        with guest_of(lab, pod.netns, routed=routed) as guest:
             listen = "import socket,sys;s=socket.create_server(('0.0.0.0',7000));print(flush=True);c=s.accept()[0]\n"
             listen += "n=0\nwhile d:=c.recv(1<<20):n+=len(d)\nprint(n)"
             spawn = lambda: subprocess.Popen(["python3", "-c", listen], stdout=subprocess.PIPE)  # noqa: E731

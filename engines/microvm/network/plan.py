@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 from typing import Final
 
+import msgspec
+
 from engines.microvm.network import rtnl
 from engines.microvm.network.rtnl import Held, Known, Link, Way
 from engines.microvm.wire.messages import Interface, Neighbour, Route
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel import taps
+
+ROUTERS: Final = {4: "169.254.1.1", 6: "fe80::1"}
+"""What a machine is told to send by where its packets pass this host's kernel; nobody has these addresses."""
 
 _SCOPE_LINK: Final = 253
 _MTU_LEAST: Final = 68
@@ -86,6 +91,27 @@ def interface(seen: Seen) -> Interface | None:
             for one in seen.neighbours
             if one.link == link.index and len(one.mac) == rtnl.MAC_BYTES
         ),
+    )
+
+
+def through_router(told: Interface, mac: bytes) -> Interface:
+    """The same with everybody else beyond a router, whose ``mac`` is known: nothing is asked on the link itself."""
+    held = [ip_interface(one) for one in told.addresses]
+    ways = [Route(destination=str(one.network)) for one in held if one.network.prefixlen < one.max_prefixlen]
+    ways += told.routes
+    versions = sorted({one.version for one in held})
+    routes = [Route(destination=f"{ROUTERS[4]}/32", scope=_SCOPE_LINK)] if 4 in versions else []
+    for one in ways:
+        version = ip_network(one.destination).version
+        if version in versions and one.destination != f"{ROUTERS[4]}/32":
+            routes.append(msgspec.structs.replace(one, gateway=ROUTERS[version], scope=0))
+    return Interface(
+        name=told.name,
+        mac=told.mac,
+        mtu=told.mtu,
+        addresses=tuple(f"{one.ip}/{one.max_prefixlen}" for one in held),
+        routes=tuple(dict.fromkeys(routes)),
+        neighbours=tuple(Neighbour(address=ROUTERS[version], mac=mac) for version in versions),
     )
 
 

@@ -23,7 +23,9 @@ from ipaddress import (
 from typing import Final
 
 from forgeone_shim.kernel.netlink import (
+    NLM_F_CREATE,
     NLM_F_DUMP,
+    NLM_F_REPLACE,
     Reply,
     Request,
     attribute,
@@ -39,6 +41,7 @@ _RTM_NEWLINK, _RTM_GETLINK, _RTM_SETLINK = 16, 18, 19
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
+_RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
@@ -47,11 +50,15 @@ _IFA_F_NOPREFIXROUTE: Final = 0x200
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 8, 9, 15, 18, 30
 _RTAX_MTU: Final = 2
+_RT_TABLE_COMPAT, _RTPROT_STATIC, _RT_SCOPE_LINK = 252, 4, 253
+_FR_ACT_TO_TBL, _FRA_PRIORITY, _FRA_TABLE = 1, 6, 15
 _RT_TABLE_MAIN, _RTN_UNICAST, _RTM_F_CLONED, _RTNH_F_ONLINK = 254, 1, 0x200, 0x4
 _RTPROT_KERNEL, _RTPROT_RA = 2, 9
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT, _NTF_PROXY = 0x80, 0x08
 _AF: Final = {2: 4, 10: 6}
+_FAMILY: Final = {4: 2, 6: 10}
+TABLE_LOCAL: Final = 255
 _AF_INET6: Final = 10
 
 _IFINFO: Final = struct.Struct("=BxHiII")
@@ -142,6 +149,51 @@ def silence(link: int) -> Request:
     mode = attribute(_IFLA_INET6_ADDR_GEN_MODE, bytes([_ADDR_GEN_MODE_NONE]))
     body = _IFINFO.pack(0, 0, link, 0, 0) + nested(_IFLA_AF_SPEC, nested(_AF_INET6, mode))
     return Request(_RTM_SETLINK, 0, body, f"no IPv6 address for link {link}")
+
+
+def add_rule(version: int, priority: int, table: int) -> Request:
+    """Look up where packets go in a table, in its turn."""
+    return Request(_RTM_NEWRULE, NLM_F_CREATE, _rule(version, priority, table), f"look up routes in table {table}")
+
+
+def delete_rule(version: int, priority: int, table: int) -> Request:
+    """Undo :func:`add_rule`."""
+    return Request(_RTM_DELRULE, 0, _rule(version, priority, table), f"no look-up of routes in table {table}")
+
+
+def _rule(version: int, priority: int, table: int) -> bytes:
+    body = _RTMSG.pack(_FAMILY[version], 0, 0, 0, _RT_TABLE_COMPAT, 0, 0, _FR_ACT_TO_TBL, 0)
+    return body + u32(_FRA_PRIORITY, priority) + u32(_FRA_TABLE, table)
+
+
+def add_host(address: Address, link: int, table: int) -> Request:
+    """What is for an address leaves by an interface."""
+    body = _RTMSG.pack(
+        _FAMILY[address.version],
+        address.max_prefixlen,
+        0,
+        0,
+        _RT_TABLE_COMPAT,
+        _RTPROT_STATIC,
+        _RT_SCOPE_LINK if address.version == 4 else 0,
+        _RTN_UNICAST,
+        0,
+    )
+    body += attribute(_RTA_DST, address.packed) + u32(_RTA_OIF, link) + u32(_RTA_TABLE, table)
+    return Request(_RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body, f"route {address} to link {link}")
+
+
+def add_neighbour(address: Address, link: int, mac: bytes) -> Request:
+    """Who has an address on a link is known for good."""
+    body = _NDMSG.pack(_FAMILY[address.version], link, _NUD_PERMANENT, 0, 0)
+    body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, mac)
+    return Request(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, f"add neighbour {address}")
+
+
+def add_proxy(address: Address, link: int) -> Request:
+    """Answer on a link for an address that lies behind another."""
+    body = _NDMSG.pack(_FAMILY[address.version], link, 0, _NTF_PROXY, 0) + attribute(_NDA_DST, address.packed)
+    return Request(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body, f"answer for {address}")
 
 
 def links(replies: Iterable[Reply]) -> list[Link]:
