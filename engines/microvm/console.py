@@ -36,7 +36,7 @@ class ExecConsole(OwnStreams):
     def start(self, keeper: Keeper, payload: bytes, stdio: Stdio, deadline: Deadline) -> None:
         """Have it started; on an error :meth:`close` is still due.
 
-        ``payload``: the PROGRAM of :attr:`Kind.EXEC`, whose TTY and STDIN are as in ``stdio``.
+        ``payload``: the fields of :attr:`Kind.EXEC` but PROCESS; its program's TTY and STDIN are as in ``stdio``.
         """
         self._tty = stdio.tty
         # A terminal has one output.

@@ -52,6 +52,10 @@ class Bundle:
         listener.listen(_BACKLOG)
         return listener
 
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self._fd)
+
     def remove(self, *names: str) -> None:
         """What is not there is no error."""
         for name in names:

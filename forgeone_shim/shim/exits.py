@@ -19,7 +19,7 @@ from pathlib import Path
 import structlog
 
 from forgeone_shim.kernel.inotify import DirectoryEvents
-from forgeone_shim.kernel.procs import Pidfd
+from forgeone_shim.kernel.procs import Pidfd, open_process
 
 # How long a supervisor may take from its container's death to the exit file: it drains the output first.
 GRACE = 3.0
@@ -57,12 +57,17 @@ def read_exit(exits: Path, container_id: str) -> Exit | None:
 
 
 def find_supervisor(bundle: Path, container_id: str) -> Pidfd | None:
-    """The process of the bundle's ``conmon.pid``, if it lives and names the container in its command line.
+    """The process of the bundle's ``conmon.pid``, if it lives and still is the one meant.
+
+    That is one that names the container in its command line, or, where the file has a start time too, began then: one
+    that supervises several containers does not name them all.
 
     :raises FileNotFoundError: there is no such file, and so no such process to watch.
     """
     text = _content(f"{bundle}/conmon.pid")
-    pid = int(text) if text.strip().isdigit() else 0
+    pid, started = _identity(text)
+    if started:
+        return open_process(pid, started)
     if not pid:
         return None
     try:
@@ -82,6 +87,14 @@ def find_supervisor(bundle: Path, container_id: str) -> Pidfd | None:
         return held
     held.close()
     return None
+
+
+def _identity(text: bytes) -> tuple[int, int]:
+    """A process and its start time; 0 where there is none."""
+    words = text.split()
+    if len(words) not in (1, 2) or not all(word.isdigit() for word in words):
+        return 0, 0
+    return int(words[0]), int(words[1]) if len(words) == 2 else 0
 
 
 def _content(path: str) -> bytes:

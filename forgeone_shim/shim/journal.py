@@ -55,6 +55,11 @@ class Journal:
         if self._log is not None:
             self._log.reopen()
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._log is not None:
+            self._log.close()
+
     def _put(self, written: bytes) -> None:
         if not written or self._log is None:
             return

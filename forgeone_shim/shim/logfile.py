@@ -59,6 +59,10 @@ class Log:
             with contextlib.suppress(OSError):
                 self._switch()
 
+    def close(self) -> None:
+        """Nothing more is written."""
+        os.close(self._fd)
+
     def write(self, data: bytes) -> None:
         """Append."""
         if self._reopen or (self._size_max and self._size + len(data) > self._size_max):

@@ -21,6 +21,8 @@ VERSION: Final = 1
 # Names in a sandbox's directory: where its keeper takes orders, and the keeper's process (``PID STARTTIME``).
 SOCKET: Final = "vm.sock"
 PIDFILE: Final = "vm.pid"
+# What the guest, or the keeper, had to say to the node's operator.
+LOG: Final = "vm.log"
 # In a container's bundle, beside those of :mod:`forgeone_shim.shim.supervision`: "1" while it is frozen.
 FROZEN: Final = "frozen"
 # The first of a keeper's words; the second is the sandbox's id.
@@ -169,7 +171,7 @@ class Delete(msgspec.Struct, tag_field="kind", tag="delete", forbid_unknown_fiel
 class Exec(msgspec.Struct, tag_field="kind", tag="exec", forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A command in a container (:attr:`Kind.EXEC`); :class:`Executing`, and at its end :class:`Ended`.
 
-    ``payload`` has all but its CONTAINER and its PROCESS. ``streams`` are those of 0, 1 and 2 of which a descriptor
+    ``payload`` has all but its PROCESS. ``streams`` are those of 0, 1 and 2 of which a descriptor
     comes with this. The command is killed at the connection's end; until then :class:`Resize` may be said.
     """
 
@@ -254,13 +256,15 @@ class Ended(msgspec.Struct, tag_field="kind", tag="ended", forbid_unknown_fields
 
 
 class Seen(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """The pod as its keeper knows it: ids of containers that have not ended, and of those that have but are there."""
+    """The pod as its keeper knows it: ids of containers that have not ended, and of those that have but are there.
+
+    ``processes`` counts their first processes, executed commands and connections.
+    """
 
     monitor_pid: int
-    memory: int
     alive: tuple[str, ...] = ()
     ended: tuple[str, ...] = ()
-    execs: int = 0
+    processes: int = 0
 
 
 Request = Launch | Save

@@ -1,0 +1,94 @@
+"""What the machine has of the host's files: a file server, once there is something to serve."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from engines.microvm.keeper.orders import Volume
+from engines.microvm.shares import client as shares
+from engines.microvm.shares import orders
+from engines.microvm.shares.launch import READY_TICKET
+from engines.microvm.shares.orders import Broken, Failed
+from engines.microvm.wire.fields import ProtocolError
+from forgeone_shim.shim import wire
+from forgeone_shim.shim.loop import Loop
+
+_FIRST: Final = 1
+Launch = Callable[[socket.socket], shares.FileServer]
+
+
+class FilesEnded(Exception):
+    """The machine has its volumes no more."""
+
+
+class Volumes:
+    """``channel`` is the host's side of the machine's share port, this one's from now on.
+
+    ``launch`` starts the file server on it, which is asked for once.
+    """
+
+    def __init__(self, loop: Loop, channel: socket.socket, launch: Launch) -> None:
+        self._loop, self._channel, self._launch = loop, channel, launch
+        self._server: shares.FileServer | None = None
+        self._numbers = itertools.count(_FIRST)
+        self._tickets: dict[int, Callable[[str], None]] = {}
+
+    def add(self, volumes: Sequence[Volume], fds: Sequence[int], served: Callable[[str], None]) -> list[int]:
+        """Have them served; their numbers. The descriptors stay the caller's.
+
+        ``served`` is called later, once: with what is wrong, or nothing. At most one packet's worth of them.
+
+        :raises FilesEnded: there is no file server any more.
+        """
+        server = self._running()
+        numbers = list(itertools.islice(self._numbers, len(volumes)))
+        asked = [orders.Volume(number, one.readonly) for number, one in zip(numbers, volumes, strict=True)]
+        try:
+            (ticket,) = server.add(asked, fds)
+        except OSError as error:
+            raise FilesEnded(f"its file server takes no orders: {error.strerror}") from error
+        self._tickets[ticket] = served
+        return numbers
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Serve them no more. Fails on nothing: a server that is gone is noticed elsewhere."""
+        if self._server is None:
+            return
+        for first in range(0, len(numbers), wire.DESCRIPTORS_MAX):
+            try:
+                self._server.remove(numbers[first : first + wire.DESCRIPTORS_MAX])
+            except OSError:
+                return
+
+    def close(self) -> None:
+        """End the file server."""
+        if self._server is not None:
+            self._loop.leave(self._server.fileno())
+            self._server.stop()
+        self._channel.close()
+
+    def _running(self) -> shares.FileServer:
+        if self._server is None:
+            self._server = self._launch(self._channel)
+            self._channel.close()
+            self._loop.watch(self._server.fileno(), lambda _: self._said())
+        return self._server
+
+    def _said(self) -> None:
+        if self._server is None:
+            return
+        try:
+            answers = self._server.answers()
+        except (wire.Ended, wire.ProtocolError, OSError) as error:
+            raise FilesEnded(f"its file server has ended: {error}") from error
+        for answer in answers:
+            if isinstance(answer, Broken):
+                raise ProtocolError("share", answer.message)
+            if isinstance(answer, Failed) and answer.ticket == READY_TICKET:
+                raise FilesEnded(answer.message)
+            served = self._tickets.pop(answer.ticket, None)
+            if served is not None:
+                served(answer.message if isinstance(answer, Failed) else "")
