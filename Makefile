@@ -107,8 +107,7 @@ $(VENV)/.stubs: $(PROTOS) cri/api/build.py $(VENV)/.dependencies
 	@touch $@
 
 $(VENV)/.kernel: hack/kernel | $(BIN)/python
-	@hack/kernel $(SUDO)
-	@touch $@
+	@hack/kernel $(SUDO) && touch $@ || echo "setup: no kernel for virtual machines could be brought" >&2
 
 $(VENV)/.boot: $(GUEST) $(VENV)/.project $(VENV)/.kernel
 	@$(SUDO) $(BIN)/forge microvm build >/dev/null || echo "setup: virtual machines have nothing to boot; see above" >&2

@@ -146,19 +146,26 @@ def _digest(path: Path) -> str:
 @contextlib.contextmanager
 def _work(parent: Path) -> Iterator[Path]:
     """A directory that ends with the block, and is known to be in use until then."""
-    while True:
-        path = Path(tempfile.mkdtemp(prefix=_WORK, dir=parent))
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        # Somebody who sweeps may have come before the lock.
-        if path.exists():
-            break
-        os.close(fd)
+    while (held := _hold(path := Path(tempfile.mkdtemp(prefix=_WORK, dir=parent)))) < 0:
+        pass
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(fd)
+        os.close(held)
+
+
+def _hold(path: Path) -> int:
+    """A locked descriptor of the directory; -1 where somebody who swept took it for left behind."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    if path.exists():
+        return fd
+    os.close(fd)
+    return -1
 
 
 def _sweep(parent: Path) -> None:

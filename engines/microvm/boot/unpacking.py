@@ -75,8 +75,8 @@ def _lz4(data: bytes) -> bytes:
             raise ValueError("a block is damaged")
         made += memoryview(room)[:got]
         at += 4 + size
-        # The kernel's size is behind the last block, and looks like the size of another one.
-        if got < _LZ4_BLOCK or len(data) - at <= 4:
+        # A kernel's size is behind the last block, where another block's would be.
+        if got < _LZ4_BLOCK or data[at:] in {b"", struct.pack("<I", len(made))}:
             return bytes(made)
 
 
