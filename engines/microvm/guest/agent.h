@@ -192,7 +192,8 @@ struct container *container_next(struct container *after);
 
 /*
  * The last steps of a process that is in its namespaces, root and cgroup; does not return. In this order: limits, oom
- * score (0 where the program has none), umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd once
+ * score (0 where the program has none), umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set,
+ * keep caps, gid, uid, cwd once
  * more if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [held here
  * if `hold` >= 0: until a byte can be read from it], execve. Where no_new_privs is off seccomp is loaded before the uid
  * changes. An error before the hold is written as a struct err into `report`, which is closed when it begins.

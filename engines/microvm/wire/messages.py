@@ -6,6 +6,7 @@ one that is as its default is left out. ``guest/schema.h`` is made from these st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Final
 
@@ -320,7 +321,7 @@ class Failed(Message, frozen=True, kw_only=True):
 
 
 # What each request is, and what its answer.
-REQUESTS: Final = MappingProxyType(
+REQUESTS: Final[Mapping[Kind, tuple[type[Message], type[Message]]]] = MappingProxyType(
     {
         Kind.HELLO: (Hello, Greeting),
         Kind.SETUP: (Setup, Done),
@@ -339,6 +340,6 @@ REQUESTS: Final = MappingProxyType(
     }
 )
 # Frames besides requests and REPLY whose payload is fields.
-WORDS: Final = MappingProxyType(
+WORDS: Final[Mapping[Kind, type[Message]]] = MappingProxyType(
     {Kind.RESIZE: Resize, Kind.FAILED: Failed, Kind.EXITED: Exited, Kind.NOTE: Note},
 )

@@ -1,0 +1,213 @@
+/*
+ * The agent on the host, for tests: its core as it is, over a socket at descriptor 0; containers are names, and their
+ * programs processes of whoever runs the tests.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pty.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "core.h"
+
+struct container {
+	struct container *next;
+	char id[129];
+	int hold;
+	pid_t pid;
+	bool exited;
+};
+
+static struct container *containers;
+
+int main(void)
+{
+	int port = fcntl(0, F_DUPFD_CLOEXEC, 3);
+	fcntl(port, F_SETFL, fcntl(port, F_GETFL) | O_NONBLOCK);
+	close(0);
+	if (open("/dev/null", O_RDWR) != 0)
+		return 1;
+	agent_run(port, 0);
+}
+
+void machine_off(void)
+{
+	for (struct container *one = containers; one; one = one->next)
+		if (!one->exited)
+			kill(one->pid, SIGKILL);
+	exit(0);
+}
+
+int clock_put(uint64_t nanoseconds, const struct field *entropy, struct err *err)
+{
+	(void)nanoseconds;
+	(void)entropy;
+	(void)err;
+	return 0;
+}
+
+int pod_setup(const struct fields *request, struct err *err)
+{
+	if (!strcmp(fields_text(request, T_HOSTNAME, ""), "refused"))
+		return fail(err, EPERM, "set up", "as it was told");
+	return 0;
+}
+
+void pod_stats(struct reply *reply)
+{
+	reply_file(reply, AT_FDCWD, "/proc/self/comm");
+}
+
+struct container *container_find(const char *id)
+{
+	struct container *one = containers;
+	while (one && strcmp(one->id, id))
+		one = one->next;
+	return one;
+}
+
+struct container *container_next(struct container *after)
+{
+	return after ? after->next : containers;
+}
+
+static pid_t run(const struct program *program, struct stdio *stdio, int hold, struct err *err)
+{
+	char byte;
+	int slave = -1;
+	if (program->tty) {
+		if (openpty(&stdio->terminal, &slave, NULL, NULL, NULL) < 0)
+			return fail_errno(err, "openpty");
+		fcntl(stdio->terminal, F_SETFD, FD_CLOEXEC);
+		stdio->in = stdio->out = stdio->err = -1;
+	}
+	pid_t pid = fork();
+	if (pid < 0)
+		return fail_errno(err, "fork");
+	if (pid) {
+		if (slave >= 0)
+			close(slave);
+		return pid;
+	}
+	child_signals();
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (slave >= 0) {
+		setsid();
+		ioctl(slave, TIOCSCTTY, 0);
+	}
+	/* Out of the way of 0, 1 and 2. */
+	if (hold >= 0)
+		hold = fcntl(hold, F_DUPFD_CLOEXEC, 10);
+	dup2(slave >= 0 ? slave : stdio->in, 0);
+	dup2(slave >= 0 ? slave : stdio->out, 1);
+	dup2(slave >= 0 ? slave : stdio->err, 2);
+	for (int fd = 3; fd < 256; fd++)
+		if (fd != hold)
+			close(fd);
+	if (hold >= 0 && read(hold, &byte, 1) != 1)
+		_exit(1);
+	execvpe(program->args[0], program->args, program->env);
+	_exit(127);
+}
+
+int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
+		     struct container **out, pid_t *pid, struct err *err)
+{
+	const char *id = fields_text(request, T_CONTAINER, "");
+	int pair[2];
+	if (container_find(id)) {
+		fail(err, EEXIST, "create the container", "there is one");
+		return fail_field(err, "container");
+	}
+	struct container *made = calloc(1, sizeof *made);
+	if (!made || pipe2(pair, O_CLOEXEC) < 0)
+		return fail_errno(err, "pipe");
+	strncpy(made->id, id, sizeof made->id - 1);
+	*pid = made->pid = run(program, stdio, pair[0], err);
+	close(pair[0]);
+	if (*pid < 0) {
+		close(pair[1]);
+		free(made);
+		return -1;
+	}
+	made->hold = pair[1];
+	made->next = containers;
+	*out = containers = made;
+	return 0;
+}
+
+int container_start(struct container *container, struct err *err)
+{
+	return write(container->hold, "", 1) == 1 ? 0 : fail_errno(err, "start");
+}
+
+int container_exec(struct container *container, const struct program *program, struct stdio *stdio, pid_t *pid,
+		   struct err *err)
+{
+	(void)container;
+	*pid = run(program, stdio, -1, err);
+	return *pid < 0 ? -1 : 0;
+}
+
+int container_signal_all(struct container *container, int signo, struct err *err)
+{
+	return kill(container->pid, signo) < 0 ? fail_errno(err, "signal") : 0;
+}
+
+int container_update(struct container *container, const struct fields *request, struct err *err)
+{
+	struct fields it = *request;
+	struct field field;
+	(void)container;
+	while (fields_each(&it, T_CGROUP, &field)) {
+		struct fields one = field_group(&field);
+		note("%s=%s", fields_text(&one, T_NAME, ""), fields_text(&one, T_VALUE, ""));
+	}
+	(void)err;
+	return 0;
+}
+
+int container_freeze(struct container *container, bool on, struct err *err)
+{
+	return kill(container->pid, on ? SIGSTOP : SIGCONT) < 0 ? fail_errno(err, "freeze") : 0;
+}
+
+void container_stats(struct container *container, struct reply *reply)
+{
+	size_t opened = reply_open(reply, T_STATS);
+	reply_text(reply, T_CONTAINER, container->id);
+	reply_u64(reply, T_PROCESSES, 1);
+	reply_text(reply, T_STATE, container->exited ? "stopped" : "running");
+	reply_close(reply, opened);
+}
+
+int container_delete(struct container *container, struct err *err)
+{
+	struct container **at = &containers;
+	(void)err;
+	if (!container->exited)
+		kill(container->pid, SIGKILL);
+	while (*at != container)
+		at = &(*at)->next;
+	*at = container->next;
+	close(container->hold);
+	free(container);
+	return 0;
+}
+
+void container_exited(struct container *container)
+{
+	container->exited = true;
+}
+
+uint64_t container_oom_kills(struct container *container)
+{
+	(void)container;
+	return 0;
+}
