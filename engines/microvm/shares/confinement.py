@@ -42,6 +42,7 @@ munmap poll ppoll read recvfrom recvmsg restart_syscall rt_sigaction rt_sigprocm
 time write writev
 """
 _PROT_EXEC: Final = 0x4
+_FIONBIO: Final = 0x5421
 # F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC.
 _FCNTL: Final = (1, 2, 3, 1030)
 _ARCHITECTURES: Final = {"x86_64": "X86_64", "aarch64": "AARCH64"}
@@ -52,6 +53,7 @@ def profile(machine: str) -> dict[str, object]:
     rules: list[dict[str, object]] = [_allow([*_FILES.split(), *_REST.split()])]
     rules.append(_allow(["mmap", "mprotect"], index=2, mask=_PROT_EXEC, value=0))
     rules += [_allow(["fcntl"], index=1, mask=0xFFFFFFFF, value=command) for command in _FCNTL]
+    rules.append(_allow(["ioctl"], index=1, mask=0xFFFFFFFF, value=_FIONBIO))
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "defaultErrnoRet": 1,

@@ -11,7 +11,6 @@ from engines.microvm.shares import orders, server
 from engines.microvm.shares.client import FileServer
 from engines.microvm.shares.confinement import confine
 from engines.microvm.shares.orders import Done, Failed
-from forgeone_shim.errors import ForgeError
 from forgeone_shim.kernel.descriptors import close_all_but
 from forgeone_shim.shim import titles, wire
 
@@ -25,8 +24,8 @@ def start(port: socket.socket, sandbox_id: str, *, uid: int, gid: int) -> FileSe
     """Fork a file server of the user ``uid``, nobody else's. Called in a process of one thread, which is root.
 
     ``port`` is the connected socket of the share port; the caller's own is closed afterwards by the caller. The server
-    says once that it serves (Done with :data:`READY_TICKET`), or why it does not (Failed with it), and takes orders
-    before. It ends with any of its two connections.
+    says that it serves (Done with :data:`READY_TICKET`), or why it does not or does no more (Failed with it); orders
+    may be given before. It ends with any of its two connections.
 
     :raises OSError: no process or socket can be had.
     """
@@ -66,11 +65,14 @@ def _reset_signals() -> None:
 
 
 def _serve(port: socket.socket, control: socket.socket, who: tuple[int, int]) -> int:
+    doing = "be confined"
     try:
         root, descriptors = confine(*who)
-    except (ForgeError, OSError) as error:
-        wire.send(control, orders.encode(Failed(READY_TICKET, f"the file server cannot be confined: {error}")))
+        doing = "serve"
+        wire.send(control, orders.encode(Done(READY_TICKET)))
+        server.serve(port, control, root, descriptors)
+    except Exception as error:
+        reason = f"the file server cannot {doing}: {type(error).__name__}: {error}"
+        wire.send(control, orders.encode(Failed(READY_TICKET, reason)))
         return 1
-    wire.send(control, orders.encode(Done(READY_TICKET)))
-    server.serve(port, control, root, descriptors)
     return 0
