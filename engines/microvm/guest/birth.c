@@ -1,0 +1,256 @@
+/* From the fork to the program. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "calls.h"
+#include "container.h"
+#include "devices.h"
+#include "lookup.h"
+#include "mounts.h"
+#include "namespaces.h"
+#include "paths.h"
+#include "rootfs.h"
+
+/* A child that is not ready by then waits for something that will not come, as for the host's files. */
+#define READY_MS 20000
+#define GONE_MS 2000
+#define HANDED_MAX 2
+
+/* ---- the child ------------------------------------------------------------------------------------------------- */
+
+/* The layer first, then a terminal's master; one message. */
+static int hand_over(int to, int layer, int terminal, struct err *err)
+{
+	int fds[HANDED_MAX], count = 0;
+	char what = (char)((layer >= 0) | (terminal >= 0) << 1);
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof fds)];
+	} control;
+	struct iovec bytes = {.iov_base = &what, .iov_len = 1};
+	if (layer >= 0)
+		fds[count++] = layer;
+	if (terminal >= 0)
+		fds[count++] = terminal;
+	if (!count)
+		return 0;
+	memset(&control, 0, sizeof control);
+	struct msghdr message = {.msg_iov = &bytes,
+				 .msg_iovlen = 1,
+				 .msg_control = control.room,
+				 .msg_controllen = CMSG_SPACE((size_t)count * sizeof *fds)};
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN((size_t)count * sizeof *fds);
+	memcpy(CMSG_DATA(header), fds, (size_t)count * sizeof *fds);
+	return sendmsg(to, &message, MSG_NOSIGNAL) == 1 ? 0 : fail_errno(err, "hand over descriptors");
+}
+
+/* What other runtimes do for a working directory that is not there. */
+static int make_cwd(const char *cwd, int root, struct err *err)
+{
+	int fd = path_open(root, cwd, PATH_DIRECTORY);
+	if (fd < 0) {
+		fail(err, errno, "make the working directory", "%s: %s", cwd, strerror(errno));
+		return fail_field(err, "working_dir");
+	}
+	close(fd);
+	return 0;
+}
+
+/* A root, and everything in it. */
+static int make(const struct birth *birth, int *layer, struct err *err)
+{
+	const struct fields *request = birth->request;
+	struct fields rootfs = fields_group(request, T_ROOTFS);
+	int root = -1;
+	/* The child is in its cgroup: that is the root of what it sees. */
+	if (unshare((int)K_CLONE_NEWCGROUP) < 0)
+		return fail_errno(err, "make a cgroup namespace");
+	if (rootfs_make(request, &root, layer, err) < 0 || devices_mount(request, root, err) < 0 ||
+	    mounts_make(request, root, err) < 0 || devices_make(request, root, err) < 0 ||
+	    make_cwd(birth->program->cwd, root, err) < 0)
+		return -1;
+	if (birth->program->tty && (terminal_open(birth->program, root, birth->stdio, err) < 0 ||
+				    terminal_console(root, birth->stdio, err) < 0))
+		return -1;
+	if (mounts_hide(request, root, err) < 0)
+		return -1;
+	if (fields_bool(&rootfs, T_READONLY) && fs_restrict(root, MS_RDONLY, err) < 0)
+		return -1;
+	if (rootfs_enter(root, err) < 0)
+		return -1;
+	close(root);
+	return 0;
+}
+
+/* The root of a container that there is. */
+static int join(const struct birth *birth, struct err *err)
+{
+	if (setns(birth->namespaces, CLONE_NEWNS | CLONE_NEWIPC | (int)K_CLONE_NEWCGROUP) < 0)
+		return fail_errno(err, "enter the container");
+	close(birth->namespaces);
+	if (!birth->program->tty)
+		return 0;
+	int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int result = root < 0 ? fail_errno(err, "open the root")
+			      : terminal_open(birth->program, root, birth->stdio, err);
+	if (root >= 0)
+		close(root);
+	return result;
+}
+
+static int prepare(const struct birth *birth, char *path, struct err *err)
+{
+	int layer = -1;
+	if ((birth->request ? make(birth, &layer, err) : join(birth, err)) < 0 ||
+	    hand_over(birth->handover, layer, birth->stdio->terminal, err) < 0)
+		return -1;
+	close(birth->handover);
+	if (layer >= 0)
+		close(layer);
+	if (birth->stdio->terminal >= 0)
+		close(birth->stdio->terminal);
+	birth->stdio->terminal = -1;
+	return lookup_program(birth->program, path, err);
+}
+
+static _Noreturn void child(const struct birth *birth)
+{
+	struct stdio *stdio = birth->stdio;
+	int keep[] = {stdio->in, stdio->out, stdio->err, birth->hold, birth->report, birth->handover, birth->namespaces};
+	char path[PATH_MAX];
+	struct err err = {0};
+	stdio->terminal = -1;
+	namespaces_child(keep, sizeof keep / sizeof *keep);
+	if (prepare(birth, path, &err) == 0)
+		child_become(birth->program, path, stdio, birth->hold, birth->report);
+	if (write(birth->report, &err, sizeof err) < 0)
+		_exit(2);
+	_exit(1);
+}
+
+/* ---- its parent ------------------------------------------------------------------------------------------------ */
+
+static int receive(int from, int *layer, int *terminal, struct err *err)
+{
+	int fds[HANDED_MAX], *slots[HANDED_MAX] = {layer, terminal}, count = 0;
+	char what = 0;
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof fds)];
+	} control;
+	struct iovec bytes = {.iov_base = &what, .iov_len = 1};
+	struct msghdr message = {
+		.msg_iov = &bytes, .msg_iovlen = 1, .msg_control = control.room, .msg_controllen = sizeof control.room};
+	ssize_t size = recvmsg(from, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (size < 0)
+		return errno == EAGAIN ? 0 : fail_errno(err, "take descriptors over");
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	if (!size || !header || header->cmsg_type != SCM_RIGHTS)
+		return 0;
+	memcpy(fds, CMSG_DATA(header), header->cmsg_len - CMSG_LEN(0));
+	for (int index = 0; index < HANDED_MAX; index++)
+		if (what & 1 << index)
+			*slots[index] = fds[count++];
+	return 0;
+}
+
+/* Reads what the child has to report: 0, nothing. */
+static int await(int report, struct err *err)
+{
+	struct err theirs;
+	struct pollfd wait = {.fd = report, .events = POLLIN};
+	if (poll(&wait, 1, READY_MS) <= 0)
+		return fail(err, ETIMEDOUT, "wait for the process", "it was not ready within %d s", READY_MS / 1000);
+	ssize_t size = read(report, &theirs, sizeof theirs);
+	if (size == 0)
+		return 0;
+	if (size != (ssize_t)sizeof theirs)
+		return fail(err, EPROTO, "wait for the process", "%zd bytes are no error", size);
+	*err = theirs;
+	err->step[sizeof err->step - 1] = err->message[sizeof err->message - 1] = err->field[sizeof err->field - 1] = 0;
+	return -1;
+}
+
+/* Waits for a child's end; false: not within the time. */
+static bool reaped(pid_t pid, int milliseconds)
+{
+	int fd = sys_pidfd_open(pid);
+	struct pollfd wait = {.fd = fd, .events = POLLIN};
+	bool over = fd >= 0 && poll(&wait, 1, milliseconds) > 0;
+	if (fd >= 0)
+		close(fd);
+	return over && waitpid(pid, NULL, WNOHANG) == pid;
+}
+
+static void close_one(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+static int channels(struct birth *birth, int *ours, bool held, struct err *err)
+{
+	int hold[2] = {-1, -1}, report[2] = {-1, -1}, handover[2] = {-1, -1};
+	if ((held && pipe2(hold, O_CLOEXEC) < 0) || pipe2(report, O_CLOEXEC) < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handover) < 0)
+		fail_errno(err, "make channels to a process");
+	birth->hold = hold[0];
+	birth->report = report[1];
+	birth->handover = handover[1];
+	ours[0] = hold[1];
+	ours[1] = report[0];
+	ours[2] = handover[0];
+	return handover[0] < 0 ? -1 : 0;
+}
+
+/* A first process that has died before it was held has closed the report too. */
+static int alive(pid_t pid, struct err *err)
+{
+	return reaped(pid, 0) ? fail(err, ECHILD, "wait for the process", "it was killed before it could start") : 0;
+}
+
+pid_t birth(const struct fields *request, const struct program *program, struct stdio *stdio, uint64_t flags, int pids,
+	    int cgroup, int namespaces, int *hold, int *layer, struct err *err)
+{
+	struct birth birth = {.request = request, .program = program, .stdio = stdio, .namespaces = namespaces};
+	int ours[3], result = channels(&birth, ours, hold != NULL, err);
+	pid_t pid = result < 0 ? -1 : namespaces_fork(flags, pids, cgroup, err);
+	if (pid == 0)
+		child(&birth);
+	close_one(&birth.hold);
+	close_one(&birth.report);
+	close_one(&birth.handover);
+	if (pid > 0 && (await(ours[1], err) < 0 || receive(ours[2], layer, &stdio->terminal, err) < 0)) {
+		kill(pid, SIGKILL);
+		/* One that hangs in the kernel is the core's to reap, whenever it ends. */
+		reaped(pid, GONE_MS);
+		pid = -1;
+	} else if (pid > 0 && hold && alive(pid, err) < 0) {
+		pid = -1;
+	}
+	close_one(&ours[1]);
+	close_one(&ours[2]);
+	if (pid < 0) {
+		close_one(&ours[0]);
+		close_one(&stdio->terminal);
+		if (layer)
+			close_one(layer);
+	} else if (hold) {
+		*hold = ours[0];
+	}
+	return pid;
+}

@@ -1,0 +1,342 @@
+/* The seam: what a container is to the agent's core. */
+#include "container.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "calls.h"
+#include "cgroups.h"
+#include "devices.h"
+#include "namespaces.h"
+#include "setup.h"
+
+#define EMPTY_MS 10000
+#define FROZEN_MS 5000
+
+static struct container *containers;
+
+/* Of its cgroup, for STATS. */
+static const char *const FILES[] = {
+	"cpu.stat",	       "cpu.pressure",	  "memory.current", "memory.stat", "memory.events",
+	"memory.max",	       "memory.peak",	  "memory.swap.current", "memory.swap.max", "memory.pressure",
+	"io.stat",	       "io.pressure",	  "pids.current",   "pids.max",
+};
+
+struct container *container_find(const char *id)
+{
+	struct container *one = containers;
+	while (one && strcmp(one->id, id) != 0)
+		one = one->next;
+	return one;
+}
+
+struct container *container_next(struct container *after)
+{
+	return after ? after->next : containers;
+}
+
+/* ---- disks ----------------------------------------------------------------------------------------------------- */
+
+static int use_disk(struct container *one, const struct fields *group, unsigned tag, struct err *err)
+{
+	struct disk disk;
+	unsigned lun = (unsigned)fields_u64(group, tag, LUN_MAX);
+	if (!fields_has(group, tag))
+		return 0;
+	if (lun >= LUN_MAX)
+		return fail(err, EINVAL, "find the disk", "there is no unit %u", lun);
+	/* The process that mounts it then need not wait. */
+	if (disk_find(lun, &disk, err) < 0)
+		return -1;
+	one->luns[lun / 8] |= (unsigned char)(1 << lun % 8);
+	return 0;
+}
+
+static int use_disks(struct container *one, const struct fields *request, struct err *err)
+{
+	struct fields rootfs = fields_group(request, T_ROOTFS), it = *request;
+	struct field each;
+	if (use_disk(one, &rootfs, T_LUN, err) < 0 || use_disk(one, &rootfs, T_UPPER_LUN, err) < 0)
+		return fail_field(err, "rootfs");
+	while (fields_each(&it, T_MOUNT, &each)) {
+		struct fields mount = field_group(&each);
+		if (use_disk(one, &mount, T_LUN, err) < 0)
+			return fail_field(err, "mounts");
+	}
+	return 0;
+}
+
+static bool used(unsigned lun)
+{
+	for (struct container *one = containers; one; one = one->next)
+		if (one->luns[lun / 8] & 1 << lun % 8)
+			return true;
+	return false;
+}
+
+static void forget_disks(const struct container *gone)
+{
+	for (unsigned lun = 0; lun < LUN_MAX; lun++)
+		if (gone->luns[lun / 8] & 1 << lun % 8 && !used(lun))
+			disk_forget(lun);
+}
+
+/* ---- create ---------------------------------------------------------------------------------------------------- */
+
+static void release(struct container *one)
+{
+	int *all[] = {&one->hold, &one->layer, &one->pids, &one->mounts, &one->cgroup};
+	for (size_t index = 0; index < sizeof all / sizeof *all; index++) {
+		if (*all[index] >= 0)
+			close(*all[index]);
+		*all[index] = -1;
+	}
+}
+
+/* It names a directory of the cgroups, and no file that is in all of them: those have a dot. */
+static int check_id(const char *id, struct err *err)
+{
+	static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
+	if (*id && strlen(id) <= ID_MAX && !id[strspn(id, good)]) {
+		if (!container_find(id))
+			return 0;
+		fail(err, EEXIST, "create the container", "there is a container %s", id);
+	} else {
+		fail(err, EINVAL, "create the container", "%s is no id", id);
+	}
+	return fail_field(err, "container");
+}
+
+/* Directories of the pod's are in the agent's mount namespace, to be there for the next container too. */
+static int make_directories(const struct fields *request, struct err *err)
+{
+	struct fields it = *request;
+	struct field each;
+	while (fields_each(&it, T_MOUNT, &each)) {
+		struct fields mount = field_group(&each);
+		if (fields_u64(&mount, T_MOUNT_KIND, 0) != MOUNT_POD)
+			continue;
+		int fd = pod_directory(fields_text(&mount, T_SOURCE, ""), fields_text(&mount, T_OPTIONS, NULL),
+				       (mode_t)fields_u64(&mount, T_MODE, 0), err);
+		if (fd < 0)
+			return -1;
+		close(fd);
+	}
+	return 0;
+}
+
+/* Which PID namespace it is in: a descriptor to join, or -1 for one of its own. */
+static int choose_pids(const struct fields *request, int *pids, struct err *err)
+{
+	struct container *target;
+	*pids = -1;
+	switch (fields_u64(request, T_PID_MODE, PID_OWN)) {
+	case PID_OWN:
+		return 0;
+	case PID_POD:
+		*pids = pids_shared();
+		if (*pids < 0)
+			fail(err, EINVAL, "find the PID namespace", "the pod's containers do not share theirs");
+		break;
+	default:
+		target = container_find(fields_text(request, T_TARGET, ""));
+		if (target && !target->stopped)
+			*pids = target->pids;
+		else
+			fail(err, ESRCH, "find the PID namespace", "container %s is not running",
+			     fields_text(request, T_TARGET, ""));
+	}
+	return *pids < 0 ? fail_field(err, "linux.security_context.namespace_options") : 0;
+}
+
+static void measure_layer(const struct container *one, uint64_t *bytes, uint64_t *inodes)
+{
+	struct statfs found;
+	*bytes = *inodes = 0;
+	if (one->layer < 0 || fstatfs(one->layer, &found) < 0)
+		return;
+	*bytes = (uint64_t)(found.f_blocks - found.f_bfree) * (uint64_t)found.f_bsize;
+	*inodes = (uint64_t)(found.f_files - found.f_ffree);
+}
+
+/* Its first process, held. */
+static int begin(struct container *one, const struct fields *request, const struct program *program,
+		 struct stdio *stdio, struct err *err)
+{
+	uint64_t flags = CLONE_NEWNS | (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0);
+	int pids;
+	if (choose_pids(request, &pids, err) < 0)
+		return -1;
+	if (pids < 0)
+		flags |= CLONE_NEWPID;
+	one->pid = birth(request, program, stdio, flags, pids, one->cgroup, -1, &one->hold, &one->layer, err);
+	if (one->pid < 0)
+		return -1;
+	one->mounts = namespace_of(one->pid, "mnt", err);
+	one->pids = one->mounts < 0 ? -1 : namespace_of(one->pid, "pid", err);
+	return one->pids < 0 || cgroup_apply(one->cgroup, request, CGROUP_LAST, err) < 0 ? -1 : 0;
+}
+
+/* Everything that is not its descriptors. */
+static int destroy(struct container *one, struct err *err)
+{
+	if (one->cgroup >= 0) {
+		file_put(one->cgroup, "cgroup.freeze", "0", 1);
+		/* The last one to leave its namespaces has done so when the cgroup is empty. */
+		if (cgroup_kill(one->cgroup, err) < 0 || cgroup_await(one->cgroup, "populated 0", EMPTY_MS, err) < 0)
+			return -1;
+	}
+	/* With the mount namespace its mounts go, before close(2) returns, and its disks are nobody's. */
+	release(one);
+	cgroup_remove(one->id);
+	forget_disks(one);
+	return 0;
+}
+
+int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
+		     struct container **out, pid_t *pid, struct err *err)
+{
+	const char *id = fields_text(request, T_CONTAINER, "");
+	struct err ignored;
+	if (check_id(id, err) < 0)
+		return -1;
+	struct container *one = calloc(1, sizeof *one);
+	if (!one)
+		return fail_errno(err, "create the container");
+	memcpy(one->id, id, strlen(id) + 1);
+	one->cgroup = one->hold = one->mounts = one->pids = one->layer = -1;
+	if (use_disks(one, request, err) == 0 && make_directories(request, err) == 0 &&
+	    (one->cgroup = cgroup_make(id, err)) >= 0 && devices_restrict(one->cgroup, request, err) == 0 &&
+	    cgroup_apply(one->cgroup, request, CGROUP_FIRST, err) == 0 &&
+	    begin(one, request, program, stdio, err) == 0) {
+		measure_layer(one, &one->layer_bytes, &one->layer_inodes);
+		one->next = containers;
+		containers = one;
+		*out = one;
+		*pid = one->pid;
+		return 0;
+	}
+	if (one->cgroup >= 0 && destroy(one, &ignored) < 0)
+		note("container %s: what was begun of it is still there: %s", id, ignored.message);
+	release(one);
+	free(one);
+	return -1;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------------ */
+
+int container_start(struct container *one, struct err *err)
+{
+	if (one->started || one->stopped)
+		return fail(err, EALREADY, "start the container", "it has been started");
+	ssize_t written = write(one->hold, "", 1);
+	if (written != 1)
+		return fail_errno(err, "start the container");
+	close(one->hold);
+	one->hold = -1;
+	one->started = true;
+	return 0;
+}
+
+int container_exec(struct container *one, const struct program *program, struct stdio *stdio, pid_t *pid,
+		   struct err *err)
+{
+	if (one->stopped || one->frozen)
+		return fail(err, one->stopped ? ESRCH : EBUSY, "execute in the container",
+			    one->stopped ? "it has ended" : "it is paused");
+	int first = sys_pidfd_open(one->pid);
+	if (first < 0)
+		return fail_errno(err, "find the container's process");
+	*pid = birth(NULL, program, stdio, 0, one->pids, one->cgroup, first, NULL, NULL, err);
+	if (*pid < 0 && err->number == EBUSY) {
+		/* It has groups of its own: none of its processes may be in the one above them. */
+		int cgroup = cgroup_of(one->pid, err);
+		if (cgroup >= 0) {
+			*pid = birth(NULL, program, stdio, 0, one->pids, cgroup, first, NULL, NULL, err);
+			close(cgroup);
+		}
+	}
+	close(first);
+	return *pid < 0 ? -1 : 0;
+}
+
+int container_signal_all(struct container *one, int signo, struct err *err)
+{
+	return cgroup_signal(one->cgroup, signo, err);
+}
+
+int container_update(struct container *one, const struct fields *request, struct err *err)
+{
+	return cgroup_update(one->cgroup, request, err);
+}
+
+int container_freeze(struct container *one, bool on, struct err *err)
+{
+	int error = file_put(one->cgroup, "cgroup.freeze", on ? "1" : "0", 1);
+	if (error)
+		return fail(err, error, on ? "pause the container" : "resume the container", "%s", strerror(error));
+	if (cgroup_await(one->cgroup, on ? "frozen 1" : "frozen 0", FROZEN_MS, err) < 0) {
+		if (on)
+			file_put(one->cgroup, "cgroup.freeze", "0", 1);
+		return -1;
+	}
+	one->frozen = on;
+	return 0;
+}
+
+static const char *state(const struct container *one)
+{
+	if (one->stopped)
+		return "stopped";
+	return one->frozen ? "paused" : one->started ? "running" : "created";
+}
+
+void container_stats(struct container *one, struct reply *reply)
+{
+	uint64_t bytes, inodes;
+	size_t group = reply_open(reply, T_STATS);
+	reply_text(reply, T_CONTAINER, one->id);
+	for (size_t index = 0; index < sizeof FILES / sizeof *FILES; index++)
+		reply_file(reply, one->cgroup, FILES[index]);
+	measure_layer(one, &bytes, &inodes);
+	reply_u64(reply, T_PROCESSES, cgroup_count(one->cgroup));
+	reply_u64(reply, T_LAYER_BYTES, bytes > one->layer_bytes ? bytes - one->layer_bytes : 0);
+	reply_u64(reply, T_LAYER_INODES, inodes > one->layer_inodes ? inodes - one->layer_inodes : 0);
+	reply_text(reply, T_STATE, state(one));
+	reply_close(reply, group);
+}
+
+uint64_t container_oom_kills(struct container *one)
+{
+	return cgroup_value(one->cgroup, "memory.events", "oom_kill");
+}
+
+void container_exited(struct container *one)
+{
+	struct err ignored;
+	one->stopped = true;
+	cgroup_kill(one->cgroup, &ignored);
+}
+
+int container_delete(struct container *one, struct err *err)
+{
+	struct container **at = &containers;
+	while (*at && *at != one)
+		at = &(*at)->next;
+	/* Out of the list first: its disks are then those of others alone. */
+	if (*at)
+		*at = one->next;
+	if (destroy(one, err) == 0) {
+		free(one);
+		return 0;
+	}
+	one->next = containers;
+	containers = one;
+	return -1;
+}
