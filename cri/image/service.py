@@ -48,11 +48,11 @@ class ImageService:
         RuntimeClassInImageCriApi), or the pod that the image is for, which is here already.
         """
         reference, pod = image.reference(request.image), request.sandbox_config.metadata
-        wasm = self._runtime.wasm_first(
-            request.image.runtime_handler, pod_key(pod.namespace, pod.name, pod.uid, pod.attempt)
-        )
+        handler, key = request.image.runtime_handler, pod_key(pod.namespace, pod.name, pod.uid, pod.attempt)
+        wasm = self._runtime.wasm_first(handler, key)
         credentials = image.credentials(request)
         pulled = self._images.pull(reference, credentials, call.deadline, namespace=pod.namespace, wasm=wasm)
+        self._runtime.image_wanted(pulled, handler, key, call.deadline)
         return pb.PullImageResponse(image_ref=pulled.id)
 
     def RemoveImage(self, request: pb.RemoveImageRequest, _call: Call) -> pb.RemoveImageResponse:

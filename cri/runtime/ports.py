@@ -67,6 +67,9 @@ class RuntimePort(Protocol):
     def images(self) -> ImagesPort:
         """The images."""
 
+    def image_wanted(self, image: Image, handler: str, pod: str, deadline: Deadline) -> None:
+        """An image was pulled for pods of that handler, or for the one with that key."""
+
     def wasm_first(self, handler: str, pod: str = "") -> bool:
         """Whether pods of that handler, or else the pod of that key, want WebAssembly where an image has it.
 

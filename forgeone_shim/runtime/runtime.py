@@ -38,6 +38,7 @@ from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.metrics.samples import Sample, of_trust
 from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
+from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.around import Around
@@ -93,8 +94,10 @@ def load_engines(config: Config) -> dict[str, Engine]:
 class Runtime:
     """One per process and root. Made by :meth:`open`; every verb may be called from any thread."""
 
-    def __init__(self, parts: Parts, images: ImageService, log: AuditLog, locks: Sequence[int]) -> None:
-        self.images = images
+    def __init__(
+        self, parts: Parts, images: ImageService, log: AuditLog, locks: Sequence[int], readiness: Readiness
+    ) -> None:
+        self.images, self._readiness = images, readiness
         self._log, self._chronicle = log, parts.chronicle
         # Before all others: what they do with a step does not matter to the log.
         parts.lifecycle.subscribe(self._chronicle.told)
@@ -170,7 +173,8 @@ class Runtime:
         host = cgroups.detect(config.native.cgroup_driver)
         present = absent.Engines(installed, host)
         layers.recover()
-        readiness = Readiness(present, layers)
+        rootfs = RootfsStore(paths.root, paths.state, layers)
+        readiness = Readiness(present, layers, rootfs)
         images = ImageService(
             store,
             paths.root,
@@ -195,7 +199,7 @@ class Runtime:
             pool=ThreadPoolExecutor(32, thread_name_prefix="work"),
             network=Network(config.network, config.cni, store, wellknown.find, janitor.until_done),
             layers=layers,
-            rootfs=RootfsStore(paths.root, paths.state, layers),
+            rootfs=rootfs,
             engines=present,
             handlers=Handlers(installed, files),
             cgroups=host,
@@ -213,7 +217,7 @@ class Runtime:
             chronicle=chronicle,
             around=around,
         )
-        runtime = cls(parts, images, log, locks)
+        runtime = cls(parts, images, log, locks, readiness)
         chronicle.started(config, contracts.digest)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
@@ -590,6 +594,16 @@ class Runtime:
         if known is not None:
             return choose.wasm_first(known.record.engine)
         return bool(handler) and choose.wasm_first(self._p.handlers.find(handler).engine)
+
+    def image_wanted(self, image: Image, handler: str, pod: str, deadline: Deadline) -> None:
+        """An image was pulled for pods of that handler, or for the one with that key: their engine gets ready for it.
+
+        :raises InvalidInput: there is no such runtime handler.
+        """
+        known = self._p.sandboxes.by_key(pod) if pod and not handler else None
+        if known is not None or handler:
+            engine = known.record.engine if known is not None else self._p.handlers.find(handler).engine
+            self._readiness.wanted(image, engine, deadline)
 
     @property
     def cgroup_driver(self) -> str:

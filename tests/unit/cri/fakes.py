@@ -159,6 +159,7 @@ class FakeRuntime:
         self.execs: list[tuple[str, tuple[str, ...], float | None]] = []
         self.stops: list[tuple[str, float]] = []
         self.reopened: list[str] = []
+        self.wanted: list[tuple[str, str, str]] = []
         self.pod_cidr = ""
         self.checkpoints: list[tuple[object, ...]] = []
         self.features = Features()
@@ -190,6 +191,9 @@ class FakeRuntime:
         return sandbox_id, tuple(
             RestoredContainer(one.name, self.create_container(sandbox_id, one, deadline)) for one in containers
         )
+
+    def image_wanted(self, image: Image, handler: str, pod: str, _deadline: Deadline) -> None:
+        self.wanted.append((image.id, handler, pod))
 
     def wasm_first(self, handler: str, pod: str = "") -> bool:
         if handler not in ("", "forgeone-native", "forgeone-wasm"):

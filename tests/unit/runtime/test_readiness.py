@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from engines.base import Engine, ImagePlan
+from engines.base import Engine, Features, ImagePlan
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.registry.model import Image, ImageConfig
 from forgeone_shim.runtime.readiness import Readiness
 
@@ -26,10 +27,14 @@ EMPTY = Image(id="empty", architecture="amd64")
 class Ready:
     """Keeps what it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_kernel: bool = False) -> None:
+        self._features = Features(own_kernel=own_kernel)
         self.plans: list[ImagePlan] = []
         self.kept: list[set[str]] = []
         self.fail = False
+
+    def features(self) -> Features:
+        return self._features
 
     def prepare_image(self, image: ImagePlan, _deadline: Deadline) -> None:
         self.plans.append(image)
@@ -45,9 +50,23 @@ def wasm() -> Ready:
     return Ready()
 
 
+class Mounts:
+    """Layers mounted together, as long as they are."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    def mount_image(self, id_: str, name: str, layers: Sequence[str]) -> Path:
+        self.held.append(id_)
+        return Path("/mounted", name, *layers)
+
+    def remove(self, id_: str) -> None:
+        self.held.remove(id_)
+
+
 def readiness(**engines: Ready) -> Readiness:
     layers: Any = SimpleNamespace(path=lambda diff_id: Path("/layers", diff_id, "fs"))
-    return Readiness(cast("dict[str, Engine]", engines), layers)
+    return Readiness(cast("dict[str, Engine]", engines), layers, cast("RootfsStore", Mounts()))
 
 
 def test_the_engine_of_modules_gets_ready_for_modules_alone(wasm: Ready) -> None:
@@ -83,3 +102,14 @@ def test_getting_ready_ends_with_the_daemon(wasm: Ready) -> None:
     over.abandon()
     readiness(wasm=wasm).all([BARE, COMPAT], over)
     assert wasm.plans == []
+
+
+def test_an_engine_whose_pods_have_kernels_gets_the_images_that_are_for_them_mounted(wasm: Ready) -> None:
+    machines, native = Ready(own_kernel=True), Ready()
+    ready = readiness(native=native, wasm=wasm, microvm=machines)
+    for engine in ("native", "microvm", "gone"):
+        ready.wanted(LINUX, engine, NEVER)
+    machines.fail = True
+    ready.wanted(LINUX, "microvm", NEVER)
+    assert native.plans == wasm.plans == []
+    assert [plan.rootfs for plan in machines.plans] == ["/mounted/packed/x"] * 2
