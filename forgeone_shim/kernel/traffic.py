@@ -130,6 +130,16 @@ def list_qdiscs(index: int) -> Request:
     return Request(_RTM_GETQDISC, NLM_F_DUMP, _TCMSG.pack(0, index, 0, 0, 0), "list qdiscs")
 
 
+def has_ingress(replies: Iterable[Reply], index: int) -> bool:
+    """Whether what an interface receives passes filters, by the kernel's answers."""
+    return any(
+        reply.type == _RTM_NEWQDISC
+        and _TCMSG.unpack_from(reply.body)[1] == index
+        and attributes(reply.body[_TCMSG.size :]).get(_TCA_KIND, b"").rstrip(b"\0") == b"ingress"
+        for reply in replies
+    )
+
+
 def buckets(replies: Iterable[Reply], index: int) -> list[Bucket]:
     """The token bucket filters of one interface among the kernel's answers."""
     found: list[Bucket] = []

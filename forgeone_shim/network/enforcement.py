@@ -21,7 +21,8 @@ from typing import Final
 import structlog
 
 from forgeone_shim.contract.model import NetworkRule
-from forgeone_shim.errors import InternalError, NotFound
+from forgeone_shim.errors import InternalError, InvalidInput, NotFound
+from forgeone_shim.kernel import taps, traffic
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.kernel.netlink import NETLINK_NETFILTER, Netlink
 from forgeone_shim.network import conntrack, links, policy, ruleset
@@ -38,13 +39,17 @@ Retry = Callable[[str, Callable[[], None]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restraint:
-    """A pod and the rule that it is kept to. ``netns`` is the path of its network namespace."""
+    """A pod and the rule that it is kept to. ``netns`` is the path of its network namespace.
+
+    ``machine`` says that what is sent and got there is that of a machine behind it.
+    """
 
     sandbox_id: str
     netns: str
     pod: Local
     resolvers: tuple[str, ...] = ()
     rule: NetworkRule | None = None
+    machine: bool = False
 
     @property
     def restricts(self) -> bool:
@@ -72,6 +77,8 @@ class _Held:
         if self._planned is not None and self._planned[:2] == (rule, resolvers):
             return replace(self._planned[2], groups=policy.groups(rule, facts))
         made = policy.plan(rule, facts)
+        if self.restraint.machine:
+            made = replace(made, machine=self.restraint.pod.addresses)
         self._planned = (rule, resolvers, made)
         return made
 
@@ -188,6 +195,10 @@ class Enforcement:
             return
         with _kernel_errors(f"keep sandbox {id_} to its network rule"):
             node = node_addresses()
+            if held is None and restraint.machine and run_in(restraint.netns, _is_passed_by):
+                raise InvalidInput(
+                    "network", "there was no rule when the pod's machine was connected, so that its packets pass none"
+                )
             opened = _Held(restraint) if held is None else None
             with self._lock:
                 try:
@@ -278,6 +289,13 @@ def node_addresses() -> tuple[Address, ...]:
     with Netlink() as netlink:
         found = links.parse_addresses(netlink.ask(links.list_addresses()))
     return tuple((one.version, one.packed) for one in found if not (one.is_loopback or _is_everybodys(one)))
+
+
+def _is_passed_by() -> bool:
+    """Whether packets of a machine are redirected, here, before any rule sees them. Raises OSError."""
+    with Netlink() as netlink:
+        found = [one.index for one in links.parse_links(netlink.ask(links.list_links())) if one.name == taps.NAME]
+        return any(traffic.has_ingress(netlink.ask(traffic.list_qdiscs(index)), index) for index in found)
 
 
 def _is_everybodys(address: IPv4Address | IPv6Address) -> bool:

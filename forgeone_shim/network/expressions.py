@@ -7,6 +7,7 @@ compared are given as they are in a register: packets' in network byte order, th
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -31,6 +32,7 @@ _OBJREF_TYPE, _OBJREF_NAME = 1, 2
 _REJECT_TYPE, _REJECT_CODE = 1, 2
 _FIB_DREG, _FIB_RESULT, _FIB_FLAGS = 1, 2, 3
 
+_META_IIFNAME, _META_OIFNAME, _INTERFACE_NAME = 6, 7, 16
 _META_IIFTYPE, _META_OIFTYPE, _META_NFPROTO, _META_L4PROTO, _META_PKTTYPE = 8, 9, 15, 16, 19
 _EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5
 _NETWORK, _TRANSPORT = 1, 2
@@ -68,6 +70,20 @@ def leaves_by_loopback() -> bytes:
     return _meta(_META_OIFTYPE, struct.pack("=H", _ARPHRD_LOOPBACK))
 
 
+def came_by(interface: str, *, other: bool = False) -> bytes:
+    """The packet came in by that interface, or by any ``other``."""
+    return _load("meta", _META_DREG, _META_KEY, _META_IIFNAME) + _compare(_NEQ if other else _EQ, _name(interface))
+
+
+def leaves_by(interface: str, *, other: bool = False) -> bytes:
+    """The packet leaves by that interface, or by any ``other``."""
+    return _load("meta", _META_DREG, _META_KEY, _META_OIFNAME) + _compare(_NEQ if other else _EQ, _name(interface))
+
+
+def _name(interface: str) -> bytes:
+    return interface.encode().ljust(_INTERFACE_NAME, b"\0")
+
+
 def is_answer() -> bytes:
     """The packet goes the other way than the one that began what it belongs to, or resets that."""
     back = _load("ct", _CT_DREG, _CT_KEY, _CT_DIRECTION) + _compare(_EQ, bytes([_REPLY]))
@@ -99,6 +115,11 @@ def is_under_anothers_address() -> bytes:
         "fib", _number(_FIB_DREG, _REGISTER), _number(_FIB_RESULT, _FIB_TYPE), _number(_FIB_FLAGS, _FIB_SOURCE)
     )
     return version(6) + type_ + _compare(_NEQ, struct.pack("=I", _LOCAL))
+
+
+def is_not_from(number: int, addresses: Iterable[bytes]) -> bytes:
+    """The packet is of that version of IP and comes from none of these addresses."""
+    return version(number) + b"".join(_address(number, source=True) + _compare(_NEQ, one) for one in addresses)
 
 
 def is_redirected() -> bytes:

@@ -14,7 +14,7 @@ class PodFacts:
     """A pod to attach. ``netns`` is the path of its network namespace.
 
     ``conf_dir`` is the folder of CNI configurations of the pod's runtime handler; empty: the node's. ``rule`` is the
-    network rule of its contract.
+    network rule of its contract. ``machine`` says that a kernel of the pod's own is behind the namespace.
     """
 
     sandbox_id: str
@@ -29,6 +29,7 @@ class PodFacts:
     cgroup_parent: str = ""
     conf_dir: str = ""
     rule: NetworkRule | None = None
+    machine: bool = False
 
     @property
     def restricted(self) -> bool:

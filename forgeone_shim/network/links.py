@@ -92,6 +92,11 @@ def get_link(name: str) -> Request:
     return Request(_RTM_GETLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name), f"find link {name}")
 
 
+def list_links() -> Request:
+    """Ask for all interfaces."""
+    return Request(_RTM_GETLINK, NLM_F_DUMP, _IFINFO.pack(0, 0, 0, 0, 0), "list links")
+
+
 def add_bridge(name: str, mac: str, mtu: int) -> Request:
     """Make a bridge that is up. A MAC of its own keeps it from following its ports' ones."""
     body = _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + text(_IFLA_IFNAME, name) + attribute(_IFLA_ADDRESS, _mac(mac))

@@ -215,6 +215,7 @@ def _restraint(pod: PodFacts, ips: tuple[str, ...], dns: DNSConfig | None) -> Re
         # What the network says of name servers is the second choice, before the host's own.
         resolvers=podfiles.name_servers(pod.dns or dns) if pod.restricted else (),
         rule=pod.rule,
+        machine=pod.machine,
     )
 
 

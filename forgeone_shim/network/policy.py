@@ -78,15 +78,20 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """What passes in each direction besides answers; ``None``: everything, ``()``: nothing."""
+    """What passes in each direction besides answers; ``None``: everything, ``()``: nothing.
+
+    ``machine`` are the pod's addresses where its packets are not those of processes in its namespace, but of a machine
+    that they are passed on for.
+    """
 
     egress: tuple[Pass, ...] | None
     ingress: tuple[Pass, ...] | None
     groups: tuple[AddressSet, ...] = ()
+    machine: tuple[Address, ...] | None = None
 
     def passes_as(self, other: Ruleset) -> bool:
         """Whether they differ in nothing but who has which address."""
-        return (self.egress, self.ingress) == (other.egress, other.ingress)
+        return (self.egress, self.ingress, self.machine) == (other.egress, other.ingress, other.machine)
 
 
 def packed(ips: Iterable[str]) -> tuple[Address, ...]:

@@ -12,6 +12,10 @@ is closed and not open::
       each Pass: accept                 each Pass: accept
       count, drop                       count, reset or reject
 
+Where the pod is a machine behind the namespace, all three chains are of what is passed on (forward, one after the
+other): nothing of it is from or to the namespace itself, and neighbours' words, which are for one link alone, do not
+pass.
+
 A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
 answer. Where one direction is open, a connection that nobody saw begin is reset there: whoever's packet came first
 would be taken for who began it.
@@ -30,10 +34,11 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
+from forgeone_shim.kernel import taps
 from forgeone_shim.kernel.netlink import NLM_F_CREATE, Reply, Request, attribute, attributes, nested, text
 from forgeone_shim.network import expressions as x
 from forgeone_shim.network.nftables import SUBSYSTEM, genmsg
-from forgeone_shim.network.policy import AddressSet, Pass, Ruleset
+from forgeone_shim.network.policy import VERSIONS, Address, AddressSet, Pass, Ruleset
 
 TABLE: Final = "forgeone_contract"
 INGRESS, EGRESS, _FORWARD = "ingress", "egress", "forward"
@@ -112,6 +117,8 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
     ]
     for number, group in enumerate(rules.groups, 1):
         requests += [_set(group, number), *_elements(_NEWSETELEM, group, group.addresses)]
+    if rules.machine is not None:
+        return requests + _passed_on(rules, rules.machine)
     if rules.ingress is None:
         # Not before: older kernels reset nothing there.
         requests.append(_chain(INGRESS, _INPUT, _FILTER))
@@ -125,6 +132,18 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
     requests += (_rule(EGRESS, rule) for rule in egress)
     # What others send through the pod is none of the pod's business.
     requests.append(_chain(_FORWARD, _FORWARDING, _FILTER))
+    return requests
+
+
+def _passed_on(rules: Ruleset, addresses: Sequence[Address]) -> list[Request]:
+    """The chains where the pod is a machine behind the namespace."""
+    requests = [_chain(EGRESS, _FORWARDING, _FILTER - 1)]
+    requests += (_rule(EGRESS, rule) for rule in _from_machine(rules.egress, addresses))
+    requests.append(_chain(INGRESS, _FORWARDING, _FILTER))
+    requests += (_rule(INGRESS, rule) for rule in _to_machine(rules.ingress))
+    requests.append(_chain(_FORWARD, _FORWARDING, _FILTER + 1))
+    for mine in (x.came_by(taps.NAME), x.leaves_by(taps.NAME)):
+        requests.append(_rule(_FORWARD, mine + x.verdict(x.ACCEPT)))
     return requests
 
 
@@ -192,6 +211,37 @@ def _ingress(passes: Sequence[Pass]) -> Iterator[bytes]:
     yield x.counted(INGRESS) + x.verdict(x.DROP)
 
 
+def _to_machine(passes: Sequence[Pass] | None) -> Iterator[bytes]:
+    yield x.leaves_by(taps.NAME, other=True) + x.verdict(x.ACCEPT)
+    if passes is None:
+        yield from _anybodys(INGRESS)
+        return
+    yield from _answers()
+    yield from (_let_through(one, source=True) for one in passes)
+    yield x.counted(INGRESS) + x.verdict(x.DROP)
+
+
+def _from_machine(passes: Sequence[Pass] | None, addresses: Sequence[Address]) -> Iterator[bytes]:
+    yield x.came_by(taps.NAME, other=True) + x.verdict(x.ACCEPT)
+    # Its kernel is the pod's own, and may send whatever it likes.
+    for version in VERSIONS:
+        own = [packed for of, packed in addresses if of == version]
+        yield x.is_not_from(version, own) + x.counted(EGRESS) + x.verdict(x.DROP)
+    if passes is None:
+        yield from _anybodys(EGRESS)
+        return
+    yield from _answers()
+    yield from (_let_through(one, source=False) for one in passes)
+    yield x.protocol(_TCP) + x.counted(EGRESS) + x.reset()
+    yield x.counted(EGRESS) + x.reject()
+
+
+def _anybodys(chain: str) -> Iterator[bytes]:
+    """A direction that the rule does not speak of, behind the namespace."""
+    yield x.begins_in_the_middle() + x.counted(chain) + x.reset()
+    yield x.verdict(x.ACCEPT)
+
+
 def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
     forged = x.is_under_anothers_address() + x.counted(EGRESS) + x.verdict(x.DROP)
     # What resets a connection comes this way, too, and begins nothing.
@@ -209,11 +259,17 @@ def _egress(passes: Sequence[Pass]) -> Iterator[bytes]:
 
 
 @cache
+def _answers() -> tuple[bytes, ...]:
+    """What passes because of what passed before."""
+    errors = (x.protocol(number) + x.is_about_known() for number in _ICMPS.values())
+    return tuple(rule + x.verdict(x.ACCEPT) for rule in (x.is_answer(), *errors))
+
+
+@cache
 def _known(chain: str) -> tuple[bytes, ...]:
     """What each pod's chain lets through; a third of a transaction's work, so worked out once."""
-    errors = (x.protocol(number) + x.is_about_known() for number in _ICMPS.values())
     discovery = (x.version(6) + x.protocol(_ICMPV6) + x.icmp_type(kind) for kind in _DISCOVERY[chain])
-    return tuple(rule + x.verdict(x.ACCEPT) for rule in (x.is_answer(), *errors, *discovery))
+    return (*_answers(), *(rule + x.verdict(x.ACCEPT) for rule in discovery))
 
 
 def _let_through(one: Pass, *, source: bool) -> bytes:

@@ -67,6 +67,7 @@ def attachable(parts: Parts, sandbox: SandboxRecord) -> PodFacts:
         cgroup_parent=spec.cgroup_parent,
         conf_dir=sandbox.handler.cni_conf_dir,
         rule=parts.guard.network(sandbox),
+        machine=parts.engines[sandbox.engine].features().own_kernel,
     )
 
 

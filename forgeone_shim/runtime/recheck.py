@@ -9,7 +9,7 @@ import structlog
 
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import Denied, NotFound
+from forgeone_shim.errors import Denied, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.runtime import placement
 from forgeone_shim.runtime.containers import Containers
@@ -51,8 +51,14 @@ class Recheck:
             self.container(entry)
 
     def _restrain(self, entry: Entry[SandboxRecord]) -> None:
-        if entry.record.state is State.BOOTED:
+        if entry.record.state is not State.BOOTED:
+            return
+        try:
             placement.restrain(self._p, entry.record)
+        except InvalidInput as error:
+            # Trying again would not make it one that can be enforced.
+            for container in self._containers.of(entry.record.id):
+                self._end(container, str(error))
 
     def container(self, entry: Entry[ContainerRecord]) -> None:
         """One container. One that was not started yet is judged when it is to be.
@@ -68,11 +74,12 @@ class Recheck:
             # Its pod went meanwhile, and it goes with it.
             return
         except Denied as error:
-            self._log.warning("stopped", container=record.id, why=str(error))
-            why = str(error)
-            self._p.janitor.until_done(
-                f"stop container {record.id[:13]}, which is denied", lambda: self._stop(entry, why)
-            )
+            self._end(entry, str(error))
+
+    def _end(self, entry: Entry[ContainerRecord], why: str) -> None:
+        record = entry.record
+        self._log.warning("stopped", container=record.id, why=why)
+        self._p.janitor.until_done(f"stop container {record.id[:13]}, which is denied", lambda: self._stop(entry, why))
 
     def _stop(self, entry: Entry[ContainerRecord], why: str) -> None:
         with entry.state:

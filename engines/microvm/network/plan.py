@@ -15,8 +15,11 @@ from engines.microvm.wire.messages import Interface, Neighbour, Route
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel import taps
 
-ROUTERS: Final = {4: "169.254.1.1", 6: "fe80::1"}
-"""What a machine is told to send by where its packets pass this host's kernel; nobody has these addresses."""
+ROUTERS: Final = {4: "169.254.254.254", 6: "fe80::1"}
+"""What a machine is told to send by where its packets pass this host's kernel.
+
+The first is under which that tells of errors; one that is the machine's own would not be heard.
+"""
 
 _SCOPE_LINK: Final = 253
 _MTU_LEAST: Final = 68

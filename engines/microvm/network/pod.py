@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Final, TypeVar
 
 from engines.microvm.network import plan, rtnl
@@ -135,6 +135,8 @@ def route(netns: str, told: Interface) -> Interface:
             if outer is None:
                 raise FailedPrecondition("the pod's interface has gone")
             netlink.ask(rtnl.start(mine.index, outer.mtu))
+            if 4 in versions:
+                netlink.ask(rtnl.add_address(ip_address(plan.ROUTERS[4]), mine.index))
             for version in sorted(versions):
                 # Before the addresses are this host's own; and at no moment are they nobody's.
                 first = (rtnl.add_rule(version, 1, _TABLE), rtnl.add_rule(version, 2, rtnl.TABLE_LOCAL))

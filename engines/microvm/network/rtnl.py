@@ -166,6 +166,13 @@ def _rule(version: int, priority: int, table: int) -> bytes:
     return body + u32(_FRA_PRIORITY, priority) + u32(_FRA_TABLE, table)
 
 
+def add_address(address: Address, link: int) -> Request:
+    """Give an interface an address, of a network of its own."""
+    body = _IFADDR.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, link)
+    body += attribute(_IFA_LOCAL, address.packed) + attribute(_IFA_ADDRESS, address.packed)
+    return Request(_RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body, f"add address {address}")
+
+
 def add_host(address: Address, link: int, table: int) -> Request:
     """What is for an address leaves by an interface."""
     body = _RTMSG.pack(

@@ -150,25 +150,25 @@ def test_behind_a_router_everybody_else_is_beyond_it() -> None:
     made = plan.through_router(told, TAP.mac)
     assert (made.mac, made.mtu, made.addresses) == (MAC, 1450, ("10.88.0.5/32", "fd00::5/128"))
     assert [(one.destination, one.gateway, one.scope) for one in made.routes] == [
-        ("169.254.1.1/32", "", 253),
-        ("10.88.0.0/16", "169.254.1.1", 0),
+        ("169.254.254.254/32", "", 253),
+        ("10.88.0.0/16", "169.254.254.254", 0),
         ("fd00::/64", "fe80::1", 0),
-        ("10.9.0.0/16", "169.254.1.1", 0),
-        ("0.0.0.0/0", "169.254.1.1", 0),
+        ("10.9.0.0/16", "169.254.254.254", 0),
+        ("0.0.0.0/0", "169.254.254.254", 0),
         ("::/0", "fe80::1", 0),
     ]
     assert made.neighbours == (
-        Neighbour(address="169.254.1.1", mac=TAP.mac),
+        Neighbour(address="169.254.254.254", mac=TAP.mac),
         Neighbour(address="fe80::1", mac=TAP.mac),
     )
 
 
 def test_a_router_of_the_pods_own_network_is_no_way_beside_it() -> None:
-    routes = [way("169.254.1.1/32", scope=253), way("0.0.0.0/0", "169.254.1.1")]
+    routes = [way("169.254.254.254/32", scope=253), way("0.0.0.0/0", "169.254.254.254")]
     told = plan.interface(Seen(links=LINKS, addresses=[held("10.1.2.3/32")], routes=routes))
     assert told is not None
     made = plan.through_router(told, TAP.mac)
     assert [(one.destination, one.gateway) for one in made.routes] == [
-        ("169.254.1.1/32", ""),
-        ("0.0.0.0/0", "169.254.1.1"),
+        ("169.254.254.254/32", ""),
+        ("0.0.0.0/0", "169.254.254.254"),
     ]

@@ -54,6 +54,21 @@ def test_a_direction_that_is_not_spoken_of_has_its_chain_too(rule: NetworkRule) 
     ]
 
 
+@pytest.mark.parametrize("rule", [RULE, NetworkRule(egress=()), NetworkRule(ingress=())])
+def test_packets_of_a_machine_are_held_to_the_rule_as_they_are_passed_on(rule: NetworkRule) -> None:
+    made = ruleset.install(replace(rules(rule=rule), machine=packed(("10.88.0.9", "fd88::9"))), Drops())
+    chains = [request for request in made if request.label.startswith("add chain")]
+    assert labels(chains) == ["add chain egress", "add chain ingress", "add chain forward"]
+    hooks = [
+        nested(4, attribute(1, bytes((0, 0, 0, 2))), attribute(2, at.to_bytes(4, "big", signed=True)))
+        for at in (-1, 0, 1)
+    ]
+    assert all(hook in chain.body for hook, chain in zip(hooks, chains, strict=True))
+    assert all(attribute(5, bytes(4)) in chain.body for chain in chains)
+    assert any(packed(("10.88.0.9",))[0][1] in request.body for request in made)
+    assert ruleset.change(rules(rule=rule), replace(rules(rule=rule), machine=())) is None
+
+
 def test_addresses_come_and_go_without_the_rules() -> None:
     assert changes(rules("10.88.0.5"), rules("10.88.0.5")) == []
     assert changes(rules(), rules("10.88.0.5", "fd88::5")) == [NEWSETELEM, NEWSETELEM]

@@ -12,15 +12,16 @@ from typing import Any, cast
 import pytest
 
 from forgeone_shim.contract.facts import Point
-from forgeone_shim.errors import DeadlineExceeded, Denied, NotFound
+from forgeone_shim.errors import DeadlineExceeded, Denied, InvalidInput, NotFound
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.runtime import placement
 from forgeone_shim.runtime.containers import Containers
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.recheck import Recheck
 from forgeone_shim.runtime.records import CONTAINER_KIND, SANDBOX_KIND, ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Entry, Table
 from forgeone_shim.state.store import StateStore
-from tests.unit.runtime.test_guard import CONTAINER
+from tests.unit.runtime.test_guard import CONTAINER, POD
 
 
 class Node:
@@ -37,7 +38,9 @@ class Node:
         self.guard = SimpleNamespace(container=self._judge)
         self.janitor = SimpleNamespace(until_done=lambda _name, job: self.jobs.append(job))
         endings = SimpleNamespace(stop=self._stop)
-        self.recheck = Recheck(cast(Parts, self), cast(Containers, SimpleNamespace(endings=endings)))
+        self.recheck = Recheck(
+            cast(Parts, self), cast(Containers, SimpleNamespace(endings=endings, of=lambda _id: self.containers.all()))
+        )
 
     def add(self, number: int, state: State, answer: Exception | None = None) -> Entry[ContainerRecord]:
         entry = self.containers.add(replace(CONTAINER, id=f"{number:064x}", state=state))
@@ -123,3 +126,19 @@ def test_what_ended_meanwhile_was_not_denied(node: Node) -> None:
     entry.change(state=State.TERMINATED)
     node.work()
     assert entry.record.denied == ""
+
+
+def test_a_pod_whose_rule_can_never_be_enforced_loses_its_containers(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.sandboxes.add(replace(POD, state=State.BOOTED))
+    mine = node.add(1, State.RUNNING)
+    assert mine.record.sandbox_id == POD.id
+
+    def refuse(_parts: Parts, _sandbox: SandboxRecord) -> None:
+        raise InvalidInput("network", "passes none")
+
+    monkeypatch.setattr(placement, "restrain", refuse)
+    node.recheck.all()
+    node.work()
+    assert node.stopped == [(mine.record.id, 0, "network: passes none")]

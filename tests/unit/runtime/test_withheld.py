@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engines.base import Security
+from engines.base import Features, Security
 from forgeone_shim.contract.facts import Bound
 from forgeone_shim.contract.model import Contract, NetworkRule, TrustProfile
 from forgeone_shim.errors import InternalError, InvalidInput
@@ -16,6 +16,7 @@ from forgeone_shim.runtime.guard import Guard
 from tests.unit.runtime.test_guard import CONTAINER, POD, Around, create, guard
 
 RULE = NetworkRule(egress=())
+ENGINES = {POD.engine: SimpleNamespace(features=Features)}
 RULED = Bound(contract=Contract(profile=TrustProfile(network=RULE)), given=True)
 
 
@@ -73,10 +74,12 @@ def test_a_pod_is_kept_to_the_rule_of_now_or_to_its_own_where_there_is_no_tellin
 def test_the_network_is_told_the_rule_of_the_pod_with_its_names() -> None:
     class Ask:
         guard: Guard = Guard(*[Around(bound=RULED)] * 4)
+        engines = ENGINES
 
     told = placement.attachable(Ask(), replace(POD, bound=RULED))  # type: ignore[arg-type]
     assert (told.namespace, told.name, told.rule, told.restricted) == ("n", "p", RULE, True)
     assert not replace(told, rule=NetworkRule()).restricted
+    assert not told.machine
 
 
 def test_a_rule_from_before_a_reload_does_not_stay() -> None:
@@ -90,6 +93,7 @@ def test_a_rule_from_before_a_reload_does_not_stay() -> None:
     class Node:
         guard: Guard = Guard(*[Reloaded()] * 4)
         network = SimpleNamespace(enforce=lambda told, _ips: enforced.append(told.rule))
+        engines = ENGINES
 
     attached = replace(POD, namespaces=replace(POD.namespaces, network="/run/net"))
     placement.restrain(Node(), attached)  # type: ignore[arg-type]
