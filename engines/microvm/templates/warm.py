@@ -135,35 +135,34 @@ class Templates:
 
     def _make(self, machine: Machine, key: Key, deadline: Deadline) -> None:
         """In a thread."""
-        made: Template | None = None
         wrong = ""
         try:
-            made = save(machine, lambda memory, state: self._build(machine, memory, state, deadline))
+            self._keep(key, save(machine, lambda memory, state: self._build(machine, memory, state, deadline)))
         except ForgeError as error:
             wrong = str(error)
         except Exception as error:
             wrong = f"{type(error).__name__}: {error}"
         with self._lock:
             del self._building[key.name]
-            if made is None:
+            if wrong and key.name not in self._held:
                 self._failed[key.name] = time.monotonic()
-            elif self._closed or key.generation != self._generation:
-                _close(made)
-                return
-            else:
+            told = wrong and not self._closed
+        if told:
+            self._report(key.name, wrong)
+
+    def _keep(self, key: Key, made: Template) -> None:
+        """Have it at hand at once, and on disk as soon as may be."""
+        with ExitStack() as stack:
+            with self._lock:
+                if self._closed or key.generation != self._generation:
+                    _close(made)
+                    return
                 self._failed.pop(key.name, None)
                 self._hold(key, made)
                 # Others may let go of it from now on.
-                made = Template(memory=os.dup(made.memory), state=os.dup(made.state))
-        if made is not None:
-            try:
-                self._store.save(key, made)
-            except InternalError as error:
-                wrong = str(error)
-            finally:
-                _close(made)
-        if wrong and not self._closed:
-            self._report(key.name, wrong)
+                copy = Template(memory=os.dup(made.memory), state=os.dup(made.state))
+                stack.callback(_close, copy)
+            self._store.save(key, copy)
 
 
 def save(machine: Machine, build: Callable[[int, int], None]) -> Template:

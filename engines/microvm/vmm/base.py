@@ -27,7 +27,8 @@ class Machine:
     ``memory`` in bytes, a multiple of 2 MiB. ``kernel`` and ``initrd`` are host paths, ``cmdline`` is complete.
     ``ports`` are the names of its channels (:mod:`engines.microvm.wire.protocol`). It has one network interface, one
     SCSI controller, a source of entropy and a balloon. ``reclaim``: memory that the guest has freed, or gives up to the
-    balloon, is the host's again; then it can have no disk that it may write to.
+    balloon, is the host's again; then it can have no disk that it may write to. Without it such disks are at most
+    ``disk_max`` bytes large, 0: the monitor could let their files grow.
     """
 
     memory: int
@@ -38,6 +39,7 @@ class Machine:
     cmdline: str
     ports: tuple[str, ...]
     reclaim: bool = True
+    disk_max: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

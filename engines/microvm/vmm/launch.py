@@ -87,10 +87,6 @@ class Confined:
         finally:
             os.close(ours)
 
-    def limit_files(self, size: int) -> None:
-        """It can make files as large as ``size`` bytes from now on."""
-        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, size))
-
     def wait(self, seconds: float) -> bool:
         """Whether it ends within that time."""
         return _readable(self.pidfd, Deadline.after(seconds))
@@ -248,7 +244,10 @@ def _limit(program: Program) -> None:
     with step("setrlimit", "the monitor"):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (_NOFILE, _NOFILE))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (program.file_size, program.file_size))
+        # Where this process is limited itself, no more than that.
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        size = program.file_size if most == resource.RLIM_INFINITY else min(program.file_size, most)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def _become(who: Confinement) -> None:

@@ -31,9 +31,10 @@ _BOOT: Final = Boot(kernel=f"{FILES}/kernel", initrd=f"{FILES}/initrd")
 _LUN_MAX: Final = 255
 # Far more than the devices of such a machine have to say.
 STATE_MAX: Final = 64 << 20
+_ANY_SIZE: Final = (1 << 63) - 1
 _SAID_MAX: Final = 4096
 _CHUNK: Final = 16 * 1024
-_ENDS_SECONDS: Final = 5.0
+_ENDS_SECONDS: Final = 1.0
 # Of a migration's states (qapi/migration.json): those it stays in.
 _MIGRATED: Final = frozenset({"completed", "failed", "cancelled"})
 _NAMES: Final = {"GUEST_PANICKED": "panicked", "RESET": "reset"}
@@ -49,7 +50,7 @@ class Qemu:
         self._channels: dict[str, socket.socket] = {}
         self._disks: dict[int, str] = {}
         self._reclaims = False
-        self._largest = 0
+        self._file_size = 0
         self._said = b""
         self._over = False
 
@@ -91,7 +92,6 @@ class Qemu:
                 if template is not None:
                     self._load(template, deadline)
                 monitor.execute("cont", deadline)
-            self._reclaims = machine.reclaim
             undo.pop_all()
 
     def channels(self) -> dict[str, socket.socket]:
@@ -111,8 +111,8 @@ class Qemu:
         with self._explained(), ExitStack() as undo:
             file = _reopen(image, readonly=readonly)
             try:
-                if not readonly:
-                    self._allow(os.fstat(file).st_size)
+                if not readonly and os.fstat(file).st_size > self._file_size:
+                    raise FailedPrecondition(f"a disk that is written to has at most {self._file_size} bytes here")
                 monitor.execute("add-fd", deadline, {"fdset-id": lun}, fd=file)
             finally:
                 os.close(file)
@@ -171,6 +171,8 @@ class Qemu:
             found += [event for one in self._monitor.events() if (event := _event(one)) is not None]
         except Gone as error:
             broken = error.what
+            # Its connection ends a moment before it does itself.
+            self._process.wait(_ENDS_SECONDS)
         if self._process.ended() is not None:
             self._over = True
             self._read_errors()
@@ -219,6 +221,8 @@ class Qemu:
         tap_fd = FIRST_FD + len(fds)
         if tap >= 0:
             fds[tap_fd] = tap
+        self._reclaims = machine.reclaim
+        self._file_size = STATE_MAX if memory >= 0 else 0 if machine.reclaim else machine.disk_max or _ANY_SIZE
         numbers = Descriptors(monitor=FIRST_FD, tap=tap_fd, ports=tuple(ports), memory=ram_fd)
         boot = _BOOT if template is None else None
         files = {} if boot is None else {"kernel": machine.kernel, "initrd": machine.initrd}
@@ -228,7 +232,7 @@ class Qemu:
             fds=fds,
             view=View(files=files, kvm=machine.accel is Accel.KVM),
             tap=-1 if tap >= 0 else tap_fd,
-            file_size=STATE_MAX if memory >= 0 else 0,
+            file_size=self._file_size,
             filter=seccomp.program(keep_holes=template is not None and machine.reclaim),
         )
         self._process = execute(program, who, deadline)
@@ -260,12 +264,6 @@ class Qemu:
         if self._monitor is None or self._process is None:
             raise InternalError("this machine was not started")
         return self._monitor
-
-    def _allow(self, size: int) -> None:
-        """It may write to a file as large as this, and no further."""
-        if self._process is not None and size > self._largest:
-            self._process.limit_files(size)
-            self._largest = size
 
     def _forget(self, name: str, deadline: Deadline, arguments: dict[str, object]) -> None:
         with contextlib.suppress(ForgeError):
