@@ -47,6 +47,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
     FailedPrecondition,
+    ForgeError,
     InternalError,
     InvalidInput,
     Kind,
@@ -218,7 +219,7 @@ class Keeper:
         if held is None:
             return
         with held:
-            with contextlib.suppress(_NoKeeper, DeadlineExceeded, InternalError):
+            with contextlib.suppress(ForgeError):
                 self._done(Stop(), "stop the machine", deadline)
                 if held.wait(_KILL_SECONDS):
                     return

@@ -88,7 +88,7 @@ class Agent:
         self._pending: dict[int, _Pending] = {}
         self._numbers = itertools.cycle(range(1, NUMBER_MAX))
         self._processes: dict[int, Process] = {}
-        self._closed = False
+        self._closed = self._broken = False
         self._notes, self._noted_at = float(_NOTES), time.monotonic()
         channel.setblocking(False)
         loop.watch(channel.fileno(), self._ready)
@@ -201,8 +201,10 @@ class Agent:
             raise ChannelEnded(error.strerror or str(error)) from error
         if not size:
             raise ChannelEnded("its channel was closed")
+        self._broken = True
         for frame in self._receiver.received(size):
             self._heard(frame)
+        self._broken = False
 
     def _heard(self, frame: Frame) -> None:
         kind = frame.kind
@@ -251,6 +253,9 @@ class Agent:
     def drain(self) -> None:
         """What a machine that has ended said last. Raises as the loop does; ChannelEnded at the end of it."""
         for _ in range(_LAST_READS):
+            # Where the next frame begins is not known after one that is none.
+            if self._broken:
+                return
             self._read()
 
     # Time

@@ -50,7 +50,8 @@ from forgeone_shim.shim.loop import Loop
 from forgeone_shim.shim.supervision import Ending
 
 _BALLOON_SECONDS: Final = 10.0
-_Answered = Callable[[bytes | Failed], None]
+# The agent is not asked for these.
+_OWN: Final = (Prepare, Balloon, Look, Stop)
 
 
 @dataclass(slots=True)
@@ -112,7 +113,7 @@ class Pod:
         step = type(order).__name__.lower()
         if handler is None:
             client.fail(step, Error.INTERNAL, "nothing is executed over this connection")
-        elif not self._agent.takes_orders:
+        elif not (self._agent.takes_orders or isinstance(order, _OWN)):
             client.fail(step, Error.UNAVAILABLE, "the machine has not read what it was told before")
         else:
             try:
