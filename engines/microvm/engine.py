@@ -24,7 +24,6 @@ from engines.base import (
     Imprint,
     Live,
     LiveState,
-    Measured,
     Measurement,
     Problem,
     Resources,
@@ -34,7 +33,7 @@ from engines.base import (
     Trust,
     Verdict,
 )
-from engines.microvm import checks, notes, plans, refusals, sandboxes, settings, volumes
+from engines.microvm import checks, measuring, notes, plans, refusals, sandboxes, settings, volumes
 from engines.microvm import imprint as imprints
 from engines.microvm.client import Keeper, Keepers
 from engines.microvm.console import ExecConsole
@@ -356,9 +355,7 @@ class MicrovmEngine:
             ) from error
         except ForgeError:
             told = ()
-        return Measurement(
-            cgroup=cgroup, containers={one.container: _measured(one) for one in told if one.container in wanted}
-        )
+        return measuring.measurement(cgroup, told, wanted)
 
     def told(self, _handle: Handle, _step: Step) -> None:
         """Guests have no card."""
@@ -388,15 +385,6 @@ class MicrovmEngine:
 
     def _keeper(self, handle: Handle) -> Keeper:
         return self._sandboxes.keeper(notes.read(handle.bundle, handle.container_id).sandbox_id)
-
-
-def _measured(said: messages.Stats) -> Measured:
-    return Measured(
-        files={file.name: file.content.decode(errors="replace") for file in said.files},
-        processes=said.processes,
-        layer_bytes=said.layer_bytes,
-        layer_inodes=said.layer_inodes,
-    )
 
 
 def _handle(plan: ContainerPlan) -> Handle:
