@@ -180,7 +180,13 @@ static int begin(struct container *one, const struct fields *request, const stru
 		return -1;
 	one->mounts = namespace_of(one->pid, "mnt", err);
 	one->pids = one->mounts < 0 ? -1 : namespace_of(one->pid, "pid", err);
-	return one->pids < 0 || cgroup_apply(one->cgroup, request, CGROUP_LAST, err) < 0 ? -1 : 0;
+	if (one->pids < 0)
+		return -1;
+	/* It has mounted its disks. */
+	return devices_restrict(one->cgroup, request, err) < 0 ||
+			       cgroup_apply(one->cgroup, request, CGROUP_LAST, err) < 0
+		       ? -1
+		       : 0;
 }
 
 /* Everything that is not its descriptors. */
@@ -212,7 +218,7 @@ int container_create(const struct fields *request, const struct program *program
 	memcpy(one->id, id, strlen(id) + 1);
 	one->cgroup = one->hold = one->mounts = one->pids = one->layer = -1;
 	if (use_disks(one, request, err) == 0 && make_directories(request, err) == 0 &&
-	    (one->cgroup = cgroup_make(id, err)) >= 0 && devices_restrict(one->cgroup, request, err) == 0 &&
+	    (one->cgroup = cgroup_make(id, err)) >= 0 &&
 	    cgroup_apply(one->cgroup, request, CGROUP_FIRST, err) == 0 &&
 	    begin(one, request, program, stdio, err) == 0) {
 		measure_layer(one, &one->layer_bytes, &one->layer_inodes);
