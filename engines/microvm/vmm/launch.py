@@ -65,10 +65,14 @@ class Program:
 
 
 class Confined:
-    """A monitor's process, whose parent this is. ``errors`` is what it says, to be read (nonblocking)."""
+    """A monitor's process, whose parent this is. ``errors`` is what it says, to be read (nonblocking).
 
-    def __init__(self, pid: int, pidfd: int, errors: int) -> None:
+    ``says`` is the other side of that, held so that it never ends: a pipe without a writer would be readable for ever.
+    """
+
+    def __init__(self, pid: int, pidfd: int, errors: int, says: int) -> None:
         self.pid, self.pidfd, self.errors = pid, pidfd, errors
+        self._says = says
         self._status: int | None = None
 
     def blind(self) -> None:
@@ -111,6 +115,7 @@ class Confined:
         self.ended()
         os.close(self.pidfd)
         os.close(self.errors)
+        os.close(self._says)
         self.pidfd = self.errors = -1
 
 
@@ -128,14 +133,14 @@ def execute(program: Program, who: Confinement, deadline: Deadline) -> Confined:
         stack.callback(os.close, told)
         with ExitStack() as theirs:
             theirs.callback(os.close, tell)
-            errors, says = os.pipe2(os.O_CLOEXEC)
-            theirs.callback(os.close, says)
             with ExitStack() as undo:
+                errors, says = os.pipe2(os.O_CLOEXEC)
                 undo.callback(os.close, errors)
+                undo.callback(os.close, says)
                 os.set_blocking(errors, False)
                 pid, pidfd = _fork(lambda: _be(program, path, who, tell, says))
                 undo.pop_all()
-        started = Confined(pid, pidfd, errors)
+        started = Confined(pid, pidfd, errors, says)
         with ExitStack() as undo:
             undo.callback(started.kill)
             if not _readable(told, deadline):
