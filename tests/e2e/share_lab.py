@@ -1,0 +1,114 @@
+"""Volumes as a guest has them, without a machine: its own code carries FUSE messages between /dev/fuse and a server."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from engines.microvm.boot.agent import SOURCES
+from engines.microvm.shares import launch
+from engines.microvm.shares.client import FileServer
+from engines.microvm.shares.orders import Answer, Done, Failed, Volume
+
+UID: Final = 1_900_000_778
+_PATIENCE: Final = 20.0
+_FLAGS: Final = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror")
+
+
+def compiled(directory: Path) -> Path:
+    """The program that mounts a share on this host."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no gcc for the guest's agent")
+    if not Path("/dev/fuse").exists():
+        pytest.skip("this host has no FUSE")
+    target = directory / "carry"
+    sources = [str(SOURCES / "share.c"), str(Path(__file__).parent / "share" / "carry.c")]
+    done = subprocess.run(
+        [compiler, *_FLAGS, f"-I{SOURCES}", "-o", str(target), *sources], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A mount that nobody else sees. ``root`` leads to it; ``asked`` grows by a byte when nodes are to be forgotten."""
+
+    root: Path
+    carrier: int
+    server: FileServer
+    asked: Path
+
+    def add(self, number: int, path: Path, *, readonly: bool = False) -> Path:
+        """Serve a volume; where it is. Nobody waits for an answer."""
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            self.server.add([Volume(number, readonly)], [fd])
+        finally:
+            os.close(fd)
+        return self.root / str(number)
+
+    def remove(self, *numbers: int) -> None:
+        """Let go of volumes; when this returns it has."""
+        assert self.answer(self.server.remove(numbers)) == []
+
+    def answer(self, ticket: int) -> list[Answer]:
+        """All that the server says up to the answer that bears the ticket, but that something was done."""
+        said: list[Answer] = []
+        while Done(ticket) not in said and not any(isinstance(one, Failed) and one.ticket == ticket for one in said):
+            found, _, _ = select.select([self.server], [], [], _PATIENCE)
+            assert found, "the file server says nothing"
+            said += self.server.answers()
+        return [one for one in said if not isinstance(one, Done)]
+
+
+@contextmanager
+def mounted(program: Path, directory: Path) -> Iterator[Share]:
+    """A share without volumes, mounted for ``program`` alone."""
+    point, asked = directory / "point", directory / "asked"
+    point.mkdir()
+    asked.touch()
+    with ExitStack() as stack:
+        host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        stack.callback(host.close)
+        argv = ["unshare", "--mount", "--propagation", "private", str(program), str(guest.fileno()), str(point)]
+        with guest:
+            carrier = subprocess.Popen([*argv, str(asked)], pass_fds=[guest.fileno()], stdout=subprocess.PIPE)
+        assert carrier.stdout is not None
+        stack.callback(carrier.stdout.close)
+        stack.callback(carrier.wait, _PATIENCE)
+        assert carrier.stdout.readline() == b"mounted\n"
+        server = launch.start(host, "lab", uid=UID, gid=UID)
+        host.close()
+        stack.callback(server.stop)
+        yield Share(Path(f"/proc/{carrier.pid}/root{point}"), carrier.pid, server, asked)
+
+
+@contextmanager
+def being(uid: int, gid: int, directory: Path) -> Iterator[None]:
+    """This process is another user, in a directory that it would not have come to."""
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    groups = os.getgroups()
+    os.chdir(directory)
+    try:
+        os.setgroups([])
+        os.setegid(gid)
+        os.seteuid(uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+        os.fchdir(before)
+        os.close(before)
