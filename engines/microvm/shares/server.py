@@ -67,7 +67,11 @@ class Server:
     def run(self) -> None:
         """Serve. Raises ProtocolError: the keeper says what no keeper says."""
         while not self._over:
-            self._loop.turn(None)
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for something, and do it."""
+        self._loop.turn(None)
 
     # -- the keeper
 
