@@ -67,6 +67,8 @@ _PACKAGES: Final = ("forgeone_shim", "engines", "msgspec")
 # For what takes milliseconds, and seconds where the host is busy; a caller's own deadline may be earlier.
 _ANSWER_SECONDS: Final = 60.0
 _KILL_SECONDS: Final = 10.0
+# For a fork server to be started, and to say that a machine took too long.
+_MORE_SECONDS: Final = 15.0
 # A timeout of 0 would mean another thing to a socket.
 _TICK: Final = 0.001
 _Expected = TypeVar("_Expected", bound=msgspec.Struct)
@@ -87,13 +89,15 @@ class Keepers:
         """
         fds = ([tap] if tap >= 0 else []) + ([template.memory, template.state] if template is not None else [])
         asked = msgspec.structs.replace(asked, tap=tap >= 0, template=template is not None)
-        data, back = self._server.ask(orders.encode(asked), fds, deadline)
+        data, back = self._server.ask(orders.encode(asked), fds, deadline, seconds=asked.seconds + _MORE_SECONDS)
         wire.close_all(back)
         return _expect(data, Launched, f"launch the machine of sandbox {asked.sandbox_id}")
 
     def save(self, asked: Save, deadline: Deadline, *, memory: int, state: int) -> None:
         """Boot a machine and save it into these files; errors as :meth:`launch`."""
-        data, back = self._server.ask(orders.encode(asked), (memory, state), deadline)
+        data, back = self._server.ask(
+            orders.encode(asked), (memory, state), deadline, seconds=asked.seconds + _MORE_SECONDS
+        )
         wire.close_all(back)
         _expect(data, Done, f"save machine {asked.name}")
 
@@ -337,16 +341,21 @@ def exchange(
             connection.shutdown(socket.SHUT_RDWR)
 
     deadline.check("before the keeper was asked")
+    data = orders.encode(order)
+    try:
+        wire.check(data, fds)
+    except ProtocolError as error:
+        raise InvalidInput("request", str(error)) from error
     deadline.listen(hang_up)
     try:
         connection.settimeout(max(_TICK, deadline.remaining(_ANSWER_SECONDS) or 0.0))
-        wire.send(connection, orders.encode(order), fds)
+        wire.send(connection, data, fds)
         message = wire.receive(connection)
         return bytes(message.data), message.take()
     except TimeoutError as error:
         raise DeadlineExceeded(f"the keeper of {whose} did not answer in time") from error
     except ProtocolError as error:
-        raise InvalidInput("request", str(error)) from error
+        raise InternalError(f"the answer of the keeper of {whose} cannot be read: {error}") from error
     except (wire.Ended, ConnectionError) as error:
         deadline.check("while the keeper was asked")
         raise _NoKeeper(whose) from error

@@ -62,24 +62,37 @@ class ForkServer:
         self._child: Child | None = None
 
     def ask(
-        self, data: bytes, fds: Sequence[int], deadline: Deadline, *, again: bool = False
+        self,
+        data: bytes,
+        fds: Sequence[int],
+        deadline: Deadline,
+        *,
+        again: bool = False,
+        seconds: float = _ANSWER_SECONDS,
     ) -> tuple[bytes, list[int]]:
         """What the server, or the child it forked, answers; the caller closes the descriptors.
 
         The connection ends with the call, whatever comes of it, and so tells a child that nobody waits. ``again`` says
-        that a request may be repeated after it was begun with; one that was never read always is.
+        that a request may be repeated after it was begun with; one that was never read always is. ``seconds`` is how
+        long an answer may take where the deadline is later.
 
         :raises InvalidInput: the request is too long to be sent.
         :raises DeadlineExceeded: no answer in time, or the caller went away.
         :raises InternalError: there is no server and none can be started, or it ended without an answer.
         """
         with contextlib.ExitStack() as stack:
-            answer, fds_back, connection = self.connect(data, fds, deadline, again=again)
+            answer, fds_back, connection = self.connect(data, fds, deadline, again=again, seconds=seconds)
             stack.callback(connection.close)
             return answer, fds_back
 
     def connect(
-        self, data: bytes, fds: Sequence[int], deadline: Deadline, *, again: bool = False
+        self,
+        data: bytes,
+        fds: Sequence[int],
+        deadline: Deadline,
+        *,
+        again: bool = False,
+        seconds: float = _ANSWER_SECONDS,
     ) -> tuple[bytes, list[int], socket.socket]:
         """As :meth:`ask`, with the connection for more to be said; the caller closes it."""
         try:
@@ -89,13 +102,13 @@ class ForkServer:
         if self._lease is None:
             self._ensure()
         try:
-            return self._converse(data, fds, deadline)
+            return self._converse(data, fds, deadline, seconds)
         except _Gone as error:
             if error.heard and not again:
                 raise InternalError(f"the fork server ended without an answer: {error}") from error
             self._ensure()
         try:
-            return self._converse(data, fds, deadline)
+            return self._converse(data, fds, deadline, seconds)
         except _Gone as error:
             raise InternalError(f"the fork server ended without an answer: {error}") from error
 
@@ -116,10 +129,12 @@ class ForkServer:
                     (self._directory / self._socket).unlink(missing_ok=True)
             self._let_go()
 
-    def _converse(self, data: bytes, fds: Sequence[int], deadline: Deadline) -> tuple[bytes, list[int], socket.socket]:
+    def _converse(
+        self, data: bytes, fds: Sequence[int], deadline: Deadline, seconds: float
+    ) -> tuple[bytes, list[int], socket.socket]:
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connected())
-            message = _exchange(connection, data, fds, deadline)
+            message = _exchange(connection, data, fds, deadline, seconds)
             try:
                 kept = connection.dup()
             except OSError as error:
@@ -216,7 +231,9 @@ def _short_name(directory: Path) -> Iterator[str]:
         os.close(fd)
 
 
-def _exchange(connection: socket.socket, data: bytes, fds: Sequence[int], deadline: Deadline) -> Message:
+def _exchange(
+    connection: socket.socket, data: bytes, fds: Sequence[int], deadline: Deadline, seconds: float
+) -> Message:
     deadline.check("before the fork server was asked")
 
     def hang_up() -> None:
@@ -226,7 +243,7 @@ def _exchange(connection: socket.socket, data: bytes, fds: Sequence[int], deadli
 
     deadline.listen(hang_up)
     try:
-        connection.settimeout(max(_TICK, deadline.remaining(_ANSWER_SECONDS) or 0.0))
+        connection.settimeout(max(_TICK, deadline.remaining(seconds) or 0.0))
         wire.send(connection, data, fds)
         return wire.receive(connection)
     except TimeoutError as error:

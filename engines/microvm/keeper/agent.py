@@ -34,7 +34,7 @@ _NOTES: Final = 256
 _NOTES_A_SECOND: Final = 1.0
 _REQUEST_IDS: Final = 1 << 32
 # Each of them may have two windows of bytes wait for who reads slowly.
-_PROCESSES_MAX: Final = 256
+_PROCESSES_MAX: Final = 512
 
 
 class ChannelEnded(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -43,13 +45,17 @@ from engines.microvm.wire import fields, messages
 from engines.microvm.wire.messages import Exited, Failed
 from engines.microvm.wire.protocol import REQUEST_MAX, Kind
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import ForgeError
+from forgeone_shim.errors import ForgeError, ResourceExhausted
 from forgeone_shim.errors import Kind as Error
 from forgeone_shim.shim.channel import failure
 from forgeone_shim.shim.loop import Loop
 from forgeone_shim.shim.supervision import Ending
 
 _BALLOON_SECONDS: Final = 10.0
+# It is off by some ten milliseconds then. A machine that hangs is noticed by it, too.
+_CLOCK_SECONDS: Final = 600.0
+# What is left of all processes is for containers and commands.
+_CONNECTIONS_MAX: Final = 256
 # The agent is not asked for these.
 _OWN: Final = (Prepare, Balloon, Look, Stop)
 
@@ -90,6 +96,7 @@ class Pod:
         self._leaving: list[Container] = []
         self._prepared: dict[Client, Holding] = {}
         self.stopping: list[Client] = []
+        self._clock_due: float | None = None
         self._handlers: dict[type, Callable[..., None]] = {
             Setup: self._setup,
             Prepare: self._prepare,
@@ -127,10 +134,14 @@ class Pod:
     def wait(self) -> float | None:
         """Seconds until :meth:`mind` has something to do; ``None``: nothing."""
         waits = [one for one in (container.wait() for container in self._containers()) if one is not None]
+        if self._clock_due is not None:
+            waits.append(max(0.0, self._clock_due - time.monotonic()))
         return min(waits, default=None)
 
     def mind(self) -> None:
         """Once a turn."""
+        if self._clock_due is not None and time.monotonic() >= self._clock_due:
+            self._tell_time()
         for container in self._containers():
             container.mind()
         if self._leaving:
@@ -146,21 +157,33 @@ class Pod:
         """Whether every end is told, and read by who is attached."""
         return all(container.settled for container in self._containers())
 
-    def end(self, code: int, why: Ending | None) -> None:
-        """The machine is no more, and so is all in it. Containers that nobody knows yet were never there."""
+    def end(self, code: int, why: Ending | None, *, oom: bool) -> None:
+        """The machine is no more, and so is all in it. Containers that nobody knows yet were never there.
+
+        ``oom``: there was too little memory for it.
+        """
         for process in self._agent.processes:
             if isinstance(process, Guest):
                 process.close()
         for kept in self._kept.values():
-            if kept.undone:
-                kept.container.undo()
-            else:
-                kept.container.end(code, why)
+            # What is wrong with one of them is not to keep the others' ends from being told.
+            with contextlib.suppress(Exception):
+                if kept.undone:
+                    kept.container.undo()
+                else:
+                    kept.container.end(code, why, oom=oom)
 
     # The machine
 
     def _setup(self, client: Client, order: Setup, _: list[int]) -> None:
+        self._clock_due = time.monotonic() + _CLOCK_SECONDS
         self._ask(client, Kind.SETUP, order.payload)
+
+    def _tell_time(self) -> None:
+        """A guest's clock runs by itself, a little too fast or too slow."""
+        self._clock_due = time.monotonic() + _CLOCK_SECONDS
+        told = messages.Clock(time=time.time_ns())
+        self._agent.request(Kind.CLOCK, fields.encode(told), lambda _: None)
 
     def _stats(self, client: Client, order: Stats, _: list[int]) -> None:
         self._ask(client, Kind.STATS, order.payload)
@@ -387,6 +410,8 @@ class Pod:
 
     def _dial(self, client: Client, order: Dial, _: list[int]) -> None:
         payload = fields.encode(messages.Dial(process=0, port=order.port))
+        if sum(isinstance(one, Connection) for one in self._agent.processes) >= _CONNECTIONS_MAX:
+            raise ResourceExhausted(f"there are {_CONNECTIONS_MAX} connections into the pod's machine")
         line = Connection(self._loop, self._agent)
         payload = fields.encode(messages.Dial(process=line.number, port=order.port))
 

@@ -251,7 +251,7 @@ class Keeper:
         with contextlib.suppress(Exception):
             self._agent.drain()
         self._agent.close()
-        self._pod.end(code, why)
+        self._pod.end(code, why, oom=why is not None and out_of_memory(self._asked.who.cgroups))
         for client in self._pod.stopping:
             client.answer(Done())
         self._clients.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from engines.microvm.shares import orders
 from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Failed
 from engines.microvm.wire.fields import ProtocolError
+from forgeone_shim.errors import ResourceExhausted
 from forgeone_shim.shim import wire
 from forgeone_shim.shim.loop import Loop
 
@@ -35,6 +37,7 @@ class Volumes:
         self._server: shares.FileServer | None = None
         self._numbers = itertools.count(_FIRST)
         self._tickets: dict[int, Callable[[str], None]] = {}
+        self._obsolete: list[int] = []
 
     def add(self, volumes: Sequence[Volume], fds: Sequence[int], served: Callable[[str], None]) -> list[int]:
         """Have them served; their numbers. The descriptors stay the caller's.
@@ -48,20 +51,23 @@ class Volumes:
         asked = [orders.Volume(number, one.readonly) for number, one in zip(numbers, volumes, strict=True)]
         try:
             (ticket,) = server.add(asked, fds)
-        except OSError as error:
+        except ConnectionError as error:
             raise FilesEnded(f"its file server takes no orders: {error.strerror}") from error
+        except BlockingIOError as error:
+            raise ResourceExhausted("the pod's file server is behind with its orders") from error
         self._tickets[ticket] = served
         return numbers
 
     def remove(self, numbers: Sequence[int]) -> None:
-        """Serve them no more. Fails on nothing: a server that is gone is noticed elsewhere."""
-        if self._server is None:
-            return
-        for first in range(0, len(numbers), wire.DESCRIPTORS_MAX):
-            try:
-                self._server.remove(numbers[first : first + wire.DESCRIPTORS_MAX])
-            except OSError:
-                return
+        """Serve them no more, as soon as the server takes it. Fails on nothing: its end is noticed elsewhere."""
+        self._obsolete += numbers
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self._server is not None and self._obsolete:
+            with contextlib.suppress(OSError):
+                self._server.remove(self._obsolete)
+                self._obsolete = []
 
     def close(self) -> None:
         """End the file server."""
@@ -92,3 +98,4 @@ class Volumes:
             served = self._tickets.pop(answer.ticket, None)
             if served is not None:
                 served(answer.message if isinstance(answer, Failed) else "")
+        self._tidy()
