@@ -175,6 +175,9 @@ def save(machine: Machine, build: Callable[[int, int], None]) -> Template:
         build(memory, state)
         if not os.fstat(state).st_size:
             raise InternalError("a machine was saved, and nothing of it was written")
+        with contextlib.suppress(OSError):
+            # It is as good without.
+            sealed.thin(memory)
         sealed.seal(memory)
         sealed.seal(state)
         undo.pop_all()

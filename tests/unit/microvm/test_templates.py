@@ -129,6 +129,19 @@ def test_what_was_kept_is_found_as_it_was(
     closed(template)
 
 
+@settings(max_examples=50, deadline=None)
+@given(pages=st.lists(st.sampled_from([b"", bytes(4096), b"x" * 4096, bytes(4095) + b"y"]), max_size=40))
+def test_pages_of_zeros_become_holes_and_read_as_they_did(pages: list[bytes]) -> None:
+    fd = sealed.make("memory", MEMORY)
+    for place, page in enumerate(pages):
+        os.pwrite(fd, page, place * 4096)
+    before = contents(fd)
+    sealed.thin(fd)
+    assert contents(fd) == before
+    assert sum(size for _, size in sealed.extents(fd)) == 4096 * sum(page.strip(b"\0") != b"" for page in pages)
+    os.close(fd)
+
+
 def test_nothing_is_found_where_nothing_was_kept(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").load(key()) is None
 
