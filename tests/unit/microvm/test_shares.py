@@ -261,8 +261,10 @@ def test_nothing_that_a_guest_asks_is_more_than_an_error(
         guest.share.handles.close(number)
     os.close(guest.nodes.get(ROOT_ID).fd)
     assert len(os.listdir("/proc/self/fd")) == before
-    for path in (guest.volume, *guest.volume.glob("sub")):
-        path.chmod(0o700)
+    guest.volume.chmod(0o700)
+    for inside, names, _ in os.walk(guest.volume):
+        for name in names:
+            Path(inside, name).chmod(0o700)
     shutil.rmtree(directory)
 
 
