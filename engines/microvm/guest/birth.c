@@ -217,12 +217,6 @@ static int channels(struct birth *birth, int *ours, bool held, struct err *err)
 	return handover[0] < 0 ? -1 : 0;
 }
 
-/* A first process that has died before it was held has closed the report too. */
-static int alive(pid_t pid, struct err *err)
-{
-	return reaped(pid, 0) ? fail(err, ECHILD, "wait for the process", "it was killed before it could start") : 0;
-}
-
 pid_t birth(const struct fields *request, const struct program *program, struct stdio *stdio, uint64_t flags, int pids,
 	    int cgroup, int namespaces, int *hold, int *layer, struct err *err)
 {
@@ -238,8 +232,6 @@ pid_t birth(const struct fields *request, const struct program *program, struct 
 		kill(pid, SIGKILL);
 		/* One that hangs in the kernel is the core's to reap, whenever it ends. */
 		reaped(pid, GONE_MS);
-		pid = -1;
-	} else if (pid > 0 && hold && alive(pid, err) < 0) {
 		pid = -1;
 	}
 	close_one(&ours[1]);

@@ -13,6 +13,7 @@
 #include "calls.h"
 #include "cgroups.h"
 #include "devices.h"
+#include "disks.h"
 #include "namespaces.h"
 #include "setup.h"
 
@@ -41,53 +42,30 @@ struct container *container_next(struct container *after)
 	return after ? after->next : containers;
 }
 
-/* ---- disks ----------------------------------------------------------------------------------------------------- */
+/* ---- create ---------------------------------------------------------------------------------------------------- */
 
-static int use_disk(struct container *one, const struct fields *group, unsigned tag, struct err *err)
+/* The process that mounts them then need not wait, in a cgroup that has little of the processor. */
+static int await_disk(const struct fields *group, unsigned tag, const char *field, struct err *err)
 {
 	struct disk disk;
-	unsigned lun = (unsigned)fields_u64(group, tag, LUN_MAX);
-	if (!fields_has(group, tag))
+	if (!fields_has(group, tag) || disk_find((unsigned)fields_u64(group, tag, 0), &disk, err) == 0)
 		return 0;
-	if (lun >= LUN_MAX)
-		return fail(err, EINVAL, "find the disk", "there is no unit %u", lun);
-	/* The process that mounts it then need not wait. */
-	if (disk_find(lun, &disk, err) < 0)
-		return -1;
-	one->luns[lun / 8] |= (unsigned char)(1 << lun % 8);
-	return 0;
+	return fail_field(err, field);
 }
 
-static int use_disks(struct container *one, const struct fields *request, struct err *err)
+static int await_disks(const struct fields *request, struct err *err)
 {
 	struct fields rootfs = fields_group(request, T_ROOTFS), it = *request;
 	struct field each;
-	if (use_disk(one, &rootfs, T_LUN, err) < 0 || use_disk(one, &rootfs, T_UPPER_LUN, err) < 0)
-		return fail_field(err, "rootfs");
+	if (await_disk(&rootfs, T_LUN, "rootfs", err) < 0 || await_disk(&rootfs, T_UPPER_LUN, "rootfs", err) < 0)
+		return -1;
 	while (fields_each(&it, T_MOUNT, &each)) {
 		struct fields mount = field_group(&each);
-		if (use_disk(one, &mount, T_LUN, err) < 0)
-			return fail_field(err, "mounts");
+		if (await_disk(&mount, T_LUN, "mounts", err) < 0)
+			return -1;
 	}
 	return 0;
 }
-
-static bool used(unsigned lun)
-{
-	for (struct container *one = containers; one; one = one->next)
-		if (one->luns[lun / 8] & 1 << lun % 8)
-			return true;
-	return false;
-}
-
-static void forget_disks(const struct container *gone)
-{
-	for (unsigned lun = 0; lun < LUN_MAX; lun++)
-		if (gone->luns[lun / 8] & 1 << lun % 8 && !used(lun))
-			disk_forget(lun);
-}
-
-/* ---- create ---------------------------------------------------------------------------------------------------- */
 
 static void release(struct container *one)
 {
@@ -165,6 +143,15 @@ static void measure_layer(const struct container *one, uint64_t *bytes, uint64_t
 	*inodes = (uint64_t)(found.f_files - found.f_ffree);
 }
 
+/* Its first process has ended, and not of itself. */
+static int died(struct container *one, struct err *err)
+{
+	if (!container_oom_kills(one))
+		return fail(err, ECHILD, "wait for the process", "it was killed before it could start");
+	fail(err, ENOMEM, "wait for the process", "it was killed for memory before it could start: the limit is too low");
+	return fail_field(err, "linux.resources[memory.max]");
+}
+
 /* Its first process, held. */
 static int begin(struct container *one, const struct fields *request, const struct program *program,
 		 struct stdio *stdio, struct err *err)
@@ -181,7 +168,7 @@ static int begin(struct container *one, const struct fields *request, const stru
 	one->mounts = namespace_of(one->pid, "mnt", err);
 	one->pids = one->mounts < 0 ? -1 : namespace_of(one->pid, "pid", err);
 	if (one->pids < 0)
-		return -1;
+		return died(one, err);
 	/* It has mounted its disks. */
 	return devices_restrict(one->cgroup, request, err) < 0 ||
 			       cgroup_apply(one->cgroup, request, CGROUP_LAST, err) < 0
@@ -201,7 +188,6 @@ static int destroy(struct container *one, struct err *err)
 	/* With the mount namespace its mounts go, before close(2) returns, and its disks are nobody's. */
 	release(one);
 	cgroup_remove(one->id);
-	forget_disks(one);
 	return 0;
 }
 
@@ -217,7 +203,7 @@ int container_create(const struct fields *request, const struct program *program
 		return fail_errno(err, "create the container");
 	memcpy(one->id, id, strlen(id) + 1);
 	one->cgroup = one->hold = one->mounts = one->pids = one->layer = -1;
-	if (use_disks(one, request, err) == 0 && make_directories(request, err) == 0 &&
+	if (await_disks(request, err) == 0 && make_directories(request, err) == 0 &&
 	    (one->cgroup = cgroup_make(id, err)) >= 0 &&
 	    cgroup_apply(one->cgroup, request, CGROUP_FIRST, err) == 0 &&
 	    begin(one, request, program, stdio, err) == 0) {
@@ -335,14 +321,10 @@ int container_delete(struct container *one, struct err *err)
 	struct container **at = &containers;
 	while (*at && *at != one)
 		at = &(*at)->next;
-	/* Out of the list first: its disks are then those of others alone. */
+	if (destroy(one, err) < 0)
+		return -1;
 	if (*at)
 		*at = one->next;
-	if (destroy(one, err) == 0) {
-		free(one);
-		return 0;
-	}
-	one->next = containers;
-	containers = one;
-	return -1;
+	free(one);
+	return 0;
 }

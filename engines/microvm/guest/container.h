@@ -2,7 +2,6 @@
 #pragma once
 
 #include "agent.h"
-#include "disks.h"
 
 #define ID_MAX 128
 
@@ -19,7 +18,6 @@ struct container {
 	int pids;   /* its PID namespace */
 	int layer;  /* the file system of what it writes */
 	uint64_t layer_bytes, layer_inodes; /* that were in use when it was made */
-	unsigned char luns[LUN_MAX / 8];
 };
 
 /* What is done in a child before it becomes the program; a first process is held. */

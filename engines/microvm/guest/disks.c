@@ -117,12 +117,3 @@ int disk_find(unsigned lun, struct disk *out, struct err *err)
 	close(events);
 	return found ? 0 : fail(err, ENODEV, "find the disk", "unit %u is not in the machine", lun);
 }
-
-void disk_forget(unsigned lun)
-{
-	char unit[64], path[128];
-	if (!unit_name(lun, unit, sizeof unit))
-		return;
-	snprintf(path, sizeof path, UNITS "/%s/delete", unit);
-	file_put(AT_FDCWD, path, "1", 1);
-}

@@ -80,7 +80,9 @@ static int look(const struct program *program, char *path, struct err *err)
 	char why[256];
 	const char *text = error == ENOENT ? "no such file or directory" : strerror(error);
 	snprintf(why, sizeof why, "stat %.150s: %s", name, text);
-	return not_found(err, error, name, error == EACCES ? "permission denied" : why);
+	if (error == EACCES || error == EISDIR)
+		return not_found(err, error, name, error == EACCES ? "permission denied" : "is a directory");
+	return not_found(err, error, name, why);
 }
 
 /* What of the root's power over files the program will have. */
