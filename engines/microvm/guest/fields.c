@@ -86,7 +86,7 @@ static int check_one(const struct rule *rule, unsigned char *at, uint32_t size, 
 			return bad(err, rule->name, "is not UTF-8");
 		at[HEAD - 2] |= IS_TEXT;
 		memmove(data - 1, data, size);
-		data[size - 1] = 0;
+		*(data + size - 1) = 0;
 	}
 	return 0;
 }

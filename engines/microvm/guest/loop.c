@@ -97,8 +97,11 @@ void agent_reap(void)
 
 static void begin(int port)
 {
+	const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT};
 	sigset_t all;
 	sigfillset(&all);
+	for (unsigned i = 0; i < sizeof faults / sizeof *faults; i++)
+		sigdelset(&all, faults[i]);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	sigemptyset(&all);

@@ -100,7 +100,7 @@ class Agent:
         finally:
             self.process.kill()
         said = self.errors.read_text(errors="replace")
-        assert code == 0, said[-4000:]
+        assert code == 0, (code, said[-4000:])
         assert not said, said[-4000:]
 
     def send(self, data: bytes) -> None:
@@ -174,18 +174,27 @@ class Agent:
         self.ask(Kind.SETUP, Setup(time=1, entropy=bytes(32), hostname="pod", machine_id="0" * 32))
 
     def create(self, name: str, *args: str, number: int, tty: bool = False, stdin: bool = False) -> Created:
-        self.outputs[number] = Output()
         rootfs = Rootfs(lun=0, fstype="erofs")
         what = Create(container=name, rootfs=rootfs, program=program(*args, tty=tty, stdin=stdin), process=number)
-        return self.answer(self.asked(Kind.CREATE, what), Created)
+        return self._run(Kind.CREATE, what, number)
 
     def start(self, name: str) -> None:
         assert self.ask(Kind.START, Start(container=name)) == Done()
 
     def execute(self, name: str, *args: str, number: int, tty: bool = False, stdin: bool = False) -> Created:
-        self.outputs[number] = Output()
         what = Exec(container=name, program=program(*args, tty=tty, stdin=stdin), process=number)
-        return self.answer(self.asked(Kind.EXEC, what), Created)
+        return self._run(Kind.EXEC, what, number)
+
+    def _run(self, kind: Kind, what: Create | Exec, number: int) -> Created:
+        before = self.outputs.get(number)
+        self.outputs[number] = Output()
+        try:
+            return self.answer(self.asked(kind, what), Created)
+        except Failure:
+            self.outputs.pop(number)
+            if before is not None:
+                self.outputs[number] = before
+            raise
 
     def write(self, number: int, data: bytes) -> None:
         """Into the process, as far as it takes it."""
