@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -202,3 +203,9 @@ def test_events_without_end_are_no_qemus(met) -> None:
     monitor = met(lambda _, __: [{"event": "STOP"}] * (EVENTS_MAX + 10))
     with pytest.raises(Gone, match="events at once"):
         monitor.execute("stop", soon())
+    poll = select.poll()
+    poll.register(monitor, select.POLLIN)
+    assert poll.poll(0), "nobody who polls it comes to know"
+    assert len(monitor.events()) > EVENTS_MAX
+    with pytest.raises(Gone):
+        monitor.events()

@@ -33,8 +33,10 @@ _LUN_MAX: Final = 255
 STATE_MAX: Final = 64 << 20
 _ANY_SIZE: Final = (1 << 63) - 1
 _SAID_MAX: Final = 4096
-_CHUNK: Final = 16 * 1024
+# What a pipe holds.
+_CHUNK: Final = 64 * 1024
 _ENDS_SECONDS: Final = 1.0
+_UNDO_SECONDS: Final = 5.0
 # Of a migration's states (qapi/migration.json): those it stays in.
 _MIGRATED: Final = frozenset({"completed", "failed", "cancelled"})
 _NAMES: Final = {"GUEST_PANICKED": "panicked", "RESET": "reset"}
@@ -77,7 +79,7 @@ class Qemu:
         memory: int = -1,
     ) -> None:
         """As the interface says."""
-        if self._process is not None:
+        if self._process is not None or self._over:
             raise InternalError("this machine was started before")
         with ExitStack() as undo:
             undo.callback(self.stop)
@@ -116,9 +118,11 @@ class Qemu:
                 monitor.execute("add-fd", deadline, {"fdset-id": lun}, fd=file)
             finally:
                 os.close(file)
-            undo.callback(self._forget, "remove-fd", deadline, {"fdset-id": lun})
+            undo.callback(self._forget, "remove-fd", {"fdset-id": lun})
             monitor.execute("blockdev-add", deadline, _node(name, lun, readonly=readonly))
-            undo.callback(self._forget, "blockdev-del", deadline, {"node-name": name})
+            undo.callback(self._forget, "blockdev-del", {"node-name": name})
+            # Before it, as an answer that is late is one, too.
+            undo.callback(self._forget, "device_del", {"id": name})
             monitor.execute("device_add", deadline, _disk(name, lun))
             undo.pop_all()
         self._disks[lun] = name
@@ -261,13 +265,13 @@ class Qemu:
     # -- talking to it
 
     def _running(self) -> Monitor:
-        if self._monitor is None or self._process is None:
-            raise InternalError("this machine was not started")
+        if self._monitor is None or self._process is None or self._over:
+            raise InternalError("there is no such machine, or none any more")
         return self._monitor
 
-    def _forget(self, name: str, deadline: Deadline, arguments: dict[str, object]) -> None:
+    def _forget(self, name: str, arguments: dict[str, object]) -> None:
         with contextlib.suppress(ForgeError):
-            self._running().execute(name, deadline, arguments)
+            self._running().execute(name, Deadline.after(_UNDO_SECONDS), arguments)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -284,7 +288,7 @@ class Qemu:
         """Keep the last of what it says; a guest may be what makes it talk, so no more than a piece at once."""
         if self._process is None:
             return
-        with contextlib.suppress(BlockingIOError, OSError):
+        with contextlib.suppress(BlockingIOError):
             self._said = (self._said + os.read(self._process.errors, _CHUNK))[-_SAID_MAX:]
 
     def _last_words(self) -> str:
@@ -329,7 +333,7 @@ def _capabilities() -> list[dict[str, object]]:
 
 
 def _is_migrated(event: Happened) -> bool:
-    return event.name == "MIGRATION" and event.data.get("status") in _MIGRATED
+    return event.name == "MIGRATION" and str(event.data.get("status")) in _MIGRATED
 
 
 def _deleted(event: Happened, name: str) -> bool:

@@ -143,6 +143,9 @@ class Monitor:
                 raise QmpError(f"more than {EVENTS_MAX} events at once")
         except QmpError as error:
             self._broken = f"QEMU is not itself: {error}"
+            # So that whoever polls it comes to know.
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
         return answers
 
     def _send(self, data: bytes, fds: Sequence[int], deadline: Deadline, doing: str) -> None:
