@@ -30,6 +30,8 @@ _SILENCE_SECONDS: Final = 180.0
 _PATIENT: Final = frozenset({Kind.FREEZE})
 # More than sockets hold.
 _LAST_READS: Final = 64
+# Processes that have ended just now.
+_PAST: Final = 64
 _NOTES: Final = 256
 _NOTES_A_SECOND: Final = 1.0
 _REQUEST_IDS: Final = 1 << 32
@@ -88,6 +90,7 @@ class Agent:
         self._pending: dict[int, _Pending] = {}
         self._numbers = itertools.cycle(range(1, NUMBER_MAX))
         self._processes: dict[int, Process] = {}
+        self._past: deque[int] = deque(maxlen=_PAST)
         self._closed = self._broken = False
         self._notes, self._noted_at = float(_NOTES), time.monotonic()
         channel.setblocking(False)
@@ -216,9 +219,13 @@ class Agent:
             how = fields.decode(Exited, frame.payload)
             process = self._process(frame.id)
             del self._processes[frame.id]
+            self._past.append(frame.id)
             process.exited(how)
         else:
             number, which = divmod(frame.id, 4)
+            if kind is Kind.CREDIT and number in self._past and number not in self._processes:
+                # Its input was still full when it ended.
+                return
             process = self._process(number)
             if kind is Kind.DATA:
                 process.data(which, frame.payload)

@@ -263,6 +263,11 @@ class Proc:
     def do_credit(self) -> None:
         self.agent.send(frames.credit(frames.stream(self.number, 0), WINDOW))
 
+    def do_late(self) -> None:
+        """Not much of a fault."""
+        self.exit(0)
+        self.agent.send(frames.credit(frames.stream(self.number, 0), WINDOW))
+
     def do_notes(self) -> None:
         for _ in range(2000):
             self.agent.send(frames.message(Kind.NOTE, 0, messages.Note(message="note")))

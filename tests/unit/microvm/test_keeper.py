@@ -260,6 +260,13 @@ def test_a_flood_starves_nobody_and_waits_for_the_rate_of_its_log(pod: Pod) -> N
     assert pod.resident() < 16 << 20
 
 
+def test_credit_for_the_input_of_what_has_just_ended_is_passed_over(pod: Pod) -> None:
+    pod.run("c1", "late")
+    assert pod.ended("c1") == 0
+    pod.run("c2", "echo", "there")
+    assert pod.ended("c2") == 0
+
+
 # Beside it
 
 
