@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from forgeone_shim.deadline import Deadline
+from forgeone_shim.kernel.procs import Pidfd
 
 
 class NamespaceMode(StrEnum):
@@ -742,6 +743,9 @@ class Engine(Protocol):
 
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
         """Whether what :meth:`prepare_sandbox` made still lives."""
+
+    def sandbox_process(self, plan: SandboxPlan) -> Pidfd | None:
+        """The process without which the sandbox is nothing any more, the caller's to close; ``None``: there is none."""
 
     def remove_sandbox(self, plan: SandboxPlan) -> None:
         """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""

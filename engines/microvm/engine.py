@@ -52,6 +52,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, NotFound, Unavailable
 from forgeone_shim.kernel import host as hosts
 from forgeone_shim.kernel.bpf import Compiler
+from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.limits import groups
 from forgeone_shim.shim import attach, contract
 from forgeone_shim.shim.supervision import FILES, Supervision
@@ -148,6 +149,10 @@ class MicrovmEngine:
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
         """Whether the machine and its keeper live, which end together."""
         return self._sandboxes.alive(plan.sandbox_id)
+
+    def sandbox_process(self, plan: SandboxPlan) -> Pidfd | None:
+        """The keeper's."""
+        return self._sandboxes.keeper(plan.sandbox_id).process()
 
     def remove_sandbox(self, plan: SandboxPlan) -> None:
         """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""

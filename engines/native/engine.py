@@ -78,6 +78,7 @@ from forgeone_shim.kernel import cgroups, freezer, selinux
 from forgeone_shim.kernel import host as hosts
 from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.cgroups import Driver, Mode
+from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.kernel.spawn import find_program, run
 from forgeone_shim.limits import scope as scopes
 from forgeone_shim.limits import updates
@@ -220,6 +221,10 @@ class NativeEngine:
     def sandbox_alive(self, plan: SandboxPlan) -> bool:
         """Whether the pod's init lives; always so for a pod without one."""
         return self._sandboxes.alive(plan)
+
+    def sandbox_process(self, _plan: SandboxPlan) -> Pidfd | None:
+        """None: that of an init is missed when its containers end with it."""
+        return None
 
     def remove_sandbox(self, plan: SandboxPlan) -> None:
         """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""

@@ -179,6 +179,10 @@ class WasmEngine:
         """Whether the pod's init lives; always so for a pod without one."""
         return self._sandboxes.alive(plan)
 
+    def sandbox_process(self, _plan: SandboxPlan) -> Pidfd | None:
+        """None: that of an init is missed when its containers end with it."""
+        return None
+
     def remove_sandbox(self, plan: SandboxPlan) -> None:
         """Undo :meth:`prepare_sandbox`; nothing to undo is no error."""
         self._sandboxes.remove(plan)

@@ -34,6 +34,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InternalError
 from forgeone_shim.kernel import cgroups, freezer
 from forgeone_shim.kernel.cgroups import CgroupHost
+from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.limits import scope
 
 REASON = "EngineMissing"
@@ -95,6 +96,10 @@ class AbsentEngine:
     def sandbox_alive(self, plan: SandboxPlan) -> bool:  # noqa: ARG002
         """Nobody here can tell that it is not."""
         return True
+
+    def sandbox_process(self, _plan: SandboxPlan) -> Pidfd | None:
+        """None: its engine would know."""
+        return None
 
     def remove_sandbox(self, plan: SandboxPlan) -> None:
         """What it had besides its containers is not known here."""

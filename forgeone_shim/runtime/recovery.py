@@ -96,6 +96,7 @@ class Recovery:
             self._log.info("sandbox is not whole any more", sandbox=record.id, state=str(record.state))
             self._sandboxes.lost(entry)
             return
+        self._sandboxes.follow(record)
         placement.restrain(self._p, record)
 
     def _intact(self, record: SandboxRecord) -> bool:

@@ -271,6 +271,7 @@ class Runtime:
         self.meter.close()
         self._guests.close()
         self._watch.close()
+        self._sandboxes.close()
         self._ends.shutdown(wait=True)
         self._p.network.close()
         self._watching.close()

@@ -25,6 +25,7 @@ from forgeone_shim.runtime.flights import Flights
 from forgeone_shim.runtime.parts import Parts
 from forgeone_shim.runtime.records import SandboxRecord, sandbox_key
 from forgeone_shim.runtime.table import Entry
+from forgeone_shim.shim.deaths import Deaths
 from forgeone_shim.texts import parameter_owner, parameter_parts, parameters
 
 SHM_BYTES = 64 * 1024 * 1024
@@ -43,6 +44,7 @@ class Sandboxes:
         self._flights: Flights[str] = Flights()
         self._log = structlog.get_logger("sandboxes")
         containers.endings.doubt(self.look_after)
+        self._deaths = Deaths(self._died)
         given = parameters("default_sysctls", parts.config.default_sysctls)
         self._sysctls = tuple((parameter_owner(parameter_parts(name)), name, value) for name, value in given.items())
 
@@ -148,6 +150,7 @@ class Sandboxes:
         deadline.check("while the sandbox was set up")
         pid = shared_pid or record.namespaces.pid
         self._step(entry, Event.BOOT, ips=ips, namespaces=replace(record.namespaces, pid=pid))
+        self.follow(record)
 
     def _pin_namespaces(self, record: SandboxRecord, pinned: Future[None], deadline: Deadline) -> None:
         ns, kinds = record.namespaces, _kinds(record.namespaces)
@@ -223,6 +226,7 @@ class Sandboxes:
         mounts.unmount(self._p.paths.shm(record.id))
 
     def _remove_rest(self, record: SandboxRecord) -> None:
+        self._deaths.forget(record.id)
         self._p.engines[record.engine].remove_sandbox(self.engine_plan(record))
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._p.paths.sandbox(record.id))
@@ -293,6 +297,22 @@ class Sandboxes:
                 commit=lambda _: self._p.sandboxes.drop(entry),
             )
 
+    def follow(self, record: SandboxRecord) -> None:
+        """Look after a sandbox that is ready when the process that it depends on ends, if there is one."""
+        engine, plan = self._p.engines[record.engine], self.engine_plan(record)
+        held = engine.sandbox_process(plan)
+        if held is not None:
+            self._deaths.follow(record.id, held)
+        elif not engine.sandbox_alive(plan):
+            self._died(record.id)
+
+    def _died(self, id_: str) -> None:
+        self._p.janitor.until_done(f"look after sandbox {id_[:13]}", lambda: self.look_after(id_))
+
+    def close(self) -> None:
+        """The daemon ends: sandboxes are looked after no more."""
+        self._deaths.close()
+
     def look_after(self, id_: str) -> None:
         """Stop it if what its engine holds for it has died, so that a kubelet makes another."""
         try:
@@ -301,7 +321,7 @@ class Sandboxes:
             return
         record = entry.record
         if record.state is State.BOOTED and not self._p.engines[record.engine].sandbox_alive(self.engine_plan(record)):
-            self._log.warning("its init died", sandbox=record.id)
+            self._log.warning("what it depends on has died", sandbox=record.id)
             self.lost(entry)
 
     def lost(self, entry: Entry[SandboxRecord]) -> None:
