@@ -5,9 +5,12 @@ Requests and their answers carry fields: ``u16 tag``, ``u32 size``, and so many 
 UTF-8, a group has fields in it, and a field that may come more than once is a list. An unknown tag, a field of another
 size than its type's, and a second one of what is no list are errors on both sides.
 
+What each kind of frame has in it, and within which bounds, is in :mod:`messages`.
+
 Every process, and every connection into the machine, has a number that the host gives it, below 2**28; its streams are
 ``number * 4 +`` 0 (to it), 1 and 2 (from it). A side sends of a stream at most :data:`WINDOW` bytes more than the other
-side has granted back by :attr:`Kind.CREDIT`.
+side has granted back by :attr:`Kind.CREDIT`. What comes for a process that has ended is passed over, for it may have
+been under way.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ class Kind(IntEnum):
     CREATE = 3  # a container, held before its first instruction -> PID
     START = 4  # CONTAINER
     EXEC = 5  # CONTAINER, PROCESS, PROGRAM -> PID
-    SIGNAL = 6  # CONTAINER or PROCESS, SIGNO, ALL?
+    SIGNAL = 6  # CONTAINER or PROCESS, SIGNO, ALL?; a connection is hung up by any
     UPDATE = 7  # CONTAINER, CGROUP*
     FREEZE = 8  # CONTAINER, ON; answered once all its processes stand still
     STATS = 9  # CONTAINER* (none: all) -> STATS*, FILE*
-    DELETE = 10  # CONTAINER: killed, unmounted, forgotten; answered when its disk may go
+    DELETE = 10  # CONTAINER: killed, unmounted, forgotten; answered when its disk may go, after its processes' EXITED
     DIAL = 11  # PROCESS (its number), PORT: a connection to the machine's loopback
     QUIESCE = 12  # the machine is about to be saved as a template
     POWEROFF = 13  # answered, then done
@@ -109,7 +112,9 @@ class Tag(IntEnum):
     READONLY = 67  # u64 0/1
     UPPER_SIZE = 68  # u64: bytes of a writable layer in memory
     UPPER_LUN = 69  # u64: an ext4 disk for it
-    PROGRAM = 70  # {}: ARG*, ENV*, CWD, UID, GID, GROUP*, UMASK?, TTY?, STDIN?, CAPS, NO_NEW_PRIVS?, SECCOMP?, RLIMIT*
+    # ARG*, ENV*, CWD, UID, GID, GROUP*, UMASK?, TTY?, STDIN?, CAPS, NO_NEW_PRIVS?, SECCOMP?, SECCOMP_FLAGS?, RLIMIT*,
+    # OOM_SCORE_ADJ?
+    PROGRAM = 70  # {}
     ARG = 71  # text*
     ENV = 72  # text*
     CWD = 73  # text
