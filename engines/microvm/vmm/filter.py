@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Collection
 from typing import Final
 
 # linux/filter.h: load a word, jump if equal, jump if greater or equal, return.
@@ -98,8 +99,12 @@ DENIED: Final = {
 }
 
 
-def program(*, keep_holes: bool) -> bytes:
-    """The filter, as the kernel takes it.
+#: What those need that offer connections to the guest as sockets of the host's.
+SOCKETS: Final = ("socket", "connect", "accept", "accept4", "bind", "listen")
+
+
+def program(*, keep_holes: bool, allowed: Collection[str] = ()) -> bytes:
+    """The filter, as the kernel takes it; ``allowed`` are names that are denied otherwise.
 
     With ``keep_holes`` a hole is said to have been made in a file and none is. That is for memory which is a private
     mapping of a template: QEMU gives a part of it back to the host first in the file, which is sealed and not its own,
@@ -124,7 +129,7 @@ def program(*, keep_holes: bool) -> bytes:
             (_RETURN, 0, 0, _ERRNO),
             (_RETURN, 0, 0, _ALLOW),
         ]
-    numbers = sorted(DENIED.values())
+    numbers = sorted(number for name, number in DENIED.items() if name not in allowed)
     code += [(_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
     code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
     return b"".join(struct.pack("=HBBI", *one) for one in code)

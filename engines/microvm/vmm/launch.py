@@ -15,7 +15,7 @@ import resource
 import select
 import signal
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -52,7 +52,7 @@ class Program:
 
     ``tap`` is the number that a network interface
     gets which leads nowhere, -1: none. ``file_size`` in bytes: it can make no file larger. ``filter`` is one of
-    seccomp(2).
+    seccomp(2). ``network`` is a descriptor of the network namespace that it is in, -1: an empty one of its own.
     """
 
     path: str
@@ -62,6 +62,7 @@ class Program:
     tap: int = -1
     file_size: int = 0
     filter: bytes
+    network: int = -1
 
 
 class Confined:
@@ -77,14 +78,19 @@ class Confined:
 
     def blind(self) -> None:
         """Take the files away that it was loaded from. This process has one thread. InternalError otherwise."""
+        with self.inside(), step("umount", FILES):
+            syscall(number("umount2"), FILES.encode(), _MNT_DETACH)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Within the block this process, which has one thread, sees the monitor's files. InternalError otherwise."""
         with step("open", "/proc/self/ns/mnt"):
             ours = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             with step("setns", "the monitor's files"):
                 syscall(number("setns"), self.pidfd, _CLONE_NEWNS)
             try:
-                with step("umount", FILES):
-                    syscall(number("umount2"), FILES.encode(), _MNT_DETACH)
+                yield
             finally:
                 with step("setns", "the host's files"):
                     syscall(number("setns"), ours, _CLONE_NEWNS)
@@ -195,8 +201,12 @@ def _enter(program: Program, path: str, who: Confinement, tell: int, says: int) 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
     _join_cgroup(who)
+    network = 0 if program.network >= 0 else CLONE_NEWNET
     with step("unshare", "namespaces"):
-        syscall(number("unshare"), _CLONE_NEWNS | _CLONE_NEWCGROUP | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+        syscall(number("unshare"), _CLONE_NEWNS | _CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWUTS | network)
+    if program.network >= 0:
+        with step("setns", "the network namespace"):
+            syscall(number("setns"), program.network, CLONE_NEWNET)
     tell, fds = _arrange(program, tell, says)
     view.enter(program.view, path, who)
     close_all_but((*fds, tell))

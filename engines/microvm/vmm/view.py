@@ -19,6 +19,8 @@ from forgeone_shim.errors import syscall_error
 from forgeone_shim.kernel import mounts, trees
 
 FILES: Final = "/files"
+# Where a monitor's sockets are, and what becomes its disks; it stays.
+PLACE: Final = "/place"
 # What programs and their libraries lie in, on hosts of whatever kind; a link stays one.
 _SYSTEM: Final = ("usr", "bin", "lib", "lib32", "lib64", "libx32")
 _LINKER_CACHE: Final = "etc/ld.so.cache"
@@ -32,11 +34,14 @@ class View:
     """What is there besides the system's programs and libraries, until it is taken away.
 
     ``files`` are paths of the host's by their names below :data:`FILES`; the monitor's user must be allowed to read
-    them. ``kvm``: there is /dev/kvm.
+    them. ``kvm``: there is /dev/kvm. ``devices`` are character devices by their names below /dev. ``place`` is a tree
+    (:mod:`engines.microvm.vmm.place`), -1: none.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
     kvm: bool = False
+    devices: Mapping[str, int] = field(default_factory=dict)
+    place: int = -1
 
 
 def enter(seen: View, path: str, who: Confinement) -> None:
@@ -56,17 +61,20 @@ def enter(seen: View, path: str, who: Confinement) -> None:
         for name, tree in {**sources, "proc": proc}.items():
             with step("mount on", name):
                 _mount(tree, name, below)
+        if seen.place >= 0:
+            with step("mount on", PLACE):
+                _mount(seen.place, PLACE[1:], root)
         for name in {name.partition("/")[0] for name in (*sources, "proc", "dev")}:
             os.symlink(f"files/{name}", name, dir_fd=root)
         for name in _SYSTEM:
             link = Path("/", name)
             if link.is_symlink():
                 os.symlink(link.readlink(), name, dir_fd=root)
-        if seen.kvm:
-            with step("mknod", "/dev/kvm"):
-                os.mkdir("dev", 0o755, dir_fd=below)
-                os.mknod("dev/kvm", stat.S_IFCHR | 0o600, _KVM, dir_fd=below)
-                os.chown("dev/kvm", who.uid, who.gid, dir_fd=below)
+        for name, device in {**({"kvm": _KVM} if seen.kvm else {}), **seen.devices}.items():
+            with step("mknod", f"/dev/{name}"):
+                _parents(f"dev/{name}", below)
+                os.mknod(f"dev/{name}", stat.S_IFCHR | 0o600, device, dir_fd=below)
+                os.chown(f"dev/{name}", who.uid, who.gid, dir_fd=below)
         with step("remount", "the root"):
             trees.change(below, trees.RDONLY)
             trees.change(root, trees.RDONLY)
@@ -103,10 +111,7 @@ def _new(kind: str, options: Mapping[str, str], attributes: int, stack: ExitStac
 
 def _mount(tree: int, name: str, root: int) -> None:
     """On a place that is made for it in ``root``, which is nobody else's."""
-    parts = name.split("/")
-    for depth in range(1, len(parts)):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=root)
+    _parents(name, root)
     if stat.S_ISDIR(os.fstat(tree).st_mode):
         os.mkdir(name, 0o755, dir_fd=root)
     else:
@@ -116,6 +121,13 @@ def _mount(tree: int, name: str, root: int) -> None:
         trees.attach(tree, target)
     finally:
         os.close(target)
+
+
+def _parents(name: str, root: int) -> None:
+    parts = name.split("/")
+    for depth in range(1, len(parts)):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("/".join(parts[:depth]), 0o755, dir_fd=root)
 
 
 @contextmanager
