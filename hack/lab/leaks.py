@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
-_FORK_SERVERS = ("forgeone_shim.shim.server", "engines.wasm.zygote")
+_FORK_SERVERS = ("forgeone_shim.shim.server", "engines.wasm.zygote", "engines.microvm.zygote")
 _FAMILIES = ("inet", "ip", "ip6", "bridge")
 
 
