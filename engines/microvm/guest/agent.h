@@ -54,7 +54,7 @@ struct field {
 
 /* The next field of the group; false at its end. `it` moves. Valid as long as the request is handled. */
 bool fields_next(struct fields *it, struct field *out);
-/* The first field of that tag; none: false. The others likewise leave `in` where it is. */
+/* The first field of that tag; none: false, and `out` is as it was. The others likewise leave `in` where it is. */
 bool fields_find(const struct fields *in, unsigned tag, struct field *out);
 /* The next one of that tag: for lists. */
 bool fields_each(struct fields *it, unsigned tag, struct field *out);
@@ -191,8 +191,8 @@ struct container *container_find(const char *id);
 struct container *container_next(struct container *after);
 
 /*
- * The last steps of a process that is in its namespaces, root and cgroup; does not return. In this order: limits, oom
- * score (0 where the program has none), umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set,
+ * The last steps of a process that is in its namespaces, root and cgroup; does not return. In this order: limits,
+ * umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set,
  * keep caps, gid, uid, cwd once
  * more if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [held here
  * if `hold` >= 0: until a byte can be read from it], execve. Where no_new_privs is off seccomp is loaded before the uid

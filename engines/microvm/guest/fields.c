@@ -139,16 +139,23 @@ bool fields_next(struct fields *it, struct field *out)
 
 bool fields_each(struct fields *it, unsigned tag, struct field *out)
 {
-	while (fields_next(it, out))
-		if (out->tag == tag)
+	struct field one;
+	while (fields_next(it, &one))
+		if (one.tag == tag) {
+			*out = one;
 			return true;
+		}
 	return false;
 }
 
 bool fields_find(const struct fields *in, unsigned tag, struct field *out)
 {
 	struct fields it = *in;
-	return fields_each(&it, tag, out);
+	struct field found;
+	if (!fields_each(&it, tag, &found))
+		return false;
+	*out = found;
+	return true;
 }
 
 bool fields_has(const struct fields *in, unsigned tag)
