@@ -63,8 +63,9 @@ class Process(Protocol):
         """It is no more, and its number is free."""
 
 
-# What is not there or not running, and what there is too little of, in the words of errno(3).
+# What is not there or not running, what is in another state, and what there is too little of, in the words of errno(3).
 GONE: Final = frozenset({errno.ENOENT, errno.ESRCH})
+OTHERWISE: Final = frozenset({errno.ESRCH, errno.EBUSY, errno.EALREADY})
 SCARCE: Final = frozenset({errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EDQUOT})
 
 Answered = Callable[[bytes | Failed], None]

@@ -43,7 +43,7 @@ class Container:
     def __init__(self, loop: Loop, agent: Agent, plan: Supervision) -> None:
         """Everything on the host, or OSError and nothing."""
         self._loop, self._agent, self.plan = loop, agent, plan
-        self.over = False
+        self.running = self.over = False
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._allowances = {STDOUT: Allowance(), STDERR: Allowance()}
         self._orders = b""
@@ -86,6 +86,7 @@ class Container:
 
     def started(self) -> None:
         """It runs."""
+        self.running = True
         with contextlib.suppress(OSError):
             self._bundle.remove(supervision.START)
 

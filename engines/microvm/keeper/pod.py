@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from engines.microvm.keeper import orders
-from engines.microvm.keeper.agent import GONE, SCARCE, Agent, clean
+from engines.microvm.keeper.agent import GONE, OTHERWISE, SCARCE, Agent, clean
 from engines.microvm.keeper.clients import Client
 from engines.microvm.keeper.command import Connection, Guest
 from engines.microvm.keeper.container import Container
@@ -293,6 +293,12 @@ class Pod:
         kept = self._find(client, order.container_id)
         if kept is None:
             return
+        if kept.container.over or kept.container.running:
+            state = "has ended" if kept.container.over else "is running"
+            client.fail(
+                "start", Error.PRECONDITION, f"container {order.container_id} {state}, and is not to be started"
+            )
+            return
 
         def answered(answer: bytes | Failed) -> None:
             if not isinstance(answer, Failed):
@@ -367,8 +373,10 @@ class Pod:
         self._agent.request(Kind.DELETE, payload, answered)
 
     def _drop(self, kept: _Kept) -> None:
-        """The guest has no such container any more."""
+        """The guest has no such container any more; it may have been told twice."""
         container = kept.container
+        if self._kept.get(container.id) is not kept:
+            return
         if kept.undone:
             container.undo()
         else:
@@ -445,8 +453,12 @@ def _relay(client: Client, answer: bytes | Failed) -> None:
 def _refuse(client: Client, answer: Failed) -> None:
     """What the guest refuses, as the error that it is; it may say anything."""
     message = clean(answer.message) or os.strerror(answer.errno)
-    if answer.field:
+    if answer.field == "container" and answer.errno in GONE:
+        client.fail("find", Error.NOT_FOUND, message)
+    elif answer.field:
         client.fail("create", Error.INVALID, f"{clean(answer.field)}: {message}")
+    elif answer.errno in OTHERWISE:
+        client.fail("guest", Error.PRECONDITION, f"{clean(answer.step)}: {message}")
     elif answer.errno in SCARCE:
         client.fail("guest", Error.EXHAUSTED, f"{clean(answer.step)}: {message}")
     else:

@@ -122,8 +122,12 @@ def test_a_containers_life_is_told_as_conmon_tells_it(pod: Pod) -> None:
 def test_a_running_container_is_seen_as_one_and_dies_by_a_signal(pod: Pod) -> None:
     pod.run("c1", "sleep")
     assert pod.look("c1").state is LiveState.RUNNING
+    with pytest.raises(FailedPrecondition, match="is running"):
+        pod.keeper.start("c1", soon())
     pod.keeper.signal("c1", signal.SIGTERM, soon())
     assert pod.ended("c1") == 143
+    with pytest.raises(FailedPrecondition, match="has ended"):
+        pod.keeper.start("c1", soon())
     # Again is no error.
     pod.keeper.signal("c1", signal.SIGKILL, soon())
 
@@ -182,6 +186,16 @@ def test_a_create_whose_client_has_gone_is_taken_back(pod: Pod) -> None:
     pod.keeper.delete("c1", soon())
     assert pod.keeper.look(soon()).alive == ()
     assert list(pod.bundle("c1").iterdir()) == []
+
+
+def test_a_container_that_is_deleted_while_it_is_refused_is_gone_once(pod: Pod) -> None:
+    with pod.keeper.creation("c1", soon()) as making, pod.keeper._connect(soon()) as other:
+        asked = orders.Create(supervision=pod.supervision("c1"), payload=created("c1", "missing"))
+        making._connection.send(b"i" + orders.encode(asked))
+        other.send(b"i" + orders.encode(orders.Delete("c1")))
+        readable(making._connection.fileno())
+        readable(other.fileno())
+    assert pod.keeper.look(soon()).alive == ()
 
 
 def test_a_second_container_of_a_name_is_refused(pod: Pod) -> None:
