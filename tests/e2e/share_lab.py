@@ -84,10 +84,14 @@ def mounted(program: Path, directory: Path) -> Iterator[Share]:
         stack.callback(host.close)
         argv = ["unshare", "--mount", "--propagation", "private", str(program), str(guest.fileno()), str(point)]
         with guest:
-            carrier = subprocess.Popen([*argv, str(asked)], pass_fds=[guest.fileno()], stdout=subprocess.PIPE)
+            carrier = subprocess.Popen(
+                [*argv, str(asked)], pass_fds=[guest.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert carrier.stdin is not None
         assert carrier.stdout is not None
         stack.callback(carrier.stdout.close)
         stack.callback(carrier.wait, _PATIENCE)
+        stack.callback(carrier.stdin.close)
         assert carrier.stdout.readline() == b"mounted\n"
         server = launch.start(host, "lab", uid=UID, gid=UID)
         host.close()

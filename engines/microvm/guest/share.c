@@ -1,15 +1,17 @@
 /*
- * Carries FUSE messages between the kernel and the host, whole and unread: one process takes requests to the port, one
+ * Carries FUSE messages between the kernel and the host, whole and unread: one thread takes requests to the port, one
  * takes answers from it, so that neither way ever waits for the other. They are no part of the agent's process: an
- * access to a volume may wait for the host, and the agent may not.
+ * access to a volume may wait for the host, and the agent may not. They are one process, as each change from one
+ * memory to another is dear where instructions are emulated.
  *
  * A message without a number of a request's is no answer: with it the host asks that the kernel forget inodes that
- * nobody uses, each of which costs the host a descriptor. A third process does that, since it can take a while.
+ * nobody uses, each of which costs the host a descriptor. A third thread does that, since it can take a while.
  */
 #include "share.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,6 +44,7 @@
 #define FUSE_HANDLE_KILLPRIV_V2 (1u << 28)
 
 #define MAX_WRITE (1u << 20)
+#define READ_AHEAD_KB "1024"
 #define PAGE 4096u
 #define MAX_PAGES (MAX_WRITE / PAGE)
 /* The kernel wants this much room for any request. */
@@ -80,11 +83,11 @@ struct init_out {
 	uint32_t unused[8];
 };
 
-struct carrier {
-	int fuse, port, please;
-};
+/* What the threads have, from before there are any; they ask the third by a pipe. */
+enum { FUSE, PORT, CACHES, ASKED, ASK, FDS };
+static int fds[FDS];
 
-static unsigned char buffer[BUFFER_SIZE];
+static unsigned char requests[BUFFER_SIZE], answers[BUFFER_SIZE];
 
 static ssize_t write_retried(int fd, const void *data, size_t size)
 {
@@ -109,61 +112,63 @@ static bool send_all(int port, const unsigned char *data, size_t size)
 	return true;
 }
 
-static void carry_requests(const struct carrier *carrier)
+/* In the end the other way ends, too. */
+static void *carry_requests(void *nothing)
 {
+	(void)nothing;
 	for (;;) {
-		ssize_t got = read(carrier->fuse, buffer, sizeof buffer);
+		ssize_t got = read(fds[FUSE], requests, sizeof requests);
 		/* ENOENT: whoever asked has been interrupted. ENODEV: it is unmounted. */
 		if (got < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
 			continue;
-		if (got <= 0 || !send_all(carrier->port, buffer, (size_t)got))
-			return;
+		if (got <= 0 || !send_all(fds[PORT], requests, (size_t)got))
+			_exit(1);
 	}
 }
 
 /* ---- answers ---- */
 
 /* One whole message; false: the mount is gone, or it is none. */
-static bool carry_answer(const struct carrier *carrier, const unsigned char *data, const struct out_header *header)
+static bool carry_answer(const unsigned char *data, const struct out_header *header)
 {
 	if (header->unique == 0) {
 		/* A pipe that is full asks already. */
-		(void)!write_retried(carrier->please, "", 1);
+		(void)!write_retried(fds[ASK], "", 1);
 		return true;
 	}
 	/* ENOENT: nobody waits for it any more. EINVAL: it does not fit the request, which fails with it. */
-	return write_retried(carrier->fuse, data, header->length) >= 0 || errno != ENODEV;
+	return write_retried(fds[FUSE], data, header->length) >= 0 || errno != ENODEV;
 }
 
 /* The messages at the beginning of the buffer; returns how much of it they were, or -1. */
-static ssize_t carry_answers(const struct carrier *carrier, size_t filled)
+static ssize_t carry_whole(size_t filled)
 {
 	size_t at = 0;
 	struct out_header header;
 	while (filled - at >= sizeof header) {
-		memcpy(&header, buffer + at, sizeof header);
-		if (header.length < sizeof header || header.length > sizeof buffer)
+		memcpy(&header, answers + at, sizeof header);
+		if (header.length < sizeof header || header.length > sizeof answers)
 			return -1;
 		if (filled - at < header.length)
 			break;
-		if (!carry_answer(carrier, buffer + at, &header))
+		if (!carry_answer(answers + at, &header))
 			return -1;
 		at += header.length;
 	}
 	return (ssize_t)at;
 }
 
-static void carry_all_answers(const struct carrier *carrier)
+static void carry_answers(void)
 {
 	/* To wait for the host where a read does not: while it is not there. */
 	int wakes = epoll_create1(EPOLL_CLOEXEC);
 	struct epoll_event event = {.events = EPOLLIN | EPOLLET};
 	struct stat found;
-	if (wakes < 0 || epoll_ctl(wakes, EPOLL_CTL_ADD, carrier->port, &event) < 0 || fstat(carrier->port, &found) < 0)
+	if (wakes < 0 || epoll_ctl(wakes, EPOLL_CTL_ADD, fds[PORT], &event) < 0 || fstat(fds[PORT], &found) < 0)
 		return;
 	size_t filled = 0;
 	for (;;) {
-		ssize_t got = read(carrier->port, buffer + filled, sizeof buffer - filled);
+		ssize_t got = read(fds[PORT], answers + filled, sizeof answers - filled);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got == 0 && !S_ISSOCK(found.st_mode)) {
@@ -173,22 +178,23 @@ static void carry_all_answers(const struct carrier *carrier)
 		if (got <= 0)
 			return;
 		filled += (size_t)got;
-		ssize_t done = carry_answers(carrier, filled);
+		ssize_t done = carry_whole(filled);
 		if (done < 0)
 			return;
 		filled -= (size_t)done;
 		if (done)
-			memmove(buffer, buffer + done, filled);
+			memmove(answers, answers + done, filled);
 	}
 }
 
 /* ---- forgetting ---- */
 
-static void forget_when_asked(int asked, int caches)
+static void *forget_when_asked(void *nothing)
 {
 	char words[64];
-	while (read(asked, words, sizeof words) > 0)
-		(void)!write_retried(caches, "2", 1);
+	while (read(fds[ASKED], words, sizeof words) > 0)
+		(void)!write_retried(fds[CACHES], "2", 1);
+	return nothing;
 }
 
 /* ---- the beginning ---- */
@@ -202,10 +208,10 @@ static int say_no(const char **step, const char *what)
 static int answer_init(int fuse, const char **step)
 {
 	struct init_in in;
-	ssize_t got = read(fuse, buffer, sizeof buffer);
+	ssize_t got = read(fuse, requests, sizeof requests);
 	if (got < 0)
 		return say_no(step, "read FUSE_INIT");
-	memcpy(&in, buffer, sizeof in);
+	memcpy(&in, requests, sizeof in);
 	if ((size_t)got < sizeof in || in.header.opcode != FUSE_INIT || in.major != FUSE_MAJOR) {
 		errno = EPROTO;
 		return say_no(step, "agree on FUSE's version");
@@ -225,6 +231,27 @@ static int answer_init(int fuse, const char **step)
 	return write_retried(fuse, &out, sizeof out) < 0 ? say_no(step, "answer FUSE_INIT") : 0;
 }
 
+/*
+ * Lets the kernel read as much ahead as a request can be of, where it takes an eighth of that otherwise. The mount is
+ * not asked for its number, as nobody answers for it yet.
+ */
+static void read_further_ahead(const char *point)
+{
+	char line[1024], device[32], place[512], path[64];
+	FILE *mounts = fopen("/proc/self/mountinfo", "re");
+	*path = 0;
+	while (mounts && fgets(line, sizeof line, mounts))
+		if (sscanf(line, "%*s %*s %31s %*s %511s", device, place) == 2 && strcmp(place, point) == 0)
+			snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", device);
+	if (mounts)
+		fclose(mounts);
+	int fd = *path ? open(path, O_WRONLY | O_CLOEXEC) : -1;
+	if (fd >= 0) {
+		(void)!write_retried(fd, READ_AHEAD_KB, sizeof READ_AHEAD_KB - 1);
+		close(fd);
+	}
+}
+
 static int mount_share(int fuse, const char *point, const char **step)
 {
 	char options[160];
@@ -241,13 +268,34 @@ static int mount_share(int fuse, const char *point, const char **step)
 		errno = code;
 		return -1;
 	}
+	read_further_ahead(point);
 	return 0;
 }
 
-/* ---- processes ---- */
+/* ---- the process ---- */
 
-/* One of the three, with these descriptors and no others. */
-static void be(const char *name, int first, int second, int third)
+/* Closes all descriptors but these, which get other numbers. */
+static int keep_only_ours(void)
+{
+	unsigned past = 0;
+	for (size_t index = 0; index < FDS; index++) {
+		int fd = fcntl(fds[index], F_DUPFD_CLOEXEC, past);
+		if (fd < 0)
+			return -1;
+		fds[index] = fd;
+		past = (unsigned)fd + 1;
+	}
+	past = 0;
+	for (size_t index = 0; index < FDS; index++) {
+		if ((unsigned)fds[index] > past)
+			sys_close_range(past, (unsigned)fds[index] - 1);
+		past = (unsigned)fds[index] + 1;
+	}
+	return sys_close_range(past, ~0u);
+}
+
+/* In the child; the end of one way is the end of both. */
+static void carry(void)
 {
 	sigset_t none;
 	sigemptyset(&none);
@@ -255,96 +303,52 @@ static void be(const char *name, int first, int second, int third)
 		signal(signo, SIG_DFL);
 	signal(SIGPIPE, SIG_IGN);
 	sigprocmask(SIG_SETMASK, &none, NULL);
-	prctl(PR_SET_NAME, name);
+	prctl(PR_SET_NAME, "share");
 	/* What it needs memory for may be what frees some. */
 	prctl(K_PR_SET_IO_FLUSHER, 1, 0, 0, 0);
-	unsigned past = 0;
-	int keep[] = {first, second, third};
-	for (size_t index = 0; index < sizeof keep / sizeof *keep; index++) {
-		if ((unsigned)keep[index] > past)
-			sys_close_range(past, (unsigned)keep[index] - 1);
-		past = (unsigned)keep[index] + 1;
-	}
-	sys_close_range(past, ~0u);
-}
-
-static void end_with_child(int signo)
-{
-	(void)signo;
-	_exit(1);
-}
-
-/* A child that dies with this process; in it, 0. */
-static pid_t fork_helper(void)
-{
-	pid_t parent = getpid(), pid = fork();
-	if (pid == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != parent))
-		_exit(1);
-	return pid;
-}
-
-/* The descriptors are in ascending order: fuse, port, the two ends of the pipe. */
-static void carry(const int *fds, int caches)
-{
-	struct carrier carrier = {.fuse = fds[0], .port = fds[1], .please = fds[3]};
-	pid_t pid = fork_helper();
-	if (pid == 0) {
-		be("share-forget", fds[2], caches, caches);
-		forget_when_asked(fds[2], caches);
-		_exit(0);
-	}
-	if (pid > 0)
-		pid = fork_helper();
-	if (pid == 0) {
-		be("share-answers", fds[0], fds[1], fds[3]);
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		carry_all_answers(&carrier);
-		_exit(0);
-	}
-	if (pid < 0)
+	pthread_t thread;
+	if (keep_only_ours() < 0 || pthread_create(&thread, NULL, forget_when_asked, NULL) != 0 ||
+	    pthread_create(&thread, NULL, carry_requests, NULL) != 0)
 		return;
-	be("share", fds[0], fds[1], fds[1]);
-	signal(SIGCHLD, end_with_child);
-	carry_requests(&carrier);
+	carry_answers();
 }
 
-/* Duplicates whose numbers are in the order given. */
-static int sort(const int *fds, size_t count, int *sorted)
+static void close_all(int but)
 {
-	for (size_t index = 0; index < count; index++) {
-		sorted[index] = fcntl(fds[index], F_DUPFD_CLOEXEC, index ? sorted[index - 1] + 1 : 3);
-		if (sorted[index] < 0)
-			return -1;
+	int code = errno;
+	for (size_t index = 0; index < FDS; index++) {
+		if (fds[index] >= 0 && fds[index] != but)
+			close(fds[index]);
+		fds[index] = -1;
 	}
-	return 0;
+	errno = code;
 }
 
 pid_t share_carry(int port, const char *point, const char *caches, const char **step)
 {
-	int fds[5] = {-1, port, -1, -1, -1}, sorted[5];
 	pid_t pid = -1;
-	if ((fds[0] = open("/dev/fuse", O_RDWR | O_CLOEXEC)) < 0)
-		return say_no(step, "open /dev/fuse");
-	if (pipe2(fds + 2, O_CLOEXEC) < 0 || fcntl(fds[3], F_SETFL, O_NONBLOCK) < 0)
+	int pipe[2] = {-1, -1};
+	fds[PORT] = port;
+	fds[FUSE] = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	fds[CACHES] = open(caches, O_WRONLY | O_CLOEXEC);
+	bool piped = pipe2(pipe, O_CLOEXEC) == 0 && fcntl(pipe[1], F_SETFL, O_NONBLOCK) == 0;
+	fds[ASKED] = pipe[0];
+	fds[ASK] = pipe[1];
+	if (!piped)
 		*step = "make the share's pipe";
-	else if ((fds[4] = open(caches, O_WRONLY | O_CLOEXEC)) < 0)
-		*step = caches;
-	else if (mount_share(fds[0], point, step) == 0) {
+	else if (fds[FUSE] < 0 || fds[CACHES] < 0)
+		*step = fds[FUSE] < 0 ? "open /dev/fuse" : caches;
+	else if (mount_share(fds[FUSE], point, step) == 0) {
 		*step = "start the share";
 		pid = fork();
 		if (pid == 0) {
-			if (sort(fds, 5, sorted) == 0)
-				carry(sorted, sorted[4]);
+			carry();
 			_exit(1);
 		}
 		if (pid < 0)
 			umount2(point, MNT_DETACH);
 	}
-	int code = errno;
-	for (size_t index = 0; index < 5; index++)
-		if (fds[index] >= 0 && fds[index] != port)
-			close(fds[index]);
-	errno = code;
+	close_all(port);
 	return pid;
 }
 

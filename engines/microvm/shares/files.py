@@ -56,7 +56,9 @@ def _told(node: Node, fd: int, flags: int) -> int:
     if stamp == node.stamp and time.time_ns() - found.st_ctime_ns > _SETTLED_NS:
         told = fuse.KEEP_CACHE
     node.stamp = stamp
-    if flags & os.O_ACCMODE == os.O_RDONLY:
+    access = flags & os.O_ACCMODE
+    # What is written through a mapping, and has to be told when it is closed, is of a file that can be read, too.
+    if access == os.O_RDONLY or (access == os.O_WRONLY and not node.files.late):
         told |= fuse.NOFLUSH
     return told
 
