@@ -24,16 +24,9 @@
 
 static int limit(const struct program *program, struct err *err)
 {
-	char score[16];
 	for (size_t index = 0; index < program->limit_count; index++)
 		if (setrlimit(program->limits[index].resource, &program->limits[index].value) < 0)
 			return fail_errno(err, "set a limit");
-	if (program->has_oom_score_adj) {
-		int size = snprintf(score, sizeof score, "%d", program->oom_score_adj);
-		int number = file_put(AT_FDCWD, "/proc/self/oom_score_adj", score, (size_t)size);
-		if (number)
-			return fail(err, number, "set the oom score", "%s", strerror(number));
-	}
 	umask(program->umask);
 	return 0;
 }

@@ -128,14 +128,15 @@ static int prepare(const struct birth *birth, char *path, struct err *err)
 
 static _Noreturn void child(const struct birth *birth)
 {
+	const struct program *program = birth->program;
 	struct stdio *stdio = birth->stdio;
 	int keep[] = {stdio->in, stdio->out, stdio->err, birth->hold, birth->report, birth->handover, birth->namespaces};
 	char path[PATH_MAX];
 	struct err err = {0};
 	stdio->terminal = -1;
-	namespaces_child(keep, sizeof keep / sizeof *keep);
+	namespaces_child(keep, sizeof keep / sizeof *keep, program->has_oom_score_adj ? program->oom_score_adj : 0);
 	if (prepare(birth, path, &err) == 0)
-		child_become(birth->program, path, stdio, birth->hold, birth->report);
+		child_become(program, path, stdio, birth->hold, birth->report);
 	if (write(birth->report, &err, sizeof err) < 0)
 		_exit(2);
 	_exit(1);

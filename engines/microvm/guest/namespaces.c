@@ -61,21 +61,24 @@ static int ascending(const void *left, const void *right)
 	return *(const int *)left - *(const int *)right;
 }
 
-void namespaces_child(const int *keep, size_t count)
+void namespaces_child(const int *keep, size_t count, int oom_score_adj)
 {
-	int sorted[16], last = -1;
+	char score[16];
+	/* What is opened from here on is never taken for one of the standard streams. */
+	int sorted[16], last = 2, size = snprintf(score, sizeof score, "%d", oom_score_adj);
 	size_t used = 0;
 	child_signals();
 	prctl(PR_SET_DUMPABLE, 0);
 	for (size_t index = 0; index < count && used < sizeof sorted / sizeof *sorted; index++)
-		if (keep[index] >= 0)
+		if (keep[index] > last)
 			sorted[used++] = keep[index];
 	qsort(sorted, used, sizeof *sorted, ascending);
 	for (size_t index = 0; index < used; last = sorted[index++])
 		if (sorted[index] > last + 1)
 			sys_close_range((unsigned)last + 1, (unsigned)sorted[index] - 1);
 	sys_close_range((unsigned)last + 1, UINT_MAX);
-	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "0", 1);
+	/* By the agent's /proc, which is what it says. */
+	file_put(AT_FDCWD, "/proc/self/oom_score_adj", score, (size_t)size);
 	umask(0);
 }
 
@@ -87,7 +90,7 @@ static _Noreturn void reaper(void)
 	static const struct k_cap_data none[2];
 	struct k_cap_header header = {.version = K_CAPABILITY_VERSION_3};
 	sigset_t all;
-	namespaces_child(NULL, 0);
+	namespaces_child(NULL, 0, -1000);
 	sigfillset(&all);
 	sigprocmask(SIG_BLOCK, &all, NULL);
 	prctl(PR_SET_NAME, "pause");

@@ -18,7 +18,8 @@ int namespace_of(pid_t pid, const char *name, struct err *err);
 pid_t namespaces_fork(uint64_t flags, int pids, int cgroup, struct err *err);
 
 /*
- * In such a child, first of all: with a program's signals, with none of the agent's descriptors but those in `keep`
- * (-1: no descriptor), killed for memory like any other, and not to be looked into by those it is among now.
+ * In such a child, first of all: with a program's signals, with none of the agent's descriptors but 0 to 2, which are
+ * /dev/null, and those in `keep` (-1: no descriptor), killed for memory as proc(5) says of the score, and not to be
+ * looked into by those it is among now.
  */
-void namespaces_child(const int *keep, size_t count);
+void namespaces_child(const int *keep, size_t count, int oom_score_adj);
