@@ -8,8 +8,8 @@ from engines.microvm.boot.manifest import Lines
 
 # A guest that panics ends at once, and a machine that resets has ended: the monitor does not start it anew.
 _COMMON: Final = ("quiet", "panic=-1", "reboot=t", "cryptomgr.notests")
-# The guest would compare the counter with ticks, which come late on a busy host, find it unstable, and from then on count
-# those ticks instead.
+# The guest would compare the counter with ticks, which come late on a busy host, call it unstable, and from then on
+# count those ticks instead.
 _CLOCK: Final = "tsc=reliable"
 # What a guest has no use for, and what costs an emulated processor most: tracing and integrity measurement. With KVM it
 # costs next to nothing, and somebody may want to trace.
