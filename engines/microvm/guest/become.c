@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
@@ -50,9 +51,11 @@ static int take_stdio(const struct program *program, const struct stdio *stdio, 
 	return 0;
 }
 
+/* One that is not below the root, as another container's by way of /proc, has no path. */
 static int enter_directory(const char *path, struct err *err)
 {
-	if (chdir(path) == 0)
+	char found[PATH_MAX];
+	if (chdir(path) == 0 && getcwd(found, sizeof found))
 		return 0;
 	fail(err, errno, "change the directory", "%s: %s", path, strerror(errno));
 	return fail_field(err, "working_dir");

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -63,7 +64,8 @@ static void enter_root(void)
 	mount_at("devtmpfs", "/dev", MS_NOSUID, "mode=755");
 	mount_at("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666");
 	mount_at("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
-	mount_at("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+	/* A container that may write to its group may not lift the limits of it. */
+	mount_at("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, "nsdelegate");
 	mkdir("/tmp", 01777);
 }
 
@@ -148,6 +150,7 @@ static int listen_for_devices(void)
 static void settle(void)
 {
 	struct rlimit files = {FILES, FILES};
+	struct sched_param none = {.sched_priority = 0};
 	/* 0, 1 and 2 are never a file that anybody means. */
 	while (open("/dev/null", O_RDWR) < 2)
 		;
@@ -155,6 +158,8 @@ static void settle(void)
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &files);
 	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "-1000", 5);
+	/* A reader that takes the processor from a writer at each of its lines costs both twice as much; not for children. */
+	syscall(SYS_sched_setscheduler, 0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none);
 	/* A kernel in trouble ends the machine. */
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
 }
