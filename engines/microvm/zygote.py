@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
-import platform
 
 from engines.microvm.keeper import monitors, orders, process, saving
 from engines.microvm.keeper.orders import Save
+from engines.microvm.shares import confinement
 from engines.microvm.shares import launch as shares
-from engines.microvm.shares.confinement import profile
-from forgeone_shim.errors import Kind
-from forgeone_shim.kernel.bpf import Compiler
+from forgeone_shim.errors import ForgeError, Kind
 from forgeone_shim.shim import forks
 from forgeone_shim.shim.forks import Fork
 from forgeone_shim.shim.supervision import Failed
@@ -19,8 +18,9 @@ from forgeone_shim.shim.supervision import Failed
 
 def main() -> None:
     """Serve on descriptor :data:`forks.LISTENER` until nobody needs it any more."""
-    # Done once by each file server; what it leaves in memory is shared by them all.
-    Compiler().compile(profile(platform.machine()))
+    # For all file servers; where it cannot be had, each of them says so.
+    with contextlib.suppress(ForgeError):
+        confinement.program()
     gc.collect()
     gc.freeze()
     # What is left to collect would be pages that are no longer shared; nothing here makes cycles.

@@ -536,8 +536,7 @@ def test_the_server_can_do_little_else(share: Share) -> None:
     assert from_mask(int(status["CapEff"], 16)) == from_mask(int(status["CapPrm"], 16)) == {f"CAP_{n}" for n in kept}
     assert int(status["CapBnd"], 16) == int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"], status["Threads"]) == ("1", "2", "1")
-    for name in ("mnt", "net", "ipc", "uts", "cgroup"):
-        assert (proc / "ns" / name).readlink() != Path(f"/proc/self/ns/{name}").readlink()
+    assert (proc / "ns/mnt").readlink() != Path("/proc/self/ns/mnt").readlink()
     assert os.listdir(f"{proc}/root") == []
     assert len((proc / "mountinfo").read_text().splitlines()) == 1
     _fails(errno.EROFS, lambda: Path(f"{proc}/root/x").touch())

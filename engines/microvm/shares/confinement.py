@@ -1,8 +1,9 @@
 """What a file server gives up before it reads a byte of the guest's.
 
-It has an empty root, and reaches nothing but what it was given descriptors of; no network; a user of its own, so that
-no other process is its to look into or to signal; of capabilities those that make its users' files theirs; no program
-to execute, no process to make, no memory to execute code in.
+It has an empty root, and reaches nothing but what it was given descriptors of; a user of its own, so that no other
+process is its to look into or to signal; of capabilities those that make its users' files theirs; of system calls those
+for files: none that makes a socket, a process or memory to execute code in, or that executes a program. What other
+namespaces would hide is behind calls that it cannot make, so it only has its own of mounts.
 
 It is not told of its parent's death by a signal: the kernel forgets that with each change of the user that files are
 made for (PR_SET_PDEATHSIG). The end of its connections tells it.
@@ -11,6 +12,7 @@ made for (PR_SET_PDEATHSIG). The end of its connections tells it.
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import platform
 import resource
@@ -20,12 +22,9 @@ from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel import privileges, trees
 from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.capabilities import KNOWN
-from forgeone_shim.kernel.namespaces import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWUTS
 from forgeone_shim.kernel.syscalls import number, syscall
 
 _CLONE_NEWNS: Final = 0x00020000
-_CLONE_NEWCGROUP: Final = 0x02000000
-_NAMESPACES: Final = _CLONE_NEWNS | _CLONE_NEWCGROUP | CLONE_NEWIPC | CLONE_NEWNET | CLONE_NEWUTS
 # No devices are made (MKNOD), and file handles open nothing (DAC_READ_SEARCH).
 _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETFCAP")
 _OWN: Final = "/proc/self/fd"
@@ -69,6 +68,18 @@ def _allow(names: list[str], *, index: int = 0, mask: int = 0, value: int = 0) -
     return rule
 
 
+@functools.cache
+def program() -> bytes:
+    """The filter, made once for this process and all that are forked from it.
+
+    :raises FailedPrecondition: system calls cannot be filtered here.
+    """
+    made = Compiler().compile(profile(platform.machine()))
+    if made is None:
+        raise FailedPrecondition("system calls cannot be filtered", fix="install libseccomp2")
+    return base64.b64decode(made)
+
+
 def confine(uid: int, gid: int) -> tuple[int, int]:
     """Confine this process, which has one thread; its working directory is what names its descriptors.
 
@@ -77,15 +88,13 @@ def confine(uid: int, gid: int) -> tuple[int, int]:
     :raises FailedPrecondition: system calls cannot be filtered here.
     :raises OSError: a step failed. The process is of no use then.
     """
-    program = Compiler().compile(profile(platform.machine()))
-    if program is None:
-        raise FailedPrecondition("system calls cannot be filtered", fix="install libseccomp2")
+    calls = program()
     _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     own = os.open(_OWN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    syscall(number("unshare"), _NAMESPACES)
+    syscall(number("unshare"), _CLONE_NEWNS)
     trees.keep_to_itself()
     root = trees.tmpfs({"mode": "555", "size": "4k"}, trees.RDONLY | trees.NOSUID | trees.NODEV | trees.NOEXEC)
     trees.stage(root, "/")
@@ -102,5 +111,5 @@ def confine(uid: int, gid: int) -> tuple[int, int]:
     os.setresuid(uid, uid, uid)
     privileges.not_dumpable()
     privileges.no_new_privileges()
-    privileges.filter_system_calls(base64.b64decode(program))
+    privileges.filter_system_calls(calls)
     return empty, descriptors

@@ -16,7 +16,7 @@ from typing import Final
 from engines.microvm.shares import dispatch, fuse, orders
 from engines.microvm.shares.nodes import Nodes
 from engines.microvm.shares.orders import Add, Answer, Broken, Done, Failed, Order
-from engines.microvm.shares.state import Handles, Share
+from engines.microvm.shares.state import Handles, Share, room
 from forgeone_shim.shim import wire
 from forgeone_shim.shim.loop import HUNG_UP, READ, WRITE, Loop
 
@@ -55,7 +55,7 @@ class Server:
         self._port, self._control = port, control
         nodes = Nodes(root, most.nodes)
         self._share = Share(nodes, Handles(nodes, most.handles), paths=paths, news=self._take_orders)
-        self._received = memoryview(bytearray(fuse.REQUEST_MAX))
+        self._received = room(fuse.REQUEST_MAX)
         self._filled = 0
         self._unsent = memoryview(b"")
         self._many = self._asked_at = most.many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from typing import Final
@@ -13,6 +14,11 @@ from engines.microvm.shares.nodes import Node, Nodes
 
 # The most that one call for a directory's entries gets; a guest's kernel asks for no more at once either.
 _ENTRIES_SIZE: Final = 64 * 1024
+
+
+def room(size: int) -> memoryview:
+    """Memory for so many bytes, none of which is taken before it is written to."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Handle:
@@ -86,8 +92,8 @@ class Share:
         self._paths, self.news = paths, news
         self.caller = Caller()
         self.entries = Entries(_ENTRIES_SIZE)
-        # An answer to READ, which is sent before there is another; nothing of it is in memory that was not needed yet.
-        self.answer = memoryview(bytearray(fuse.OUT_HEADER.size + fuse.MAX_WRITE))
+        # An answer to READ, which is sent before there is another.
+        self.answer = room(fuse.OUT_HEADER.size + fuse.MAX_WRITE)
         self.data = self.answer[fuse.OUT_HEADER.size :]
 
     def path(self, fd: int) -> str:

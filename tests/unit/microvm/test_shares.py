@@ -310,6 +310,17 @@ def test_orders_and_answers_are_read_back() -> None:
             orders.decode_order(data)
 
 
+def test_the_filter_lets_nothing_out_of_the_process() -> None:
+    rules = profile("x86_64")["syscalls"]
+    assert isinstance(rules, list)
+    allowed = {name for rule in rules for name in rule["names"]}
+    for name in ("socket", "connect", "clone", "fork", "execve", "ptrace", "mount", "setns", "unshare", "kill", "bpf"):
+        assert name not in allowed
+    (mapped,) = (rule for rule in rules if "mmap" in rule["names"])
+    assert mapped["args"][0]["value"] == 4
+    assert mapped["args"][0]["valueTwo"] == 0
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_the_filter_can_be_compiled(machine: str) -> None:
     compiler = Compiler()
