@@ -152,8 +152,12 @@ static void settle(void)
 	struct rlimit files = {FILES, FILES};
 	struct sched_param none = {.sched_priority = 0};
 	/* 0, 1 and 2 are never a file that anybody means. */
-	while (open("/dev/null", O_RDWR) < 2)
-		;
+	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	while (fd >= 0 && fd <= 2)
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		stop("/dev/null");
+	close(fd);
 	reboot(RB_DISABLE_CAD);
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &files);

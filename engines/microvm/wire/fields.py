@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, Union, cast, get_args, get_origin, get_t
 
 import msgspec
 
-from engines.microvm.wire.protocol import REQUEST_MAX, Tag
+from engines.microvm.wire.protocol import NUMBER_MAX, REQUEST_MAX, Tag
 from forgeone_shim.errors import InvalidInput
 
 U32: Final = (1 << 32) - 1
@@ -121,10 +121,12 @@ def encode(message: msgspec.Struct) -> bytes:
 def numbered(payload: bytes, process: int) -> bytes:
     """A CREATE or EXEC without a process's number, with it.
 
-    :raises InvalidInput: it becomes too large by it.
+    :raises InvalidInput: it becomes too large by it, or this is no such number.
     """
     if len(payload) + _NUMBER.size > REQUEST_MAX:
         raise InvalidInput("payload", f"{len(payload)} bytes leave no room for the process's number")
+    if not 0 <= process < NUMBER_MAX:
+        raise InvalidInput("process", f"{process} is not within 0 and {NUMBER_MAX - 1}")
     return payload + _NUMBER.pack(Tag.PROCESS, 8, process)
 
 
