@@ -188,10 +188,14 @@ def test_qemu_dies_with_its_parent(tmp_path: Path) -> None:
         told, tell = os.pipe()
         keeper = os.fork()
         if keeper == 0:
-            qemu = Qemu(QEMU)
-            qemu.start(what, -1, WHO, soon())
-            os.write(tell, struct.pack("i", qemu.pid))
-            signal.pause()
+            try:
+                qemu = Qemu(QEMU)
+                qemu.start(what, -1, WHO, soon())
+                os.write(tell, struct.pack("i", qemu.pid))
+                signal.pause()
+            finally:
+                os._exit(1)
+        os.close(tell)
         pid = struct.unpack("i", os.read(told, 4))[0]
         held = os.pidfd_open(pid)
         os.kill(keeper, signal.SIGKILL)

@@ -50,7 +50,7 @@ def enter(seen: View, path: str, who: Confinement) -> None:
     :raises InternalError: it cannot be made.
     """
     with ExitStack() as stack:
-        sources = {name: _tree(source, stack) for name, source in _sources(seen, path).items()}
+        loaded = {name: _tree(source, stack) for name, source in sources(seen, path).items()}
         proc = _new("proc", {"subset": "pid"}, _SAFE | trees.NOEXEC, stack)
         with step("mount", "an empty root"):
             root = _new("tmpfs", _TMPFS, trees.NOSUID | trees.NODEV, stack)
@@ -58,13 +58,13 @@ def enter(seen: View, path: str, who: Confinement) -> None:
             trees.keep_to_itself()
             trees.stage(root, "/")
             _mount(below, FILES[1:], root)
-        for name, tree in {**sources, "proc": proc}.items():
+        for name, tree in {**loaded, "proc": proc}.items():
             with step("mount on", name):
                 _mount(tree, name, below)
         if seen.place >= 0:
             with step("mount on", PLACE):
                 _mount(seen.place, PLACE[1:], root)
-        for name in {name.partition("/")[0] for name in (*sources, "proc", "dev")}:
+        for name in {name.partition("/")[0] for name in (*loaded, "proc", "dev")}:
             os.symlink(f"files/{name}", name, dir_fd=root)
         for name in _SYSTEM:
             link = Path("/", name)
@@ -81,15 +81,16 @@ def enter(seen: View, path: str, who: Confinement) -> None:
             trees.become_root()
 
 
-def _sources(seen: View, path: str) -> dict[str, str]:
-    """Host paths by their names below :data:`FILES`."""
+def sources(seen: View, path: str) -> dict[str, str]:
+    """Which files of the host's there are for ``path``: their names below :data:`FILES`, and their paths."""
     here = [(name, Path("/", name)) for name in _SYSTEM]
     found = {name: str(place) for name, place in here if place.is_dir() and not place.is_symlink()}
     if Path("/", _LINKER_CACHE).exists():
         found[_LINKER_CACHE] = f"/{_LINKER_CACHE}"
     if path.split("/")[1] not in found:
-        # What comes with a monitor that was not installed by the system lies beside it.
-        home = str(Path(path).parent.parent)
+        # What comes with a monitor that was not installed by the system lies beside its bin, if it has one.
+        beside = Path(path).parent.parent if Path(path).parent.name == "bin" else Path(path)
+        home = path if beside == Path("/") else str(beside)
         found[home[1:]] = home
     return {**found, **seen.files}
 

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.microvm.vmm import filter as seccomp
+from engines.microvm.vmm import view
 from engines.microvm.vmm.base import Accel, Machine
 from engines.microvm.vmm.qemu.arguments import Boot, Descriptors, arguments
+from engines.microvm.vmm.view import View
 
 _MACHINE = Machine(
     memory=256 << 20,
@@ -83,6 +85,28 @@ def test_memory_is_given_back_only_where_it_is_reclaimed() -> None:
 def test_kvm_shows_the_hosts_processor() -> None:
     given = words(dataclasses.replace(_MACHINE, accel=Accel.KVM))
     assert (option(given, "-accel"), option(given, "-cpu")) == (["kvm"], ["host"])
+
+
+# -- the files it is loaded from
+
+
+@pytest.mark.parametrize(
+    ("program", "home"),
+    [
+        ("/usr/bin/qemu", None),
+        ("/opt/qemu/bin/qemu", "/opt/qemu"),
+        ("/opt/qemu/libexec/qemu", "/opt/qemu/libexec/qemu"),
+        ("/opt/qemu", "/opt/qemu"),
+        ("/qemu", "/qemu"),
+        ("/opt/bin/qemu", "/opt"),
+    ],
+)
+def test_of_a_program_of_ones_own_no_more_is_seen_than_lies_beside_it(program: str, home: str | None) -> None:
+    found = view.sources(View(files={"kernel": "/boot/kernel"}), program)
+    assert found["kernel"] == "/boot/kernel"
+    own = {path for name, path in found.items() if name.partition("/")[0] in ("opt", "qemu")}
+    assert own == ({home} if home is not None else set())
+    assert "/" not in found.values() and "" not in found
 
 
 # -- the filter, by the rules of linux/filter.h for the instructions in it
