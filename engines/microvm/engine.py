@@ -62,7 +62,6 @@ _DELETE_SECONDS: Final = 30.0
 _EXEC_SECONDS: Final = 30.0
 _ORDER_SECONDS: Final = 30.0
 _BOTH: Final = Stdio(stdout=True, stderr=True)
-_LAYER_SIZE: Final = 10 << 30
 
 
 class MicrovmEngine:
@@ -105,7 +104,7 @@ class MicrovmEngine:
         self._filters.check(settings)
 
     def reconfigure(self, config: Mapping[str, Any]) -> Callable[[], tuple[str, ...]]:
-        """What puts ``[microvm]`` in force for pods and containers to come; what machines boot stays.
+        """What puts limits of logs, and what RuntimeDefault means, in force for containers to come; the rest waits.
 
         InvalidInput where it cannot be used; nothing has changed then.
         """
@@ -188,7 +187,7 @@ class MicrovmEngine:
             version=pod.version,
             facts=dict(sandboxes.facts(pod)),
         )
-        size = self._settings.writable_layer_size or (_LAYER_SIZE if note.disk else pod.memory // 2)
+        size = self._settings.disk_size or self._settings.writable_layer_size or pod.memory // 2
         with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
             undo.callback(self._undo_create, _handle(plan))
             notes.write(plan.bundle, note)

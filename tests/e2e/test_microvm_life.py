@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +206,42 @@ def test_a_machine_begins_from_a_template_and_no_two_are_alike(daemon: Daemon, b
         assert took < patient(20)
         pod.remove()
     assert not set(said[0].splitlines()) & set(said[1].splitlines())
+
+
+def test_a_keeper_that_is_killed_takes_its_machine_with_it(daemon: Daemon, busybox: str) -> None:
+    others = set(keepers(daemon)), set(monitors(daemon))
+    pod = VmPod.plan(daemon).run()
+    id_ = pod.start(pod.container(busybox))
+    (keeper,) = set(keepers(daemon)) - others[0]
+    os.kill(keeper, signal.SIGKILL)
+    eventually(lambda: not pod.ready())
+    assert pod.wait(id_).exit_code != 0
+    pod.remove()
+    assert (set(keepers(daemon)), set(monitors(daemon))) == others
+
+
+def test_a_daemon_that_is_killed_while_it_makes_a_pod_leaves_nothing_of_it(daemon: Daemon, busybox: str) -> None:
+    others = set(keepers(daemon)), set(monitors(daemon))
+    before = daemon.left()
+
+    def make() -> None:
+        with contextlib.suppress(grpc.RpcError):
+            pod = VmPod.plan(daemon).run()
+            pod.start(pod.container(busybox))
+
+    maker = threading.Thread(target=make)
+    maker.start()
+    eventually(lambda: set(keepers(daemon)) != others[0])
+    daemon.kill()
+    maker.join()
+    daemon.start()
+    for one in daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items:
+        if one.id not in _kept(others[0]):
+            daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=one.id), timeout=patient(60))
+    assert daemon.left(expected=before) == before
+    assert (set(keepers(daemon)), set(monitors(daemon))) == others
+
+
+def _kept(keepers_: set[int]) -> set[str]:
+    """The sandboxes of keepers."""
+    return {Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1].decode() for pid in keepers_}
