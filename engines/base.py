@@ -500,13 +500,20 @@ class Measured:
     """What a container uses, as a kernel of its pod's own counts it.
 
     ``files`` are those of its cgroup (v2) by name, with their text. Its device numbers are that kernel's.
-    ``processes`` are processes, not threads. ``layer_bytes`` and ``layer_inodes`` are of what it has written.
+    ``processes`` are processes, not threads. ``layer_bytes`` and ``layer_inodes`` are of what it has written, the
+    others of ``layer_*`` of the room there is. ``open_files`` is the first process's soft limit of ``descriptors``.
     """
 
     files: Mapping[str, str]
     processes: int
     layer_bytes: int
     layer_inodes: int
+    descriptors: int | None = None
+    sockets: int | None = None
+    open_files: int | None = None
+    layer_size: int | None = None
+    layer_inodes_total: int | None = None
+    layer_inodes_free: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,8 @@ def _fits(line: str) -> bool:
 
 
 # https://docs.kernel.org/admin-guide/cgroup-v2.html
+_OWN: Final = "forgeone.stat"
+"""The agent's, besides its kernel's files (guest/usage.c)."""
 _FILES: Final[Mapping[str, Callable[[str], str]]] = {
     "cpu.stat": _lines(_PAIR),
     "memory.stat": _lines(_PAIR),
@@ -67,17 +69,34 @@ def measurement(cgroup: str, told: Iterable[Stats], wanted: Collection[str]) -> 
 
 def measured(told: Stats) -> Measured:
     """What a guest tells of one container; what could not be of a kernel's making is left out."""
+    own = _own(told)
     return Measured(
         files=dict(filter(None, map(_clean, told.files))),
         processes=min(told.processes, _PROCESSES),
         layer_bytes=min(told.layer_bytes, _MOST),
         layer_inodes=min(told.layer_inodes, _MOST),
+        descriptors=own.get("descriptors"),
+        sockets=own.get("sockets"),
+        open_files=own.get("open_files"),
+        layer_size=own.get("layer_size"),
+        layer_inodes_total=own.get("layer_inodes"),
+        layer_inodes_free=own.get("layer_inodes_free"),
     )
+
+
+def _own(told: Stats) -> dict[str, int]:
+    contents = [_text(file) for file in told.files if file.name == _OWN]
+    lines = _lines(_PAIR)("\n".join(contents)).split("\n")
+    return {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value}
+
+
+def _text(file: File) -> str:
+    return file.content.decode("ascii", "replace").rstrip("\n")
 
 
 def _clean(file: File) -> tuple[str, str] | None:
     clean = _FILES.get(file.name)
     if clean is None:
         return None
-    kept = clean(file.content.decode("ascii", "replace").rstrip("\n"))
+    kept = clean(_text(file))
     return (file.name, kept) if kept else None

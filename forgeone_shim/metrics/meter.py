@@ -163,14 +163,13 @@ class Meter:
         spec = samples.of_spec(view.spec, started_at=view.started_at, now=usage.at)
         if told is None:
             return (*spec, *self._more(view.id))
-        layer = _layer(self._layers.usage(view.id), usage.at, told)
+        device = self._device(self._layers.usage(view.id).mountpoint)
         return (
             *spec,
             *samples.of_usage(usage),
             # Its kernel's numbers of devices are not this host's.
             *samples.of_v2(guests.reader(told), (), str),
-            Sample("container_processes", told.processes),
-            Sample("container_fs_usage_bytes", layer.used_bytes, (self._device(layer.mountpoint),)),
+            *samples.of_measured(told, device),
             *self._more(view.id),
         )
 

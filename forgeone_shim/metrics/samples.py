@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.base import ContainerSpec
+from engines.base import ContainerSpec, Measured
 from forgeone_shim.kernel.cgroups import CgroupHost, Mode
 from forgeone_shim.metrics.network import Interface
 from forgeone_shim.metrics.usage import Read, Stall, Usage, number, table, text
@@ -277,6 +277,21 @@ def of_layer(layer: FilesystemUsage, device: str) -> Iterator[Sample]:
         yield Sample("container_fs_limit_bytes", found.f_blocks * found.f_frsize, (device,))
         yield Sample("container_fs_inodes_total", found.f_files, (device,))
         yield Sample("container_fs_inodes_free", found.f_ffree, (device,))
+
+
+def of_measured(told: Measured, device: str) -> Iterator[Sample]:
+    """What a kernel of the pod's own says of a container besides its cgroup; ``device`` is what its layer lies on."""
+    values = (
+        ("container_processes", told.processes, ()),
+        ("container_file_descriptors", told.descriptors, ()),
+        ("container_sockets", told.sockets, ()),
+        ("container_ulimits_soft", told.open_files, ("max_open_files",)),
+        ("container_fs_usage_bytes", told.layer_bytes, (device,)),
+        ("container_fs_limit_bytes", told.layer_size, (device,)),
+        ("container_fs_inodes_total", told.layer_inodes_total, (device,)),
+        ("container_fs_inodes_free", told.layer_inodes_free, (device,)),
+    )
+    return (Sample(name, value, labels) for name, value, labels in values if value is not None)
 
 
 def of_trust(score: int, entropy: int) -> Iterator[Sample]:

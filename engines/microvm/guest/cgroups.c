@@ -178,21 +178,33 @@ static void processes(int cgroup, void (*each)(pid_t pid, void *data), void *dat
 	fclose(list);
 }
 
+struct visit {
+	void (*each)(pid_t pid, void *data);
+	void *data;
+};
+
+static void visit_group(int cgroup, void *data)
+{
+	const struct visit *visit = data;
+	processes(cgroup, visit->each, visit->data);
+}
+
+void cgroup_each(int cgroup, void (*each)(pid_t pid, void *data), void *data)
+{
+	struct visit visit = {each, data};
+	walk(cgroup, ".", 0, visit_group, &visit);
+}
+
 static void count_one(pid_t pid, void *data)
 {
 	(void)pid;
 	++*(uint64_t *)data;
 }
 
-static void count_group(int cgroup, void *data)
-{
-	processes(cgroup, count_one, data);
-}
-
 uint64_t cgroup_count(int cgroup)
 {
 	uint64_t count = 0;
-	walk(cgroup, ".", 0, count_group, &count);
+	cgroup_each(cgroup, count_one, &count);
 	return count;
 }
 
@@ -201,16 +213,11 @@ static void signal_one(pid_t pid, void *data)
 	kill(pid, *(const int *)data);
 }
 
-static void signal_group(int cgroup, void *data)
-{
-	processes(cgroup, signal_one, data);
-}
-
 int cgroup_signal(int cgroup, int signo, struct err *err)
 {
 	if (signo == SIGKILL)
 		return cgroup_kill(cgroup, err);
-	walk(cgroup, ".", 0, signal_group, &signo);
+	cgroup_each(cgroup, signal_one, &signo);
 	return 0;
 }
 

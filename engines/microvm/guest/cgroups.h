@@ -25,6 +25,7 @@ int cgroup_update(int cgroup, const struct fields *request, struct err *err);
 int cgroup_signal(int cgroup, int signo, struct err *err);
 int cgroup_kill(int cgroup, struct err *err);
 uint64_t cgroup_count(int cgroup);
+void cgroup_each(int cgroup, void (*each)(pid_t pid, void *data), void *data);
 
 /* Waits for a line of cgroup.events, as "populated 0", so many milliseconds at most (ETIMEDOUT). */
 int cgroup_await(int cgroup, const char *line, int milliseconds, struct err *err);

@@ -16,6 +16,7 @@
 #include "disks.h"
 #include "namespaces.h"
 #include "setup.h"
+#include "usage.h"
 
 #define EMPTY_MS 10000
 #define FROZEN_MS 5000
@@ -296,6 +297,7 @@ void container_stats(struct container *one, struct reply *reply)
 	reply_text(reply, T_CONTAINER, one->id);
 	for (size_t index = 0; index < sizeof FILES / sizeof *FILES; index++)
 		reply_file(reply, one->cgroup, FILES[index]);
+	usage_reply(reply, one->cgroup, one->layer, one->pid);
 	measure_layer(one, &bytes, &inodes);
 	reply_u64(reply, T_PROCESSES, cgroup_count(one->cgroup));
 	reply_u64(reply, T_LAYER_BYTES, bytes > one->layer_bytes ? bytes - one->layer_bytes : 0);

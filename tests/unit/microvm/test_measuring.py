@@ -66,6 +66,21 @@ def test_what_no_kernel_says_is_not_told(name: str, content: bytes) -> None:
     assert measured(told({name: content})).files == {}
 
 
+def test_what_the_agent_counts_itself_is_told_beside_the_files() -> None:
+    own = b"descriptors 7\nsockets 2\nlayer_size 4096\nlayer_inodes -1\nopen_files 99999999999999999999\nother 1\n"
+    found = measured(told({"forgeone.stat": own}))
+    assert (found.descriptors, found.sockets, found.layer_size) == (7, 2, 4096)
+    assert (found.open_files, found.layer_inodes_total, found.layer_inodes_free, found.files) == (None, None, None, {})
+    names = [one.name for one in samples.of_measured(found, "/dev/vda")]
+    assert names == [
+        "container_processes",
+        "container_file_descriptors",
+        "container_sockets",
+        "container_fs_usage_bytes",
+        "container_fs_limit_bytes",
+    ]
+
+
 def test_only_what_was_asked_for_is_told() -> None:
     other = Stats(container="b", state="running")
     found = measurement("/vm", [told({}), other], {"a"})
@@ -79,7 +94,7 @@ _TEXTS = st.lists(_WORDS, max_size=20).map(lambda words: " ".join(words).encode(
 
 
 @given(
-    st.dictionaries(st.sampled_from(sorted(HONEST)), st.one_of(st.binary(max_size=60), _TEXTS)),
+    st.dictionaries(st.sampled_from([*sorted(HONEST), "forgeone.stat"]), st.one_of(st.binary(max_size=60), _TEXTS)),
     st.integers(0, 2**64 - 1),
 )
 def test_whatever_a_guest_says_a_kubelet_gets_its_answer(files: dict[str, bytes], number: int) -> None:
@@ -89,3 +104,4 @@ def test_whatever_a_guest_says_a_kubelet_gets_its_answer(files: dict[str, bytes]
     assert isinstance(stats.container(ContainerReading(view, usage, None, layer)), pb.ContainerStats)
     assert all(0 <= one.value < 2**63 for one in samples.of_usage(usage))
     assert all(0 <= one.value < 2**63 for one in samples.of_v2(guests.reader(found), (), str))
+    assert all(0 <= one.value < 2**63 for one in samples.of_measured(found, ""))
