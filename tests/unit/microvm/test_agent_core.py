@@ -33,17 +33,12 @@ from engines.microvm.wire.messages import (
     Update,
 )
 from engines.microvm.wire.protocol import DATA_MAX, STDERR, STDIN, STDOUT, VERSION, WINDOW, Kind
-from tests.unit.microvm.agents import Agent, Failure, Output, compiled, program
-
-
-@pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("agent"))
+from tests.unit.microvm.agents import Agent, Failure, Output, program
 
 
 @pytest.fixture
-def agent(binary: Path) -> Iterator[Agent]:
-    one = Agent(binary)
+def agent(agent_binary: Path) -> Iterator[Agent]:
+    one = Agent(agent_binary)
     try:
         yield one
     finally:

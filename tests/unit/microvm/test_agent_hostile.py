@@ -17,22 +17,17 @@ from engines.microvm.wire import frames
 from engines.microvm.wire.fields import ProtocolError, decode, encode
 from engines.microvm.wire.messages import REQUESTS, Delete, Dial, Done, Failed, Resize, Signal, StatsRequest
 from engines.microvm.wire.protocol import WINDOW, Kind, Tag
-from tests.unit.microvm.agents import Agent, Failure, Output, compiled
+from tests.unit.microvm.agents import Agent, Failure, Output
 from tests.unit.microvm.told import messages
 
 ASKED = sorted(set(REQUESTS) - {Kind.POWEROFF})
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@pytest.fixture(scope="module")
-def binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled(tmp_path_factory.mktemp("agent"))
-
-
 @pytest.fixture
-def agent(binary: Path) -> Iterator[Agent]:
+def agent(agent_binary: Path) -> Iterator[Agent]:
     """One that is no pod's: what is well said is refused for that, and what is not before it."""
-    one = Agent(binary)
+    one = Agent(agent_binary)
     try:
         yield one
     finally:
@@ -107,8 +102,8 @@ GARBAGE = st.one_of(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
 @given(st.lists(GARBAGE, min_size=1, max_size=6))
-def test_no_bytes_bring_it_down_but_by_its_own_will(binary: Path, garbage: list[bytes]) -> None:
-    agent = Agent(binary)
+def test_no_bytes_bring_it_down_but_by_its_own_will(agent_binary: Path, garbage: list[bytes]) -> None:
+    agent = Agent(agent_binary)
     agent.outputs = {number: Output() for number in range(32)}
     try:
         agent.setup()
@@ -206,9 +201,9 @@ class Script:
 @settings(max_examples=50, deadline=None, suppress_health_check=SLOW)
 @given(st.lists(STEPS, max_size=20))
 def test_whatever_a_host_does_in_whatever_order_words_are_in_order(
-    binary: Path, steps: list[tuple[str, int, Any]]
+    agent_binary: Path, steps: list[tuple[str, int, Any]]
 ) -> None:
-    agent = Agent(binary)
+    agent = Agent(agent_binary)
     try:
         script = Script(agent)
         for step in steps:
