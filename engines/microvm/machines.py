@@ -79,7 +79,8 @@ class Machines:
             initrd=boot.initrd,
             cmdline=boot.cmdline(executed.accel, executed.khz),
             ports=(CONTROL_PORT, SHARE_PORT),
-            reclaim=self._settings.reclaim and self._settings.writable_layer == "memory",
+            reclaim=self._settings.reclaim and not self._settings.disk_size,
+            disk_max=self._settings.disk_size,
         )
 
     def _processor(self, boot: BootSet, deadline: Deadline) -> Processor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
 from engines.microvm.boot import settings as boot
 from engines.microvm.boot.settings import BootSettings
 from forgeone_shim.errors import InvalidInput
+
+# As docs/configuration.md says.
+_DISK_SIZE: Final = 10 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,13 @@ class Settings:
     cgroup_driver: str = "auto"
     seccomp_profile_root: str = ""
     seccomp_default_profile: str = ""
+
+    @property
+    def disk_size(self) -> int:
+        """Bytes of the disk that a container writes to, 0: it writes to the machine's memory."""
+        if self.writable_layer != "disk":
+            return 0
+        return self.writable_layer_size or _DISK_SIZE
 
 
 _SHARED = ("cgroup_driver", "seccomp_profile_root", "seccomp_default_profile")

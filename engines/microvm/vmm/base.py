@@ -27,8 +27,8 @@ class Machine:
     ``memory`` in bytes, a multiple of 2 MiB. ``kernel`` and ``initrd`` are host paths, ``cmdline`` is complete.
     ``ports`` are the names of its channels (:mod:`engines.microvm.wire.protocol`). It has one network interface, one
     SCSI controller, a source of entropy and a balloon. ``reclaim``: memory that the guest has freed, or gives up to the
-    balloon, is the host's again; then it can have no disk that it may write to. Without it such disks are at most
-    ``disk_max`` bytes large, 0: the monitor could let their files grow.
+    balloon, is the host's again; then it can have no disk that it may write to. Others may, of ``disk_max`` bytes at
+    most.
     """
 
     memory: int

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.microvm import settings
 from engines.microvm.vmm import filter as seccomp
 from engines.microvm.vmm import view
 from engines.microvm.vmm.base import Accel, Machine
@@ -85,6 +86,19 @@ def test_memory_is_given_back_only_where_it_is_reclaimed() -> None:
 def test_kvm_shows_the_hosts_processor() -> None:
     given = words(dataclasses.replace(_MACHINE, accel=Accel.KVM))
     assert (option(given, "-accel"), option(given, "-cpu")) == (["kvm"], ["host"])
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({}, 0),
+        ({"writable_layer_size": 5}, 0),
+        ({"writable_layer": "disk"}, 10 << 30),
+        ({"writable_layer": "disk", "writable_layer_size": 5}, 5),
+    ],
+)
+def test_a_machine_may_write_to_disks_where_layers_are_on_disk(given: dict[str, object], size: int) -> None:
+    assert settings.read({"microvm": given}).disk_size == size
 
 
 # -- the files it is loaded from

@@ -31,7 +31,6 @@ _BOOT: Final = Boot(kernel=f"{FILES}/kernel", initrd=f"{FILES}/initrd")
 _LUN_MAX: Final = 255
 # Far more than the devices of such a machine have to say.
 STATE_MAX: Final = 64 << 20
-_ANY_SIZE: Final = (1 << 63) - 1
 _SAID_MAX: Final = 4096
 # What a pipe holds.
 _CHUNK: Final = 64 * 1024
@@ -226,7 +225,7 @@ class Qemu:
         if tap >= 0:
             fds[tap_fd] = tap
         self._reclaims = machine.reclaim
-        self._file_size = STATE_MAX if memory >= 0 else 0 if machine.reclaim else machine.disk_max or _ANY_SIZE
+        self._file_size = STATE_MAX if memory >= 0 else 0 if machine.reclaim else machine.disk_max
         numbers = Descriptors(monitor=FIRST_FD, tap=tap_fd, ports=tuple(ports), memory=ram_fd)
         boot = _BOOT if template is None else None
         files = {} if boot is None else {"kernel": machine.kernel, "initrd": machine.initrd}
