@@ -135,8 +135,9 @@ struct stdio {
 /* A line for the operator (NOTE). */
 void note(const char *format, ...) PRINTF(1, 2);
 /*
- * In a child, first of all: signals as a program expects them, where the core blocks all and ignores SIGPIPE. A child
- * has to close every descriptor that is not its own as early: other processes' streams end when nobody has them.
+ * In a child, first of all: signals and scheduling as a program expects them, where the core blocks all, ignores
+ * SIGPIPE, and does not preempt. A child has to close every descriptor that is not its own as early: other processes'
+ * streams end when nobody has them.
  */
 void child_signals(void);
 /* Calls `ready` in the loop when the descriptor is. `watch` belongs to the caller and outlives its time in the loop. */

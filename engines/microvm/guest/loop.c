@@ -1,9 +1,11 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -31,7 +33,10 @@ void watch_remove(struct watch *watch)
 
 void child_signals(void)
 {
+	const struct sched_param usual = {.sched_priority = 0};
 	sigset_t none;
+	/* A C library may refuse to, for it cannot do it as POSIX says. */
+	syscall(SYS_sched_setscheduler, 0, SCHED_OTHER, &usual);
 	for (int signo = 1; signo < NSIG; signo++)
 		signal(signo, SIG_DFL);
 	sigemptyset(&none);

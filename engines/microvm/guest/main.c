@@ -150,7 +150,6 @@ static int listen_for_devices(void)
 static void settle(void)
 {
 	struct rlimit files = {FILES, FILES};
-	struct sched_param none = {.sched_priority = 0};
 	/* 0, 1 and 2 are never a file that anybody means. */
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	while (fd >= 0 && fd <= 2)
@@ -162,8 +161,6 @@ static void settle(void)
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &files);
 	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "-1000", 5);
-	/* A reader that takes the processor from a writer at each of its lines costs both twice as much; not for children. */
-	syscall(SYS_sched_setscheduler, 0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none);
 	/* A kernel in trouble ends the machine. */
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
 }
@@ -172,6 +169,7 @@ int main(void)
 {
 	char control[PATH_SIZE], share[PATH_SIZE];
 	const char *step = "";
+	const struct sched_param none = {.sched_priority = 0};
 	if (getpid() != 1)
 		return 1;
 	int initrd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -189,5 +187,7 @@ int main(void)
 	int port = open(control, O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (port < 0)
 		stop(control);
+	/* A reader that takes the processor from a writer at each of its lines costs both twice as much. */
+	syscall(SYS_sched_setscheduler, 0, SCHED_BATCH, &none);
 	agent_run(port, server);
 }
