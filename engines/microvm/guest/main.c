@@ -16,6 +16,7 @@
 #include "core.h"
 #include "kernel.h"
 #include "share.h"
+#include "vsock.h"
 
 /* In the initrd: an absolute path a line, in the order in which they are loaded. */
 #define MODULES "modules"
@@ -165,11 +166,43 @@ static void settle(void)
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
 }
 
-int main(void)
+/* The process that serves the share; the control port is put into `port`. */
+static pid_t open_ports(int events, int *port)
 {
 	char control[PATH_SIZE], share[PATH_SIZE];
 	const char *step = "";
+	wait_for_port(events, FO_CONTROL_PORT, control, sizeof control);
+	wait_for_port(events, FO_SHARE_PORT, share, sizeof share);
+	pid_t server = share_start(share, &step);
+	if (server < 0)
+		stop(step);
+	*port = open(control, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	if (*port < 0)
+		stop(control);
+	return server;
+}
+
+/* The same where the ports are connections to the host. */
+static pid_t open_connections(int *port)
+{
+	const char *step = "";
+	int share = vsock_connect(FO_VSOCK_PORT + 1);
+	if (share < 0)
+		stop(FO_SHARE_PORT);
+	pid_t server = share_carry(share, SHARE_POINT, SHARE_CACHES, &step);
+	if (server < 0)
+		stop(step);
+	close(share);
+	*port = vsock_connect(FO_VSOCK_PORT);
+	if (*port < 0 || fcntl(*port, F_SETFL, O_NONBLOCK) < 0)
+		stop(FO_CONTROL_PORT);
+	return server;
+}
+
+int main(void)
+{
 	const struct sched_param none = {.sched_priority = 0};
+	int port;
 	if (getpid() != 1)
 		return 1;
 	int initrd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -178,15 +211,8 @@ int main(void)
 	int events = listen_for_devices();
 	load_modules(initrd);
 	close(initrd);
-	wait_for_port(events, FO_CONTROL_PORT, control, sizeof control);
-	wait_for_port(events, FO_SHARE_PORT, share, sizeof share);
+	pid_t server = vsock_there() ? open_connections(&port) : open_ports(events, &port);
 	close(events);
-	pid_t server = share_start(share, &step);
-	if (server < 0)
-		stop(step);
-	int port = open(control, O_RDWR | O_NONBLOCK | O_CLOEXEC);
-	if (port < 0)
-		stop(control);
 	/* A reader that takes the processor from a writer at each of its lines costs both twice as much. */
 	syscall(SYS_sched_setscheduler, 0, SCHED_BATCH, &none);
 	agent_run(port, server);

@@ -7,6 +7,7 @@
 #define FO_REQUEST_MAX 1048576u
 #define FO_WINDOW 524288u
 #define FO_NUMBER_MAX 268435456u
+#define FO_VSOCK_PORT 1024u
 #define FO_CONTROL_PORT "forgeone.control"
 #define FO_SHARE_PORT "forgeone.share"
 

@@ -357,7 +357,7 @@ pid_t share_start(const char *port, const char **step)
 	int fd = open(port, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
 		return say_no(step, "open the share's port");
-	pid_t pid = share_carry(fd, SHARE_POINT, "/proc/sys/vm/drop_caches", step);
+	pid_t pid = share_carry(fd, SHARE_POINT, SHARE_CACHES, step);
 	int code = errno;
 	close(fd);
 	errno = code;

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #define SHARE_POINT "/run/share"
+#define SHARE_CACHES "/proc/sys/vm/drop_caches"
 
 /*
  * Mount SHARE_POINT (made if it is missing) and start the processes that carry messages between /dev/fuse and the port.

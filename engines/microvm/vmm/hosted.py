@@ -20,6 +20,7 @@ from engines.microvm.vmm.launch import Confined, Program
 from engines.microvm.vmm.place import Place, readable
 from engines.microvm.vmm.rest import Rest
 from engines.microvm.vmm.view import FILES, PLACE, step
+from engines.microvm.wire.protocol import VSOCK_PORT
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, InternalError
 
@@ -31,7 +32,6 @@ API: Final = "api"
 VSOCK: Final = "vsock"
 # The first free one; 0, 1 and 2 have a meaning.
 CID: Final = 3
-FIRST_PORT: Final = 1024
 FILTER: Final = seccomp.program(keep_holes=False, allowed=seccomp.SOCKETS)
 _CREDENTIALS: Final = struct.Struct("iII")
 _CHUNK: Final = 16 * 1024
@@ -104,13 +104,13 @@ class Hosted:
         """Have the machine booted, and wait until its agent has connected each of its ports."""
         with ExitStack() as stack:
             listeners = {}
-            for number, name in enumerate(ports, FIRST_PORT):
+            for number, name in enumerate(ports, VSOCK_PORT):
                 listeners[name] = self.place.listen(f"{VSOCK}_{number}")
                 stack.callback(listeners[name].close)
             boot()
             for name, listener in listeners.items():
                 self._channels[name] = self._accept(listener, who, deadline)
-        for number, _ in enumerate(ports, FIRST_PORT):
+        for number, _ in enumerate(ports, VSOCK_PORT):
             # Nobody in the guest but the agent, which was there first, is ever heard.
             self.place.forget(f"{VSOCK}_{number}")
 

@@ -13,7 +13,7 @@ from engines.microvm.wire.fields import FieldType, Rule, rules
 from engines.microvm.wire.messages import REQUESTS, WORDS
 from engines.microvm.wire.protocol import Kind, MountKind, PidMode, Tag
 
-_NUMBERS = ("VERSION", "HEADER_SIZE", "DATA_MAX", "REQUEST_MAX", "WINDOW", "NUMBER_MAX")
+_NUMBERS = ("VERSION", "HEADER_SIZE", "DATA_MAX", "REQUEST_MAX", "WINDOW", "NUMBER_MAX", "VSOCK_PORT")
 
 
 def header() -> str:

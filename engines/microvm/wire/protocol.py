@@ -31,6 +31,8 @@ STDERR: Final = 2
 # Names of the ports by which the guest finds its channels (/sys/class/virtio-ports/*/name).
 CONTROL_PORT: Final = "forgeone.control"
 SHARE_PORT: Final = "forgeone.share"
+# The host's vsock port of the first of them, where a machine has vsock and no such names; the second's is the next one.
+VSOCK_PORT: Final = 1024
 
 
 class Kind(IntEnum):
