@@ -16,6 +16,7 @@ from engines.microvm.wire import messages
 from engines.microvm.wire.protocol import MountKind
 from forgeone_shim import binds
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, syscall_error
+from forgeone_shim.kernel.mounts import clone, mounts_below, set_apart
 
 _FIELD: Final = "mounts"
 _SHM: Final = "/dev/shm"  # noqa: S108
@@ -46,10 +47,16 @@ _SUB_PATH: Final = re.compile(r"(?P<pod>.*/pods/[^/]+)/volume-subpaths/(?P<name>
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Something of the host's that the machine is given: a path, and whether it may be written to there."""
+    """Something of the host's that the machine is given: a path, and whether it may be written to there.
+
+    ``live``: what the host mounts below it later is seen. ``top_readonly``: it may be written to in what is mounted
+    below it alone.
+    """
 
     source: str
     readonly: bool
+    live: bool = False
+    top_readonly: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,25 +72,30 @@ class Source:
     """What a mount's source is on the host: its type (stat(2)).
 
     ``memory`` is the size of an emptyDir in memory, -1 for anything else; ``part_of`` the name of such a one where the
-    source is a part of it.
+    source is a part of it. ``nested``: there are mounts below it; told of what is to be read-only.
     """
 
     mode: int
     memory: int = -1
     part_of: str = ""
+    nested: bool = False
 
 
 def look(mounts: Sequence[Mount]) -> dict[str, Source]:
     """What lies at the (resolved) sources."""
-    found = {}
+    found: dict[str, Source] = {}
+    guarded = {mount.source for mount in mounts if mount.readonly}
     for mount in mounts:
         path = mount.source
+        if path in found:
+            continue
         try:
             mode = Path(path).stat().st_mode
             memory = _memory(path) if _EMPTY_DIR.match(path) else -1
         except OSError as error:
             raise syscall_error("look at", path, error) from error
-        found[path] = Source(mode, memory, _part_of(path))
+        nested = path in guarded and stat.S_ISDIR(mode) and any(one != path for one in mounts_below(path))
+        found[path] = Source(mode, memory, _part_of(path), nested)
     return found
 
 
@@ -151,10 +163,17 @@ def _place(mount: Mount, source: Source | None, shm: str) -> Place:
             f"{mount.source} is a part of the emptyDir {source.part_of!r}, which is in memory, and so in the machine",
             fix="mount the whole of it, or let it be on disk",
         )
+    live = mount.propagation is not Propagation.PRIVATE
+    # The share is one file system for the guest, whatever it is on the host: there is no read-only part of it there.
+    top = readonly and source.nested and not (mount.recursive_read_only or live)
     inside = messages.Mount(
-        kind=MountKind.SHARE, destination=destination, source="/", flags=flags, propagation=_MS_PRIVATE | _MS_REC
+        kind=MountKind.SHARE,
+        destination=destination,
+        source="/",
+        flags=flags & ~_MS_RDONLY if top else flags,
+        propagation=_MS_PRIVATE | _MS_REC,
     )
-    return Place(inside, Shared(mount.source, readonly))
+    return Place(inside, Shared(mount.source, readonly and not top, live, top))
 
 
 _UNFIT: Final = {
@@ -175,15 +194,27 @@ def _check(mount: Mount) -> None:
 
 
 def opened(places: Sequence[Place], stack: ExitStack) -> dict[Shared, int]:
-    """A descriptor (O_PATH) of each thing that is shared; ``stack`` closes them."""
+    """A descriptor (O_PATH) of each thing that is shared; ``stack`` closes them.
+
+    But for what is to be live it is of a mount of its own, so that the host's can be unmounted meanwhile.
+    """
     found: dict[Shared, int] = {}
     for place in places:
         if place.shared is None or place.shared in found:
             continue
         try:
-            fd = os.open(place.shared.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            found[place.shared] = _open(place.shared, stack)
         except OSError as error:
             raise syscall_error("open", place.shared.source, error) from error
-        stack.callback(os.close, fd)
-        found[place.shared] = fd
     return found
+
+
+def _open(shared: Shared, stack: ExitStack) -> int:
+    fd = os.open(shared.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    if shared.live:
+        return fd
+    apart = clone(f"/proc/self/fd/{fd}", recursive=True)
+    stack.callback(os.close, apart)
+    set_apart(apart, readonly=shared.top_readonly)
+    return apart

@@ -21,6 +21,7 @@ from forgeone_shim.kernel import syscalls
 StrPath = str | Path
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
+MS_PRIVATE = 1 << 18
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 _AT_FDCWD = -100
@@ -211,6 +212,19 @@ def clone(source: StrPath, *, recursive: bool = False) -> int:
     """A descriptor of a mount of what is at ``source``, attached nowhere; gone when it is closed. Raises OSError."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     return syscalls.syscall(syscalls.OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags, path=source)
+
+
+def set_apart(tree: int, *, readonly: bool = False) -> None:
+    """Let no mount that is made elsewhere appear in a :func:`clone`, nor the other way round. Raises OSError.
+
+    ``readonly`` is for its topmost mount alone.
+    """
+    private = _MountAttr(propagation=MS_PRIVATE)
+    at = _AT_EMPTY_PATH | _AT_RECURSIVE
+    syscalls.syscall(syscalls.MOUNT_SETATTR, tree, b"", at, ctypes.byref(private), ctypes.sizeof(private))
+    if readonly:
+        top = _MountAttr(attr_set=_ATTR_RDONLY)
+        syscalls.syscall(syscalls.MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(top), ctypes.sizeof(top))
 
 
 def set_owners(tree: int, userns: int) -> None:

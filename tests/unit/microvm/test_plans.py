@@ -200,6 +200,21 @@ def test_mounts_are_shared_with_the_host_but_for_memory() -> None:
     assert (cache.kind, cache.source, cache.options, cache.mode) == (MountKind.POD, "memory", f"size={MIB}", 0o2777)
 
 
+def test_of_a_read_only_mount_what_is_mounted_below_it_is_not_unless_it_is_to_be_all_of_it() -> None:
+    nested = Source(DIRECTORY, nested=True)
+
+    def shared(mount: Mount, source: Source = nested) -> tuple[Shared | None, int]:
+        [place] = volumes.plan(plan(pod_mounts=()), (mount,), {mount.source: source})
+        return place.shared, place.mount.flags
+
+    one = Mount("/v", "/v", readonly=True)
+    assert shared(one) == (Shared("/v", readonly=False, top_readonly=True), 0)
+    assert shared(one, Source(DIRECTORY)) == (Shared("/v", readonly=True), 1)
+    assert shared(replace(one, recursive_read_only=True)) == (Shared("/v", readonly=True), 1)
+    live = replace(one, propagation=Propagation.HOST_TO_CONTAINER)
+    assert shared(live) == (Shared("/v", readonly=True, live=True), 1)
+
+
 @pytest.mark.parametrize(
     ("mount", "source", "reason"),
     [
