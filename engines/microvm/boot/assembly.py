@@ -34,6 +34,7 @@ class Recipe:
 
     source: Installed | Package
     agent: agent.Sources | Path
+    modules: tuple[str, ...]
     key: str
 
 
@@ -46,10 +47,11 @@ def plan(settings: BootSettings) -> Recipe:
     """What is to be done. :raises ForgeError: what is missing for it."""
     source = sources.find(settings)
     program: agent.Sources | Path = Path(settings.agent) if settings.agent else agent.sources()
-    hashed = sha256(f"{_RECIPE} {modules.WANTED} {cmdline.LINES}\n".encode())
+    wanted = modules.wanted(settings.vmm)
+    hashed = sha256(f"{_RECIPE} {wanted} {cmdline.LINES}\n".encode())
     for line in (*_said(source), program.digest if isinstance(program, agent.Sources) else _digest(program)):
         hashed.update(line.encode() + b"\n")
-    return Recipe(source, program, hashed.hexdigest())
+    return Recipe(source, program, wanted, hashed.hexdigest())
 
 
 def assemble(settings: BootSettings, root: Path, deadline: Deadline) -> BootSet:
@@ -111,7 +113,7 @@ def _contents(recipe: Recipe, work: Path, deadline: Deadline) -> dict[str, bytes
     )
     found = kernel.extract(source.kernel.read_bytes(), str(source.kernel))
     deadline.check("the kernel was unpacked")
-    archive = initrd(program, modules.resolve(modules.WANTED, modules.scan(source.modules)))
+    archive = initrd(program, modules.resolve(recipe.modules, modules.scan(source.modules)))
     said = Manifest(
         release=found.release,
         kernel=_item(found.image),

@@ -16,23 +16,21 @@ from engines.microvm.boot import unpacking
 from engines.microvm.boot.elf import Elf
 from forgeone_shim.errors import FailedPrecondition, syscall_error
 
-WANTED: Final = (
-    "virtio_mmio",
-    "virtio_console",
-    "virtio_rng",
-    "virtio_net",
-    "virtio_scsi",
-    "sd_mod",
-    "erofs",
-    "overlay",
-    "ext4",
-    "fuse",
-    "virtio_balloon",
-)
+_TRANSPORT: Final = {
+    "qemu": ("virtio_mmio", "virtio_console", "virtio_scsi", "sd_mod"),
+    "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk"),
+    "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk"),
+}
+_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon")
 # scripts/sign-file.c: the signature's bytes, a structure of 12 that ends with their number, and this.
 _SIGNED: Final = b"~Module signature appended~\n"
 _SIGNATURE: Final = 12
 _SUFFIXES: Final = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
+
+
+def wanted(vmm: str) -> tuple[str, ...]:
+    """What a machine of that monitor (``microvm.vmm``) needs: first how it is reached, and its disks."""
+    return (*_TRANSPORT[vmm], *_COMMON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ def module_name(path: str) -> str:
     return PurePosixPath(path).name.partition(".ko")[0].replace("-", "_")
 
 
-def resolve(wanted: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = Path.read_bytes) -> list[Module]:
+def resolve(names: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = Path.read_bytes) -> list[Module]:
     """The wanted modules and all that they depend on, each after what it depends on; what is built in is left out.
 
     :raises FailedPrecondition: one is missing, or damaged.
@@ -97,7 +95,7 @@ def resolve(wanted: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = P
         under_way.pop()
         found[name] = Module(name, image)
 
-    for name in wanted:
+    for name in names:
         add(name)
     return list(found.values())
 

@@ -52,8 +52,14 @@ def processor(
 ) -> Processor:
     """What guests run on here. Found out once for this kernel, this QEMU and this boot of the host, and if ``anew``.
 
-    :raises FailedPrecondition: ``microvm.accel`` is kvm, and it does not work; or there is no QEMU.
+    :raises FailedPrecondition: ``microvm.accel`` is kvm, and it does not work; ``microvm.vmm`` is one that needs it; or
+        there is no QEMU.
     """
+    if settings.vmm != "qemu":
+        # They end at once where it does not work, and say so.
+        if settings.accel == Accel.TCG or not _KVM.exists():
+            raise FailedPrecondition(f"microvm.vmm is {settings.vmm}, which needs KVM", fix='set it to "qemu"')
+        return Processor(Accel.KVM, 0)
     qemu = spawn.find_program(settings.qemu)
     if qemu is None:
         raise FailedPrecondition(f"{settings.qemu} is not installed", fix="apt-get install -y qemu-system-x86")

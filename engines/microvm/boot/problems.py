@@ -22,7 +22,7 @@ def problems(settings: BootSettings) -> list[Problem]:
 
 
 def _found(settings: BootSettings) -> Iterator[Problem]:
-    if spawn.find_program(settings.qemu) is None:
+    if settings.vmm == "qemu" and spawn.find_program(settings.qemu) is None:
         yield _problem(f"{settings.qemu} is not installed", "apt-get install -y qemu-system-x86")
     try:
         keys.read_trusted(Path(settings.boot_keys))

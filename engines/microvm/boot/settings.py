@@ -11,6 +11,7 @@ from typing import Any
 class BootSettings:
     """The same names as in ``[microvm]``; what is empty is looked for, or made."""
 
+    vmm: str = "qemu"
     qemu: str = "qemu-system-x86_64"
     accel: str = "auto"
     boot_set: str = ""

@@ -15,6 +15,9 @@
 #include "kernel.h"
 
 #define UNITS "/sys/bus/scsi/devices"
+#define BLOCKS "/sys/block"
+/* Of one that stands for a disk to come. */
+#define EMPTY 512
 #define WAIT_MS 5000
 
 struct uevent_address {
@@ -68,17 +71,56 @@ static bool disk_name(const char *unit, char *name, size_t size)
 	return found;
 }
 
+static bool serial_of(const char *disk, char *serial, size_t size)
+{
+	char path[128];
+	snprintf(path, sizeof path, BLOCKS "/%s/serial", disk);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, serial, size - 1);
+	if (fd >= 0)
+		close(fd);
+	serial[got > 0 ? got : 0] = 0;
+	serial[strcspn(serial, "\n")] = 0;
+	return got > 0;
+}
+
+/*
+ * Of a machine without SCSI: Cloud Hypervisor's disks have the number in their serial number. Firecracker's are all there
+ * from the beginning, in the order of their numbers, and have serial numbers of its own making.
+ */
+static bool virtio_name(unsigned lun, char *name, size_t size)
+{
+	char wanted[32], serial[64];
+	bool found = false, numbered = false;
+	struct dirent *entry;
+	DIR *blocks = opendir(BLOCKS);
+	snprintf(wanted, sizeof wanted, "forgeone-%u", lun);
+	while (blocks && !found && (entry = readdir(blocks))) {
+		if (strncmp(entry->d_name, "vd", 2) || !serial_of(entry->d_name, serial, sizeof serial))
+			continue;
+		numbered |= strncmp(serial, "forgeone-", 9) == 0;
+		if (strcmp(serial, wanted) == 0)
+			found = (size_t)snprintf(name, size, "%s", entry->d_name) < size;
+	}
+	if (blocks)
+		closedir(blocks);
+	if (!found && !numbered && lun < 26)
+		found = (size_t)snprintf(name, size, "vd%c", (char)('a' + lun)) < size;
+	return found;
+}
+
 /* Whether it is there by now: its node comes after its name, and its size after its node. */
 static bool look(unsigned lun, struct disk *out)
 {
 	char unit[64], name[24];
-	if (!unit_name(lun, unit, sizeof unit) || !disk_name(unit, name, sizeof name))
+	bool scsi = unit_name(lun, unit, sizeof unit);
+	if (scsi ? !disk_name(unit, name, sizeof name) : !virtio_name(lun, name, sizeof name))
 		return false;
 	snprintf(out->path, sizeof out->path, "/dev/%s", name);
 	int fd = open(out->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return false;
-	bool filled = lseek(fd, 0, SEEK_END) > 0;
+	bool filled = lseek(fd, 0, SEEK_END) > EMPTY;
 	close(fd);
 	return filled;
 }

@@ -1,4 +1,4 @@
-/* The machine's disks, by the number of their SCSI unit. */
+/* The machine's disks, by the number of their SCSI unit, or what stands for it in a machine without SCSI. */
 #pragma once
 
 #include "agent.h"

@@ -33,7 +33,7 @@ Node = Callable[..., BootSettings]
 def node(tmp_path: Path) -> Node:
     """Settings with a kernel's package and an agent of the test's own."""
     (tmp_path / "agent").write_bytes(files.elf() + b"agent")
-    files.deb(tmp_path / "kernel.deb", files.package_files(wanted=modules.WANTED))
+    files.deb(tmp_path / "kernel.deb", files.package_files(wanted=modules.wanted("qemu")))
 
     def make(**given: object) -> BootSettings:
         paths = {"kernel": tmp_path / "kernel.deb", "agent": tmp_path / "agent", "boot_keys": tmp_path / "keys"}
@@ -63,7 +63,7 @@ def test_a_boot_set_holds_the_kernel_and_an_initrd_with_the_agent_and_the_module
     held = {name: (mode, data) for name, mode, _, data in read_cpio(Path(made.initrd).read_bytes())}
     assert held["init"] == (0o100755, files.elf() + b"agent")
     listed = held["modules"][1].decode().split()
-    assert listed == [f"/lib/modules/{name}.ko" for name in modules.WANTED if name != "ext4"]
+    assert listed == [f"/lib/modules/{name}.ko" for name in modules.wanted("qemu") if name != "ext4"]
     assert all(path[1:] in held for path in listed)
     assert made.manifest.release == files.RELEASE
     assert made.cmdline(Accel.TCG, 2_000_000) == f"{made.manifest.cmdline.tcg} tsc_early_khz=2000000"
@@ -285,6 +285,22 @@ def test_what_was_asked_for_is_used_or_refused(
     assert "this host has no" in probe.processor(node(qemu=program), made, tmp_path, NEVER, anew=True).why
     with pytest.raises(FailedPrecondition, match="nothing-like-it is not installed"):
         probe.processor(node(qemu="nothing-like-it"), made, tmp_path, NEVER)
+
+
+@pytest.mark.parametrize("vmm", ["firecracker", "cloud-hypervisor"])
+def test_monitors_that_need_kvm_boot_other_modules_and_nothing_without_it(
+    made: bootset.BootSet, node: Node, tmp_path: Path, kvm: None, monkeypatch: pytest.MonkeyPatch, vmm: str
+) -> None:
+    files.deb(tmp_path / "kernel.deb", files.package_files(wanted=(*modules.wanted("qemu"), *modules.wanted(vmm))))
+    other = assembly.assemble(node(vmm=vmm), tmp_path, NEVER)
+    assert b"virtio_blk.ko" in Path(other.initrd).read_bytes()
+    assert b"virtio_scsi.ko" not in Path(other.initrd).read_bytes()
+    found = probe.processor(node(vmm=vmm, qemu="nothing-like-it"), other, tmp_path, NEVER)
+    assert (found.accel, found.khz) == (Accel.KVM, 0)
+    monkeypatch.setattr(probe, "_KVM", tmp_path / "nowhere")
+    for accel in ("auto", "kvm"):
+        with pytest.raises(FailedPrecondition, match=f"is {vmm}, which needs KVM"):
+            probe.processor(node(vmm=vmm, accel=accel), other, tmp_path, NEVER)
 
 
 def test_the_hosts_counter_is_measured_or_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
