@@ -54,6 +54,7 @@ from forgeone_shim.errors import (
     NotFound,
     syscall_error,
 )
+from forgeone_shim.kernel import procs
 from forgeone_shim.kernel.procs import Pidfd, open_process
 from forgeone_shim.shim import contract, wire
 from forgeone_shim.shim.client import ForkServer
@@ -133,8 +134,10 @@ class Keeper:
         held = self.process()
         if held is None:
             return False
-        held.close()
-        return True
+        with held:
+            seen = procs.stat(held.pid)
+            # Its machine may be gone a moment before it is.
+            return seen is not None and not seen.exiting
 
     def setup(self, payload: bytes, deadline: Deadline) -> bytes:
         """The machine becomes the pod's; what the agent answered."""

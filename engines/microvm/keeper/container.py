@@ -112,7 +112,7 @@ class Container:
             self._attached.send(stream, data)
         self._waiting.clear()
         self._journal.end()
-        self._loop.leave(self._control)
+        self._take_no_orders()
         # Where there is no room to say why it ended, how it ended may still be told.
         with contextlib.suppress(OSError):
             if why is not None:
@@ -149,7 +149,7 @@ class Container:
             self._agent.forget(self.number)
             if self._feed is not None:
                 self._feed.close()
-            self._loop.leave(self._control)
+            self._take_no_orders()
             self._attached.close()
         with contextlib.suppress(OSError):
             self._bundle.remove(*_FILES)
@@ -157,7 +157,6 @@ class Container:
 
     def close(self) -> None:
         """Let go of everything; it is :attr:`settled`."""
-        os.close(self._control)
         self._journal.close()
         self._bundle.close()
 
@@ -214,6 +213,11 @@ class Container:
         self._attached.drop_stalled()
         self._tell()
         self.flow()
+
+    def _take_no_orders(self) -> None:
+        """Whoever has one finds that nobody is there."""
+        self._loop.leave(self._control)
+        os.close(self._control)
 
     def _order(self) -> None:
         """Lines of the control fifo (conmon's): a number that says what for, and two arguments."""

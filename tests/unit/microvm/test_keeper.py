@@ -116,6 +116,8 @@ def test_a_containers_life_is_told_as_conmon_tells_it(pod: Pod) -> None:
     assert pod.ended("c1") == 0
     assert pod.lines("c1") == [("stdout", b"hello there")]
     assert pod.look("c1").state is LiveState.STOPPED
+    with pytest.raises(FailedPrecondition, match="no supervisor"):
+        contract.reopen_log(str(pod.bundle("c1")), "c1", str(pod.home / "c1.log"))
     pod.keeper.delete("c1", soon())
 
 
