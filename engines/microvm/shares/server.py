@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,8 +23,11 @@ from forgeone_shim.shim.loop import HUNG_UP, READ, WRITE, Loop
 
 # Besides what nodes and handles hold.
 _OTHER_DESCRIPTORS: Final = 96
-_NODES_MAX: Final = 1 << 16
+_NODES_MAX: Final = 1 << 15
 _HANDLES_MAX: Final = 1 << 13
+_MANY: Final = 1 << 13
+# How long a guest that has to forget has for it, before it is asked once more.
+_FORGET_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ def limits(descriptors: int) -> Limits:
     spare = max(64, descriptors - _OTHER_DESCRIPTORS)
     handles = min(_HANDLES_MAX, spare // 4)
     nodes = min(_NODES_MAX, spare - handles)
-    return Limits(nodes, handles, min(1 << 14, nodes // 2))
+    return Limits(nodes, handles, min(_MANY, nodes // 2))
 
 
 class Server:
@@ -58,7 +62,8 @@ class Server:
         self._received = room(fuse.REQUEST_MAX)
         self._filled = 0
         self._unsent = memoryview(b"")
-        self._many = self._asked_at = most.many
+        self._most = most
+        self._asked_at, self._asked_when = most.many, 0.0
         self._over = False
         self._loop = Loop()
         self._loop.watch(control.fileno(), self._on_control)
@@ -173,11 +178,13 @@ class Server:
 
     def _ask_to_forget(self) -> None:
         known = len(self._share.nodes)
-        if known < self._many:
-            self._asked_at = self._many
-        elif known >= self._asked_at and not self._unsent:
-            self._asked_at = known + self._many // 4
-            self._send(fuse.please_forget())
+        if known < self._most.many:
+            self._asked_at = self._most.many
+        elif known >= min(self._asked_at, self._most.nodes) and not self._unsent:
+            now = time.monotonic()
+            if now - self._asked_when >= _FORGET_SECONDS:
+                self._asked_at, self._asked_when = known + self._most.many // 4, now
+                self._send(fuse.please_forget())
 
 
 def serve(port: socket.socket, control: socket.socket, root: int, descriptors: int) -> None:

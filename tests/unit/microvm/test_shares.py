@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from engines.microvm.shares.nodes import Nodes
 from engines.microvm.shares.orders import Add, Done, Failed, Remove, Volume
 from engines.microvm.shares.state import Handles, Share
 from forgeone_shim.kernel.bpf import Compiler
+from forgeone_shim.shim import wire
 from forgeone_shim.shim.wire import ProtocolError
 
 _PATHS: Final = "/proc/self/fd/"
@@ -222,7 +224,7 @@ def test_the_kernels_own_files_are_not_written_to(guest: Guest) -> None:
     guest.share.remove_volume(2)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(
@@ -292,6 +294,35 @@ def test_messages_may_come_in_any_pieces(tmp_path: Path) -> None:
             peer.send(piece)
             serving.turn()
         assert peer.recv(100) == fuse.refusal(9, errno.ENOENT) * 2
+    os.close(root)
+
+
+def test_a_guest_that_does_not_forget_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    port, peer = socket.socketpair()
+    control, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for name in ("empty", "volume"):
+        (tmp_path / name).mkdir()
+    for number in range(20):
+        (tmp_path / "volume" / str(number)).touch()
+    root, volume = (os.open(tmp_path / name, os.O_PATH) for name in ("empty", "volume"))
+    with port, peer, control, keeper:
+        serving = server.Server(port, control, root, server.Limits(nodes=8, handles=8, many=4), paths=_PATHS)
+        wire.send(keeper, orders.encode(Add(1, (Volume(1),))), [volume])
+        os.close(volume)
+        asked = 0
+        for nodeid, text in [(ROOT_ID, "1"), *((2, str(number)) for number in range(20))]:
+            body = text.encode() + b"\0"
+            size = fuse.IN_HEADER.size + len(body)
+            peer.send(fuse.IN_HEADER.pack(size, Opcode.LOOKUP, 9, nodeid, os.geteuid(), os.getegid(), 0, 0, 0) + body)
+            serving.turn()
+            asked += peer.recv(1000).count(fuse.please_forget())
+            now += 0.1
+        # Once it knows of four, and each second while it cannot know of more.
+        assert asked == 2
+        wire.send(keeper, orders.encode(Remove(2, (1,))))
+        serving.turn()
     os.close(root)
 
 
