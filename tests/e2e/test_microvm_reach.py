@@ -1,0 +1,95 @@
+"""Pods in virtual machines and who reaches them, with the usage that they tell, over the CRI socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cri.api import runtime_pb2 as pb
+from hack.lab.daemon import Daemon
+from hack.lab.registry import Registry
+from hack.lab.settings import patient
+from tests.e2e import microvm_pods
+from tests.e2e.conftest import running_daemon
+from tests.e2e.microvm_pods import VmPod
+from tests.e2e.streams import SpdyClient, eventually
+from tests.e2e.test_contract_network import PREFIX, connects, info, ips, netns
+from tests.e2e.test_streaming import forward_url
+
+pytestmark = pytest.mark.root
+
+SERVE = "while true; do echo served | nc -l -p 8099; done"
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
+    why = microvm_pods.missing()
+    if why:
+        pytest.skip(why)
+    with running_daemon(registry, {"microvm.boot_set": microvm_pods.boot_set()}) as running:
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
+        running.images.PullImage(request, timeout=patient(60))
+        yield running
+
+
+def served(pod: VmPod, image: str) -> str:
+    """A container of the pod that answers on port 8099."""
+    id_ = pod.start(pod.container(image, "sh", "-c", SERVE))
+    eventually(lambda: b":1FA3" in pod.exec(id_, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
+    return id_
+
+
+def test_ports_of_a_machine_are_forwarded_and_what_it_uses_is_told(daemon: Daemon, busybox: str) -> None:
+    pod = VmPod.plan(daemon)
+    pod.config.linux.cgroup_parent = f"{daemon.config.cgroup_root}/reach"
+    pod.run()
+    id_ = served(pod, busybox)
+    with SpdyClient(forward_url(pod), "portforward.k8s.io") as client:
+        error, data = (client.open(streamType=kind, port="8099", requestID="1") for kind in ("error", "data"))
+        client.say(error, b"", fin=True)
+        client.say(data, b"hi\n", fin=True)
+        client.until(lambda: {error, data} <= client.ended)
+        assert (client.heard[data], client.heard[error]) == (b"served\n", b"")
+        error, data = (client.open(streamType=kind, port="4", requestID="2") for kind in ("error", "data"))
+        client.until(lambda: {error, data} <= client.ended)
+        assert b"localhost:4 cannot be reached" in client.heard[error]
+    pod.exec(id_, "dd", "if=/dev/zero", "of=/written", "bs=1M", "count=2")
+    runtime = daemon.runtime
+    request = pb.ContainerStatsRequest(container_id=id_)
+    one = runtime.ContainerStats(request, timeout=patient(10)).stats
+    assert one.cpu.usage_core_nano_seconds.value > 0
+    assert 0 < one.memory.working_set_bytes.value < 64 * MIB
+    assert 2 * MIB <= one.writable_layer.used_bytes.value < 4 * MIB
+    whole = runtime.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod.id), timeout=patient(10)).stats.linux
+    assert [each.attributes.id for each in whole.containers] == [id_]
+    assert whole.memory.usage_bytes.value > one.memory.usage_bytes.value
+    assert whole.process.process_count.value >= 2
+    assert whole.network.default_interface.name == "eth0"
+    assert not whole.network.interfaces
+    found = runtime.ListPodSandboxMetrics(pb.ListPodSandboxMetricsRequest(), timeout=patient(10)).pod_metrics
+    [mine] = [each for each in found if each.pod_sandbox_id == pod.id]
+    named = {metric.name for each in mine.container_metrics for metric in each.metrics}
+    assert {"container_memory_rss", "container_file_descriptors", "container_fs_limit_bytes"} <= named
+    pod.remove()
+
+
+def test_a_machine_is_held_to_its_contract_by_the_host(daemon: Daemon, busybox: str) -> None:
+    pod, other = VmPod.plan(daemon), VmPod.plan(daemon)
+    pod.config.annotations.update({PREFIX + "egress": "none", PREFIX + "ingress": "none"})
+    for each in (pod, other):
+        each.run()
+    mine, theirs = (served(each, busybox) for each in (pod, other))
+    target = ips(other)[0]
+    assert pod.exec(mine, "nc", "-w", "3", target, "8099").exit_code
+    assert pod.exec(mine, "nc", "-w", "3", "127.0.0.1", "8099").stdout == b"served\n"
+    assert other.exec(theirs, "nc", "-w", "1", ips(pod)[0], "8099").exit_code
+    # The node may probe.
+    assert connects(None, ips(pod)[0], port=8099, seconds=3)
+    assert connects(None, target, port=8099, seconds=3)
+    counted = info(pod)["refused"]
+    assert min(counted["egress"]["packets"], counted["ingress"]["packets"]) >= 1
+    assert netns(pod)
+    for each in (pod, other):
+        each.remove()
