@@ -165,3 +165,24 @@ def test_a_guest_whose_kernel_panics_takes_nobody_else_along(daemon: Daemon, bus
     pod.remove()
     assert other.exec(kept, "echo", "there").stdout == b"there\n"
     other.remove()
+
+
+def _memory_limit(pid: int) -> Path:
+    """The file that limits the memory of a process's control group."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            return Path(f"/sys/fs/cgroup/memory{path}/memory.limit_in_bytes")
+    return Path(f"/sys/fs/cgroup{path}/memory.max")
+
+
+def test_a_machine_that_is_killed_for_its_pods_memory_says_so(daemon: Daemon, busybox: str) -> None:
+    pod = VmPod.plan(daemon).run()
+    id_ = pod.start(pod.container(busybox, "sh", "-c", "sleep 1; head -c 90000000 /dev/zero > /dev/shm/x; sleep 1000"))
+    (keeper,) = keepers(daemon)
+    limit = _memory_limit(keeper)
+    used = limit.with_name("memory.current" if limit.name == "memory.max" else "memory.usage_in_bytes")
+    limit.write_text(str(int(used.read_text()) + (16 << 20)))
+    status = pod.wait(id_)
+    assert (status.exit_code, status.reason) == (137, "OOMKilled")
+    pod.remove()
