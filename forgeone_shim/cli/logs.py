@@ -20,6 +20,7 @@ from forgeone_shim.errors import FailedPrecondition, InternalError
 from forgeone_shim.kernel.inotify import IN_CREATE, IN_MODIFY, IN_MOVED_FROM, IN_MOVED_TO, DirectoryEvents
 
 _CHUNK = 1 << 16
+_LOOK_MS = 200
 _EVENTS = IN_MODIFY | IN_CREATE | IN_MOVED_FROM | IN_MOVED_TO
 # How long the runtime may take to say how a process ended that has ended.
 _ENDING_SECONDS = 30.0
@@ -65,8 +66,9 @@ class Printer:
 def follow(client: Client, container_id: str, path: Path, printer: Printer, *, tail: int | None = None) -> Any:
     """Print the log as it grows until the container has ended; returns its last ContainerStatus.
 
-    Woken by inotify on the log's directory and by the pidfd of the container's first process. The runtime renames a log
-    away and opens a new one under the old name; the old one is read to its end first.
+    Woken by inotify on the log's directory and by the pidfd of the container's first process; when both are silent it looks
+    at the container's state. The runtime renames a log away and opens a new one under the old name; the old one is read to
+    its end first.
     """
     with ExitStack() as stack:
         log = _Tail(path, tail)
@@ -81,9 +83,14 @@ def follow(client: Client, container_id: str, path: Path, printer: Printer, *, t
             waiter.register(process, select.POLLIN)
         while process is not None:
             printer.write(log.read())
-            if any(fd == process for fd, _ in waiter.poll()):
+            came = waiter.poll(_LOOK_MS)
+            if any(fd == process for fd, _ in came):
                 break
-            events.read()
+            if came:
+                events.read()
+            # The process of a container in a virtual machine is its pod's, and goes on.
+            elif client.status(container_id)[0].state == cri.CONTAINER_EXITED:
+                break
         status = ended(client, container_id)
         printer.write(log.read())
         printer.write(log.end())
