@@ -28,7 +28,7 @@ from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel.spawn import find_program, run
 
 _PROGRAMS = {
-    Driver.QEMU: ("qemu", "apt-get install qemu-system-x86"),
+    Driver.QEMU: ("qemu", "apt-get install -y qemu-system-x86"),
     Driver.FIRECRACKER: ("firecracker", ""),
     Driver.CLOUD_HYPERVISOR: ("cloud_hypervisor", ""),
 }

@@ -269,6 +269,10 @@ class MicrovmConfig:
         checks.in_range("microvm.memory_overhead", self.memory_overhead, 32 * 1024 * 1024, 2**40)
         checks.in_range("microvm.vcpus_max", self.vcpus_max, 0, 255)
         checks.one_of("microvm.writable_layer", self.writable_layer, ("memory", "disk"))
+        if self.vmm != "qemu":
+            for key, value, only in (("accel", self.accel, "tcg"), ("writable_layer", self.writable_layer, "disk")):
+                if value == only:
+                    raise InvalidInput(f"microvm.{key}", f"{value!r} is what QEMU alone does, and vmm is {self.vmm!r}")
         if self.writable_layer_size:
             checks.in_range("microvm.writable_layer_size", self.writable_layer_size, 16 * 1024 * 1024, 2**46)
         # Each machine's monitor has one of the 65536 ids from here; 2**32 - 1 is no id.

@@ -275,3 +275,10 @@ def test_a_program_ends_with_one_line_and_code_2(capsys: pytest.CaptureFixture[s
         load_or_exit([], {"FORGEONE_LOG__LEVEL": "loud"})
     assert caught.value.code == 2
     assert capsys.readouterr().err == "forgeoned: log.level: 'loud' is not one of debug, info, warning, error\n"
+
+
+@pytest.mark.parametrize(("key", "value"), [("accel", "tcg"), ("writable_layer", "disk")])
+def test_what_only_qemu_does_is_refused_of_other_monitors(key: str, value: str) -> None:
+    assert load(["--microvm-vmm", "firecracker"], {}).microvm.vmm == "firecracker"
+    with pytest.raises(InvalidInput, match=rf"microvm\.{key}: '{value}' is what QEMU alone does"):
+        load(["--microvm-vmm", "firecracker", f"--microvm-{key.replace('_', '-')}", value], {})
