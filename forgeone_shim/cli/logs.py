@@ -66,9 +66,9 @@ class Printer:
 def follow(client: Client, container_id: str, path: Path, printer: Printer, *, tail: int | None = None) -> Any:
     """Print the log as it grows until the container has ended; returns its last ContainerStatus.
 
-    Woken by inotify on the log's directory and by the pidfd of the container's first process; when both are silent it looks
-    at the container's state. The runtime renames a log away and opens a new one under the old name; the old one is read to
-    its end first.
+    Woken by inotify on the log's directory and by the pidfd of the container's first process; when both are silent it
+    looks at the container's state. The runtime renames a log away and opens a new one under the old name; the old one
+    is read to its end first.
     """
     with ExitStack() as stack:
         log = _Tail(path, tail)

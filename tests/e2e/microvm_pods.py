@@ -51,6 +51,11 @@ def boot_set() -> str:
     return str(parent / "set")
 
 
+def machines() -> dict[str, object]:
+    """Settings of a daemon: emulated everywhere, so that all hosts test the same, and none tries for seconds."""
+    return {"microvm.boot_set": boot_set(), "microvm.accel": "tcg"}
+
+
 def keepers(daemon: Daemon) -> list[int]:
     """The keepers of a daemon's pods."""
     return _named(daemon, lambda words: words[0] == b"forgeone-vm")
