@@ -174,12 +174,24 @@ static int take(struct maker *maker, int fd, struct err *err)
 	return tree;
 }
 
+/* Whether it is a path below something, and not that itself: the host is asked for no other. */
+static bool below(const char *path)
+{
+	size_t parts = 0, size;
+	for (const char *at = path + strspn(path, "/"); *at; at += size, at += strspn(at, "/"), parts++) {
+		size = strcspn(at, "/");
+		if ((size == 1 && at[0] == '.') || (size == 2 && at[0] == '.' && at[1] == '.'))
+			return false;
+	}
+	return parts;
+}
+
 static int of_share(struct maker *maker, struct err *err)
 {
 	const char *source = fields_text(maker->mount, T_SOURCE, "");
-	source += strspn(source, "/");
-	if (!*source || strcmp(source, ".") == 0)
+	if (!below(source))
 		return no_source(maker, err);
+	source += strspn(source, "/");
 	int share = open(SHARE_POINT, O_PATH | O_DIRECTORY | O_CLOEXEC);
 	int fd = share < 0 ? -1 : path_open_plain(share, source, O_PATH);
 	int error = errno;
