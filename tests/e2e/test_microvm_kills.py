@@ -34,7 +34,7 @@ def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
     if why:
         pytest.skip(why)
     # Without a look at KVM, which takes seconds where it does not work.
-    with running_daemon(registry, {"microvm.boot_set": microvm_pods.boot_set(), "microvm.accel": "tcg"}) as running:
+    with running_daemon(registry, microvm_pods.machines()) as running:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
         running.images.PullImage(request, timeout=patient(60))
         # What follows begins from the template that is made beside the first of them.

@@ -28,7 +28,7 @@ def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
     why = microvm_pods.missing()
     if why:
         pytest.skip(why)
-    with running_daemon(registry, {"microvm.boot_set": microvm_pods.boot_set()}) as running:
+    with running_daemon(registry, microvm_pods.machines()) as running:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
         running.images.PullImage(request, timeout=patient(60))
         yield running

@@ -1,67 +1,135 @@
-"""What of the host's a machine is given, as its file server will find it."""
+"""Volumes of pods in virtual machines, over the CRI socket."""
 
 from __future__ import annotations
 
 import os
-import subprocess
+import signal
+import stat
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from engines.base import Mount, Propagation
-from engines.microvm import volumes
-from engines.microvm.volumes import Shared
-from forgeone_shim.kernel import mounts
+from cri.api import runtime_pb2 as pb
+from engines.microvm.shares.launch import TITLE
+from hack.lab.daemon import Daemon
+from hack.lab.registry import Registry
+from hack.lab.settings import patient
+from tests.e2e import microvm_pods
+from tests.e2e.conftest import running_daemon
+from tests.e2e.microvm_pods import VmPod
+from tests.e2e.pods import Pod
+from tests.e2e.streams import eventually
 
 pytestmark = pytest.mark.root
 
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Iterator[Path]:
-    """A mount that hands on what happens below it, with another one below it."""
-    top = tmp_path / "top"
-    top.mkdir()
-    mounts.bind(top, top)
-    subprocess.run(["mount", "--make-shared", str(top)], check=True)
-    for name in ("inner", "later"):
-        (top / name).mkdir()
-    mounts.mount_tmpfs(top / "inner", 1 << 20, 0o755)
-    yield top
-    for point in mounts.mounts_below(top):
-        mounts.unmount(point)
+_USER, _GROUP, _VOLUME_GROUP = 1000, 1001, 2000
 
 
-def opened(stack: ExitStack, shared: Shared) -> str:
-    place = volumes.Place(volumes.messages.Mount(kind=volumes.MountKind.SHARE, destination="/x"), shared)
-    return f"/proc/self/fd/{volumes.opened([place], stack)[shared]}"
+@pytest.fixture(scope="module")
+def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
+    why = microvm_pods.missing()
+    if why:
+        pytest.skip(why)
+    with running_daemon(registry, {"microvm.boot_set": microvm_pods.boot_set(), "microvm.accel": "tcg"}) as running:
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
+        running.images.PullImage(request, timeout=patient(60))
+        yield running
 
 
-def test_what_is_mounted_later_is_seen_only_where_that_was_asked_for(tree: Path) -> None:
-    with ExitStack() as stack:
-        private, live = (opened(stack, Shared(str(tree), readonly=False, live=live)) for live in (False, True))
-        mounts.mount_tmpfs(tree / "later", 1 << 20, 0o755)
-        (tree / "later" / "flag").touch()
-        assert os.listdir(f"{private}/later") == []
-        assert os.listdir(f"{live}/later") == ["flag"]
+def _file_server(pod: Pod) -> int:
+    words = f"{TITLE}\0{pod.id}".encode()
+    (found,) = (
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(words)
+    )
+    return found
 
 
-def test_a_volume_that_a_machine_has_can_be_unmounted(tree: Path) -> None:
-    with ExitStack() as stack:
-        held = opened(stack, Shared(str(tree), readonly=False))
-        (tree / "inner" / "file").write_text("x")
-        mounts.unmount(tree / "inner", detach=False)
-        assert Path(held, "inner", "file").read_text() == "x"
+def test_a_pods_users_share_volumes_as_they_would_on_the_host(daemon: Daemon, busybox: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    data, tree = tmp_path / "data", tmp_path / "tree"
+    data.mkdir()
+    # As a kubelet leaves a volume of a pod with an fsGroup.
+    os.chown(data, 0, _VOLUME_GROUP)
+    data.chmod(0o2775)
+    (data / "part").mkdir()
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "a/large").write_bytes(os.urandom(3_000_000))
+    (tree / "a/link").symlink_to("b/../large")
+    (tree / "a/b/same").hardlink_to(tree / "a/large")
+    (tree / "a/script").write_text("#!/bin/sh\nexit 9\n")
+    (tree / "a/script").chmod(0o755)
+    (tmp_path / "log").touch()
+
+    pod = VmPod.plan(daemon).run()
+    holds = (
+        "exec 9> /data/lock; busybox flock 9; touch /data/holds; while [ ! -e /data/go ]; do sleep 0.1; done; exec 9>&-"
+    )
+    user = pod.container(busybox, "sh", "-c", f"{holds}; exec sleep 1000", name="user")
+    security = user.linux.security_context
+    security.run_as_user.value, security.run_as_group.value = _USER, _GROUP
+    security.supplemental_groups.append(_VOLUME_GROUP)
+    root = pod.container(busybox, name="root")
+    for config in (user, root):
+        config.mounts.add(container_path="/data", host_path=str(data))
+        config.mounts.add(container_path="/tree", host_path=str(tree), readonly=True)
+        config.mounts.add(container_path="/log", host_path=str(tmp_path / "log"))
+        config.mounts.add(container_path="/part", host_path=str(data / "part"))
+    first, second = pod.start(user), pod.start(root)
+
+    def done(container: str, script: str) -> bytes:
+        answer = pod.exec(container, "sh", "-c", script)
+        assert answer.exit_code == 0, (script, answer)
+        return answer.stdout
+
+    done(first, "umask 007; echo mine > /data/file; mkdir /data/sub; mkfifo /data/fifo; chmod 6755 /data/file")
+    for name in ("file", "sub", "fifo"):
+        found = (data / name).stat()
+        assert (found.st_uid, found.st_gid) == (_USER, _VOLUME_GROUP), name
+    assert stat.S_IMODE((data / "file").stat().st_mode) == 0o6755
+    assert pod.exec(first, "sh", "-c", "echo x > /log").exit_code != 0
+    done(second, "echo last words > /log")
+    assert (tmp_path / "log").read_text() == "last words\n"
+    # One container waits for the other's lock, and what either writes is there for both at once.
+    eventually((data / "holds").exists)
+    assert pod.exec(second, "sh", "-c", "exec 9>> /data/lock; busybox flock -n 9").exit_code != 0
+    assert done(second, "echo part > /part/file; cat /data/part/file") == b"part\n"
+    done(second, "touch /data/go; exec 9>> /data/lock; busybox flock 9")
+    # A tree, as it is.
+    done(
+        second,
+        "cp -a /tree/a /data/copy && cd /data && busybox tar cf - copy | (mkdir again && cd again && busybox tar xf -)",
+    )
+    for copy in (data / "copy", data / "again/copy"):
+        assert (copy / "large").read_bytes() == (tree / "a/large").read_bytes()
+        assert (copy / "large").stat().st_ino == (copy / "b/same").stat().st_ino
+        assert (copy / "link").readlink() == Path("b/../large")
+        assert (copy / "link").lstat().st_mtime_ns // 10**9 == (tree / "a/link").lstat().st_mtime_ns // 10**9
+    assert pod.exec(second, "/data/copy/script").exit_code == 9
+    assert pod.exec(second, "sh", "-c", "rm -r /tree/a").exit_code != 0
+    assert (tree / "a/b/same").exists()
+    done(second, "rm -r /data/copy /data/again")
+    assert not (data / "copy").exists()
+    # A volume's files are let go of with the last container that has it.
+    held = Path(f"/proc/{_file_server(pod)}/fd")
+    pod.stop_container(first)
+    pod.stop_container(second)
+    for container in (first, second):
+        daemon.runtime.RemoveContainer(pb.RemoveContainerRequest(container_id=container), timeout=patient(60))
+    eventually(lambda: not any(str(tmp_path) in os.readlink(fd) for fd in held.iterdir() if fd.is_symlink()))
+    pod.remove()
 
 
-def test_what_is_mounted_below_a_read_only_volume_is_not_unless_that_was_asked_for(tree: Path) -> None:
-    asked = Mount("/x", str(tree), readonly=True)
-    assert volumes.look([Mount("/y", str(tree)), asked])[str(tree)].nested
-    assert not volumes.look([Mount("/x", str(tree / "later"), readonly=True)])[str(tree / "later")].nested
-    with ExitStack() as stack:
-        held = opened(stack, Shared(str(tree), readonly=False, top_readonly=True))
-        Path(held, "inner", "file").touch()
-        with pytest.raises(OSError, match="Read-only"):
-            Path(held, "file").touch()
-    assert asked.propagation is Propagation.PRIVATE
+def test_a_machine_ends_with_its_file_server(daemon: Daemon, busybox: str, tmp_path: Path) -> None:
+    pod = VmPod.plan(daemon).run()
+    config = pod.container(busybox)
+    config.mounts.add(container_path="/data", host_path=str(tmp_path))
+    container = pod.start(config)
+    os.kill(_file_server(pod), signal.SIGKILL)
+    status = pod.wait(container)
+    assert (status.exit_code, status.reason) == (137, "VMDied")
+    assert "file server" in status.message
+    eventually(lambda: not pod.ready())
+    pod.remove()
