@@ -1,1 +1,1 @@
-"""The agent in the machine, in C: its sources, and how it is compiled."""
+"""The agent in the machine, in C; :mod:`engines.microvm.boot.agent` compiles it."""
