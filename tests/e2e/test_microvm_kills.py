@@ -33,7 +33,6 @@ def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
     why = microvm_pods.missing()
     if why:
         pytest.skip(why)
-    # Without a look at KVM, which takes seconds where it does not work.
     with running_daemon(registry, microvm_pods.machines()) as running:
         request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
         running.images.PullImage(request, timeout=patient(60))
