@@ -180,6 +180,27 @@ def test_a_refusal_is_told_and_undone(monitor: Monitor, machine: Machine, image:
     assert not any(name.startswith("disk1") for name in told(monitor)["place"])  # type: ignore[attr-defined]
 
 
+def test_a_monitor_that_was_taken_over_leads_nobody_to_the_hosts_files(
+    monitor: Monitor, machine: Machine, image: int, directory: Path
+) -> None:
+    monitor.start(machine, -1, lab.WHO, soon())
+    place = monitor._hosted.place
+    here = f"/proc/self/fd/{place.tree}"
+    victim = directory / "victim"
+    victim.write_text("of the host")
+    for name in ("api", "other", "disk3", "disk3-1"):
+        Path(here, name).unlink(missing_ok=True)
+        Path(here, name).symlink_to(victim)
+    monitor._hosted.rest.close()
+    with pytest.raises(InternalError, match="Too many levels of symbolic links"):
+        monitor.pause(soon())
+    with pytest.raises(InternalError, match="other"):
+        place.listen("other")
+    with pytest.raises(InternalError, match="disk3"):
+        monitor.add_disk(3, image, readonly=True, deadline=soon())
+    assert (victim.read_text(), victim.stat().st_uid) == ("of the host", 0)
+
+
 def test_it_stands_still_goes_on_and_gives_memory_back(monitor: Monitor, machine: Machine) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     monitor.pause(soon())

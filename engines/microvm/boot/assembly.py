@@ -26,6 +26,8 @@ from forgeone_shim.errors import syscall_error
 # Another number, another directory: for when the same files would be put together in another way.
 _RECIPE: Final = 1
 _WORK: Final = ".making-"
+# So many sets stay, 55 MB each.
+_KEPT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def assemble(settings: BootSettings, root: Path, deadline: Deadline) -> BootSet:
     place = folder(root) / recipe.key
     if not place.is_dir():
         make(recipe, place, deadline)
+        _prune(place)
     return bootset.load(place, settings)
 
 
@@ -180,6 +183,18 @@ def _sweep(parent: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(fd)
+
+
+def _prune(newest: Path) -> None:
+    """Remove the oldest sets but a few: another forgeoned, which this one replaces, may still use its own."""
+    parent = newest.parent
+    with contextlib.suppress(OSError):
+        others = [path for path in parent.iterdir() if path != newest and not path.name.startswith(_WORK)]
+        for path in sorted(others, key=lambda one: one.stat().st_mtime, reverse=True)[_KEPT - 1 :]:
+            # Half a set must not have its name.
+            gone = parent / f"{_WORK}{path.name}"
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def _rename(ready: Path, place: Path) -> None:

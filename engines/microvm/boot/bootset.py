@@ -15,7 +15,7 @@ from engines.microvm.boot.manifest import Item, Manifest
 from engines.microvm.boot.settings import BootSettings
 from engines.microvm.vmm.base import Accel
 from forgeone_shim.attestation import dsse, keys
-from forgeone_shim.dropins.files import untrusted
+from forgeone_shim.dropins.files import replaceable, untrusted
 from forgeone_shim.errors import FailedPrecondition, PermissionDenied, syscall_error
 
 KERNEL: Final = "kernel"
@@ -81,6 +81,12 @@ def load(directory: Path, settings: BootSettings) -> BootSet:
 
 def read(directory: Path) -> BootSet:
     """The same, whoever signed it."""
+    try:
+        fault = next(filter(None, (replaceable(str(directory / name)) for name in (MANIFEST, *_FILES))), "")
+    except OSError as error:
+        raise syscall_error("stat", directory, error) from None
+    if fault:
+        raise FailedPrecondition(f"{directory}: {fault}", fix="let none but root write there")
     data = _read(directory / MANIFEST, manifests.MAX_MANIFEST)
     found = manifests.decode(data, str(directory / MANIFEST))
     items = zip(_FILES, (found.kernel, found.initrd), strict=True)

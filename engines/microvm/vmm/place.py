@@ -1,7 +1,8 @@
 """The directory that a monitor shares with its keeper: the sockets by which they talk, and the files that become disks.
 
 It is a file system in memory that is mounted nowhere but in the monitor's view; the keeper has a descriptor of it. A
-file of the host's is shown there under another owner (``MOUNT_ATTR_IDMAP``): root's alone stays root's alone.
+monitor that a guest has taken over can put there what it likes, so no link in it is ever followed. A file of the host's
+is shown there under another owner (``MOUNT_ATTR_IDMAP``): root's alone stays root's alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from engines.microvm.vmm.launch import Confined
 from engines.microvm.vmm.view import PLACE, step
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, InternalError
-from forgeone_shim.kernel import mounts, trees
+from forgeone_shim.kernel import mounts, privileges, trees
 from forgeone_shim.kernel.inotify import IN_CREATE, DirectoryEvents
 from forgeone_shim.kernel.namespaces import write_proc
 from forgeone_shim.kernel.syscalls import number, syscall
 
 _CLONE_NEWUSER: Final = 0x10000000
-_MNT_DETACH: Final = 2
+# linux/mount.h, Linux 5.14.
+_NOSYMFOLLOW: Final = 0x00200000
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _SIZE: Final = "64k"
 _FILES: Final = "128"
 _LISTENS_SECONDS: Final = 0.001
@@ -40,7 +43,7 @@ class Place:
     def __init__(self, who: Confinement) -> None:
         options = {"mode": "700", "uid": str(who.uid), "gid": str(who.gid), "size": _SIZE, "nr_inodes": _FILES}
         with step("mount", "the monitor's place"):
-            self.tree = trees.new("tmpfs", options, trees.NOSUID | trees.NODEV | trees.NOEXEC)
+            self.tree = trees.new("tmpfs", options, trees.NOSUID | trees.NODEV | trees.NOEXEC | _NOSYMFOLLOW)
         self._who = who
 
     def listen(self, name: str) -> socket.socket:
@@ -49,7 +52,7 @@ class Place:
         try:
             with step("bind", name):
                 listener.bind(self._here(name))
-                os.chown(self._here(name), self._who.uid, self._who.gid)
+                os.chown(self._here(name), self._who.uid, self._who.gid, follow_symlinks=False)
                 listener.listen(1)
         except BaseException:
             listener.close()
@@ -136,7 +139,7 @@ class Place:
     def hide(self, name: str, process: Confined) -> None:
         """Take such a file away; a monitor that still has it open keeps it until then."""
         with step("umount", name), process.inside():
-            syscall(number("umount2"), f"{PLACE}/{name}".encode(), _MNT_DETACH)
+            syscall(number("umount2"), f"{PLACE}/{name}".encode(), _MNT_DETACH | _UMOUNT_NOFOLLOW)
         self.forget(name)
 
     def close(self) -> None:
@@ -176,12 +179,15 @@ def _owners(who: Confinement) -> int:
 def _stopped_child() -> Iterator[int]:
     """A process in a new user namespace that does nothing, for as long as the block."""
     told, tell = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            privileges.die_with_parent()
             syscall(number("unshare"), _CLONE_NEWUSER)
             os.write(tell, b"+")
-            signal.pause()
+            while os.getppid() == parent:
+                signal.pause()
         finally:
             os._exit(1)
     os.close(tell)

@@ -86,6 +86,15 @@ def test_it_is_made_once_and_anew_when_what_it_is_made_from_changed(
     assert (other.manifest.kernel, other.digest != made.digest) == (made.manifest.kernel, True)
 
 
+def test_sets_that_nobody_boots_any_more_go(node: Node, tmp_path: Path) -> None:
+    made = []
+    for number in range(5):
+        (tmp_path / "agent").write_bytes(files.elf() + bytes([number]))
+        made.append(assembly.assemble(node(), tmp_path, NEVER).directory)
+        os.utime(made[-1], (number, number))
+    assert {path.name for path in assembly.folder(tmp_path).iterdir()} == {path.name for path in made[2:]}
+
+
 def test_many_who_make_it_at_once_make_the_same(node: Node, tmp_path: Path) -> None:
     found: list[bootset.BootSet] = []
     threads = [
@@ -135,6 +144,12 @@ def test_a_file_that_others_can_write_is_refused(made: bootset.BootSet, node: No
     Path(made.initrd).chmod(0o666)
     with pytest.raises(FailedPrecondition, match=r"initrd: .*others"):
         bootset.check(made, node())
+
+
+def test_a_way_to_it_that_others_could_turn_elsewhere_is_refused(made: bootset.BootSet, node: Node) -> None:
+    made.directory.parent.chmod(0o777)
+    with pytest.raises(FailedPrecondition, match="let none but root write there"):
+        bootset.load(made.directory, node())
 
 
 def test_unsigned_sets_boot_where_nothing_else_is_asked_for_and_nowhere_else(
@@ -330,6 +345,8 @@ def test_problems_name_the_key_or_the_command_that_mends_them(
     rewrite(Path(made.initrd), b"other")
     (found_of_set,) = problems(BootSettings(qemu="sh", boot_set=str(made.directory), boot_keys="/nowhere"))[1:]
     assert "initrd is not what its manifest says" in found_of_set.what
+    (nothing,) = problems(BootSettings(qemu="sh", boot_set="/nowhere", boot_keys="/nowhere"))[1:]
+    assert "/nowhere: No such file or directory" in nothing.what
 
 
 @pytest.fixture
