@@ -46,7 +46,10 @@ def tap(netns: str) -> int:
             with Netlink() as netlink:
                 mine = plan.tap(rtnl.links(netlink.ask(rtnl.ask_links())))
                 # Whatever it hears is the guest's, whatever it says would be heard by the guest alone.
-                netlink.ask(rtnl.silence(mine.index), rtnl.start(mine.index, mine.mtu))
+                for error in netlink.try_all([rtnl.silence(mine.index)])[1]:
+                    if error.errno != errno.EAFNOSUPPORT:  # this host has no IPv6
+                        raise error
+                netlink.ask(rtnl.start(mine.index, mine.mtu))
             undo.pop_all()
         return fd
 
