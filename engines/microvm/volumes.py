@@ -72,13 +72,15 @@ class Source:
     """What a mount's source is on the host: its type (stat(2)).
 
     ``memory`` is the size of an emptyDir in memory, -1 for anything else; ``part_of`` the name of such a one where the
-    source is a part of it. ``nested``: there are mounts below it; told of what is to be read-only.
+    source is a part of it. ``nested``: there are mounts below it; told of what is to be read-only. ``group`` is whose
+    it is, which a pod's ``fsGroup`` has decided.
     """
 
     mode: int
     memory: int = -1
     part_of: str = ""
     nested: bool = False
+    group: int = 0
 
 
 def look(mounts: Sequence[Mount]) -> dict[str, Source]:
@@ -90,12 +92,13 @@ def look(mounts: Sequence[Mount]) -> dict[str, Source]:
         if path in found:
             continue
         try:
-            mode = Path(path).stat().st_mode
+            known = Path(path).stat()
+            mode = known.st_mode
             memory = _memory(path) if _EMPTY_DIR.match(path) else -1
         except OSError as error:
             raise syscall_error("look at", path, error) from error
         nested = path in guarded and stat.S_ISDIR(mode) and any(one != path for one in mounts_below(path))
-        found[path] = Source(mode, memory, _part_of(path), nested)
+        found[path] = Source(mode, memory, _part_of(path), nested, known.st_gid)
     return found
 
 
@@ -142,7 +145,8 @@ def _place(mount: Mount, source: Source | None, shm: str) -> Place:
         return Place(messages.Mount(kind=MountKind.SHM, destination=destination, flags=flags))
     match = _EMPTY_DIR.match(mount.source)
     if match is not None and source.memory >= 0:
-        options = f"size={source.memory}" if source.memory else ""
+        settings = {"size": source.memory, "gid": source.group}
+        options = ",".join(f"{name}={value}" for name, value in settings.items() if value)
         inside = messages.Mount(
             kind=MountKind.POD,
             source=match["name"],

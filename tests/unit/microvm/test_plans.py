@@ -189,7 +189,7 @@ def test_mounts_are_shared_with_the_host_but_for_memory() -> None:
         "/pod/shm": Source(DIRECTORY),
         "/host/config": Source(DIRECTORY),
         f"{empty}/disk": Source(0o42777),
-        f"{empty}/memory": Source(0o42777, memory=MIB),
+        f"{empty}/memory": Source(0o42777, memory=MIB, group=2000),
     }
     found = {place.mount.destination: place for place in volumes.plan(plan(), mounts, sources)}
     assert found["/dev/shm"].mount.kind is MountKind.SHM
@@ -197,7 +197,12 @@ def test_mounts_are_shared_with_the_host_but_for_memory() -> None:
     assert found["/config"].mount.flags == 1 | 8
     assert found["/scratch"].shared == Shared(f"{empty}/disk", readonly=False)
     cache = found["/cache"].mount
-    assert (cache.kind, cache.source, cache.options, cache.mode) == (MountKind.POD, "memory", f"size={MIB}", 0o2777)
+    assert (cache.kind, cache.source, cache.options, cache.mode) == (
+        MountKind.POD,
+        "memory",
+        f"size={MIB},gid=2000",
+        0o2777,
+    )
 
 
 def test_of_a_read_only_mount_what_is_mounted_below_it_is_not_unless_it_is_to_be_all_of_it() -> None:
