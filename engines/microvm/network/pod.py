@@ -46,9 +46,9 @@ def tap(netns: str) -> int:
             with Netlink() as netlink:
                 mine = plan.tap(rtnl.links(netlink.ask(rtnl.ask_links())))
                 # Whatever it hears is the guest's, whatever it says would be heard by the guest alone.
-                for error in netlink.try_all([rtnl.silence(mine.index)])[1]:
-                    if error.errno != errno.EAFNOSUPPORT:  # this host has no IPv6
-                        raise error
+                for refusal in netlink.try_all([rtnl.silence(mine.index)])[1]:
+                    if refusal.errno != errno.EAFNOSUPPORT:  # this host has no IPv6
+                        raise refusal
                 netlink.ask(rtnl.start(mine.index, mine.mtu))
             undo.pop_all()
         return fd
