@@ -21,10 +21,17 @@
 #include "paths.h"
 #include "rootfs.h"
 
+#define KEYCTL_JOIN_SESSION_KEYRING 1
+
 /* A child that is not ready by then waits for something that will not come, as for the host's files. */
 #define READY_MS 20000
 #define GONE_MS 2000
 #define HANDED_MAX 2
+
+/* The child's ends, and ours. */
+struct channels {
+	int hold[2], report[2], handover[2];
+};
 
 /* ---- the child ------------------------------------------------------------------------------------------------- */
 
@@ -69,6 +76,14 @@ static int make_cwd(const char *cwd, int root, struct err *err)
 	return 0;
 }
 
+/* Keys of the container's are not the agent's, and not another container's. */
+static int join_keyring(const char *id, struct err *err)
+{
+	if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, id) < 0 && errno != ENOSYS)
+		return fail_errno(err, "join the session keyring");
+	return 0;
+}
+
 /* A root, and everything in it. */
 static int make(const struct birth *birth, int *layer, struct err *err)
 {
@@ -98,9 +113,9 @@ static int make(const struct birth *birth, int *layer, struct err *err)
 /* The root of a container that there is. */
 static int join(const struct birth *birth, struct err *err)
 {
-	if (setns(birth->namespaces, CLONE_NEWNS | CLONE_NEWIPC | (int)K_CLONE_NEWCGROUP) < 0)
+	if (setns(birth->first, CLONE_NEWNS | CLONE_NEWIPC | (int)K_CLONE_NEWCGROUP) < 0)
 		return fail_errno(err, "enter the container");
-	close(birth->namespaces);
+	close(birth->first);
 	if (!birth->program->tty)
 		return 0;
 	int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -111,13 +126,13 @@ static int join(const struct birth *birth, struct err *err)
 	return result;
 }
 
-static int prepare(const struct birth *birth, char *path, struct err *err)
+static int prepare(const struct birth *birth, int handover, char *path, struct err *err)
 {
 	int layer = -1;
-	if ((birth->request ? make(birth, &layer, err) : join(birth, err)) < 0 ||
-	    hand_over(birth->handover, layer, birth->stdio->terminal, err) < 0)
+	if (join_keyring(birth->id, err) < 0 || (birth->request ? make(birth, &layer, err) : join(birth, err)) < 0 ||
+	    hand_over(handover, layer, birth->stdio->terminal, err) < 0)
 		return -1;
-	close(birth->handover);
+	close(handover);
 	if (layer >= 0)
 		close(layer);
 	if (birth->stdio->terminal >= 0)
@@ -126,20 +141,19 @@ static int prepare(const struct birth *birth, char *path, struct err *err)
 	return lookup_program(birth->program, path, err);
 }
 
-static _Noreturn void child(const struct birth *birth)
+static _Noreturn void child(const struct birth *birth, const struct channels *channels)
 {
 	const struct program *program = birth->program;
 	struct stdio *stdio = birth->stdio;
-	int keep[] = {stdio->in, stdio->out, stdio->err, birth->hold, birth->report, birth->handover, birth->namespaces};
+	int hold = channels->hold[0], report = channels->report[1], handover = channels->handover[1];
+	int keep[] = {stdio->in, stdio->out, stdio->err, hold, report, handover, birth->first};
 	char path[PATH_MAX];
 	struct err err = {0};
 	stdio->terminal = -1;
 	namespaces_child(keep, sizeof keep / sizeof *keep, program->has_oom_score_adj ? program->oom_score_adj : 0);
-	if (prepare(birth, path, &err) == 0)
-		child_become(program, path, stdio, birth->hold, birth->report);
-	if (write(birth->report, &err, sizeof err) < 0)
-		_exit(2);
-	_exit(1);
+	if (prepare(birth, handover, path, &err) == 0)
+		child_become(program, path, stdio, hold, report);
+	_exit(write(report, &err, sizeof err) < 0 ? 2 : 1);
 }
 
 /* ---- its parent ------------------------------------------------------------------------------------------------ */
@@ -203,47 +217,47 @@ static void close_one(int *fd)
 	*fd = -1;
 }
 
-static int channels(struct birth *birth, int *ours, bool held, struct err *err)
+static int open_channels(struct channels *channels, bool held, struct err *err)
 {
-	int hold[2] = {-1, -1}, report[2] = {-1, -1}, handover[2] = {-1, -1};
-	if ((held && pipe2(hold, O_CLOEXEC) < 0) || pipe2(report, O_CLOEXEC) < 0 ||
-	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handover) < 0)
-		fail_errno(err, "make channels to a process");
-	birth->hold = hold[0];
-	birth->report = report[1];
-	birth->handover = handover[1];
-	ours[0] = hold[1];
-	ours[1] = report[0];
-	ours[2] = handover[0];
-	return handover[0] < 0 ? -1 : 0;
+	if ((held && pipe2(channels->hold, O_CLOEXEC) < 0) || pipe2(channels->report, O_CLOEXEC) < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channels->handover) < 0)
+		return fail_errno(err, "make channels to a process");
+	return 0;
 }
 
-pid_t birth(const struct fields *request, const struct program *program, struct stdio *stdio, uint64_t flags, int pids,
-	    int cgroup, int namespaces, int *hold, int *layer, struct err *err)
+static pid_t deliver(struct birth *birth, struct channels *channels, struct err *err)
 {
-	struct birth birth = {.request = request, .program = program, .stdio = stdio, .namespaces = namespaces};
-	int ours[3], result = channels(&birth, ours, hold != NULL, err);
-	pid_t pid = result < 0 ? -1 : namespaces_fork(flags, pids, cgroup, err);
+	pid_t pid = namespaces_fork(birth->namespaces, birth->pids, birth->cgroup, err);
 	if (pid == 0)
-		child(&birth);
-	close_one(&birth.hold);
-	close_one(&birth.report);
-	close_one(&birth.handover);
-	if (pid > 0 && (await(ours[1], err) < 0 || receive(ours[2], layer, &stdio->terminal, err) < 0)) {
-		kill(pid, SIGKILL);
-		/* One that hangs in the kernel is the core's to reap, whenever it ends. */
-		reaped(pid, GONE_MS);
-		pid = -1;
+		child(birth, channels);
+	close_one(&channels->hold[0]);
+	close_one(&channels->report[1]);
+	close_one(&channels->handover[1]);
+	if (pid < 0 || (await(channels->report[0], err) == 0 &&
+			receive(channels->handover[0], &birth->layer, &birth->stdio->terminal, err) == 0))
+		return pid;
+	kill(pid, SIGKILL);
+	/* One that hangs in the kernel is the core's to reap, whenever it ends. */
+	reaped(pid, GONE_MS);
+	return -1;
+}
+
+pid_t birth(struct birth *birth, struct err *err)
+{
+	struct channels channels = {{-1, -1}, {-1, -1}, {-1, -1}};
+	birth->hold = birth->layer = birth->stdio->terminal = -1;
+	pid_t pid = open_channels(&channels, birth->request, err) < 0 ? -1 : deliver(birth, &channels, err);
+	if (pid > 0) {
+		birth->hold = channels.hold[1];
+		channels.hold[1] = -1;
+	} else {
+		close_one(&birth->layer);
+		close_one(&birth->stdio->terminal);
 	}
-	close_one(&ours[1]);
-	close_one(&ours[2]);
-	if (pid < 0) {
-		close_one(&ours[0]);
-		close_one(&stdio->terminal);
-		if (layer)
-			close_one(layer);
-	} else if (hold) {
-		*hold = ours[0];
+	for (int end = 0; end < 2; end++) {
+		close_one(&channels.hold[end]);
+		close_one(&channels.report[end]);
+		close_one(&channels.handover[end]);
 	}
 	return pid;
 }

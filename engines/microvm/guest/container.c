@@ -157,15 +157,24 @@ static int died(struct container *one, struct err *err)
 static int begin(struct container *one, const struct fields *request, const struct program *program,
 		 struct stdio *stdio, struct err *err)
 {
-	uint64_t flags = CLONE_NEWNS | (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0);
-	int pids;
-	if (choose_pids(request, &pids, err) < 0)
+	struct birth first = {
+		.id = one->id,
+		.request = request,
+		.program = program,
+		.stdio = stdio,
+		.namespaces = CLONE_NEWNS | (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0),
+		.cgroup = one->cgroup,
+		.first = -1,
+	};
+	if (choose_pids(request, &first.pids, err) < 0)
 		return -1;
-	if (pids < 0)
-		flags |= CLONE_NEWPID;
-	one->pid = birth(request, program, stdio, flags, pids, one->cgroup, -1, &one->hold, &one->layer, err);
+	if (first.pids < 0)
+		first.namespaces |= CLONE_NEWPID;
+	one->pid = birth(&first, err);
 	if (one->pid < 0)
 		return -1;
+	one->hold = first.hold;
+	one->layer = first.layer;
 	one->mounts = namespace_of(one->pid, "mnt", err);
 	one->pids = one->mounts < 0 ? -1 : namespace_of(one->pid, "pid", err);
 	if (one->pids < 0)
@@ -246,13 +255,19 @@ int container_exec(struct container *one, const struct program *program, struct 
 	int first = sys_pidfd_open(one->pid);
 	if (first < 0)
 		return fail_errno(err, "find the container's process");
-	*pid = birth(NULL, program, stdio, 0, one->pids, one->cgroup, first, NULL, NULL, err);
+	struct birth next = {.id = one->id,
+			     .program = program,
+			     .stdio = stdio,
+			     .pids = one->pids,
+			     .cgroup = one->cgroup,
+			     .first = first};
+	*pid = birth(&next, err);
 	if (*pid < 0 && err->number == EBUSY) {
 		/* It has groups of its own: none of its processes may be in the one above them. */
-		int cgroup = cgroup_of(one->pid, err);
-		if (cgroup >= 0) {
-			*pid = birth(NULL, program, stdio, 0, one->pids, cgroup, first, NULL, NULL, err);
-			close(cgroup);
+		next.cgroup = cgroup_of(one->pid, err);
+		if (next.cgroup >= 0) {
+			*pid = birth(&next, err);
+			close(next.cgroup);
 		}
 	}
 	close(first);

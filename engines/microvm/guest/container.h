@@ -20,18 +20,22 @@ struct container {
 	uint64_t layer_bytes, layer_inodes; /* that were in use when it was made */
 };
 
-/* What is done in a child before it becomes the program; a first process is held. */
+/* What a process is born as. */
 struct birth {
-	const struct fields *request; /* CREATE; NULL: EXEC */
+	const char *id;			/* of its container */
+	const struct fields *request;	/* CREATE: it makes the container, and is held; NULL: EXEC, it joins it */
 	const struct program *program;
-	struct stdio *stdio;
-	int namespaces; /* EXEC: a pidfd of a process that is in those that it joins, else -1 */
-	int hold, report, handover;
+	struct stdio *stdio; /* the master of its terminal is put into it */
+	uint64_t namespaces; /* new ones, as of clone(2) */
+	int pids;	     /* the PID namespace to be born in; -1: the agent's, or a new one */
+	int cgroup;
+	int first; /* EXEC: a pidfd of the process whose namespaces are joined; else -1 */
+	/* CREATE: a byte into `hold` lets it go on; `layer` is the file system of what it writes. Both else -1. */
+	int hold, layer;
 };
 
 /*
- * Forks a child that goes through birth_child, and waits until it is held or has been executed. What it hands over is
- * put into *layer (-1 where there is none) and the stdio's terminal. Its pid, or -1 with *err and no child.
+ * Forks it, and waits until it is held or has been executed. Its pid, or -1 with *err, no child, and no descriptor more
+ * than before.
  */
-pid_t birth(const struct fields *request, const struct program *program, struct stdio *stdio, uint64_t flags, int pids,
-	    int cgroup, int namespaces, int *hold, int *layer, struct err *err);
+pid_t birth(struct birth *birth, struct err *err);

@@ -150,7 +150,7 @@ static int listen_for_devices(void)
 
 static void settle(void)
 {
-	struct rlimit files = {FILES, FILES};
+	struct rlimit files = {FILES, FILES}, processes = {RLIM_INFINITY, RLIM_INFINITY};
 	/* 0, 1 and 2 are never a file that anybody means. */
 	int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	while (fd >= 0 && fd <= 2)
@@ -161,6 +161,8 @@ static void settle(void)
 	reboot(RB_DISABLE_CAD);
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &files);
+	/* The kernel's own is what a small machine has memory for, and counts a user's in all containers. */
+	setrlimit(RLIMIT_NPROC, &processes);
 	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "-1000", 5);
 	/* A kernel in trouble ends the machine. */
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
