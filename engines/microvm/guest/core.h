@@ -57,7 +57,9 @@ struct source {
 	struct process *process;
 	uint32_t stream;
 	uint32_t credit;
-	bool open, queued, ready, hung_up, pipe;
+	/* Of its last words. */
+	size_t left;
+	bool open, queued, ready, hung_up, pipe, last;
 };
 
 /* From the host into the machine. What its descriptor does not take yet waits in `ring`, FO_WINDOW bytes. */

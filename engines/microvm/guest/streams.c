@@ -1,8 +1,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -98,8 +100,10 @@ void source_credit(struct source *source, uint64_t size)
 
 void source_last(struct source *source)
 {
-	/* Until it has nothing: whoever else holds the other end does not keep the stream open. */
-	source->ready = source->hung_up = true;
+	/* Whoever else holds the other end keeps the stream open neither by waiting nor by saying more and more. */
+	int left = 0;
+	source->ready = source->hung_up = source->last = true;
+	source->left = source->pipe && ioctl(source->watch.fd, FIONREAD, &left) == 0 ? (size_t)left : SIZE_MAX;
 	enqueue(source);
 }
 
@@ -107,8 +111,11 @@ static void pump_one(struct source *source)
 {
 	size_t size = source->credit < FRAME_DATA ? source->credit : FRAME_DATA;
 	unsigned char *to = port_space();
-	ssize_t got = read(source->watch.fd, to, size);
+	if (source->last && size > source->left)
+		size = source->left;
+	ssize_t got = size ? read(source->watch.fd, to, size) : 0;
 	if (got > 0) {
+		source->left -= (size_t)got;
 		port_sent(K_DATA, source->stream, (size_t)got);
 		source->credit -= (uint32_t)got;
 		/* A pipe gives what it has; an end that comes later is another event. */
@@ -120,7 +127,7 @@ static void pump_one(struct source *source)
 			queue = source->next;
 	} else if (got < 0 && errno == EINTR) {
 		return;
-	} else if (got < 0 && errno == EAGAIN && !source->process->ended) {
+	} else if (got < 0 && errno == EAGAIN && !source->last) {
 		source->ready = false;
 		dequeue(source);
 	} else {
@@ -171,6 +178,16 @@ static size_t put(struct sink *sink, const unsigned char *data, size_t size)
 	return size;
 }
 
+/* A terminal cannot be half closed: one that reads lines gets what stands for an end. */
+static void sink_last(struct sink *sink)
+{
+	struct termios mode;
+	if (!sink->socket && tcgetattr(sink->watch.fd, &mode) == 0 && (mode.c_lflag & ICANON) &&
+	    write(sink->watch.fd, &mode.c_cc[VEOF], 1) < 0)
+		note("the end of stream %u: %s", sink->stream, strerror(errno));
+	sink_close(sink);
+}
+
 static void flush(struct sink *sink)
 {
 	while (sink->held) {
@@ -191,7 +208,7 @@ static void flush(struct sink *sink)
 		}
 	}
 	if (sink->ending)
-		sink_close(sink);
+		sink_last(sink);
 }
 
 static void sink_ready(struct watch *watch, uint32_t events)
@@ -265,5 +282,5 @@ void sink_end(struct sink *sink)
 {
 	sink->ending = true;
 	if (sink->open && !sink->held)
-		sink_close(sink);
+		sink_last(sink);
 }

@@ -167,6 +167,24 @@ def test_whoever_is_left_behind_with_a_stream_does_not_hold_up_its_end(pod: Agen
     assert pod.wait(3)[0] == 0
 
 
+def test_nor_does_whoever_floods_it(pod: Agent) -> None:
+    pod.execute("c", "sh", "-c", "echo said >&2; cat /dev/zero & exit 3", number=2)
+    code, _, err = pod.wait(2)
+    assert (code, err) == (3, b"said\n")
+
+
+def test_what_was_said_before_an_end_comes_whole_however_late_it_is_granted(pod: Agent) -> None:
+    pod.grants = False
+    pod.execute("c", "head", "-c", str(WINDOW + 5000), "/dev/zero", number=2)
+    while STDERR not in pod.outputs[2].ended:
+        assert pod.step()
+    assert len(pod.outputs[2].streams[STDOUT]) == WINDOW
+    pod.outputs[2].allowances[STDOUT].left += WINDOW
+    pod.send(frames.credit(frames.stream(2, STDOUT), WINDOW))
+    code, out, _ = pod.wait(2)
+    assert (code, len(out)) == (0, WINDOW + 5000)
+
+
 def test_a_terminal_has_one_stream_its_size_and_a_line_discipline(pod: Agent) -> None:
     pod.execute("c", "sh", "-c", "read line; stty size; exec cat", number=2, tty=True, stdin=True)
     pod.send(frames.message(Kind.RESIZE, 2, Resize(width=120, height=40)))
