@@ -21,7 +21,10 @@ _TRANSPORT: Final = {
     "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk"),
     "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk"),
 }
-_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon")
+# What is there besides the machine's own is for containers with CAP_NET_ADMIN: nothing loads a module later.
+_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon", "bridge")
+# What containers with NET_ADMIN make: loaded when the guest's kernel asks for it.
+LATER: Final = ("bridge", "veth")
 # scripts/sign-file.c: the signature's bytes, a structure of 12 that ends with their number, and this.
 _SIGNED: Final = b"~Module signature appended~\n"
 _SIGNATURE: Final = 12
@@ -100,11 +103,40 @@ def resolve(names: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = Pa
     return list(found.values())
 
 
+def later(names: Sequence[str], loaded: Sequence[Module], tree: Tree) -> tuple[list[Module], list[tuple[str, ...]]]:
+    """Modules for when a kernel asks for them: those, and what is to be loaded for each word that it may ask with.
+
+    What a kernel has not, or has built in, is left out.
+
+    :raises FailedPrecondition: one is damaged.
+    """
+    there, found, asked = {module.name for module in loaded}, dict[str, Module](), list[tuple[str, ...]]()
+    for name in names:
+        if name not in tree.files or name in tree.builtin:
+            continue
+        needed = [module for module in resolve([name], tree) if module.name not in there]
+        found |= {module.name: module for module in needed}
+        image = needed[-1].image if needed else b""
+        for word in (name, *(_aliases(Elf(image, name)) if image else ())):
+            asked.append((word, *(module.name for module in needed)))
+    return list(found.values()), asked
+
+
 def _depends(module: Elf) -> Iterator[str]:
+    for value in _said(module, b"depends"):
+        yield from (name.replace("-", "_") for name in value.split(",") if name)
+
+
+def _aliases(module: Elf) -> Iterator[str]:
+    """What it goes by besides its name; those of devices are patterns."""
+    return (alias for alias in _said(module, b"alias") if not set(alias) & set("*?[ "))
+
+
+def _said(module: Elf, wanted: bytes) -> Iterator[str]:
     for entry in (module.section(b".modinfo") or b"").split(b"\0"):
         key, _, value = entry.partition(b"=")
-        if key == b"depends":
-            yield from (name.replace("-", "_") for name in value.decode().split(",") if name)
+        if key == wanted:
+            yield value.decode()
 
 
 def _without_signature(image: bytes) -> bytes:
