@@ -78,7 +78,7 @@ def test_what_is_said_to_a_container_comes_to_it_and_ends(pod: VmPod, busybox: s
     with SpdyClient(pod.daemon.runtime.Attach(request).url, V4) as client:
         kinds = ("error", "stdin", "stdout", "resize") if tty else ("error", "stdin", "stdout", "stderr")
         streams = {kind: client.open(streamType=kind) for kind in kinds}
-        client.say(streams["stdin"], b"words\n" + (b"\x04" if tty else b""), fin=not tty)
+        client.say(streams["stdin"], b"words\n", fin=True)
         client.until(lambda: b"words" in client.heard[streams["stdout"]])
     assert pod.wait(id_).exit_code == 0
     assert pod.log(id_).replace("\r", "").endswith("words\ndone\n")
