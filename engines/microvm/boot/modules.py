@@ -21,8 +21,7 @@ _TRANSPORT: Final = {
     "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk"),
     "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk"),
 }
-# What is there besides the machine's own is for containers with CAP_NET_ADMIN: nothing loads a module later.
-_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon", "bridge")
+_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon")
 # What containers with NET_ADMIN make: loaded when the guest's kernel asks for it.
 LATER: Final = ("bridge", "veth")
 # scripts/sign-file.c: the signature's bytes, a structure of 12 that ends with their number, and this.
