@@ -69,7 +69,7 @@ def understood(agent: Agent, kind: Kind, payload: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", ASKED, ids=lambda kind: kind.name)
-@settings(max_examples=60, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=40, deadline=None, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_both_sides_take_and_refuse_the_same(agent: Agent, kind: Kind, data: st.DataObject) -> None:
     request = REQUESTS[kind][0]
