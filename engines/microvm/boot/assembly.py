@@ -24,7 +24,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import syscall_error
 
 # Another number, another directory: for when the same files would be put together in another way.
-_RECIPE: Final = 1
+_RECIPE: Final = 2
 _WORK: Final = ".making-"
 # So many sets stay, 55 MB each.
 _KEPT: Final = 3
@@ -50,7 +50,7 @@ def plan(settings: BootSettings) -> Recipe:
     source = sources.find(settings)
     program: agent.Sources | Path = Path(settings.agent) if settings.agent else agent.sources()
     wanted = modules.wanted(settings.vmm)
-    hashed = sha256(f"{_RECIPE} {wanted} {cmdline.LINES}\n".encode())
+    hashed = sha256(f"{_RECIPE} {wanted} {modules.LATER} {cmdline.LINES}\n".encode())
     for line in (*_said(source), program.digest if isinstance(program, agent.Sources) else _digest(program)):
         hashed.update(line.encode() + b"\n")
     return Recipe(source, program, wanted, hashed.hexdigest())
@@ -93,18 +93,29 @@ def make(recipe: Recipe, place: Path, deadline: Deadline) -> None:
         raise syscall_error("make", place, error) from None
 
 
-def initrd(program: bytes, found: Sequence[Module]) -> bytes:
-    """The agent as ``/init``, the modules, and ``/modules``, which has their paths in the order to load them in."""
-    paths = [f"lib/modules/{module.name}.ko" for module in found]
+def initrd(
+    program: bytes, found: Sequence[Module], later: Sequence[Module] = (), asked: Sequence[tuple[str, ...]] = ()
+) -> bytes:
+    """The agent as ``/init``, the modules, and ``/modules``, which has their paths in the order to load them in.
+
+    Those for ``later`` are listed in ``/later``, by the words that are ``asked`` with.
+    """
+    paths = [_path(module.name) for module in found]
     listed = "".join(f"/{path}\n" for path in paths).encode()
+    words = "".join(f"{word} {' '.join(f'/{_path(name)}' for name in names)}\n" for word, *names in asked).encode()
     return cpio.archive(
         (
             *(cpio.directory(path) for path in ("dev", "lib", "lib/modules", "proc", "run", "sys")),
             cpio.file("init", program, 0o755),
             cpio.file("modules", listed),
-            *(cpio.file(path, module.image) for path, module in zip(paths, found, strict=True)),
+            cpio.file("later", words),
+            *(cpio.file(_path(module.name), module.image) for module in (*found, *later)),
         )
     )
+
+
+def _path(name: str) -> str:
+    return f"lib/modules/{name}.ko"
 
 
 def _contents(recipe: Recipe, work: Path, deadline: Deadline) -> dict[str, bytes]:
@@ -116,7 +127,9 @@ def _contents(recipe: Recipe, work: Path, deadline: Deadline) -> dict[str, bytes
     )
     found = kernel.extract(source.kernel.read_bytes(), str(source.kernel))
     deadline.check("the kernel was unpacked")
-    archive = initrd(program, modules.resolve(recipe.modules, modules.scan(source.modules)))
+    tree = modules.scan(source.modules)
+    loaded = modules.resolve(recipe.modules, tree)
+    archive = initrd(program, loaded, *modules.later(modules.LATER, loaded, tree))
     said = Manifest(
         release=found.release,
         kernel=_item(found.image),

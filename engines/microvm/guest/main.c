@@ -15,6 +15,7 @@
 
 #include "core.h"
 #include "kernel.h"
+#include "later.h"
 #include "share.h"
 #include "vsock.h"
 
@@ -166,6 +167,7 @@ static void settle(void)
 	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "-1000", 5);
 	/* A kernel in trouble ends the machine. */
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
+	file_put(AT_FDCWD, "/proc/sys/kernel/modprobe", "/init", 5);
 }
 
 /* The process that serves the share; the control port is put into `port`. */
@@ -201,12 +203,12 @@ static pid_t open_connections(int *port)
 	return server;
 }
 
-int main(void)
+int main(int count, char **words)
 {
 	const struct sched_param none = {.sched_priority = 0};
 	int port;
 	if (getpid() != 1)
-		return 1;
+		return count == 4 ? later_load(words[3]) : 1;
 	int initrd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	enter_root();
 	settle();

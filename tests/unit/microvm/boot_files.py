@@ -68,8 +68,9 @@ def lz4_legacy(data: bytes) -> bytes:
     return made
 
 
-def module(name: str, *depends: str, signed: bool = False) -> bytes:
-    image = elf(sections={".modinfo": f"license=GPL\0depends={','.join(depends)}\0name={name}\0".encode()})
+def module(name: str, *depends: str, signed: bool = False, aliases: tuple[str, ...] = ()) -> bytes:
+    said = ("license=GPL", *(f"alias={alias}" for alias in aliases), f"depends={','.join(depends)}", f"name={name}", "")
+    image = elf(sections={".modinfo": "\0".join(said).encode()})
     return image + b"S" * 40 + bytes(8) + struct.pack(">I", 40) + _SIGNED if signed else image
 
 

@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.microvm.boot import cpio, kernel, modules, package, sources, unpacking
+from engines.microvm.boot import assembly, cpio, kernel, modules, package, sources, unpacking
 from engines.microvm.boot.elf import Elf
 from engines.microvm.boot.settings import BootSettings
 from engines.microvm.boot.sources import Installed, Package
@@ -137,6 +137,26 @@ def test_modules_come_after_what_they_depend_on_once_each_and_as_the_guest_loads
     assert [module.name for module in made] == ["virtio_ring", "virtio", "virtio_rng", "sd_mod"]
     assert made[0].image == files.module("virtio_ring")
     assert made[2].image == files.module("virtio_rng", "virtio", "rng-core")
+
+
+def test_modules_for_later_are_listed_by_every_word_that_a_kernel_asks_with(tmp_path: Path) -> None:
+    found = tree(
+        tmp_path,
+        {
+            "fuse.ko": files.module("fuse", "core"),
+            "core.ko": files.module("core"),
+            "bridge.ko": files.module("bridge", "stp", "core", aliases=("rtnl-link-bridge", "pci:v*d*")),
+            "stp.ko": files.module("stp"),
+        },
+        builtin="kernel/drivers/net/veth.ko\n",
+    )
+    loaded = modules.resolve(("fuse",), found)
+    more, asked = modules.later(("bridge", "veth", "other"), loaded, found)
+    assert [module.name for module in more] == ["stp", "bridge"]
+    assert asked == [("bridge", "stp", "bridge"), ("rtnl-link-bridge", "stp", "bridge")]
+    archive = assembly.initrd(b"agent", loaded, more, asked)
+    assert b"bridge /lib/modules/stp.ko /lib/modules/bridge.ko\nrtnl-link-bridge /lib" in archive
+    assert b"/lib/modules/core.ko\n/lib/modules/fuse.ko\n" in archive
 
 
 def test_a_module_that_is_missing_is_named_with_who_needs_it(tmp_path: Path) -> None:

@@ -1,0 +1,7 @@
+/* Modules that the kernel asks for once somebody needs them (kernel.modprobe): "/init -q -- NAME". */
+#pragma once
+
+#include <stdbool.h>
+
+/* The exit status: 0 if the module, or one that goes by that name, is loaded. */
+int later_load(const char *name);
