@@ -6,16 +6,23 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.microvm.keeper.agent import Agent, ChannelEnded
+from engines.microvm.keeper import agent as agents
+from engines.microvm.keeper import orders
+from engines.microvm.keeper import pod as pods
+from engines.microvm.keeper.agent import Agent, AgentSilent, ChannelEnded
 from engines.microvm.keeper.command import Guest
+from engines.microvm.keeper.pod import Pod
 from engines.microvm.wire import fields, frames, messages
 from engines.microvm.wire.fields import ProtocolError
+from engines.microvm.wire.frames import Receiver, Side
 from engines.microvm.wire.messages import Exited, Failed
 from engines.microvm.wire.protocol import STDIN, STDOUT, WINDOW, Kind
 from forgeone_shim.shim.loop import Loop
@@ -116,6 +123,40 @@ def test_a_guest_that_never_reads_what_it_makes_the_host_say_is_found_out(channe
             channel.agent.send(frames.frame(Kind.STATS, 1, bytes(65536)))
     assert not channel.agent.takes_orders
     assert not channel.agent.roomy
+
+
+def test_an_agent_that_does_not_answer_is_found_out_but_for_what_takes_its_time(
+    channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "_SILENCE_SECONDS", 0.0)
+    assert channel.agent.wait() == 0
+    with pytest.raises(AgentSilent):
+        channel.agent.check()
+    channel.theirs.send(frames.frame(Kind.REPLY, 1))
+    channel.turn()
+    channel.agent.request(Kind.FREEZE, b"", channel.answers.append)
+    assert channel.agent.wait() is None
+    channel.agent.check()
+
+
+def test_a_pods_guest_is_told_the_time_now_and_again(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pods, "_CLOCK_SECONDS", 0.0)
+    nobody = cast("Any", None)
+    pod = Pod(channel.loop, channel.agent, nobody, nobody, keeper=(0, 0), monitor=(0, 0))
+    assert pod.wait() is None
+    pod.handle(nobody, orders.Setup(b""), [])
+    assert pod.wait() == 0
+    before = time.time_ns()
+    pod.mind()
+    channel.turn()
+    *_, told = said_to(channel.theirs)
+    assert told.kind is Kind.CLOCK
+    assert before <= fields.decode(messages.Clock, told.payload).time <= time.time_ns()
+
+
+def said_to(end: socket.socket) -> Iterator[frames.Frame]:
+    receiver = Receiver(Side.HOST)
+    return receiver.received(end.recv_into(receiver.space()))
 
 
 _NUMBERS = st.sampled_from([0, 1, 2, 4, 5, 6, 7, 4711, (1 << 32) - 1])
