@@ -17,7 +17,7 @@ from typing import Final
 from engines.microvm.shares import dispatch, fuse, orders
 from engines.microvm.shares.nodes import Nodes
 from engines.microvm.shares.orders import Add, Answer, Broken, Done, Failed, Order
-from engines.microvm.shares.state import Handles, Share, room
+from engines.microvm.shares.state import Handles, Share, give_back, room
 from forgeone_shim.shim import wire
 from forgeone_shim.shim.loop import HUNG_UP, READ, WRITE, Loop
 
@@ -26,6 +26,9 @@ _OTHER_DESCRIPTORS: Final = 96
 _NODES_MAX: Final = 1 << 15
 _HANDLES_MAX: Final = 1 << 13
 _MANY: Final = 1 << 13
+# Beyond so many bytes at once memory is given back after so long without a request.
+_LARGE: Final = 64 * 1024
+_IDLE_SECONDS: Final = 2.0
 # How long a guest that has to forget has for it, before it is asked once more.
 _FORGET_SECONDS: Final = 1.0
 
@@ -65,6 +68,7 @@ class Server:
         self._most = most
         self._asked_at, self._asked_when = most.many, 0.0
         self._over = False
+        self._grown = self._busy = False
         self._loop = Loop()
         self._loop.watch(control.fileno(), self._on_control)
         self._loop.watch(port.fileno(), self._on_port)
@@ -75,8 +79,14 @@ class Server:
             self.turn()
 
     def turn(self) -> None:
-        """Wait for something, and do it."""
-        self._loop.turn(None)
+        """Wait for something, and do it; nothing for a while is something, too."""
+        self._busy = False
+        self._loop.turn(_IDLE_SECONDS if self._grown else None)
+        if self._grown and not self._busy:
+            self._grown = False
+            if not self._filled and not self._unsent:
+                give_back(self._received)
+                give_back(self._share.answer)
 
     # -- the keeper
 
@@ -129,6 +139,7 @@ class Server:
     # -- the guest
 
     def _on_port(self, _: int) -> None:
+        self._busy = True
         try:
             if self._unsent:
                 self._send(self._unsent)
@@ -149,6 +160,7 @@ class Server:
         if not size:
             self._over = True
         self._filled += size
+        self._grown |= self._filled > _LARGE
 
     def _handle_all(self) -> None:
         at = 0
@@ -168,6 +180,7 @@ class Server:
 
     def _send(self, answer: bytes | memoryview) -> None:
         view = memoryview(answer)
+        self._grown |= len(view) > _LARGE
         try:
             while view:
                 view = view[self._port.send(view) :]

@@ -21,6 +21,12 @@ def room(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
+def give_back(view: memoryview) -> None:
+    """Let go of the memory of a :func:`room` in which nothing is."""
+    if isinstance(view.obj, mmap.mmap):
+        view.obj.madvise(mmap.MADV_DONTNEED)
+
+
 class Handle:
     """A file or directory that the guest has open."""
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.microvm.boot.agent import SOURCES
-from engines.microvm.shares import dispatch, fuse, orders, server
+from engines.microvm.shares import dispatch, fuse, orders, server, state
 from engines.microvm.shares.confinement import profile
 from engines.microvm.shares.fuse import ROOT_ID, Opcode
 from engines.microvm.shares.nodes import Nodes
@@ -324,6 +324,13 @@ def test_a_guest_that_does_not_forget_is_asked_again(tmp_path: Path, monkeypatch
         wire.send(keeper, orders.encode(Remove(2, (1,))))
         serving.turn()
     os.close(root)
+
+
+def test_memory_that_nothing_is_in_is_given_back() -> None:
+    memory = state.room(1 << 20)
+    memory[5:10] = b"hello"
+    state.give_back(memory)
+    assert bytes(memory[5:10]) == bytes(5)
 
 
 def test_the_parameters_of_both_sides_are_the_same() -> None:
