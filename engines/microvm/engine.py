@@ -252,13 +252,10 @@ class MicrovmEngine:
 
     def delete(self, handle: Handle) -> None:
         """Kill what is left and forget the container. A missing container is no error."""
-        try:
-            note = notes.read(handle.bundle, handle.container_id)
-        except NotFound:
-            return
-        self._sandboxes.keeper(note.sandbox_id).delete(handle.container_id, Deadline.after(_DELETE_SECONDS))
-        if note.disk:
-            writable.remove(Path(note.disk))
+        with contextlib.suppress(NotFound):
+            self._keeper(handle).delete(handle.container_id, Deadline.after(_DELETE_SECONDS))
+        # Its bundle may be gone, as after a reboot, and this not.
+        writable.remove(self._layers / handle.container_id)
 
     def update(self, handle: Handle, resources: Resources) -> None:
         """Give the container these limits, all or none of them; what is not set stays as it is."""

@@ -49,6 +49,11 @@ def pod(daemon: Daemon) -> Iterator[VmPod]:
     found.remove()
 
 
+def test_an_image_that_is_pulled_for_machines_is_a_disk_by_then(daemon: Daemon) -> None:
+    disks = Path(daemon.config.root, "microvm/images")
+    assert [path.suffix for path in disks.iterdir() if path.is_file()] == [".erofs"]
+
+
 def test_a_container_has_a_kernel_and_a_root_of_its_own(pod: VmPod, busybox: str) -> None:
     said = pod.output(
         busybox, "sh", "-c", "uname -r; hostname; id -u; cat /proc/1/comm; echo x > /new && cat /new; echo err >&2"
