@@ -163,7 +163,9 @@ def test_disks_come_and_go_though_their_images_are_roots_alone(monitor: Monitor,
     with pytest.raises(FailedPrecondition, match="no disk to write to"):
         monitor.add_disk(1, image, readonly=False, deadline=soon())
     with pytest.raises(InvalidInput, match="lun"):
-        monitor.add_disk(256, image, readonly=True, deadline=soon())
+        monitor.add_disk(monitor.luns, image, readonly=True, deadline=soon())
+    for lun in range(16):
+        monitor.add_disk(lun, image, readonly=True, deadline=soon())
 
 
 def test_a_refusal_is_told_and_undone(monitor: Monitor, machine: Machine, image: int) -> None:

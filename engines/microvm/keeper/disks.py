@@ -11,7 +11,6 @@ from engines.microvm.vmm.base import Vmm
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, ResourceExhausted
 
-_LUNS: Final = 256
 _SECONDS: Final = 20.0
 
 
@@ -29,7 +28,7 @@ class Disks:
         self._plugged: dict[int, _Plugged] = {}
         self._by_key: dict[str, int] = {}
         # Round and round: the guest may not have let go of the disk that had the number last.
-        self._luns = itertools.cycle(range(_LUNS))
+        self._luns = itertools.cycle(range(vmm.luns))
         self._lost: set[int] = set()
 
     def take(self, disk: Disk, image: int) -> int:
@@ -65,7 +64,7 @@ class Disks:
             self._lost.add(lun)
 
     def _free(self) -> int:
-        for lun in itertools.islice(self._luns, _LUNS):
+        for lun in itertools.islice(self._luns, self._vmm.luns):
             if lun not in self._plugged and lun not in self._lost:
                 return lun
-        raise ResourceExhausted(f"the pod's machine has no room for more than {_LUNS} disks")
+        raise ResourceExhausted(f"the pod's machine has no room for more than {self._vmm.luns} disks")

@@ -92,6 +92,10 @@ class Vmm(Protocol):
     def fds(self) -> tuple[int, ...]:
         """Descriptors that become readable when :meth:`events` has something to tell."""
 
+    @property
+    def luns(self) -> int:
+        """How many numbers of disks there are: 0 and those that follow."""
+
     def start(
         self,
         machine: Machine,
@@ -116,7 +120,7 @@ class Vmm(Protocol):
         """The host's side of each port, connected and blocking; the caller's to close. Once."""
 
     def add_disk(self, lun: int, image: int, *, readonly: bool, deadline: Deadline) -> None:
-        """Plug the raw image in a file in as SCSI disk 0:0:0:``lun`` (0 to 255); the descriptor stays the caller's.
+        """Plug the raw image in a file in as SCSI disk 0:0:0:``lun``; the descriptor stays the caller's.
 
         :raises FailedPrecondition: it may be written to, and the machine's memory is reclaimed.
         """

@@ -22,7 +22,7 @@ from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 
 _API_FD, _EVENTS_FD = 3, 4
 _BASE: Final = "/api/v1"
-_LUN_MAX: Final = 255
+_LUNS: Final = 256
 _URANDOM: Final = os.makedev(1, 9)
 _CHUNK: Final = 16 * 1024
 # No event is as long, nor are as many left unread.
@@ -50,6 +50,11 @@ class CloudHypervisor:
     def fds(self) -> tuple[int, ...]:
         """As the interface says."""
         return (*self._hosted.fds, *self._happened.fds) if self._hosted.fds else ()
+
+    @property
+    def luns(self) -> int:
+        """As the interface says."""
+        return _LUNS
 
     def start(
         self,
@@ -102,8 +107,8 @@ class CloudHypervisor:
 
     def add_disk(self, lun: int, image: int, *, readonly: bool, deadline: Deadline) -> None:
         """As the interface says; nothing can be written to."""
-        if not 0 <= lun <= _LUN_MAX:
-            raise InvalidInput("lun", f"{lun} is not between 0 and {_LUN_MAX}")
+        if not 0 <= lun < _LUNS:
+            raise InvalidInput("lun", f"{lun} is not between 0 and {_LUNS - 1}")
         if not readonly:
             why = "Cloud Hypervisor's machines have no disk to write to"
             raise FailedPrecondition(why, fix='set microvm.writable_layer to "memory"')

@@ -54,6 +54,11 @@ class Firecracker:
         """As the interface says."""
         return self._hosted.fds
 
+    @property
+    def luns(self) -> int:
+        """As the interface says."""
+        return DISKS
+
     def start(
         self,
         machine: Machine,
@@ -105,7 +110,7 @@ class Firecracker:
         return self._hosted.channels()
 
     def add_disk(self, lun: int, image: int, *, readonly: bool, deadline: Deadline) -> None:
-        """As the interface says; ``lun`` is at most 15, and nothing can be written to."""
+        """As the interface says; nothing can be written to."""
         if not 0 <= lun < DISKS:
             raise InvalidInput("lun", f"{lun} is not between 0 and {DISKS - 1}, and Firecracker adds no further disk")
         if not readonly:

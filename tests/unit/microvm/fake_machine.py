@@ -62,6 +62,10 @@ class FakeVmm:
     def fds(self) -> tuple[int, ...]:
         return (self._pidfd,) if self._pidfd >= 0 else ()
 
+    @property
+    def luns(self) -> int:
+        return 256
+
     def start(
         self,
         machine: Machine,

@@ -28,7 +28,7 @@ from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, 
 # QEMU's own filter: no old system calls, no other user, no other program, no other scheduling.
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _BOOT: Final = Boot(kernel=f"{FILES}/kernel", initrd=f"{FILES}/initrd")
-_LUN_MAX: Final = 255
+_LUNS: Final = 256
 # Far more than the devices of such a machine have to say.
 STATE_MAX: Final = 64 << 20
 _SAID_MAX: Final = 4096
@@ -67,6 +67,11 @@ class Qemu:
             return ()
         return self._monitor.fileno(), self._process.errors, self._process.pidfd
 
+    @property
+    def luns(self) -> int:
+        """As the interface says."""
+        return _LUNS
+
     def start(
         self,
         machine: Machine,
@@ -102,8 +107,8 @@ class Qemu:
 
     def add_disk(self, lun: int, image: int, *, readonly: bool, deadline: Deadline) -> None:
         """As the interface says."""
-        if not 0 <= lun <= _LUN_MAX:
-            raise InvalidInput("lun", f"{lun} is not between 0 and {_LUN_MAX}")
+        if not 0 <= lun < _LUNS:
+            raise InvalidInput("lun", f"{lun} is not between 0 and {_LUNS - 1}")
         if not readonly and self._reclaims:
             raise FailedPrecondition("a machine whose memory is reclaimed can have no disk that it may write to")
         if lun in self._disks:
