@@ -192,10 +192,12 @@ struct container *container_find(const char *id);
 struct container *container_next(struct container *after);
 
 /*
- * The last steps of a process that is in its namespaces, root and cgroup, with its oom score; does not return. In this
- * order: limits, umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd
- * once more if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [held
- * here if `hold` >= 0: until a byte can be read from it], execve. Where no_new_privs is off seccomp is loaded before the
- * uid changes. An error before the hold is written as a struct err into `report`, which is closed when it begins.
+ * The last steps of a process that is in its namespaces and root, with its oom score; does not return. In this order:
+ * limits, umask, stdio and terminal (setsid), cwd, supplementary groups, bounding set, keep caps, gid, uid, cwd once more
+ * if root could not, inheritable and permitted and effective and ambient sets, no_new_privs, seccomp, [the cgroup if it
+ * is not in it yet: `door` >= 0 is an open cgroup.procs], [held here if `hold` >= 0: until a byte can be read from it],
+ * execve. Where no_new_privs is off seccomp is loaded before the uid changes. An error before the hold is written as a
+ * struct err into `report`, which is closed when it begins.
  */
-_Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int hold, int report);
+_Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int door, int hold,
+			    int report);

@@ -146,10 +146,19 @@ static void await_start(int hold)
 	close(hold);
 }
 
-_Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int hold, int report)
+/* With the rights of who has opened it. */
+static int enter_cgroup(int door, struct err *err)
+{
+	if (door >= 0 && write(door, "0", 1) != 1)
+		return fail_errno(err, "enter the cgroup");
+	return 0;
+}
+
+_Noreturn void child_become(const struct program *program, const char *path, struct stdio *stdio, int door, int hold,
+			    int report)
 {
 	struct err err = {0};
-	if (become(program, stdio, &err) == 0) {
+	if (become(program, stdio, &err) == 0 && enter_cgroup(door, &err) == 0) {
 		if (hold >= 0) {
 			close(report);
 			report = -1;

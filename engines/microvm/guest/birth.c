@@ -146,13 +146,13 @@ static _Noreturn void child(const struct birth *birth, const struct channels *ch
 	const struct program *program = birth->program;
 	struct stdio *stdio = birth->stdio;
 	int hold = channels->hold[0], report = channels->report[1], handover = channels->handover[1];
-	int keep[] = {stdio->in, stdio->out, stdio->err, hold, report, handover, birth->first};
+	int keep[] = {stdio->in, stdio->out, stdio->err, hold, report, handover, birth->first, birth->door};
 	char path[PATH_MAX];
 	struct err err = {0};
 	stdio->terminal = -1;
 	namespaces_child(keep, sizeof keep / sizeof *keep, program->has_oom_score_adj ? program->oom_score_adj : 0);
 	if (prepare(birth, handover, path, &err) == 0)
-		child_become(program, path, stdio, hold, report);
+		child_become(program, path, stdio, birth->door, hold, report);
 	_exit(write(report, &err, sizeof err) < 0 ? 2 : 1);
 }
 

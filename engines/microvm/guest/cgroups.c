@@ -299,7 +299,7 @@ void cgroup_remove(const char *id)
 	close(root);
 }
 
-int cgroup_of(pid_t pid, struct err *err)
+int cgroup_door(pid_t pid, struct err *err)
 {
 	char path[64], text[4096] = "", whole[4200];
 	snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
@@ -311,7 +311,7 @@ int cgroup_of(pid_t pid, struct err *err)
 	if (!line)
 		return fail(err, ESRCH, "read the process's cgroup", "%s", strerror(ESRCH));
 	line[strcspn(line, "\n")] = 0;
-	snprintf(whole, sizeof whole, CGROUPS "%s", line + 3);
-	int fd = open(whole, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	snprintf(whole, sizeof whole, CGROUPS "%s/cgroup.procs", line + 3);
+	int fd = open(whole, O_WRONLY | O_CLOEXEC);
 	return fd < 0 ? fail_errno(err, "open the process's cgroup") : fd;
 }

@@ -36,5 +36,8 @@ uint64_t cgroup_value(int cgroup, const char *file, const char *key);
 /* With all below it; what cannot be removed stays. Nothing is in it any more. */
 void cgroup_remove(const char *id);
 
-/* For processes that join it: the group of the process, which is below it where it has made groups of its own. */
-int cgroup_of(pid_t pid, struct err *err);
+/*
+ * For those that join it: cgroup.procs, open for writing, of the group that the process is in, which is below its
+ * container's where that has made groups of its own; -1 with *err. Whoever writes "0" to it is in.
+ */
+int cgroup_door(pid_t pid, struct err *err);

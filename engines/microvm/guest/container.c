@@ -165,6 +165,7 @@ static int begin(struct container *one, const struct fields *request, const stru
 		.namespaces = CLONE_NEWNS | (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0),
 		.cgroup = one->cgroup,
 		.first = -1,
+		.door = -1,
 	};
 	if (choose_pids(request, &first.pids, err) < 0)
 		return -1;
@@ -252,25 +253,22 @@ int container_exec(struct container *one, const struct program *program, struct 
 	if (one->stopped || one->frozen)
 		return fail(err, one->stopped ? ESRCH : EBUSY, "execute in the container",
 			    one->stopped ? "it has ended" : "it is paused");
-	int first = sys_pidfd_open(one->pid);
-	if (first < 0)
-		return fail_errno(err, "find the container's process");
-	struct birth next = {.id = one->id,
-			     .program = program,
-			     .stdio = stdio,
-			     .pids = one->pids,
-			     .cgroup = one->cgroup,
-			     .first = first};
-	*pid = birth(&next, err);
-	if (*pid < 0 && err->number == EBUSY) {
-		/* It has groups of its own: none of its processes may be in the one above them. */
-		next.cgroup = cgroup_of(one->pid, err);
-		if (next.cgroup >= 0) {
-			*pid = birth(&next, err);
-			close(next.cgroup);
-		}
-	}
-	close(first);
+	struct birth next = {
+		.id = one->id,
+		.program = program,
+		.stdio = stdio,
+		.pids = one->pids,
+		.cgroup = -1,
+		.first = sys_pidfd_open(one->pid),
+		.door = cgroup_door(one->pid, err),
+	};
+	if (next.first < 0)
+		fail_errno(err, "find the container's process");
+	*pid = next.first < 0 || next.door < 0 ? -1 : birth(&next, err);
+	if (next.first >= 0)
+		close(next.first);
+	if (next.door >= 0)
+		close(next.door);
 	return *pid < 0 ? -1 : 0;
 }
 

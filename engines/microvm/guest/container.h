@@ -28,8 +28,9 @@ struct birth {
 	struct stdio *stdio; /* the master of its terminal is put into it */
 	uint64_t namespaces; /* new ones, as of clone(2) */
 	int pids;	     /* the PID namespace to be born in; -1: the agent's, or a new one */
-	int cgroup;
-	int first; /* EXEC: a pidfd of the process whose namespaces are joined; else -1 */
+	int cgroup;	     /* CREATE: to be born in; else -1 */
+	/* EXEC: a pidfd of the process whose namespaces are joined, and the way into its cgroup; else -1. */
+	int first, door;
 	/* CREATE: a byte into `hold` lets it go on; `layer` is the file system of what it writes. Both else -1. */
 	int hold, layer;
 };

@@ -53,6 +53,17 @@ static void mount_at(const char *type, const char *target, unsigned long flags, 
 		stop(target);
 }
 
+/*
+ * A container that may write to its group may not lift the limits of it. With "favordynmods", from Linux 6.0 on, a process
+ * that joins a group does not wait for RCU, 10 ms.
+ */
+static void mount_cgroups(const char *target)
+{
+	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+	if (mount("cgroup2", target, "cgroup2", flags, "nsdelegate,favordynmods") < 0)
+		mount_at("cgroup2", target, flags, "nsdelegate");
+}
+
 /* The initrd cannot be pivoted away from: the root becomes a tmpfs on it. */
 static void enter_root(void)
 {
@@ -66,8 +77,7 @@ static void enter_root(void)
 	mount_at("devtmpfs", "/dev", MS_NOSUID, "mode=755");
 	mount_at("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666");
 	mount_at("tmpfs", "/run", MS_NOSUID | MS_NODEV, "mode=755");
-	/* A container that may write to its group may not lift the limits of it. */
-	mount_at("cgroup2", "/sys/fs/cgroup", MS_NOSUID | MS_NODEV | MS_NOEXEC, "nsdelegate");
+	mount_cgroups("/sys/fs/cgroup");
 	mkdir("/tmp", 01777);
 }
 
