@@ -25,7 +25,7 @@ from tests.e2e.streams import eventually
 pytestmark = pytest.mark.root
 
 # Into the middle of a pod's making, which takes half a second.
-_DELAYS = (0.02, 0.1, 0.3)
+_DELAYS = (0.05, 0.25)
 
 
 @pytest.fixture(scope="module")
