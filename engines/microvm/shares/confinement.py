@@ -31,9 +31,9 @@ _OWN: Final = "/proc/self/fd"
 
 _FILES: Final = """
 chmod chown close copy_file_range fallocate fchmod fchmodat fchownat fdatasync fstat fstatfs fsync ftruncate getdents64
-getxattr lchown link linkat listxattr lseek mkdir mkdirat mknod mknodat newfstatat openat pread64 preadv preadv2
-pwrite64 pwritev pwritev2 readlinkat removexattr rename renameat renameat2 rmdir setfsgid setfsuid setxattr statfs statx
-symlinkat truncate unlink unlinkat utimensat
+getxattr lchown link linkat listxattr lseek lstat mkdir mkdirat mknod mknodat newfstatat open openat pread64 preadv
+preadv2 pwrite64 pwritev pwritev2 readlink readlinkat removexattr rename renameat renameat2 rmdir setfsgid setfsuid
+setxattr stat statfs statx symlink symlinkat truncate unlink unlinkat utimensat
 """
 _REST: Final = """
 brk clock_gettime exit exit_group futex getegid geteuid getpid getrandom gettid gettimeofday madvise memfd_create mremap

@@ -43,7 +43,7 @@ def _open(share: Share, node: Node, flags: int, *, kill: bool) -> int:
         share.nodes.changeable(node)
     if flags & os.O_TRUNC and kill:
         kill_set_ids(share, node)
-    return os.open(share.path(node.fd), flags & _FLAGS | os.O_CLOEXEC | os.O_NOCTTY)
+    return os.open(share.path(node.fd), flags & _FLAGS | os.O_CLOEXEC | os.O_NOCTTY | share.without_trace(node))
 
 
 def _told(node: Node, fd: int, flags: int) -> int:
@@ -114,6 +114,7 @@ def write(share: Share, request: Request) -> bytes:
     if len(data) < size:
         raise OSError(errno.EINVAL, "less data than there should be")
     handle = share.handles.get(fh, request.nodeid)
+    share.nodes.changeable(handle.node)
     if flags & fuse.WRITE_KILL_SUIDGID:
         kill_set_ids(share, handle.node)
     return fuse.SIZE_OUT.pack(os.pwritev(handle.fd, [data[:size]], offset), 0)

@@ -30,7 +30,7 @@ Key = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """What is remembered of a device number. ``kernels``: its files are the kernel's own. ``late``: see calls."""
+    """What a file is on, by device number. ``kernels``: its files are the kernel's own. ``late``: see calls."""
 
     mixin: int
     kernels: bool
@@ -68,7 +68,7 @@ class Nodes:
         self._limit = limit
         self._by_id: dict[int, Node] = {}
         self._by_key: dict[Key, Node] = {}
-        self._devices: dict[int, FileSystem] = {}
+        self._devices: dict[tuple[int, bool, bool], FileSystem] = {}
         self._volumes: dict[int, tuple[Node, int]] = {}
         self._live, self._writable = _ROOT_BIT, 0
         self._last = ROOT_ID
@@ -155,9 +155,13 @@ class Nodes:
 
     def changeable(self, node: Node) -> Node:
         """The node. Raises OSError (EROFS): no volume that may be written to leads to it, or it is the kernel's."""
-        if not node.volumes & self._writable or node.files.kernels:
+        if not self.may_change(node):
             raise OSError(errno.EROFS, "read-only volume")
         return node
+
+    def may_change(self, node: Node) -> bool:
+        """Whether :meth:`changeable` would return."""
+        return bool(node.volumes & self._writable) and not node.files.kernels
 
     def changeable_directory(self, nodeid: int) -> Node:
         """A directory whose entries may be changed."""
@@ -210,13 +214,14 @@ class Nodes:
         return node
 
     def _file_system(self, fd: int, device: int) -> FileSystem:
-        files = self._devices.get(device)
+        # Asked of each file: a device's number is another's once it is unmounted.
+        kernels, late = calls.filesystem(fd)
+        files = self._devices.get((device, kernels, late))
         if files is None:
-            kernels, late = calls.filesystem(fd)
             if len(self._devices) >= _DEVICES_MAX:
                 self._devices.clear()
             files = FileSystem(len(self._devices) << _INO_BITS, kernels=kernels, late=late)
-            self._devices[device] = files
+            self._devices[device, kernels, late] = files
         return files
 
     def forget(self, nodeid: int, lookups: int) -> None:

@@ -106,6 +106,10 @@ class Share:
         """What leads to the very file that a descriptor is of, be it a symlink."""
         return f"{self._paths}{fd}"
 
+    def without_trace(self, node: Node) -> int:
+        """How to open what may not be changed: that it was read is not seen either."""
+        return 0 if self.nodes.may_change(node) else os.O_NOATIME
+
     def told(self, node: Node, found: os.stat_result) -> bytes:
         """The entry that tells the guest of a node, which it counts from now on."""
         node.lookups += 1

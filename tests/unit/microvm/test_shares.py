@@ -215,6 +215,30 @@ def test_a_file_of_two_volumes_is_one_and_a_directory_is_not(guest: Guest) -> No
     assert guest.ask(Opcode.GETATTR, guest.look(there, b"file"), fuse.GETATTR.pack(0, 0, 0))[0] == 0
 
 
+def test_no_flag_of_a_request_changes_what_is_read_only(guest: Guest, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("x")
+    (other / "file").chmod(0o4755)
+    os.utime(other / "file", ns=(0, 0))
+    guest.nodes.add_volume(2, os.open(other, os.O_PATH), readonly=True)
+    file = guest.look(guest.look(ROOT_ID, b"2"), b"file")
+    fh = guest.open(file)
+    killing = fuse.WRITE.pack(fh, 0, 1, fuse.WRITE_KILL_SUIDGID, 0, 0, 0)
+    assert guest.ask(Opcode.WRITE, file, killing + b"y")[0] == errno.EROFS
+    killing = fuse.OPEN.pack(os.O_RDONLY | os.O_TRUNC, fuse.OPEN_KILL_SUIDGID)
+    assert guest.ask(Opcode.OPEN, file, killing)[0] == errno.EROFS
+    assert guest.ask(Opcode.READ, file, fuse.READ.pack(fh, 0, 10, 0, 0, 0, 0)) == (0, b"x")
+    for opcode, body in (
+        (Opcode.FALLOCATE, fuse.FALLOCATE.pack(fh, 0, 4096, 0, 0)),
+        (Opcode.COPY_FILE_RANGE, fuse.COPY.pack(fh, 0, file, fh, 0, 1, 0)),
+    ):
+        assert guest.ask(opcode, file, body)[0]
+    found = (other / "file").stat()
+    assert (found.st_mode & 0o7777, found.st_size, found.st_atime_ns) == (0o4755, 1, 0)
+    guest.share.remove_volume(2)
+
+
 def test_the_kernels_own_files_are_not_written_to(guest: Guest) -> None:
     guest.nodes.add_volume(2, os.open("/proc/self", os.O_PATH), readonly=False)
     comm = guest.look(guest.look(ROOT_ID, b"2"), b"comm")
