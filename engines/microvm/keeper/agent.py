@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from engines.microvm.wire import fields, frames
@@ -24,10 +26,10 @@ from forgeone_shim.shim.loop import HUNG_UP, READ, WRITE, Loop
 _ROOM: Final = 512 * 1024
 _ORDERS_ROOM: Final = 4 << 20
 _BACKLOG_MAX: Final = 16 << 20
-# A machine whose agent takes so long to answer is as good as dead; a pod's limits may make it slow.
-_SILENCE_SECONDS: Final = 180.0
-# Answered once processes stand still, which is up to them.
-_PATIENT: Final = frozenset({Kind.FREEZE})
+# Seconds: a machine whose agent takes so long to answer is as good as dead; a pod's limits may make it slow. A kubelet
+# that wants an end, and cannot have it, asks again after two minutes. Standing still is up to processes.
+_SILENCE: Final = 180.0
+_SILENCES: Final = MappingProxyType({Kind.SIGNAL: 60.0, Kind.DELETE: 60.0, Kind.FREEZE: math.inf})
 # More than sockets hold.
 _LAST_READS: Final = 64
 # Processes that have ended just now.
@@ -73,9 +75,8 @@ Answered = Callable[[bytes | Failed], None]
 
 @dataclass(slots=True)
 class _Pending:
-    kind: Kind
     answered: Answered
-    since: float
+    due: float
 
 
 class Agent:
@@ -116,7 +117,7 @@ class Agent:
     def request(self, kind: Kind, payload: bytes, answered: Answered) -> None:
         """Ask; ``answered`` gets the fields of the answer, or why it failed."""
         ident = next(self._ids) % _REQUEST_IDS
-        self._pending[ident] = _Pending(kind, answered, time.monotonic())
+        self._pending[ident] = _Pending(answered, time.monotonic() + _SILENCES.get(kind, _SILENCE))
         self.send(frames.frame(kind, ident, payload))
 
     def send(self, frame: bytes) -> None:
@@ -270,18 +271,16 @@ class Agent:
 
     def wait(self) -> float | None:
         """Seconds until :meth:`check` has something to say; ``None``: no answer is missing."""
-        since = self._oldest()
-        return None if since is None else max(0.0, since + _SILENCE_SECONDS - time.monotonic())
+        due = self._due()
+        return None if due == math.inf else max(0.0, due - time.monotonic())
 
     def check(self) -> None:
         """:raises AgentSilent: an answer is missing for too long."""
-        since = self._oldest()
-        if since is not None and time.monotonic() - since >= _SILENCE_SECONDS:
-            raise AgentSilent(f"its agent has not answered for {_SILENCE_SECONDS:.0f} seconds")
+        if time.monotonic() >= self._due():
+            raise AgentSilent("its agent does not answer any more")
 
-    def _oldest(self) -> float | None:
-        # In the order in which they were asked.
-        return next((one.since for one in self._pending.values() if one.kind not in _PATIENT), None)
+    def _due(self) -> float:
+        return min((one.due for one in self._pending.values()), default=math.inf)
 
     def close(self) -> None:
         """Say and hear no more; nobody is answered."""

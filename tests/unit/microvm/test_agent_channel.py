@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -128,11 +129,12 @@ def test_a_guest_that_never_reads_what_it_makes_the_host_say_is_found_out(channe
 def test_an_agent_that_does_not_answer_is_found_out_but_for_what_takes_its_time(
     channel: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agents, "_SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(agents, "_SILENCE", 0.0)
+    channel.agent.request(Kind.HELLO, b"", channel.answers.append)
     assert channel.agent.wait() == 0
     with pytest.raises(AgentSilent):
         channel.agent.check()
-    channel.theirs.send(frames.frame(Kind.REPLY, 1))
+    channel.theirs.send(frames.frame(Kind.REPLY, 1) + frames.frame(Kind.REPLY, 2))
     channel.turn()
     channel.agent.request(Kind.FREEZE, b"", channel.answers.append)
     assert channel.agent.wait() is None
@@ -142,7 +144,8 @@ def test_an_agent_that_does_not_answer_is_found_out_but_for_what_takes_its_time(
 def test_a_pods_guest_is_told_the_time_now_and_again(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pods, "_CLOCK_SECONDS", 0.0)
     nobody = cast("Any", None)
-    pod = Pod(channel.loop, channel.agent, nobody, nobody, keeper=(0, 0), monitor=(0, 0))
+    vmm = cast("Any", SimpleNamespace(luns=1))
+    pod = Pod(channel.loop, channel.agent, vmm, nobody, keeper=(0, 0), monitor=(0, 0))
     assert pod.wait() is None
     pod.handle(nobody, orders.Setup(b""), [])
     assert pod.wait() == 0
