@@ -540,6 +540,9 @@ def test_the_server_can_do_little_else(share: Share) -> None:
     assert os.listdir(f"{proc}/root") == []
     assert len((proc / "mountinfo").read_text().splitlines()) == 1
     _fails(errno.EROFS, lambda: Path(f"{proc}/root/x").touch())
+    # Where its descriptors have names nobody else's have, nor has the kernel.
+    above = {entry for entry in os.listdir(f"{proc}/cwd/../..") if not entry.isdigit()}
+    assert above <= {"self", "thread-self"}
 
 
 def test_a_server_that_is_killed_leaves_errors_and_no_process(program: Path, tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """What a file server gives up before it reads a byte of the guest's.
 
-It has an empty root, and reaches nothing but what it was given descriptors of; a user of its own, so that no other
-process is its to look into or to signal; of capabilities those that make its users' files theirs; of system calls those
-for files: none that makes a socket, a process or memory to execute code in, or that executes a program. What other
-namespaces would hide is behind calls that it cannot make, so it only has its own of mounts.
+It has an empty root, and reaches nothing but what it was given descriptors of; a proc that shows no other user's
+process, in which its descriptors have their names; a user that is its pod's alone; of capabilities those that make its
+users' files theirs; of system calls those for files: none that makes a socket, a process or memory to execute code in,
+or that executes a program. What other namespaces would hide is behind calls that it cannot make, so it only has its own
+of mounts.
 
 It is not told of its parent's death by a signal: the kernel forgets that with each change of the user that files are
 made for (PR_SET_PDEATHSIG). The end of its connections tells it.
@@ -27,7 +28,8 @@ from forgeone_shim.kernel.syscalls import number, syscall
 _CLONE_NEWNS: Final = 0x00020000
 # No devices are made (MKNOD), and file handles open nothing (DAC_READ_SEARCH).
 _CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETGID", "SETUID", "SETFCAP")
-_OWN: Final = "/proc/self/fd"
+_OWN: Final = "self/fd"
+_PROC: Final = {"hidepid": "invisible", "subset": "pid"}
 
 _FILES: Final = """
 chmod chown close copy_file_range fallocate fchmod fchmodat fchownat fdatasync fstat fstatfs fsync ftruncate getdents64
@@ -93,7 +95,9 @@ def confine(uid: int, gid: int) -> tuple[int, int]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    own = os.open(_OWN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    proc = trees.new("proc", _PROC, trees.RDONLY | trees.NOSUID | trees.NODEV | trees.NOEXEC)
+    own = os.open(_OWN, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
+    os.close(proc)
     syscall(number("unshare"), _CLONE_NEWNS)
     trees.keep_to_itself()
     root = trees.tmpfs({"mode": "555", "size": "4k"}, trees.RDONLY | trees.NOSUID | trees.NODEV | trees.NOEXEC)
