@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal as signals
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -243,12 +242,8 @@ class MicrovmEngine:
     def kill(self, handle: Handle, signal: int, *, everything: bool = False) -> None:
         """Signal the first process, or every process of the container. A dead container is no error."""
         with contextlib.suppress(NotFound):
-            keeper = self._keeper(handle)
             deadline = Deadline.after(_KILL_SECONDS)
-            if signal == signals.SIGKILL and self.look(handle).state is LiveState.PAUSED:
-                # What stands still cannot die in every kernel.
-                keeper.freeze(handle.container_id, deadline, on=False)
-            keeper.signal(handle.container_id, signal, deadline, everything=everything)
+            self._keeper(handle).signal(handle.container_id, signal, deadline, everything=everything)
 
     def delete(self, handle: Handle) -> None:
         """Kill what is left and forget the container. A missing container is no error."""
