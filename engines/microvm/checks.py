@@ -9,6 +9,7 @@ from engines.base import Problem
 from engines.microvm.boot import problems as boot
 from engines.microvm.images import cache, writable
 from engines.microvm.settings import Settings
+from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.spawn import find_program
 
 _WHY: Final = "no pod can have a machine of its own without it"
@@ -24,6 +25,9 @@ def problems(settings: Settings) -> list[Problem]:
     if settings.writable_layer == "disk" and find_program(writable.PROGRAM) is None:
         why = 'microvm.writable_layer is "disk", and no container can be made'
         found.append(Problem(f"{writable.PROGRAM} is not installed", why, "apt-get install -y e2fsprogs", fatal=False))
+    if not Compiler().usable:
+        why = "the file server of a pod's volumes runs under a filter of system calls only"
+        found.append(Problem("libseccomp cannot be loaded", why, "apt-get install -y libseccomp2", fatal=False))
     if not _TUN.exists():
         found.append(Problem(f"{_TUN} is not there", _WHY, "modprobe tun", fatal=False))
     return found
