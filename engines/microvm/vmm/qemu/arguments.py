@@ -14,7 +14,7 @@ from engines.microvm.vmm.base import Accel, Machine
 SCSI: Final = "scsi0"
 # Below this a descriptor is a standard stream.
 FIRST_FD: Final = 3
-# MiB of translated code: there is never more, so that what QEMU needs beside the guest's memory has a bound. A boot takes 35.
+# MiB of translated code at most, so that what QEMU needs beside the guest's memory has a bound. A boot takes 35.
 _TRANSLATED: Final = 48
 _MEMORY: Final = "m0"
 # The guest's string operations are what a translator is slow at when it believes them to be fast.
