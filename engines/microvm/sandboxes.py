@@ -23,7 +23,7 @@ from engines.microvm.users import Users
 from engines.microvm.vmm.base import Confinement, Machine
 from engines.microvm.wire import fields, messages
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import InternalError, NotFound, syscall_error
+from forgeone_shim.errors import DeadlineExceeded, InternalError, NotFound, syscall_error
 from forgeone_shim.kernel import cgroups
 from forgeone_shim.kernel.cgroups import Mode
 from forgeone_shim.kernel.host import Host
@@ -32,6 +32,8 @@ from forgeone_shim.limits import groups
 _NOTE: Final = "machine.json"
 _PARENT_NOTE: Final = "cgroup-made"
 _STOP_SECONDS: Final = 30.0
+# It takes tens of milliseconds, and seconds where the host is very busy.
+_CLONE_SECONDS: Final = 20.0
 _ENTROPY: Final = 256
 # What a group of version 1 without a limit says is no number that anybody would ask for.
 _NO_LIMIT: Final = 1 << 60
@@ -106,12 +108,13 @@ class Sandboxes:
         """From a template if there is one, which is then as good as any boot: one that is not is made anew."""
         with self._machines.template(asked.machine, deadline) as template:
             if template is not None:
+                soon = msgspec.structs.replace(asked, seconds=min(asked.seconds, _CLONE_SECONDS))
                 try:
-                    self._keepers.launch(asked, deadline, tap=tap, template=template)
-                except InternalError:
-                    self._machines.spoiled(asked.machine, deadline)
-                else:
+                    self._keepers.launch(soon, deadline, tap=tap, template=template)
                     return
+                except (InternalError, DeadlineExceeded):
+                    deadline.check("while the machine began")
+                    self._machines.spoiled(asked.machine, deadline)
         self._keepers.launch(asked, deadline, tap=tap)
 
     def _size(self, plan: SandboxPlan, settings: Settings) -> Size:
@@ -149,7 +152,10 @@ class Sandboxes:
             )
             if not cgroups.exists(self._host.cgroups, plan.cgroup):
                 (place / _PARENT_NOTE).touch()
-            (place / _NOTE).write_bytes(msgspec.json.encode(pod))
+            # Whole or not there, whenever the daemon is killed.
+            draft = place / f".{_NOTE}"
+            draft.write_bytes(msgspec.json.encode(pod))
+            draft.replace(place / _NOTE)
         except OSError as error:
             raise syscall_error("write", place, error) from error
         return pod
@@ -200,7 +206,7 @@ class Sandboxes:
         with contextlib.suppress(NotFound):
             pod = self.read(sandbox_id)
             groups.remove(self._host.cgroups, pod.cgroup)
-            self._users.give_back(pod.user, sandbox_id)
+        self._users.give_back(sandbox_id)
         if (place / _PARENT_NOTE).exists():
             cgroups.remove_empty(self._host.cgroups, parent)
         with contextlib.suppress(FileNotFoundError):

@@ -53,9 +53,9 @@ class Users:
             path.symlink_to(sandbox_id)
         return True
 
-    def give_back(self, number: int, sandbox_id: str) -> None:
-        """It is anybody's again; none taken, or another pod's by now, is no error."""
-        path = self._directory / str(number)
-        with self._lock, contextlib.suppress(OSError):
-            if str(path.readlink()) == sandbox_id:
-                path.unlink()
+    def give_back(self, sandbox_id: str) -> None:
+        """What it took is anybody's again; nothing taken is no error."""
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            for path in self._directory.iterdir():
+                if str(path.readlink()) == sandbox_id:
+                    path.unlink()
