@@ -51,8 +51,8 @@ class Program:
     """What is executed. ``fds`` are its descriptors besides the standard streams: its number -> ours.
 
     ``tap`` is the number that a network interface gets which leads nowhere, -1: none. ``file_size`` in bytes: it can
-    make no file larger. ``filter`` is one of seccomp(2). ``network`` is a descriptor of the network namespace that it is
-    in, -1: an empty one of its own.
+    make no file larger. ``filter`` is one of seccomp(2). ``network`` is a descriptor of the network namespace it is in,
+    -1: an empty one of its own.
     """
 
     path: str
