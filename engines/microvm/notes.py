@@ -32,12 +32,13 @@ _DECODER: Final = msgspec.json.Decoder(Note)
 
 
 def write(bundle: str, note: Note) -> None:
-    """Into a new file, readable for root alone: an environment holds secrets."""
-    path = f"{bundle}/{NAME}"
+    """Whole or not at all, and readable for root alone: an environment holds secrets."""
+    path, draft = Path(bundle, NAME), f"{bundle}/.{NAME}"
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         with open(fd, "wb") as file:
             file.write(msgspec.json.encode(note))
+        Path(draft).replace(path)
     except OSError as error:
         raise syscall_error("write", path, error) from error
 
