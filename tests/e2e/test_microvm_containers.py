@@ -25,6 +25,7 @@ from engines.microvm.wire.messages import (
     Setting,
     Setup,
     Signal,
+    StatsRequest,
     Update,
 )
 from engines.microvm.wire.protocol import STDOUT, Kind, MountKind, PidMode
@@ -533,15 +534,30 @@ def test_a_disk_is_free_when_its_container_is_deleted(guest: Guest) -> None:
     device = Device(name="/dev/layer", mode=0o600, uid=0, gid=0, kind=ord("b"), major=major, minor=minor)
     asked = Asked(privileged=True, devices=(device,))
     take = program("swapon", "/dev/layer", mask=ALL_CAPS)
-    number = guest.begin(
-        "layered", sh("echo x > /file; echo on; sleep 60 & sleep 60"), replace(PLAIN, upper_lun=_LAYER_LUN)
-    )
+    layered = replace(PLAIN, upper_lun=_LAYER_LUN)
+    number = guest.begin("layered", sh("echo x > /file; echo on; sleep 60 & sleep 60"), layered)
     guest.said(number, b"on\n")
     assert guest.stats("layered").layer_bytes < 1 << 20, "what a new file system takes is not the container's"
     assert "busy" in guest.run(take, asked)[2]
     guest.run_in("layered", sh("sleep 60 & echo x > /other"))
     guest.end_of("layered")
     assert "Invalid argument" in guest.run(take, asked)[2]
+
+
+def test_what_a_container_has_written_is_gone_with_its_last_process(guest: Guest) -> None:
+    def held() -> int:
+        found = guest.ask(Kind.STATS, StatsRequest(containers=()))
+        memory = next(one.content for one in found.files if one.name == "meminfo")  # type: ignore[attr-defined]
+        return int(memory.split(b"Shmem:")[1].split()[0]) << 10
+
+    before = held()
+    number = guest.begin("writer", sh("head -c 20000000 /dev/zero > /big; echo on; head -c1; exit 4"))
+    guest.said(number, b"on\n")
+    assert held() > before + 19_000_000 or guest.outputs[number].exited is not None
+    assert guest.wait(number)[0] == 4
+    assert guest.stats("writer").state == "stopped"
+    assert held() < before + 1_000_000
+    guest.end_of("writer")
 
 
 def test_ids_are_taken_once_and_name_no_other_directory(guest: Guest) -> None:

@@ -68,14 +68,19 @@ static int await_disks(const struct fields *request, struct err *err)
 	return 0;
 }
 
+static void close_one(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+	*fd = -1;
+}
+
+/* Its mounts go with the last process that is in their namespace, before that has left the cgroup. */
 static void release(struct container *one)
 {
-	int *all[] = {&one->hold, &one->layer, &one->pids, &one->mounts, &one->cgroup};
-	for (size_t index = 0; index < sizeof all / sizeof *all; index++) {
-		if (*all[index] >= 0)
-			close(*all[index]);
-		*all[index] = -1;
-	}
+	close_one(&one->hold);
+	close_one(&one->layer);
+	close_one(&one->pids);
 }
 
 /* It names a directory of the cgroups, and no file that is in all of them: those have a dot. */
@@ -176,9 +181,9 @@ static int begin(struct container *one, const struct fields *request, const stru
 		return -1;
 	one->hold = first.hold;
 	one->layer = first.layer;
-	one->mounts = namespace_of(one->pid, "mnt", err);
-	one->pids = one->mounts < 0 ? -1 : namespace_of(one->pid, "pid", err);
-	if (one->pids < 0)
+	one->pids = namespace_of(one->pid, "pid", err);
+	/* It has said nothing, which may be its end; the kernel counts those that it kills before it does. */
+	if (one->pids < 0 || container_oom_kills(one))
 		return died(one, err);
 	/* It has mounted its disks. */
 	return devices_restrict(one->cgroup, request, err) < 0 ||
@@ -187,17 +192,16 @@ static int begin(struct container *one, const struct fields *request, const stru
 		       : 0;
 }
 
-/* Everything that is not its descriptors. */
+/* All of it but its memory; its cgroup, and what is in that, is still there after an error. */
 static int destroy(struct container *one, struct err *err)
 {
-	if (one->cgroup >= 0) {
-		file_put(one->cgroup, "cgroup.freeze", "0", 1);
-		/* The last one to leave its namespaces has done so when the cgroup is empty. */
-		if (cgroup_kill(one->cgroup, err) < 0 || cgroup_await(one->cgroup, "populated 0", EMPTY_MS, err) < 0)
-			return -1;
-	}
-	/* With the mount namespace its mounts go, before close(2) returns, and its disks are nobody's. */
 	release(one);
+	if (one->cgroup < 0)
+		return 0;
+	file_put(one->cgroup, "cgroup.freeze", "0", 1);
+	if (cgroup_kill(one->cgroup, err) < 0 || cgroup_await(one->cgroup, "populated 0", EMPTY_MS, err) < 0)
+		return -1;
+	close_one(&one->cgroup);
 	cgroup_remove(one->id);
 	return 0;
 }
@@ -213,7 +217,7 @@ int container_create(const struct fields *request, const struct program *program
 	if (!one)
 		return fail_errno(err, "create the container");
 	memcpy(one->id, id, strlen(id) + 1);
-	one->cgroup = one->hold = one->mounts = one->pids = one->layer = -1;
+	one->cgroup = one->hold = one->pids = one->layer = -1;
 	if (await_disks(request, err) == 0 && make_directories(request, err) == 0 &&
 	    (one->cgroup = cgroup_make(id, err)) >= 0 &&
 	    cgroup_apply(one->cgroup, request, CGROUP_FIRST, err) == 0 &&
@@ -225,9 +229,9 @@ int container_create(const struct fields *request, const struct program *program
 		*pid = one->pid;
 		return 0;
 	}
-	if (one->cgroup >= 0 && destroy(one, &ignored) < 0)
+	if (destroy(one, &ignored) < 0)
 		note("container %s: what was begun of it is still there: %s", id, ignored.message);
-	release(one);
+	close_one(&one->cgroup);
 	free(one);
 	return -1;
 }
@@ -238,11 +242,9 @@ int container_start(struct container *one, struct err *err)
 {
 	if (one->started || one->stopped)
 		return fail(err, EALREADY, "start the container", "it has been started");
-	ssize_t written = write(one->hold, "", 1);
-	if (written != 1)
-		return fail_errno(err, "start the container");
-	close(one->hold);
-	one->hold = -1;
+	if (write(one->hold, "", 1) != 1)
+		return died(one, err);
+	close_one(&one->hold);
 	one->started = true;
 	return 0;
 }
@@ -253,22 +255,14 @@ int container_exec(struct container *one, const struct program *program, struct 
 	if (one->stopped || one->frozen)
 		return fail(err, one->stopped ? ESRCH : EBUSY, "execute in the container",
 			    one->stopped ? "it has ended" : "it is paused");
-	struct birth next = {
-		.id = one->id,
-		.program = program,
-		.stdio = stdio,
-		.pids = one->pids,
-		.cgroup = -1,
-		.first = sys_pidfd_open(one->pid),
-		.door = cgroup_door(one->pid, err),
-	};
+	struct birth next = {.id = one->id, .program = program, .stdio = stdio, .pids = one->pids, .cgroup = -1};
+	next.first = sys_pidfd_open(one->pid);
 	if (next.first < 0)
-		fail_errno(err, "find the container's process");
-	*pid = next.first < 0 || next.door < 0 ? -1 : birth(&next, err);
-	if (next.first >= 0)
-		close(next.first);
-	if (next.door >= 0)
-		close(next.door);
+		return fail_errno(err, "find the container's process");
+	next.door = cgroup_door(one->pid, err);
+	*pid = next.door < 0 ? -1 : birth(&next, err);
+	close_one(&next.first);
+	close_one(&next.door);
 	return *pid < 0 ? -1 : 0;
 }
 
@@ -329,6 +323,8 @@ void container_exited(struct container *one)
 	struct err ignored;
 	one->stopped = true;
 	cgroup_kill(one->cgroup, &ignored);
+	/* What it has written is of no use any more, and takes memory that the next one needs. */
+	release(one);
 }
 
 int container_delete(struct container *one, struct err *err)

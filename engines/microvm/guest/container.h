@@ -14,7 +14,6 @@ struct container {
 	/* Descriptors, -1: none. */
 	int cgroup; /* its directory */
 	int hold;   /* what its first process waits for */
-	int mounts; /* its mount namespace, so that the last one to leave it is the agent */
 	int pids;   /* its PID namespace */
 	int layer;  /* the file system of what it writes */
 	uint64_t layer_bytes, layer_inodes; /* that were in use when it was made */
