@@ -168,8 +168,17 @@ class Nodes:
         return self.changeable(self.directory(nodeid))
 
     def look(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
-        """The node of an entry; the guest does not count it yet, so it is to be told of it."""
-        found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        """The node of an entry; the guest does not count it yet, so it is to be told of it.
+
+        ESTALE: the host has removed the directory. The guest's kernel then looks again from where it began, and goes
+        by nothing that it was told before.
+        """
+        try:
+            found = os.stat(name, dir_fd=parent.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            if not os.fstat(parent.fd).st_nlink:
+                raise OSError(errno.ESTALE, "a directory that is gone") from None
+            raise
         # While it is a node its inode's number cannot be another's.
         node = self._by_key.get(_key(found, parent.volumes))
         if node is not None:
