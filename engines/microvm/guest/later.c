@@ -7,8 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* In the initrd, which is the root of what the kernel executes: "NAME PATH...", each path after what it depends on. */
-#define LIST "/later"
+/* In the initrd: "NAME PATH...", each path after what it depends on. */
+#define LIST "later"
 
 static bool same(const char *one, const char *other)
 {
@@ -29,7 +29,7 @@ static int load(const char *path)
 int later_load(const char *name)
 {
 	char line[1024], *rest;
-	FILE *list = fopen(LIST, "re");
+	FILE *list = chdir(INITRD) < 0 ? NULL : fopen(LIST, "re");
 	int failed = 1;
 	while (list && failed && fgets(line, sizeof line, list)) {
 		char *word = strtok_r(line, " \n", &rest);
@@ -37,7 +37,7 @@ int later_load(const char *name)
 			continue;
 		failed = 0;
 		while (!failed && (word = strtok_r(NULL, " \n", &rest)))
-			failed = load(word);
+			failed = load(word + 1);
 	}
 	if (list)
 		fclose(list);

@@ -68,6 +68,9 @@ static void mount_cgroups(const char *target)
 static void enter_root(void)
 {
 	mount_at("tmpfs", "/base", MS_NOSUID | MS_NODEV, "mode=755");
+	/* What the kernel executes has the root that its first process has. */
+	if (mkdir("/base" INITRD, 0700) < 0 || mount("/", "/base" INITRD, NULL, MS_BIND, NULL) < 0)
+		stop(INITRD);
 	if (chdir("/base") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		stop("enter the root");
 	if (mount(NULL, "/", NULL, MS_PRIVATE | MS_REC, NULL) < 0)
@@ -177,7 +180,7 @@ static void settle(void)
 	file_put(AT_FDCWD, "/proc/self/oom_score_adj", "-1000", 5);
 	/* A kernel in trouble ends the machine. */
 	file_put(AT_FDCWD, "/proc/sys/kernel/panic", "-1", 2);
-	file_put(AT_FDCWD, "/proc/sys/kernel/modprobe", "/init", 5);
+	file_put(AT_FDCWD, "/proc/sys/kernel/modprobe", INITRD "/init", sizeof INITRD "/init" - 1);
 }
 
 /* The process that serves the share; the control port is put into `port`. */
