@@ -75,6 +75,18 @@ def test_ports_of_a_machine_are_forwarded_and_what_it_uses_is_told(daemon: Daemo
     pod.remove()
 
 
+def test_a_guests_kernel_gets_the_modules_that_it_asks_for(daemon: Daemon, busybox: str) -> None:
+    pod = VmPod.plan(daemon)
+    pod.run()
+    config = pod.container(busybox)
+    config.linux.security_context.capabilities.add_capabilities.append("NET_ADMIN")
+    id_ = pod.start(config)
+    made = pod.exec(id_, "sh", "-c", "brctl addbr br9 && ip link show br9 && grep -c ^bridge /proc/modules")
+    assert made.exit_code == 0, made.stderr
+    assert pod.exec(id_, "grep", "-c", "^nf_tables", "/proc/modules").stdout == b"0\n"
+    pod.remove()
+
+
 def test_a_machine_is_held_to_its_contract_by_the_host(daemon: Daemon, busybox: str) -> None:
     pod, other = VmPod.plan(daemon), VmPod.plan(daemon)
     pod.config.annotations.update({PREFIX + "egress": "none", PREFIX + "ingress": "none"})
