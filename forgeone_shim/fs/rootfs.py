@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -106,6 +107,20 @@ class RootfsStore:
                 raise syscall_error("prepare the image volume", home, error) from error
             _overlay(owners, target, lowers, readonly=True, context=context)
         return _inside(target, sub_path)
+
+    @contextlib.contextmanager
+    def merged(self, layers: Sequence[str]) -> Iterator[Path]:
+        """Where the layers are mounted together, for nobody to write to, as long as the block lasts.
+
+        Errors as :meth:`mount_image`.
+        """
+        # As a container's, so that what a daemon leaves that is killed here is found and removed.
+        id_ = os.urandom(32).hex()
+        try:
+            yield self.mount_image(id_, "merged", layers)
+        finally:
+            self.remove(id_)
+            shutil.rmtree(self._mounts / id_, ignore_errors=True)
 
     def save(self, container_id: str, out: IO[bytes], deadline: Deadline) -> list[str]:
         """Write the writable layer as a layer archive; returns the paths that are deleted in it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
@@ -43,14 +42,9 @@ class Readiness:
         found = self._engines.get(engine)
         if found is None or not found.features().own_kernel:
             return
-        # As a container's, so that what a daemon leaves that is killed here is found and removed.
-        id_ = os.urandom(32).hex()
         try:
-            try:
-                rootfs = self._rootfs.mount_image(id_, "packed", image.layers)
+            with self._rootfs.merged(image.layers) as rootfs:
                 found.prepare_image(replace(self._plan(image, _plain_argv(image)), rootfs=str(rootfs)), deadline)
-            finally:
-                self._rootfs.remove(id_)
         except ForgeError as error:
             self._log.warning("nothing is ready for an image", image=image.id, engine=engine, error=str(error))
 

@@ -52,6 +52,7 @@ def pod(daemon: Daemon) -> Iterator[VmPod]:
 def test_an_image_that_is_pulled_for_machines_is_a_disk_by_then(daemon: Daemon) -> None:
     disks = Path(daemon.config.root, "microvm/images")
     assert [path.suffix for path in disks.iterdir() if path.is_file()] == [".erofs"]
+    assert not list(Path(daemon.config.state, "containers").iterdir())
 
 
 def test_a_container_has_a_kernel_and_a_root_of_its_own(pod: VmPod, busybox: str) -> None:
@@ -215,14 +216,14 @@ def test_a_machine_begins_from_a_template_and_no_two_are_alike(daemon: Daemon, b
     assert not set(said[0].splitlines()) & set(said[1].splitlines())
 
 
-def test_a_clone_gives_back_what_its_guest_has_freed(daemon: Daemon, busybox: str) -> None:
+def test_a_clone_gives_back_what_its_guest_has_freed(daemon: Daemon, pod: VmPod, busybox: str) -> None:
     templates = Path(daemon.config.root, "microvm/templates")
     eventually(lambda: templates.exists() and any(not path.name.startswith(".") for path in templates.iterdir()), 60)
     others = set(monitors(daemon))
-    pod = VmPod.plan(daemon).run()
+    clone = VmPod.plan(daemon).run()
     (monitor,) = set(monitors(daemon)) - others
     assert "-incoming" in Path(f"/proc/{monitor}/cmdline").read_text().split("\0")
-    pod.output(busybox, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=60 && rm /big")
+    clone.output(busybox, "sh", "-c", "dd if=/dev/zero of=/big bs=1M count=60 && rm /big")
 
     def memory(name: str) -> int:
         """In MiB; ``VmHWM`` is the most there was (proc(5))."""
@@ -230,7 +231,7 @@ def test_a_clone_gives_back_what_its_guest_has_freed(daemon: Daemon, busybox: st
         return next(int(line.split()[1]) >> 10 for line in lines if line.startswith(f"{name}:"))
 
     eventually(lambda: memory("VmRSS") < memory("VmHWM") - 40)
-    pod.remove()
+    clone.remove()
 
 
 def test_a_keeper_that_is_killed_takes_its_machine_with_it(daemon: Daemon, busybox: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -51,17 +52,11 @@ def wasm() -> Ready:
 
 
 class Mounts:
-    """Layers mounted together, as long as they are."""
+    """Layers mounted together."""
 
-    def __init__(self) -> None:
-        self.held: list[str] = []
-
-    def mount_image(self, id_: str, name: str, layers: Sequence[str]) -> Path:
-        self.held.append(id_)
-        return Path("/mounted", name, *layers)
-
-    def remove(self, id_: str) -> None:
-        self.held.remove(id_)
+    @contextmanager
+    def merged(self, layers: Sequence[str]) -> Iterator[Path]:
+        yield Path("/merged", *layers)
 
 
 def readiness(**engines: Ready) -> Readiness:
@@ -112,4 +107,4 @@ def test_an_engine_whose_pods_have_kernels_gets_the_images_that_are_for_them_mou
     machines.fail = True
     ready.wanted(LINUX, "microvm", NEVER)
     assert native.plans == wasm.plans == []
-    assert [plan.rootfs for plan in machines.plans] == ["/mounted/packed/x"] * 2
+    assert [plan.rootfs for plan in machines.plans] == ["/merged/x"] * 2
