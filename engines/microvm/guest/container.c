@@ -154,7 +154,8 @@ static int died(struct container *one, struct err *err)
 {
 	if (!container_oom_kills(one))
 		return fail(err, ECHILD, "wait for the process", "it was killed before it could start");
-	fail(err, ENOMEM, "wait for the process", "it was killed for memory before it could start: the limit is too low");
+	fail(err, ENOMEM, "wait for the process",
+	     "it was killed for memory before it could start: its limit is too low");
 	return fail_field(err, "linux.resources[memory.max]");
 }
 

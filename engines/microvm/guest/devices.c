@@ -18,6 +18,7 @@
 #include "setup.h"
 
 #define FIELD "devices"
+#define PTS_OPTIONS "newinstance,ptmxmode=0666,mode=0620,gid=5"
 #define SAFE (MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 struct node {
@@ -69,8 +70,7 @@ int devices_mount(const struct fields *request, int root, struct err *err)
 	if (mount_one(tree, root, "/dev", err) < 0)
 		return -1;
 	if (!mounts_have(request, "/dev/pts") &&
-	    mount_one(fs_new("devpts", "devpts", "newinstance,ptmxmode=0666,mode=0620,gid=5", MS_NOSUID | MS_NOEXEC, err),
-		      root, "/dev/pts", err) < 0)
+	    mount_one(fs_new("devpts", "devpts", PTS_OPTIONS, MS_NOSUID | MS_NOEXEC, err), root, "/dev/pts", err) < 0)
 		return -1;
 	if (!mounts_have(request, "/dev/mqueue") &&
 	    mount_one(fs_new("mqueue", "mqueue", NULL, SAFE, err), root, "/dev/mqueue", err) < 0)
@@ -114,8 +114,8 @@ static int make_node(const struct fields *device, int root, struct err *err)
 	if (parent < 0)
 		return fail(err, errno, "mknod", "%s: %s", path, strerror(errno));
 	if (mknodat(parent, name, type | (mode_t)fields_u64(device, T_MODE, 0666), number) == 0)
-		result = fchownat(parent, name, (uid_t)fields_u64(device, T_UID, 0), (gid_t)fields_u64(device, T_GID, 0),
-				  AT_SYMLINK_NOFOLLOW);
+		result = fchownat(parent, name, (uid_t)fields_u64(device, T_UID, 0),
+				  (gid_t)fields_u64(device, T_GID, 0), AT_SYMLINK_NOFOLLOW);
 	else if (errno == EEXIST && is_node(parent, name, type, number))
 		result = 0;
 	if (result < 0)

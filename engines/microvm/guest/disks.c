@@ -73,7 +73,7 @@ static bool disk_name(const char *unit, char *name, size_t size)
 
 static bool serial_of(const char *disk, char *serial, size_t size)
 {
-	char path[128];
+	char path[320];
 	snprintf(path, sizeof path, BLOCKS "/%s/serial", disk);
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	ssize_t got = fd < 0 ? -1 : read(fd, serial, size - 1);

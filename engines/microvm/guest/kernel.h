@@ -28,10 +28,8 @@ struct k_open_how {
 	uint64_t resolve;
 };
 #define K_RESOLVE_NO_XDEV 0x01
-#define K_RESOLVE_NO_MAGICLINKS 0x02
 #define K_RESOLVE_NO_SYMLINKS 0x04
 #define K_RESOLVE_BENEATH 0x08
-#define K_RESOLVE_IN_ROOT 0x10
 
 /* open_tree(2), move_mount(2), fsmount(2), mount_setattr(2) */
 #define K_OPEN_TREE_CLONE 1u
@@ -48,7 +46,6 @@ enum { K_FSCONFIG_SET_FLAG = 0, K_FSCONFIG_SET_STRING = 1, K_FSCONFIG_CMD_CREATE
 #define K_MOUNT_ATTR_NODEV 0x00000004ull
 #define K_MOUNT_ATTR_NOEXEC 0x00000008ull
 #define K_MOUNT_ATTR__ATIME 0x00000070ull
-#define K_MOUNT_ATTR_RELATIME 0x00000000ull
 #define K_MOUNT_ATTR_NOATIME 0x00000010ull
 #define K_MOUNT_ATTR_STRICTATIME 0x00000020ull
 #define K_MOUNT_ATTR_NODIRATIME 0x00000080ull
@@ -64,7 +61,8 @@ struct k_mount_attr {
 
 /* clone3(2) */
 struct k_clone_args {
-	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+	uint64_t set_tid, set_tid_size, cgroup;
 };
 #define K_CLONE_INTO_CGROUP 0x200000000ull
 #define K_CLONE_NEWCGROUP 0x02000000ull

@@ -290,9 +290,10 @@ static int one(const struct fields *mount, unsigned number, int root, struct err
 {
 	const char *destination = fields_text(mount, T_DESTINATION, "");
 	uint64_t propagation = fields_u64(mount, T_PROPAGATION, 0), how = propagation & ~(uint64_t)MS_REC;
-	struct maker maker = {.mount = mount, .flags = fields_u64(mount, T_FLAGS, 0), .number = number, .directory = true};
-	if (maker.flags & ~(uint64_t)KNOWN_FLAGS)
-		return fail(err, EINVAL, "read a mount", "%s: flags %#llx", destination, (unsigned long long)maker.flags);
+	uint64_t flags = fields_u64(mount, T_FLAGS, 0);
+	struct maker maker = {.mount = mount, .flags = flags, .number = number, .directory = true};
+	if (flags & ~(uint64_t)KNOWN_FLAGS)
+		return fail(err, EINVAL, "read a mount", "%s: flags %#llx", destination, (unsigned long long)flags);
 	if (propagation && how != MS_PRIVATE && how != MS_SLAVE)
 		return fail(err, EINVAL, "read a mount", "%s: propagation %#llx", destination,
 			    (unsigned long long)propagation);

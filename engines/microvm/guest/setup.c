@@ -166,14 +166,10 @@ static int make_directories(const struct fields *request, struct err *err)
 
 int pod_setup(const struct fields *request, struct err *err)
 {
-	if (make_directories(request, err) < 0)
+	if (make_directories(request, err) < 0 || cgroups_prepare(err) < 0 || set_names(request, err) < 0 ||
+	    set_kernel(request, err) < 0)
 		return -1;
-	if (cgroups_prepare(err) == 0 && set_names(request, err) == 0 && set_kernel(request, err) == 0 &&
-	    (!fields_bool(request, T_SHARED_PID) || pids_share(err) == 0))
-		return 0;
-	/* Of a machine whose setup has failed nothing is used but its end; this is so that another try finds no more. */
-	umount2(POD_SHM, MNT_DETACH);
-	return -1;
+	return fields_bool(request, T_SHARED_PID) ? pids_share(err) : 0;
 }
 
 void pod_stats(struct reply *reply)
