@@ -140,6 +140,8 @@ class ExitWatch:
         self._guards: dict[int, str] = {}
         self._guard_of: dict[str, Pidfd] = {}
         self._orphans: set[str] = set()
+        # Their supervisors have died: what they have not written by now nobody writes any more.
+        self._deserted: set[str] = set()
         self._suspects: dict[str, float] = {}
         self._patience: dict[str, int] = {}
         self._missed = False
@@ -189,6 +191,7 @@ class ExitWatch:
             self._suspects.pop(container_id, None)
             self._patience.pop(container_id, None)
             self._orphans.discard(container_id)
+            self._deserted.discard(container_id)
             self._drop_guard(container_id)
             fd = self._by_id.pop(container_id, None)
             if fd is not None:
@@ -213,6 +216,12 @@ class ExitWatch:
         self._epoll.close()
         self._events.close()
         os.close(self._wake)
+
+    def _desert(self, container_id: str) -> None:
+        self._orphans.add(container_id)
+        self._deserted.add(container_id)
+        if container_id in self._suspects:
+            self._suspects[container_id] = time.monotonic()
 
     def _suspect(self, container_id: str) -> None:
         with self._lock:
@@ -250,9 +259,10 @@ class ExitWatch:
                 return
             container_id = self._pidfds.get(fd)
             if container_id is not None:
-                self._suspects[container_id] = time.monotonic() + GRACE
+                waits = 0.0 if container_id in self._deserted else GRACE
+                self._suspects[container_id] = time.monotonic() + waits
             else:
-                self._orphans.add(self._guards[fd])
+                self._desert(self._guards[fd])
                 self._drop_guard(self._guards[fd])
 
     def _timeout(self) -> float | None:

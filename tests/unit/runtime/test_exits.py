@@ -178,6 +178,23 @@ def test_a_supervisor_that_goes_after_its_container_leaves_none(tmp_path: Path) 
         watch.close()
 
 
+@pytest.mark.parametrize("first", ["container", "supervisor"])
+def test_nothing_is_waited_for_that_a_dead_supervisor_cannot_write(tmp_path: Path, first: str) -> None:
+    seen: Found = queue.Queue()
+    with subprocess.Popen(["sleep", "60"]) as supervisor, subprocess.Popen(["sleep", "60"]) as child:
+        pid = supervisor.pid
+        watch = ExitWatch(tmp_path, lambda id_, end: seen.put((id_, end)), lambda _: open_process(pid))
+        watch.follow("c10", child.pid)
+        begun = time.monotonic()
+        for process in (child, supervisor) if first == "container" else (supervisor, child):
+            process.kill()
+            process.wait()
+        id_, end = seen.get(timeout=5)
+        assert (id_, end.code, end.lost) == ("c10", LOST_CODE, True)
+        assert time.monotonic() - begun < exits.GRACE / 2
+        watch.close()
+
+
 def test_an_engine_without_supervisors_leaves_no_orphans(tmp_path: Path) -> None:
     orphans: queue.Queue[str] = queue.Queue()
     watch = ExitWatch(tmp_path, lambda *_: None, lambda _: exits.find_supervisor(tmp_path, "c9"), orphans.put)
