@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import struct
@@ -15,7 +16,9 @@ import msgspec
 import pytest
 
 from engines.microvm.wire.messages import (
+    Created,
     Device,
+    Exec,
     Freeze,
     Interface,
     Mount,
@@ -31,7 +34,7 @@ from engines.microvm.wire.messages import (
 from engines.microvm.wire.protocol import STDOUT, Kind, MountKind, PidMode
 from tests.e2e import guest_lab, microvm_pods
 from tests.e2e.guest_lab import ALL_CAPS, DEFAULT_CAPS, PLAIN, RDONLY, Asked, Guest, file, program, sh
-from tests.unit.microvm.agents import Failure
+from tests.unit.microvm.agents import Failure, Output
 
 pytestmark = pytest.mark.root
 
@@ -502,6 +505,22 @@ def test_groups_of_a_containers_own_are_no_hindrance(guest: Guest) -> None:
     guest.end_of("nested")
     guest.begin("nested", sh("true"))
     guest.end_of("nested")
+
+
+def test_a_container_that_stops_what_is_executed_in_it_stops_nobody_else(guest: Guest) -> None:
+    number = guest.begin("evil", sh("echo on; while :; do kill -STOP -1; done"))
+    guest.said(number, b"on\n")
+    guest.begin("good", program("sleep", "60"))
+    asked = Exec(container="evil", program=program("true"), process=number + 1000)
+    guest.outputs[number + 1000] = Output()
+    stopped = guest.asked(Kind.EXEC, asked)
+    begin = time.monotonic()
+    assert guest.run_in("good", sh("echo well"))[:2] == (0, "well\n")
+    assert time.monotonic() - begin < 5
+    guest.end_of("evil")
+    with contextlib.suppress(Failure):
+        guest.answer(stopped, Created)
+    guest.end_of("good")
 
 
 # -- its end

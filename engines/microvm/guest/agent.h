@@ -123,7 +123,7 @@ void program_free(struct program *program);
  * A process's side of its streams, all close-on-exec, for dup2 onto 0, 1 and 2; the core makes them, owned by the
  * program's user, and closes them after the call. With program->tty the three are -1, and the callee opens a terminal
  * of the container's devpts: the slave becomes the process's 0, 1, 2 and controlling terminal, owned by its user, and
- * the master is put into `terminal`; the core's from then on.
+ * the master is the core's once it is born.
  */
 struct stdio {
 	int in, out, err;
@@ -159,6 +159,15 @@ int file_put(int directory, const char *path, const void *data, size_t size);
  */
 struct container;
 
+/*
+ * A process that was forked, and is neither held nor executed yet. What it waits for may be the host's files, or
+ * whoever in its container has stopped it: the core goes on, until `word` can be read, or for so many milliseconds.
+ */
+struct unborn {
+	pid_t pid;
+	int word, milliseconds;
+};
+
 /* SETUP but TIME and ENTROPY, which the core has done before. Once. */
 int pod_setup(const struct fields *request, struct err *err);
 /* The machine's files for STATS. */
@@ -168,11 +177,16 @@ void pod_stats(struct reply *reply);
  * A container whose first process is held before execve, which cannot fail any more for want of the program. EEXIST:
  * the id is taken.
  */
-int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
-		     struct container **out, pid_t *pid, struct err *err);
+int container_create(const struct fields *request, const struct program *program, const struct stdio *stdio,
+		     struct unborn **out, struct err *err);
+int container_exec(struct container *container, const struct program *program, const struct stdio *stdio,
+		   struct unborn **out, struct err *err);
+/*
+ * The end of either, which frees `unborn`; a container that was made is put into `out`, a terminal into `terminal`.
+ * `why` is 0, or the error for which it is not waited for any more, and killed.
+ */
+int container_born(struct unborn *unborn, int why, struct container **out, int *terminal, struct err *err);
 int container_start(struct container *container, struct err *err);
-int container_exec(struct container *container, const struct program *program, struct stdio *stdio, pid_t *pid,
-		   struct err *err);
 /* To every process of its cgroup. */
 int container_signal_all(struct container *container, int signo, struct err *err);
 int container_update(struct container *container, const struct fields *request, struct err *err);

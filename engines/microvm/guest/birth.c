@@ -23,9 +23,8 @@
 
 #define KEYCTL_JOIN_SESSION_KEYRING 1
 
-/* A child that is not ready by then waits for something that will not come, as for the host's files. */
-#define READY_MS 20000
-#define GONE_MS 2000
+/* Of one that was killed. */
+#define GONE_MS 500
 #define HANDED_MAX 2
 
 /* The child's ends, and ours. */
@@ -85,7 +84,7 @@ static int join_keyring(const char *id, struct err *err)
 }
 
 /* A root, and everything in it. */
-static int make(const struct birth *birth, int *layer, struct err *err)
+static int make(const struct birth *birth, struct stdio *stdio, int *layer, struct err *err)
 {
 	const struct fields *request = birth->request;
 	struct fields rootfs = fields_group(request, T_ROOTFS);
@@ -97,8 +96,8 @@ static int make(const struct birth *birth, int *layer, struct err *err)
 	    mounts_make(request, root, err) < 0 || devices_make(request, root, err) < 0 ||
 	    make_cwd(birth->program->cwd, root, err) < 0)
 		return -1;
-	if (birth->program->tty && (terminal_open(birth->program, root, birth->stdio, err) < 0 ||
-				    terminal_console(root, birth->stdio, err) < 0))
+	if (birth->program->tty &&
+	    (terminal_open(birth->program, root, stdio, err) < 0 || terminal_console(root, stdio, err) < 0))
 		return -1;
 	if (mounts_hide(request, root, err) < 0)
 		return -1;
@@ -111,7 +110,7 @@ static int make(const struct birth *birth, int *layer, struct err *err)
 }
 
 /* The root of a container that there is. */
-static int join(const struct birth *birth, struct err *err)
+static int join(const struct birth *birth, struct stdio *stdio, struct err *err)
 {
 	if (setns(birth->first, CLONE_NEWNS | CLONE_NEWIPC | (int)K_CLONE_NEWCGROUP) < 0)
 		return fail_errno(err, "enter the container");
@@ -119,40 +118,40 @@ static int join(const struct birth *birth, struct err *err)
 	if (!birth->program->tty)
 		return 0;
 	int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	int result = root < 0 ? fail_errno(err, "open the root")
-			      : terminal_open(birth->program, root, birth->stdio, err);
+	int result = root < 0 ? fail_errno(err, "open the root") : terminal_open(birth->program, root, stdio, err);
 	if (root >= 0)
 		close(root);
 	return result;
 }
 
-static int prepare(const struct birth *birth, int handover, char *path, struct err *err)
+static int prepare(const struct birth *birth, struct stdio *stdio, int handover, char *path, struct err *err)
 {
 	int layer = -1;
-	if (join_keyring(birth->id, err) < 0 || (birth->request ? make(birth, &layer, err) : join(birth, err)) < 0 ||
-	    hand_over(handover, layer, birth->stdio->terminal, err) < 0)
+	if (join_keyring(birth->id, err) < 0 ||
+	    (birth->request ? make(birth, stdio, &layer, err) : join(birth, stdio, err)) < 0 ||
+	    hand_over(handover, layer, stdio->terminal, err) < 0)
 		return -1;
 	close(handover);
 	if (layer >= 0)
 		close(layer);
-	if (birth->stdio->terminal >= 0)
-		close(birth->stdio->terminal);
-	birth->stdio->terminal = -1;
+	if (stdio->terminal >= 0)
+		close(stdio->terminal);
+	stdio->terminal = -1;
 	return lookup_program(birth->program, path, err);
 }
 
 static _Noreturn void child(const struct birth *birth, const struct channels *channels)
 {
 	const struct program *program = birth->program;
-	struct stdio *stdio = birth->stdio;
+	struct stdio stdio = *birth->stdio;
 	int hold = channels->hold[0], report = channels->report[1], handover = channels->handover[1];
-	int keep[] = {stdio->in, stdio->out, stdio->err, hold, report, handover, birth->first, birth->door};
+	int keep[] = {stdio.in, stdio.out, stdio.err, hold, report, handover, birth->first, birth->door};
 	char path[PATH_MAX];
 	struct err err = {0};
-	stdio->terminal = -1;
+	stdio.terminal = -1;
 	namespaces_child(keep, sizeof keep / sizeof *keep, program->has_oom_score_adj ? program->oom_score_adj : 0);
-	if (prepare(birth, handover, path, &err) == 0)
-		child_become(program, path, stdio, birth->door, hold, report);
+	if (prepare(birth, &stdio, handover, path, &err) == 0)
+		child_become(program, path, &stdio, birth->door, hold, report);
 	_exit(write(report, &err, sizeof err) < 0 ? 2 : 1);
 }
 
@@ -183,12 +182,9 @@ static int receive(int from, int *layer, int *terminal, struct err *err)
 }
 
 /* Reads what the child has to report: 0, nothing. */
-static int await(int report, struct err *err)
+static int hear(int report, struct err *err)
 {
 	struct err theirs;
-	struct pollfd wait = {.fd = report, .events = POLLIN};
-	if (poll(&wait, 1, READY_MS) <= 0)
-		return fail(err, ETIMEDOUT, "wait for the process", "it was not ready within %d s", READY_MS / 1000);
 	ssize_t size = read(report, &theirs, sizeof theirs);
 	if (size == 0)
 		return 0;
@@ -225,39 +221,49 @@ static int open_channels(struct channels *channels, bool held, struct err *err)
 	return 0;
 }
 
-static pid_t deliver(struct birth *birth, struct channels *channels, struct err *err)
+static int keep(int *fd)
 {
-	pid_t pid = namespaces_fork(birth->namespaces, birth->pids, birth->cgroup, err);
-	if (pid == 0)
-		child(birth, channels);
-	close_one(&channels->hold[0]);
-	close_one(&channels->report[1]);
-	close_one(&channels->handover[1]);
-	if (pid < 0 || (await(channels->report[0], err) == 0 &&
-			receive(channels->handover[0], &birth->layer, &birth->stdio->terminal, err) == 0))
-		return pid;
-	kill(pid, SIGKILL);
-	/* One that hangs in the kernel is the core's to reap, whenever it ends. */
-	reaped(pid, GONE_MS);
-	return -1;
+	int kept = *fd;
+	*fd = -1;
+	return kept;
 }
 
-pid_t birth(struct birth *birth, struct err *err)
+int birth_begin(struct birth *birth, struct err *err)
 {
 	struct channels channels = {{-1, -1}, {-1, -1}, {-1, -1}};
-	birth->hold = birth->layer = birth->stdio->terminal = -1;
-	pid_t pid = open_channels(&channels, birth->request, err) < 0 ? -1 : deliver(birth, &channels, err);
+	birth->hold = birth->layer = birth->handover = birth->unborn.word = -1;
+	pid_t pid = open_channels(&channels, birth->request, err) < 0
+			    ? -1
+			    : namespaces_fork(birth->namespaces, birth->pids, birth->cgroup, err);
+	if (pid == 0)
+		child(birth, &channels);
 	if (pid > 0) {
-		birth->hold = channels.hold[1];
-		channels.hold[1] = -1;
-	} else {
-		close_one(&birth->layer);
-		close_one(&birth->stdio->terminal);
+		birth->unborn.pid = pid;
+		birth->unborn.word = keep(&channels.report[0]);
+		birth->hold = keep(&channels.hold[1]);
+		birth->handover = keep(&channels.handover[0]);
 	}
 	for (int end = 0; end < 2; end++) {
 		close_one(&channels.hold[end]);
 		close_one(&channels.report[end]);
 		close_one(&channels.handover[end]);
 	}
-	return pid;
+	return pid < 0 ? -1 : 0;
+}
+
+int birth_end(struct birth *birth, int why, int *terminal, struct err *err)
+{
+	int result = why ? fail(err, why, "wait for the process", "%s",
+				why == ETIMEDOUT ? "it was not ready in time" : "the container has ended")
+			 : hear(birth->unborn.word, err);
+	if (result == 0)
+		result = receive(birth->handover, &birth->layer, terminal, err);
+	close_one(&birth->unborn.word);
+	close_one(&birth->handover);
+	if (result < 0) {
+		kill(birth->unborn.pid, SIGKILL);
+		/* One that hangs in the kernel is the core's to reap, whenever it ends. */
+		reaped(birth->unborn.pid, GONE_MS);
+	}
+	return result;
 }

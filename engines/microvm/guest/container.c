@@ -18,6 +18,10 @@
 #include "setup.h"
 #include "usage.h"
 
+/* A child that is not ready by then waits for something that will not come, as for the host's files. */
+#define READY_MS 20000
+/* Of what is left of one that could not be made. */
+#define LEFT_MS 500
 #define EMPTY_MS 10000
 #define FROZEN_MS 5000
 
@@ -30,7 +34,7 @@ static const char *const FILES[] = {
 	"io.stat",	       "io.pressure",	  "pids.current",   "pids.max",
 };
 
-struct container *container_find(const char *id)
+static struct container *named(const char *id)
 {
 	struct container *one = containers;
 	while (one && strcmp(one->id, id) != 0)
@@ -38,9 +42,19 @@ struct container *container_find(const char *id)
 	return one;
 }
 
+/* One that is still being made is nobody's yet. */
+struct container *container_find(const char *id)
+{
+	struct container *one = named(id);
+	return one && one->made ? one : NULL;
+}
+
 struct container *container_next(struct container *after)
 {
-	return after ? after->next : containers;
+	struct container *one = after ? after->next : containers;
+	while (one && !one->made)
+		one = one->next;
+	return one;
 }
 
 /* ---- create ---------------------------------------------------------------------------------------------------- */
@@ -88,7 +102,7 @@ static int check_id(const char *id, struct err *err)
 {
 	static const char good[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-";
 	if (*id && strlen(id) <= ID_MAX && !id[strspn(id, good)]) {
-		if (!container_find(id))
+		if (!named(id))
 			return 0;
 		fail(err, EEXIST, "create the container", "there is a container %s", id);
 	} else {
@@ -159,59 +173,102 @@ static int died(struct container *one, struct err *err)
 	return fail_field(err, "linux.resources[memory.max]");
 }
 
-/* Its first process, held. */
-static int begin(struct container *one, const struct fields *request, const struct program *program,
-		 struct stdio *stdio, struct err *err)
+static struct birth *conceive(const struct container *one, const struct program *program, const struct stdio *stdio,
+			      struct err *err)
 {
-	struct birth first = {
+	struct birth *birth = calloc(1, sizeof *birth);
+	if (!birth) {
+		fail_errno(err, "begin a process");
+		return NULL;
+	}
+	*birth = (struct birth){
+		.unborn = {.milliseconds = READY_MS},
 		.id = one->id,
-		.request = request,
 		.program = program,
 		.stdio = stdio,
-		.namespaces = CLONE_NEWNS | (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0),
-		.cgroup = one->cgroup,
+		.pids = -1,
+		.cgroup = -1,
 		.first = -1,
 		.door = -1,
+		.hold = -1,
+		.layer = -1,
+		.handover = -1,
 	};
-	if (choose_pids(request, &first.pids, err) < 0)
+	return birth;
+}
+
+static void forget(struct birth *birth)
+{
+	close_one(&birth->hold);
+	close_one(&birth->layer);
+	free(birth);
+}
+
+/* Its first process, on its way. */
+static int begin(struct container *one, const struct fields *request, struct birth *first, struct err *err)
+{
+	if (choose_pids(request, &first->pids, err) < 0)
 		return -1;
-	if (first.pids < 0)
-		first.namespaces |= CLONE_NEWPID;
-	one->pid = birth(&first, err);
-	if (one->pid < 0)
-		return -1;
-	one->hold = first.hold;
-	one->layer = first.layer;
-	one->pids = namespace_of(one->pid, "pid", err);
-	/* It has said nothing, which may be its end; the kernel counts those that it kills before it does. */
-	if (one->pids < 0 || container_oom_kills(one))
-		return died(one, err);
-	/* It has mounted its disks. */
-	return devices_restrict(one->cgroup, request, err) < 0 ||
-			       cgroup_apply(one->cgroup, request, CGROUP_LAST, err) < 0
-		       ? -1
-		       : 0;
+	first->made = one;
+	first->request = request;
+	first->cgroup = one->cgroup;
+	first->namespaces = CLONE_NEWNS | (first->pids < 0 ? CLONE_NEWPID : 0) |
+			    (fields_bool(request, T_IPC_OWN) ? CLONE_NEWIPC : 0);
+	return birth_begin(first, err);
 }
 
 /* All of it but its memory; its cgroup, and what is in that, is still there after an error. */
-static int destroy(struct container *one, struct err *err)
+static int destroy(struct container *one, int milliseconds, struct err *err)
 {
 	release(one);
 	if (one->cgroup < 0)
 		return 0;
 	file_put(one->cgroup, "cgroup.freeze", "0", 1);
-	if (cgroup_kill(one->cgroup, err) < 0 || cgroup_await(one->cgroup, "populated 0", EMPTY_MS, err) < 0)
+	if (cgroup_kill(one->cgroup, err) < 0 || cgroup_await(one->cgroup, "populated 0", milliseconds, err) < 0)
 		return -1;
 	close_one(&one->cgroup);
 	cgroup_remove(one->id);
 	return 0;
 }
 
-int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
-		     struct container **out, pid_t *pid, struct err *err)
+static void unlink_one(const struct container *one)
+{
+	struct container **at = &containers;
+	while (*at && *at != one)
+		at = &(*at)->next;
+	if (*at)
+		*at = one->next;
+}
+
+/* What has been begun of it. */
+static void discard(struct container *one)
+{
+	struct err ignored;
+	unlink_one(one);
+	if (destroy(one, LEFT_MS, &ignored) < 0)
+		note("container %s: what was begun of it is still there: %s", one->id, ignored.message);
+	close_one(&one->cgroup);
+	free((void *)one->request.at);
+	free(one);
+}
+
+/* What is left of the request to do is done without its payload. */
+static int keep_request(struct container *one, const struct fields *request, struct err *err)
+{
+	size_t size = (size_t)(request->end - request->at);
+	unsigned char *copy = malloc(size);
+	if (!copy)
+		return fail_errno(err, "create the container");
+	memcpy(copy, request->at, size);
+	one->request = (struct fields){copy, copy + size};
+	return 0;
+}
+
+int container_create(const struct fields *request, const struct program *program, const struct stdio *stdio,
+		     struct unborn **out, struct err *err)
 {
 	const char *id = fields_text(request, T_CONTAINER, "");
-	struct err ignored;
+	struct birth *first = NULL;
 	if (check_id(id, err) < 0)
 		return -1;
 	struct container *one = calloc(1, sizeof *one);
@@ -219,22 +276,58 @@ int container_create(const struct fields *request, const struct program *program
 		return fail_errno(err, "create the container");
 	memcpy(one->id, id, strlen(id) + 1);
 	one->cgroup = one->hold = one->pids = one->layer = -1;
-	if (await_disks(request, err) == 0 && make_directories(request, err) == 0 &&
-	    (one->cgroup = cgroup_make(id, err)) >= 0 &&
+	if (keep_request(one, request, err) == 0 && await_disks(request, err) == 0 &&
+	    make_directories(request, err) == 0 && (one->cgroup = cgroup_make(id, err)) >= 0 &&
 	    cgroup_apply(one->cgroup, request, CGROUP_FIRST, err) == 0 &&
-	    begin(one, request, program, stdio, err) == 0) {
-		measure_layer(one, &one->layer_bytes, &one->layer_inodes);
+	    (first = conceive(one, program, stdio, err)) && begin(one, request, first, err) == 0) {
 		one->next = containers;
 		containers = one;
-		*out = one;
-		*pid = one->pid;
+		*out = &first->unborn;
 		return 0;
 	}
-	if (destroy(one, &ignored) < 0)
-		note("container %s: what was begun of it is still there: %s", id, ignored.message);
-	close_one(&one->cgroup);
-	free(one);
+	if (first)
+		forget(first);
+	discard(one);
 	return -1;
+}
+
+/* Its first process is held. */
+static int made(struct container *one, struct birth *first, struct err *err)
+{
+	one->pid = first->unborn.pid;
+	one->hold = first->hold;
+	one->layer = first->layer;
+	first->hold = first->layer = -1;
+	one->pids = namespace_of(one->pid, "pid", err);
+	/* It has said nothing, which may be its end; the kernel counts those that it kills before it does. */
+	if (one->pids < 0 || container_oom_kills(one))
+		return died(one, err);
+	/* It has mounted its disks. */
+	if (devices_restrict(one->cgroup, &one->request, err) < 0 ||
+	    cgroup_apply(one->cgroup, &one->request, CGROUP_LAST, err) < 0)
+		return -1;
+	measure_layer(one, &one->layer_bytes, &one->layer_inodes);
+	free((void *)one->request.at);
+	one->request = (struct fields){NULL, NULL};
+	one->made = true;
+	return 0;
+}
+
+int container_born(struct unborn *unborn, int why, struct container **out, int *terminal, struct err *err)
+{
+	struct birth *birth = (struct birth *)unborn;
+	struct container *one = birth->made;
+	int result = birth_end(birth, why, terminal, err);
+	if (one && result == 0)
+		result = made(one, birth, err);
+	forget(birth);
+	if (!one)
+		return result;
+	if (result < 0)
+		discard(one);
+	else
+		*out = one;
+	return result;
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------ */
@@ -250,21 +343,29 @@ int container_start(struct container *one, struct err *err)
 	return 0;
 }
 
-int container_exec(struct container *one, const struct program *program, struct stdio *stdio, pid_t *pid,
-		   struct err *err)
+int container_exec(struct container *one, const struct program *program, const struct stdio *stdio,
+		   struct unborn **out, struct err *err)
 {
 	if (one->stopped || one->frozen)
 		return fail(err, one->stopped ? ESRCH : EBUSY, "execute in the container",
 			    one->stopped ? "it has ended" : "it is paused");
-	struct birth next = {.id = one->id, .program = program, .stdio = stdio, .pids = one->pids, .cgroup = -1};
-	next.first = sys_pidfd_open(one->pid);
-	if (next.first < 0)
-		return fail_errno(err, "find the container's process");
-	next.door = cgroup_door(one->pid, err);
-	*pid = next.door < 0 ? -1 : birth(&next, err);
-	close_one(&next.first);
-	close_one(&next.door);
-	return *pid < 0 ? -1 : 0;
+	struct birth *next = conceive(one, program, stdio, err);
+	if (!next)
+		return -1;
+	int result = -1;
+	next->pids = one->pids;
+	next->first = sys_pidfd_open(one->pid);
+	if (next->first < 0)
+		fail_errno(err, "find the container's process");
+	else if ((next->door = cgroup_door(one->pid, err)) >= 0)
+		result = birth_begin(next, err);
+	close_one(&next->first);
+	close_one(&next->door);
+	if (result < 0)
+		forget(next);
+	else
+		*out = &next->unborn;
+	return result;
 }
 
 int container_signal_all(struct container *one, int signo, struct err *err)
@@ -330,13 +431,9 @@ void container_exited(struct container *one)
 
 int container_delete(struct container *one, struct err *err)
 {
-	struct container **at = &containers;
-	while (*at && *at != one)
-		at = &(*at)->next;
-	if (destroy(one, err) < 0)
+	if (destroy(one, EMPTY_MS, err) < 0)
 		return -1;
-	if (*at)
-		*at = one->next;
+	unlink_one(one);
 	free(one);
 	return 0;
 }

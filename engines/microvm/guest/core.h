@@ -73,9 +73,21 @@ struct sink {
 	bool open, ending, socket;
 };
 
+/* A request whose process is on its way. */
+struct order {
+	struct watch watch;
+	struct process *process, *next;
+	struct container *container; /* that it is executed in; NULL: it makes one */
+	struct unborn *unborn;	     /* NULL: it is there */
+	int64_t due;
+	uint32_t id;
+};
+
 int source_open(struct source *source, struct process *process, unsigned which, int fd, struct err *err);
 int sink_open(struct sink *sink, int fd, struct err *err);
 void source_close(struct source *source);
+/* Its process is there: what it says is passed on from now on. */
+void source_begin(struct source *source);
 void sink_close(struct sink *sink);
 void source_credit(struct source *source, uint64_t size);
 /* Its writer has ended: what is there already is all that there will be. */
@@ -96,6 +108,7 @@ struct process {
 	pid_t pid;
 	struct container *container;
 	uint64_t oom_kills;
+	struct order order;
 	struct source out[2];
 	struct sink in;
 	bool first, ended, oom, dropped;
@@ -108,9 +121,9 @@ struct process *process_first(const struct container *container);
 struct process *process_new(uint32_t number, struct err *err);
 /* Without a word. */
 void process_drop(struct process *process);
-/* Its streams as pipes, or ready for a terminal; and once it was started, its sides of them no more. */
+/* Its streams as pipes, or ready for a terminal; and that, the core's from now on, if there is one (-1: none). */
 int process_stdio(struct process *process, const struct program *program, struct stdio *stdio, struct err *err);
-int process_started(struct process *process, struct stdio *stdio, pid_t pid, struct err *err);
+int process_terminal(struct process *process, int terminal, struct err *err);
 void stdio_close(struct stdio *stdio);
 /* It has ended (a connection: both ways); EXITED follows once its sources have. */
 void process_ended(struct process *process, unsigned code);
@@ -125,6 +138,17 @@ void processes_end(const struct container *container);
 void processes_reap(pid_t share);
 /* Frees what was dropped; when no event of theirs can be under way. */
 void processes_sweep(void);
+
+/* ---- orders.c ------------------------------------------------------------------------------------------------ */
+
+/* CREATE, or EXEC in a container. */
+void order_begin(uint32_t id, const struct fields *request, struct container *container);
+/* Its process is there, or not waited for any more: `why`, as container_born has it. Answers. */
+void order_end(struct process *process, int why);
+/* Processes on their way into a container that ends. */
+void orders_end(const struct container *container);
+/* Ends those that have taken too long; returns how many milliseconds the next one still has, -1: there is none. */
+int orders_mind(void);
 
 /* ---- dial.c, clock.c ----------------------------------------------------------------------------------------- */
 

@@ -125,10 +125,11 @@ void agent_run(int port, pid_t share)
 		request_shared();
 	for (;;) {
 		bool busy = port_in();
+		int left = orders_mind();
 		streams_pump();
 		port_out();
 		processes_sweep();
-		int count = epoll_wait(loop.epoll, events, EVENTS, busy || streams_waiting() ? 0 : -1);
+		int count = epoll_wait(loop.epoll, events, EVENTS, busy || streams_waiting() ? 0 : left);
 		for (int i = 0; i < count; i++) {
 			struct watch *watch = events[i].data.ptr;
 			watch->ready(watch, events[i].events);

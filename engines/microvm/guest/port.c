@@ -11,10 +11,10 @@
 /*
  * Streams stop where this much waits to be written, so that an answer waits behind few of their frames. Requests are
  * not handled while there is no room for the largest answer, and for all that processes may say besides: that they
- * have ended, and what they have taken in.
+ * have begun or not, that they have ended, and what they have taken in.
  */
 #define STREAMS_SIZE (2u * FO_DATA_MAX)
-#define WORDS_SIZE (PROCESSES_MAX * 256u)
+#define WORDS_SIZE (PROCESSES_MAX * 768u)
 #define ANSWER_SIZE (FO_REQUEST_MAX + FO_HEADER_SIZE)
 #define OUT_SIZE (STREAMS_SIZE + FO_DATA_MAX + ANSWER_SIZE + WORDS_SIZE)
 #define IN_SIZE (FO_REQUEST_MAX + FO_HEADER_SIZE)

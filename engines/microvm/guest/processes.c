@@ -162,12 +162,8 @@ int process_stdio(struct process *process, const struct program *program, struct
 	return -1;
 }
 
-int process_started(struct process *process, struct stdio *stdio, pid_t pid, struct err *err)
+int process_terminal(struct process *process, int terminal, struct err *err)
 {
-	int terminal = stdio->terminal;
-	stdio->terminal = -1;
-	stdio_close(stdio);
-	process->pid = pid;
 	if (terminal < 0)
 		return 0;
 	int input = fcntl(terminal, F_DUPFD_CLOEXEC, 0);
@@ -258,23 +254,39 @@ static void reaped(struct process *process, int status)
 {
 	uint64_t kills = container_oom_kills(process->container);
 	process->oom = kills > process->oom_kills;
-	if (process->first)
+	if (process->first) {
+		orders_end(process->container);
 		container_exited(process->container);
+	}
 	process_ended(process, WIFSIGNALED(status) ? 128u + (unsigned)WTERMSIG(status) : (unsigned)WEXITSTATUS(status));
+}
+
+static struct process *process_of(pid_t pid)
+{
+	struct process *one = NULL;
+	while ((one = process_next(one)) && (one->pid != pid || one->ended))
+		;
+	return one;
 }
 
 void processes_reap(pid_t share)
 {
-	pid_t pid;
+	siginfo_t next = {0};
 	int status;
-	while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-		struct process *one = NULL;
+	while (waitid(P_ALL, 0, &next, WEXITED | WNOHANG | WNOWAIT) == 0 && next.si_pid) {
+		pid_t pid = next.si_pid;
+		struct process *one = process_of(pid);
+		next.si_pid = 0;
+		/* That it was there is told first; or why it was not, and then it is nobody's, or reaped already. */
+		if (one && one->order.unborn) {
+			order_end(one, 0);
+			one = process_of(pid);
+		}
+		if (waitpid(pid, &status, WNOHANG) != pid)
+			continue;
 		if (pid == share)
 			note("the share has ended (status %d): its volumes are gone", status);
-		while ((one = process_next(one)))
-			if (one->pid == pid && !one->ended) {
-				reaped(one, status);
-				break;
-			}
+		if (one)
+			reaped(one, status);
 	}
 }

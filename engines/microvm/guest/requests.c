@@ -77,47 +77,6 @@ static int container_of(const struct fields *request, struct container **out, st
 	return fail_field(err, "container");
 }
 
-/* What CREATE and EXEC have in common: a number, streams, and a process. */
-static int run(const struct fields *request, struct container *container, struct reply *reply, struct err *err)
-{
-	struct fields group = fields_group(request, T_PROGRAM);
-	struct container *created = NULL;
-	struct program program;
-	struct stdio stdio;
-	pid_t pid = 0;
-	if (!fields_has(request, T_PROCESS)) {
-		fail(err, EBADMSG, "read the request", "process: is missing");
-		return fail_field(err, "process");
-	}
-	if (program_parse(&group, &program, err) < 0)
-		return -1;
-	struct process *process = process_new((uint32_t)fields_u64(request, T_PROCESS, 0), err);
-	int result = process ? process_stdio(process, &program, &stdio, err) : -1;
-	if (result == 0) {
-		process->oom_kills = container ? container_oom_kills(container) : 0;
-		result = container ? container_exec(container, &program, &stdio, &pid, err)
-				   : container_create(request, &program, &stdio, &created, &pid, err);
-		if (result < 0) {
-			stdio_close(&stdio);
-		} else if ((result = process_started(process, &stdio, pid, err)) < 0) {
-			struct err ignored;
-			kill(pid, SIGKILL);
-			if (created)
-				container_delete(created, &ignored);
-		}
-	}
-	program_free(&program);
-	if (result < 0) {
-		if (process)
-			process_drop(process);
-		return -1;
-	}
-	process->container = container ? container : created;
-	process->first = !container;
-	reply_u64(reply, T_PID, (uint64_t)pid);
-	return 0;
-}
-
 static int signal_of(const struct fields *request, struct err *err)
 {
 	int signo = (int)fields_u64(request, T_SIGNO, 0);
@@ -164,7 +123,10 @@ static int delete(const struct fields *request, struct err *err)
 	struct container *container;
 	/* Whoever has ended by himself has his own code. */
 	agent_reap();
-	if (container_of(request, &container, err) < 0 || container_delete(container, err) < 0)
+	if (container_of(request, &container, err) < 0)
+		return -1;
+	orders_end(container);
+	if (container_delete(container, err) < 0)
 		return -1;
 	/* By their pointer alone: it leads nowhere any more. */
 	processes_end(container);
@@ -195,7 +157,6 @@ static int on_container(unsigned kind, const struct fields *request, struct err 
 
 static int answer(unsigned kind, const struct fields *request, struct reply *reply, struct err *err)
 {
-	struct container *container;
 	switch (kind) {
 	case K_HELLO:
 		return hello(request, reply, err);
@@ -211,10 +172,6 @@ static int answer(unsigned kind, const struct fields *request, struct reply *rep
 	if (!requests.set_up)
 		return fail(err, EPERM, "begin", "the machine is no pod's yet");
 	switch (kind) {
-	case K_CREATE:
-		return run(request, NULL, reply, err);
-	case K_EXEC:
-		return container_of(request, &container, err) < 0 ? -1 : run(request, container, reply, err);
 	case K_SIGNAL:
 		return signal_of(request, err);
 	case K_STATS:
@@ -273,6 +230,14 @@ void request_handle(unsigned kind, uint32_t id, unsigned char *payload, size_t s
 	if (result == 0 && kind == K_DIAL && requests.set_up) {
 		dial(id, (uint32_t)fields_u64(&request, T_PROCESS, 0), (unsigned)fields_u64(&request, T_PORT, 0));
 		return;
+	}
+	if (result == 0 && (kind == K_CREATE || kind == K_EXEC) && requests.set_up) {
+		struct container *container = NULL;
+		result = kind == K_EXEC ? container_of(&request, &container, &err) : 0;
+		if (result == 0) {
+			order_begin(id, &request, container);
+			return;
+		}
 	}
 	if (result == 0)
 		result = answer(kind, &request, &reply, &err);

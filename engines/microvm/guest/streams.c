@@ -19,7 +19,7 @@ static struct source *queue;
 
 static void enqueue(struct source *source)
 {
-	if (source->queued || !source->open || !source->ready || !source->credit)
+	if (source->queued || !source->open || !source->ready || !source->credit || source->process->order.unborn)
 		return;
 	source->queued = true;
 	if (!queue) {
@@ -81,6 +81,11 @@ void source_close(struct source *source)
 	source->open = false;
 	watch_remove(&source->watch);
 	close(source->watch.fd);
+}
+
+void source_begin(struct source *source)
+{
+	enqueue(source);
 }
 
 static void source_end(struct source *source)

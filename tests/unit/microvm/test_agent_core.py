@@ -15,6 +15,8 @@ import pytest
 from engines.microvm.wire import frames
 from engines.microvm.wire.fields import encode
 from engines.microvm.wire.messages import (
+    Create,
+    Created,
     Delete,
     Dial,
     Done,
@@ -23,6 +25,7 @@ from engines.microvm.wire.messages import (
     Freeze,
     Hello,
     Resize,
+    Rootfs,
     Setting,
     Setup,
     Signal,
@@ -226,6 +229,40 @@ def test_a_create_that_fails_leaves_its_number_free(pod: Agent) -> None:
     assert (caught.value.what.errno, caught.value.what.field) == (errno.EEXIST, "container")
     pod.execute("c", "true", number=2)
     assert pod.wait(2)[0] == 0
+
+
+def test_a_process_that_is_not_ready_holds_up_nobody_until_it_is_given_up(pod: Agent) -> None:
+    stuck = pod.asked(Kind.EXEC, Exec(container="c", program=program("stuck", "300"), process=2))
+    pod.execute("c", "echo", "hello", number=3)
+    assert pod.wait(3) == (0, b"hello\n", b"")
+    assert stuck not in pod.answers
+    with pytest.raises(Failure) as caught:
+        pod.answer(stuck, Created)
+    assert caught.value.what.errno == errno.ETIMEDOUT
+    with pytest.raises(Failure) as caught:
+        pod.create("d", "stuck", "1", number=2)
+    assert caught.value.what.errno == errno.ETIMEDOUT
+    pod.create("d", "true", number=2)
+
+
+def test_nor_is_it_waited_for_when_its_container_or_itself_has_ended(pod: Agent) -> None:
+    stuck = [pod.asked(Kind.EXEC, Exec(container="c", program=program("stuck", "60000"), process=n)) for n in (2, 3, 4)]
+    pod.outputs[2] = Output()
+    pod.ask(Kind.SIGNAL, Signal(process=2, signo=9))
+    assert pod.answer(stuck[0], Created)
+    assert pod.wait(2)[0] == 137
+    making = Create(container="d", rootfs=Rootfs(lun=0, fstype="erofs"), program=program("stuck", "60000"), process=5)
+    unmade = pod.asked(Kind.CREATE, making)
+    with pytest.raises(Failure, match="there is no container d"):
+        pod.start("d")
+    pod.end(1)
+    assert pod.wait(1)[0] == 0
+    pod.ask(Kind.DELETE, Delete(container="c"))
+    for ident in stuck[1:]:
+        with pytest.raises(Failure) as caught:
+            pod.answer(ident, Created)
+        assert caught.value.what.errno == errno.ESRCH
+    assert unmade not in pod.answers
 
 
 def test_nothing_comes_of_a_container_after_the_answer_to_its_deletion(pod: Agent) -> None:

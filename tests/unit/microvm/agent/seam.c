@@ -1,6 +1,6 @@
 /*
  * The agent on the host, for tests: its core as it is, over a socket at descriptor 0; containers are names, and their
- * programs processes of whoever runs the tests.
+ * programs processes of whoever runs the tests; one named "stuck" is never ready, within as many milliseconds as it says.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -21,7 +21,13 @@ struct container {
 	char id[129];
 	int hold;
 	pid_t pid;
-	bool exited;
+	bool made, exited;
+};
+
+struct birth {
+	struct unborn unborn;
+	struct container *made;
+	int terminal;
 };
 
 static struct container *containers;
@@ -67,33 +73,44 @@ void pod_stats(struct reply *reply)
 struct container *container_find(const char *id)
 {
 	struct container *one = containers;
-	while (one && strcmp(one->id, id))
+	while (one && (strcmp(one->id, id) || !one->made))
 		one = one->next;
 	return one;
 }
 
 struct container *container_next(struct container *after)
 {
-	return after ? after->next : containers;
+	struct container *one = after ? after->next : containers;
+	while (one && !one->made)
+		one = one->next;
+	return one;
 }
 
-static pid_t run(const struct program *program, struct stdio *stdio, int hold, struct err *err)
+static int run(const struct program *program, const struct stdio *stdio, int hold, struct container *made,
+	       struct unborn **out, struct err *err)
 {
 	char byte;
-	int slave = -1;
+	int slave = -1, word[2];
+	bool stuck = !strcmp(program->args[0], "stuck");
+	struct birth *birth = calloc(1, sizeof *birth);
+	*birth = (struct birth){.unborn.milliseconds = stuck ? atoi(program->args[1]) : 20000, .made = made, .terminal = -1};
+	if (pipe2(word, O_CLOEXEC) < 0)
+		return fail_errno(err, "pipe");
 	if (program->tty) {
-		if (openpty(&stdio->terminal, &slave, NULL, NULL, NULL) < 0)
+		if (openpty(&birth->terminal, &slave, NULL, NULL, NULL) < 0)
 			return fail_errno(err, "openpty");
-		fcntl(stdio->terminal, F_SETFD, FD_CLOEXEC);
-		stdio->in = stdio->out = stdio->err = -1;
+		fcntl(birth->terminal, F_SETFD, FD_CLOEXEC);
 	}
-	pid_t pid = fork();
+	pid_t pid = birth->unborn.pid = fork();
+	birth->unborn.word = word[0];
 	if (pid < 0)
 		return fail_errno(err, "fork");
 	if (pid) {
+		close(word[1]);
 		if (slave >= 0)
 			close(slave);
-		return pid;
+		*out = &birth->unborn;
+		return 0;
 	}
 	child_signals();
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -108,38 +125,65 @@ static pid_t run(const struct program *program, struct stdio *stdio, int hold, s
 	dup2(slave >= 0 ? slave : stdio->out, 1);
 	dup2(slave >= 0 ? slave : stdio->err, 2);
 	for (int fd = 3; fd < 256; fd++)
-		if (fd != hold)
+		if (fd != hold && fd != word[1])
 			close(fd);
+	if (stuck)
+		pause();
+	close(word[1]);
 	if (hold >= 0 && read(hold, &byte, 1) != 1)
 		_exit(1);
 	execvpe(program->args[0], program->args, program->env);
 	_exit(127);
 }
 
-int container_create(const struct fields *request, const struct program *program, struct stdio *stdio,
-		     struct container **out, pid_t *pid, struct err *err)
+int container_create(const struct fields *request, const struct program *program, const struct stdio *stdio,
+		     struct unborn **out, struct err *err)
 {
 	const char *id = fields_text(request, T_CONTAINER, "");
 	int pair[2];
-	if (container_find(id)) {
-		fail(err, EEXIST, "create the container", "there is one");
-		return fail_field(err, "container");
-	}
+	for (struct container *one = containers; one; one = one->next)
+		if (!strcmp(one->id, id)) {
+			fail(err, EEXIST, "create the container", "there is one");
+			return fail_field(err, "container");
+		}
 	struct container *made = calloc(1, sizeof *made);
 	if (!made || pipe2(pair, O_CLOEXEC) < 0)
 		return fail_errno(err, "pipe");
 	strncpy(made->id, id, sizeof made->id - 1);
-	*pid = made->pid = run(program, stdio, pair[0], err);
+	made->hold = pair[1];
+	int result = run(program, stdio, pair[0], made, out, err);
 	close(pair[0]);
-	if (*pid < 0) {
+	if (result < 0) {
 		close(pair[1]);
 		free(made);
 		return -1;
 	}
-	made->hold = pair[1];
+	made->pid = (*out)->pid;
 	made->next = containers;
-	*out = containers = made;
+	containers = made;
 	return 0;
+}
+
+int container_born(struct unborn *unborn, int why, struct container **out, int *terminal, struct err *err)
+{
+	struct birth *birth = (struct birth *)unborn;
+	struct container *made = birth->made;
+	*terminal = birth->terminal;
+	close(unborn->word);
+	if (why) {
+		kill(unborn->pid, SIGKILL);
+		waitpid(unborn->pid, NULL, 0);
+		fail(err, why, "wait for the process", "%s", strerror(why));
+		if (made) {
+			made->exited = true;
+			container_delete(made, err);
+		}
+	} else if (made) {
+		made->made = true;
+		*out = made;
+	}
+	free(birth);
+	return why ? -1 : 0;
 }
 
 int container_start(struct container *container, struct err *err)
@@ -147,12 +191,11 @@ int container_start(struct container *container, struct err *err)
 	return write(container->hold, "", 1) == 1 ? 0 : fail_errno(err, "start");
 }
 
-int container_exec(struct container *container, const struct program *program, struct stdio *stdio, pid_t *pid,
-		   struct err *err)
+int container_exec(struct container *container, const struct program *program, const struct stdio *stdio,
+		   struct unborn **out, struct err *err)
 {
 	(void)container;
-	*pid = run(program, stdio, -1, err);
-	return *pid < 0 ? -1 : 0;
+	return run(program, stdio, -1, NULL, out, err);
 }
 
 int container_signal_all(struct container *container, int signo, struct err *err)
