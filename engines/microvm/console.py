@@ -13,8 +13,9 @@ from engines.microvm.keeper.orders import Ended
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, InternalError
 from forgeone_shim.kernel.spawn import collect
-from forgeone_shim.shim import wire
+from forgeone_shim.shim import contract, wire
 from forgeone_shim.shim.consoles import OwnStreams
+from forgeone_shim.shim.supervision import Failed
 
 _CODE_SECONDS: Final = 10.0
 
@@ -82,6 +83,8 @@ class ExecConsole(OwnStreams):
             raise InternalError(f"exec in container {self._container_id} left no exit code: {error}") from error
         message.close()
         answer = client.read_answer(message.data)
+        if isinstance(answer, Failed):
+            raise contract.create_error("", answer)
         if not isinstance(answer, Ended):
             raise InternalError(f"exec in container {self._container_id} ended with {type(answer).__name__}")
         return answer.code

@@ -21,6 +21,8 @@ _PIPES: Final = {1: bytes([ATTACH_STDOUT]), 2: bytes([ATTACH_STDERR])}
 _WAITING_MAX: Final = 1 << 20
 _STALLED_SECONDS: Final = 10.0
 _CLIENTS_MAX: Final = 64
+# Bytes that a packet takes beside its own.
+_PACKET: Final = 64
 
 
 class Input:
@@ -109,14 +111,14 @@ class _Client:
             except BlockingIOError:
                 self.since = now
         self.waiting.append(packet)
-        self.size += len(packet)
+        self.size += len(packet) + _PACKET
 
     def flush(self, now: float) -> None:
         """As :meth:`send`, for what waits."""
         with contextlib.suppress(BlockingIOError):
             while self.waiting:
                 self.connection.send(self.waiting[0], socket.MSG_NOSIGNAL)
-                self.size -= len(self.waiting.popleft())
+                self.size -= len(self.waiting.popleft()) + _PACKET
                 self.since = now
 
 

@@ -65,6 +65,16 @@ class Guest:
         if self._feed is not None:
             self._feed.close()
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing of it is to be passed on any more."""
+        return self._told
+
+    @property
+    def held(self) -> int:
+        """How many bytes of what it wrote wait for who reads them."""
+        return sum(sink.held for sink in self._sinks.values())
+
     def resize(self, width: int, height: int) -> None:
         """Of its terminal."""
         if self._how is None:

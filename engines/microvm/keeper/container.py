@@ -31,6 +31,9 @@ _NOBODY: Final = b"0 0\n"
 # How an end is told that could not be: the disk was full.
 _AGAIN_SECONDS: Final = 1.0
 _TRIES: Final = 120
+# Of output that waits. What comes then is put together, for small pieces take more than what is in them; its order is
+# that of each stream alone.
+_PIECES_MAX: Final = 4096
 
 
 class Container:
@@ -45,6 +48,7 @@ class Container:
         self._loop, self._agent, self.plan = loop, agent, plan
         self.running = self.over = False
         self._waiting: deque[tuple[int, bytes]] = deque()
+        self._later = {STDOUT: bytearray(), STDERR: bytearray()}
         self._allowances = {STDOUT: Allowance(), STDERR: Allowance()}
         self._orders = b""
         self._feed: Feed | None = None
@@ -107,10 +111,10 @@ class Container:
         if self._feed is not None:
             self._feed.close()
         self._journal.lift()
-        for stream, data in self._waiting:
+        while self._next():
+            stream, data = self._waiting.popleft()
             self._journal.write(stream, data)
             self._attached.send(stream, data)
-        self._waiting.clear()
         self._journal.end()
         self._take_no_orders()
         # Where there is no room to say why it ended, how it ended may still be told.
@@ -170,7 +174,10 @@ class Container:
     def data(self, which: int, data: memoryview) -> None:
         """Into the log, and to who is attached, as soon as they take it."""
         self._allowances[which].received(len(data))
-        self._waiting.append((which, bytes(data)))
+        if len(self._waiting) < _PIECES_MAX and not any(self._later.values()):
+            self._waiting.append((which, bytes(data)))
+        else:
+            self._later[which] += data
         self.flow()
 
     def ended(self, which: int) -> None:
@@ -187,7 +194,7 @@ class Container:
 
     def flow(self) -> None:
         """Output waits while the log's rate or somebody attached does not take it."""
-        while self._waiting and not self.over and not self._attached.full:
+        while self._next() and not self.over and not self._attached.full:
             size = self._journal.may_read()
             if not size:
                 break
@@ -198,6 +205,14 @@ class Container:
             self._journal.write(stream, data)
             self._attached.send(stream, data)
             self._agent.grant(self.number, stream, self._allowances[stream].consumed(len(data)))
+
+    def _next(self) -> bool:
+        """Whether there is a next piece."""
+        if not self._waiting:
+            self._waiting += [(stream, bytes(data)) for stream, data in self._later.items() if data]
+            for data in self._later.values():
+                data.clear()
+        return bool(self._waiting)
 
     def wait(self) -> float | None:
         """Seconds until :meth:`mind` has something to do; ``None``: nothing."""

@@ -56,6 +56,8 @@ _BALLOON_SECONDS: Final = 10.0
 _CLOCK_SECONDS: Final = 600.0
 # What is left of all processes is for containers and commands.
 _CONNECTIONS_MAX: Final = 256
+# Bytes that wait for readers of commands and connections, of all of them: who reads least is let go of then.
+_HELD_MAX: Final = 64 << 20
 # The agent is not asked for these.
 _OWN: Final = (Prepare, Balloon, Look, Stop)
 
@@ -95,6 +97,8 @@ class Pod:
         # Deleted, but somebody attached has yet to read the last of it.
         self._leaving: list[Container] = []
         self._prepared: dict[Client, Holding] = {}
+        # Executed commands and connections, with what lets go of each.
+        self._guests: dict[Guest, Callable[[], None]] = {}
         self.stopping: list[Client] = []
         self._clock_due: float | None = None
         self._handlers: dict[type, Callable[..., None]] = {
@@ -144,10 +148,17 @@ class Pod:
             self._tell_time()
         for container in self._containers():
             container.mind()
+        self._shed()
         if self._leaving:
             for container in [one for one in self._leaving if one.settled]:
                 self._leaving.remove(container)
                 container.close()
+
+    def _shed(self) -> None:
+        """Those that have ended in the guest, and have yet to be read, are among them."""
+        self._guests = {guest: drop for guest, drop in self._guests.items() if not guest.done}
+        while sum(guest.held for guest in self._guests) > _HELD_MAX:
+            self._guests.pop(max(self._guests, key=lambda guest: guest.held))()
 
     def _containers(self) -> list[Container]:
         return [*(kept.container for kept in self._kept.values()), *self._leaving]
@@ -403,6 +414,7 @@ class Pod:
         guest = Guest(self._loop, self._agent, dict(zip(order.streams, fds, strict=True)), over)
         fds.clear()
         client.when_gone = lambda _: guest.unwanted()
+        self._guests[guest] = functools.partial(_let_go, client)
         client.when_resized = lambda size: guest.resize(size.width, size.height)
 
         def answered(answer: bytes | Failed) -> None:
@@ -418,9 +430,10 @@ class Pod:
 
     def _dial(self, client: Client, order: Dial, _: list[int]) -> None:
         payload = fields.encode(messages.Dial(process=0, port=order.port))
-        if sum(isinstance(one, Connection) for one in self._agent.processes) >= _CONNECTIONS_MAX:
+        if sum(isinstance(one, Connection) for one in self._guests if not one.done) >= _CONNECTIONS_MAX:
             raise ResourceExhausted(f"there are {_CONNECTIONS_MAX} connections into the pod's machine")
         line = Connection(self._loop, self._agent)
+        self._guests[line] = line.unwanted
         payload = fields.encode(messages.Dial(process=line.number, port=order.port))
 
         def answered(answer: bytes | Failed) -> None:
@@ -441,6 +454,11 @@ class Pod:
             client.fail("ask", Error.INVALID, f"payload: {len(payload)} bytes are more than {REQUEST_MAX}")
         else:
             self._agent.request(kind, payload, functools.partial(_relay, client))
+
+
+def _let_go(client: Client) -> None:
+    client.fail("exec", Error.EXHAUSTED, "the command was killed as too much of its output waited for its reader")
+    client.hang_up(heard=False)
 
 
 def _relay(client: Client, answer: bytes | Failed) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable
 
 from engines.microvm.keeper.agent import Agent
@@ -76,7 +75,8 @@ class Sink:
     def __init__(self, loop: Loop, agent: Agent, number: int, which: int, *, fd: int, done: Callable[[], None]) -> None:
         self._loop, self._agent, self._number, self._which, self._fd, self._done = loop, agent, number, which, fd, done
         self._allowance = Allowance()
-        self._waiting: deque[memoryview] = deque()
+        # Not piece by piece: many small ones would take more than what is in them.
+        self._waiting = bytearray()
         self._ending = False
         if fd >= 0:
             os.set_blocking(fd, False)
@@ -86,6 +86,11 @@ class Sink:
     def open(self) -> bool:
         """Whether there is still somebody to pass on to."""
         return self._fd >= 0
+
+    @property
+    def held(self) -> int:
+        """How many bytes wait."""
+        return len(self._waiting)
 
     def write(self, data: memoryview) -> None:
         """:raises ProtocolError: the process was not allowed so much."""
@@ -98,7 +103,7 @@ class Sink:
             if self._fd < 0:
                 self._consumed(len(data))
                 return
-            self._waiting.append(memoryview(bytes(data[sent:])))
+            self._waiting += data[sent:]
             self._loop.change(self._fd, WRITE)
         if sent:
             self._consumed(sent)
@@ -115,8 +120,7 @@ class Sink:
         if fd >= 0:
             self._loop.leave(fd)
             os.close(fd)
-            dropped = sum(map(len, self._waiting))
-            self._waiting.clear()
+            dropped, self._waiting = len(self._waiting), bytearray()
             if dropped:
                 self._consumed(dropped)
             self._done()
@@ -124,7 +128,7 @@ class Sink:
     def _consumed(self, size: int) -> None:
         self._agent.grant(self._number, self._which, self._allowance.consumed(size))
 
-    def _put(self, data: memoryview) -> int:
+    def _put(self, data: memoryview | bytearray) -> int:
         try:
             return os.write(self._fd, data)
         except BlockingIOError:
@@ -134,16 +138,13 @@ class Sink:
             return 0
 
     def _flush(self) -> None:
-        while self._waiting:
-            sent = self._put(self._waiting[0])
-            if self._fd < 0:
-                return
-            if sent < len(self._waiting[0]):
-                self._waiting[0] = self._waiting[0][sent:]
-                self._consumed(sent)
-                return
-            self._waiting.popleft()
-            self._consumed(sent)
+        sent = self._put(self._waiting)
+        if self._fd < 0:
+            return
+        del self._waiting[:sent]
+        self._consumed(sent)
+        if self._waiting:
+            return
         self._loop.change(self._fd, 0)
         if self._ending:
             self.close()

@@ -292,6 +292,24 @@ class Proc:
         self.write(bytes(WINDOW))
         signal.pause()
 
+    def do_crumbs(self, size: str) -> None:
+        """A window of both streams by turns, in pieces of that size."""
+        piece = bytes(int(size))
+        for _ in range(WINDOW // len(piece) // 64):
+            self.agent.send(
+                b"".join(
+                    frames.frame(Kind.DATA, frames.stream(self.number, which), piece)
+                    for which in (STDOUT, STDERR)
+                    for _ in range(64)
+                )
+            )
+
+    def do_burst(self) -> None:
+        """All that it may say at once, and its end."""
+        for which in (STDOUT, STDERR):
+            self.write(bytes(WINDOW), which)
+        self.exit(0)
+
     def do_garbage(self) -> None:
         self.agent.send(os.urandom(4096))
 

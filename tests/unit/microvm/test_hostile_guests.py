@@ -14,7 +14,7 @@ from engines.base import Stdio
 from engines.microvm.keeper import orders
 from engines.microvm.wire import fields, messages
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InternalError
+from forgeone_shim.errors import DeadlineExceeded, FailedPrecondition, ForgeError, InternalError, ResourceExhausted
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.shim import exits
 from tests.unit.microvm.keepers import FakeKeepers, Pod, readable, soon
@@ -116,6 +116,36 @@ def test_output_that_nobody_reads_waits_in_the_guest(pod: Pod) -> None:
         flood.__exit__(None, None, None)
     while pod.keeper.look(soon()).processes > 1:
         pass
+
+
+def test_what_waits_takes_no_more_than_its_bytes_however_small_its_pieces_are(pod: Pod) -> None:
+    pod.run("c1", "sleep")
+    with pod.exec("c1", "crumbs", "8", stdio=Stdio(stdout=True, stderr=True)) as console:
+        readable(console.readers[0])
+        pod.run("c2", "crumbs", "8", log_rate=1024)
+        # All has come once what is asked then is answered.
+        pod.keeper.stats(soon())
+        assert pod.resident() < _MEMORY_MAX
+
+
+def test_many_that_nobody_reads_take_no_more_than_a_part_of_the_host(
+    pod: Pod,
+) -> None:
+    pod.run("c1", "sleep")
+    with contextlib.ExitStack() as stack:
+        # More than half of what they say waits, although they have ended.
+        consoles = [
+            stack.enter_context(pod.exec("c1", "burst", stdio=Stdio(stdout=True, stderr=True))) for _ in range(90)
+        ]
+        pod.keeper.look(soon())
+        assert pod.resident() < _MEMORY_MAX + (72 << 20)
+        kept = 0
+        for console in consoles:
+            with contextlib.suppress(ResourceExhausted):
+                kept += console.collect(soon(), 1 << 30).exit_code == 0
+        assert 30 < kept < 90
+        with pod.exec("c1", "echo", "there") as console:
+            assert console.collect(soon(), 100).stdout == b"there\n"
 
 
 def test_there_is_a_limit_to_what_a_pod_can_have(pod: Pod) -> None:
