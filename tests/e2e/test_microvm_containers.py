@@ -31,7 +31,7 @@ from engines.microvm.wire.messages import (
     StatsRequest,
     Update,
 )
-from engines.microvm.wire.protocol import STDOUT, Kind, MountKind, PidMode
+from engines.microvm.wire.protocol import STDERR, STDOUT, Kind, MountKind, PidMode
 from tests.e2e import guest_lab, microvm_pods
 from tests.e2e.guest_lab import ALL_CAPS, DEFAULT_CAPS, PLAIN, RDONLY, Asked, Guest, file, program, sh
 from tests.unit.microvm.agents import Failure, Output
@@ -508,7 +508,12 @@ def test_groups_of_a_containers_own_are_no_hindrance(guest: Guest) -> None:
 
 
 def test_a_container_that_stops_what_is_executed_in_it_stops_nobody_else(guest: Guest) -> None:
-    number = guest.begin("evil", sh("echo on; while :; do kill -STOP -1; done"))
+    # What it stops is still the agent, as one with every capability sees; but not the agent's to write to.
+    script = (
+        "echo on; while :; do kill -STOP -1; for p in /proc/[0-9]*/exe; do"
+        " test $(readlink $p) = /bin/busybox || { readlink $p; echo >$p && echo written; }; done; done"
+    )
+    number = guest.begin("evil", program("sh", "-c", script, mask=ALL_CAPS))
     guest.said(number, b"on\n")
     guest.begin("good", program("sleep", "60"))
     asked = Exec(container="evil", program=program("true"), process=number + 1000)
@@ -517,6 +522,9 @@ def test_a_container_that_stops_what_is_executed_in_it_stops_nobody_else(guest: 
     begin = time.monotonic()
     assert guest.run_in("good", sh("echo well"))[:2] == (0, "well\n")
     assert time.monotonic() - begin < 5
+    guest.said(number, b"on\n/init\n/init\n")
+    assert b"written" not in guest.outputs[number].streams[STDOUT]
+    assert b"Read-only file system" in guest.outputs[number].streams[STDERR]
     guest.end_of("evil")
     with contextlib.suppress(Failure):
         guest.answer(stopped, Created)

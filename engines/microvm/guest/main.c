@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -110,6 +111,18 @@ static void load_modules(int initrd)
 		fclose(list);
 }
 
+/*
+ * Until it executes its program a process of a container's is the agent, as is whoever executes /proc/self/exe then: by
+ * that, and the initrd's other mount, nobody writes to the file.
+ */
+static void seal(int initrd)
+{
+	const unsigned long flags = MS_REMOUNT | MS_BIND | MS_RDONLY;
+	if (mount(NULL, INITRD, NULL, flags, NULL) < 0 || fchdir(initrd) < 0 || mount(NULL, ".", NULL, flags, NULL) < 0 ||
+	    chdir("/") < 0)
+		stop("seal the initrd");
+}
+
 /* The path of the port of that name; it may not be there yet. */
 static bool find_port(const char *name, char *path, size_t size)
 {
@@ -172,6 +185,8 @@ static void settle(void)
 	if (fd < 0)
 		stop("/dev/null");
 	close(fd);
+	/* Nor are its children to be looked into from the moment at which they are in a container's PID namespace. */
+	prctl(PR_SET_DUMPABLE, 0);
 	reboot(RB_DISABLE_CAD);
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &files);
@@ -227,6 +242,7 @@ int main(int count, char **words)
 	settle();
 	int events = listen_for_devices();
 	load_modules(initrd);
+	seal(initrd);
 	close(initrd);
 	pid_t server = vsock_there() ? open_connections(&port) : open_ports(events, &port);
 	close(events);

@@ -55,7 +55,11 @@ static int clock_of(const struct fields *request, struct err *err)
 {
 	struct field entropy = {.size = 0};
 	fields_find(request, T_ENTROPY, &entropy);
-	return clock_put(fields_u64(request, T_TIME, 0), &entropy, err);
+	int result = clock_put(fields_u64(request, T_TIME, 0), &entropy, err);
+	/* Processes of containers begin with the memory of this one. */
+	if (entropy.size)
+		explicit_bzero((void *)(uintptr_t)entropy.data, entropy.size);
+	return result;
 }
 
 static int setup(const struct fields *request, struct err *err)

@@ -12,6 +12,8 @@
 /* With its header two writes of the port's, and not a third one for a few bytes. */
 #define FRAME_DATA (FO_DATA_MAX - FO_HEADER_SIZE)
 #define GRANT (FO_WINDOW / 4)
+/* More than a terminal holds of what was written to it. */
+#define TERMINAL_HELD (64u * 1024u)
 /* A ring that has held this much gives its memory back once it is empty. */
 #define RING_KEPT (64u * 1024u)
 
@@ -108,7 +110,7 @@ void source_last(struct source *source)
 	/* Whoever else holds the other end keeps the stream open neither by waiting nor by saying more and more. */
 	int left = 0;
 	source->ready = source->hung_up = source->last = true;
-	source->left = source->pipe && ioctl(source->watch.fd, FIONREAD, &left) == 0 ? (size_t)left : SIZE_MAX;
+	source->left = source->pipe && ioctl(source->watch.fd, FIONREAD, &left) == 0 ? (size_t)left : TERMINAL_HELD;
 	enqueue(source);
 }
 

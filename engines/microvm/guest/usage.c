@@ -11,11 +11,11 @@
 
 #include "cgroups.h"
 
-/* Of descriptors that are looked at: whoever opens more is told of these alone, and holds up nobody. */
+/* Of descriptors and processes that are looked at: whoever has more is told of these alone, and holds up nobody. */
 #define SEEN_MAX 16384
 
 struct descriptors {
-	uint64_t all, sockets;
+	uint64_t processes, all, sockets;
 };
 
 static void look(pid_t pid, void *data)
@@ -24,6 +24,8 @@ static void look(pid_t pid, void *data)
 	struct descriptors *found = data;
 	struct dirent *entry;
 	char path[32], target[sizeof socket];
+	if (found->all + found->processes++ >= SEEN_MAX)
+		return;
 	snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
 	DIR *directory = opendir(path);
 	if (!directory)
