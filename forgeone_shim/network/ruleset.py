@@ -14,7 +14,8 @@ is closed and not open::
 
 Where the pod is a machine behind the namespace, all three chains are of what is passed on (forward, one after the
 other): nothing of it is from or to the namespace itself, and neighbours' words, which are for one link alone, do not
-pass.
+pass. What the machine sends under another's address, or to many, is dropped before (prerouting, the first of all):
+routing would answer the other with an error, and what had been sent in it.
 
 A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
 answer. Where one direction is open, a connection that nobody saw begin is reset there: whoever's packet came first
@@ -41,7 +42,7 @@ from forgeone_shim.network.nftables import SUBSYSTEM, genmsg
 from forgeone_shim.network.policy import VERSIONS, Address, AddressSet, Pass, Ruleset
 
 TABLE: Final = "forgeone_contract"
-INGRESS, EGRESS, _FORWARD = "ingress", "egress", "forward"
+INGRESS, EGRESS, _FORWARD, _MACHINE = "ingress", "egress", "forward", "machine"
 
 _NLM_F_APPEND: Final = 0x800
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
@@ -64,6 +65,8 @@ _KEY: Final = {4: (7, 4), 6: (8, 16)}
 _PREROUTING, _INPUT, _FORWARDING, _OUTPUT = 0, 1, 2, 3
 # Behind connection tracking (-200), before destinations are translated (-100); behind both.
 _MANGLE, _FILTER = -150, 0
+# Before fragments are put together (-400): what is dropped takes no room.
+_FIRST: Final = -450
 _GENMSG_BYTES: Final = 4
 # A message's size field has 16 bits.
 _ELEMENTS_AT_ONCE: Final = 512
@@ -137,8 +140,10 @@ def install(rules: Ruleset, drops: Drops) -> list[Request]:
 
 def _passed_on(rules: Ruleset, addresses: Sequence[Address]) -> list[Request]:
     """The chains where the pod is a machine behind the namespace."""
-    requests = [_chain(EGRESS, _FORWARDING, _FILTER - 1)]
-    requests += (_rule(EGRESS, rule) for rule in _from_machine(rules.egress, addresses))
+    requests = [_chain(_MACHINE, _PREROUTING, _FIRST)]
+    requests += (_rule(_MACHINE, rule) for rule in _under_its_name(addresses))
+    requests.append(_chain(EGRESS, _FORWARDING, _FILTER - 1))
+    requests += (_rule(EGRESS, rule) for rule in _from_machine(rules.egress))
     requests.append(_chain(INGRESS, _FORWARDING, _FILTER))
     requests += (_rule(INGRESS, rule) for rule in _to_machine(rules.ingress))
     requests.append(_chain(_FORWARD, _FORWARDING, _FILTER + 1))
@@ -221,12 +226,19 @@ def _to_machine(passes: Sequence[Pass] | None) -> Iterator[bytes]:
     yield x.counted(INGRESS) + x.verdict(x.DROP)
 
 
-def _from_machine(passes: Sequence[Pass] | None, addresses: Sequence[Address]) -> Iterator[bytes]:
+def _under_its_name(addresses: Sequence[Address]) -> Iterator[bytes]:
+    """Its kernel is the pod's own, and may send whatever it likes."""
     yield x.came_by(taps.NAME, other=True) + x.verdict(x.ACCEPT)
-    # Its kernel is the pod's own, and may send whatever it likes.
+    # Of what is for everybody on a link nothing is passed on.
+    yield x.is_for_many() + x.verdict(x.DROP)
     for version in VERSIONS:
         own = [packed for of, packed in addresses if of == version]
         yield x.is_not_from(version, own) + x.counted(EGRESS) + x.verdict(x.DROP)
+    yield x.verdict(x.ACCEPT)
+
+
+def _from_machine(passes: Sequence[Pass] | None) -> Iterator[bytes]:
+    yield x.came_by(taps.NAME, other=True) + x.verdict(x.ACCEPT)
     if passes is None:
         yield from _anybodys(EGRESS)
         return

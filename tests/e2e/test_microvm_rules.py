@@ -22,6 +22,7 @@ from tests.e2e.test_network_policy import Node, are_silent, is_refused, on_a_nod
 pytestmark = pytest.mark.root
 
 NOTHING = NetworkRule(egress=(), ingress=(), node=False)
+_ICMPV6 = 58
 DB = Peer(pod="shop/db", protocol="tcp", ports=(PortRange(80, 89),))
 
 
@@ -94,9 +95,27 @@ def test_a_machine_is_nobody_else_whatever_its_kernel_sends(node: Node) -> None:
                 forged.settimeout(0.3)
                 with pytest.raises(TimeoutError):
                     forged.recv(16)
-        # Of IPv4 the host's kernel has dropped it before any rule.
-        assert node.refused("app")[0] - before >= 1
+        assert node.refused("app")[0] - before >= 2
         assert app.ipv4
+
+
+@on_a_node
+def test_what_a_machine_sends_under_anothers_address_is_not_told_to_that_other(node: Node) -> None:
+    """A packet that cannot go on is sent back, by the host's kernel and past the rules for what is passed on."""
+    db, other = node.pod("db"), node.pod("other")
+    with machine(node, "app", NetworkRule(egress=(Peer(pod="shop/db"),))) as (app, guest):
+        address = ("address", "add", f"{other.ipv6}/128", "dev", "eth0", "nodad", "preferred_lft", "0")
+        namespaces.run_in(guest.netns, lambda: ip(*address))
+        errors = namespaces.run_in(other.netns, lambda: socket.socket(socket.AF_INET6, socket.SOCK_RAW, _ICMPV6))
+        with errors, namespaces.run_in(guest.netns, lambda: _bound(other.ipv6, 4000)) as forged:
+            forged.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+            forged.sendto(b"a secret", (db.ipv6, 53))
+            errors.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                while b"a secret" not in errors.recv(2048):
+                    pass
+        assert answers(guest.netns, db.ipv6, 80)
+        assert app.ipv6
 
 
 def _bound(address: str, port: int) -> socket.socket:

@@ -163,6 +163,8 @@ def _switches(versions: set[int], outer: str) -> Iterator[tuple[str, str]]:
         # Neighbours are answered for at once. What comes from the machine under another's address is dropped.
         yield f"/proc/sys/net/ipv4/neigh/{outer}/proxy_delay", "0"
         yield f"/proc/sys/net/ipv4/conf/{taps.NAME}/rp_filter", "1"
+        # Whatever a pod has asked for: rules see the first stop of such a route alone.
+        yield f"/proc/sys/net/ipv4/conf/{taps.NAME}/accept_source_route", "0"
     if 6 in versions:
         yield "/proc/sys/net/ipv6/conf/all/forwarding", "1"
         # Neighbours' questions and answers that are for a pod's address alone are not passed on.
