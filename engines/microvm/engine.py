@@ -190,6 +190,7 @@ class MicrovmEngine:
         with contextlib.ExitStack() as held, contextlib.ExitStack() as undo:
             undo.callback(self._undo_create, _handle(plan))
             notes.write(plan.bundle, note)
+            self._sandboxes.give_cpus(plan.sandbox_id, plan.container_id, plan.spec.resources)
             making = held.enter_context(self._sandboxes.keeper(plan.sandbox_id).creation(plan.container_id, deadline))
             shares = volumes.opened(places, held)
             ready = making.prepare(
@@ -247,10 +248,13 @@ class MicrovmEngine:
 
     def delete(self, handle: Handle) -> None:
         """Kill what is left and forget the container. A missing container is no error."""
-        with contextlib.suppress(NotFound):
-            self._keeper(handle).delete(handle.container_id, Deadline.after(_DELETE_SECONDS))
-        # Its bundle may be gone, as after a reboot, and this not.
-        writable.remove(self._layers / handle.container_id)
+        with contextlib.ExitStack() as last:
+            # Its bundle may be gone, as after a reboot, and this not.
+            last.callback(writable.remove, self._layers / handle.container_id)
+            with contextlib.suppress(NotFound):
+                sandbox_id = notes.read(handle.bundle, handle.container_id).sandbox_id
+                self._sandboxes.keeper(sandbox_id).delete(handle.container_id, Deadline.after(_DELETE_SECONDS))
+                self._sandboxes.put_back_cpus(sandbox_id, handle.container_id)
 
     def update(self, handle: Handle, resources: Resources) -> None:
         """Give the container these limits, all or none of them; what is not set stays as it is."""
@@ -262,8 +266,13 @@ class MicrovmEngine:
                 fix="make the pod anew",
             )
         asked = messages.Update(container=handle.container_id, cgroup=plans.cgroup(resources))
-        deadline = Deadline.after(_ORDER_SECONDS)
-        self._keeper(handle).update(handle.container_id, fields.encode(asked), deadline)
+        with contextlib.ExitStack() as undo:
+            before = self._sandboxes.give_cpus(note.sandbox_id, handle.container_id, resources)
+            undo.callback(self._sandboxes.put_back_cpus, note.sandbox_id, handle.container_id, before)
+            if asked.cgroup:
+                deadline = Deadline.after(_ORDER_SECONDS)
+                self._sandboxes.keeper(note.sandbox_id).update(handle.container_id, fields.encode(asked), deadline)
+            undo.pop_all()
 
     def pause(self, handle: Handle, deadline: Deadline) -> None:
         """Freeze every process of the container; returns when none runs any more."""

@@ -75,8 +75,5 @@ def _profile(name: str, asked: Profile | None) -> None:
 
 def limits(asked: Resources) -> None:
     """:raises FailedPrecondition: limits of what is the host's."""
-    for name, value in (("cpuset_cpus", asked.cpuset_cpus), ("cpuset_mems", asked.cpuset_mems)):
-        if value:
-            raise FailedPrecondition(f"{_RESOURCES}.{name}: the host's processors and nodes are not the machine's")
     if any(limit > 0 for _, limit in asked.hugepages):
         raise FailedPrecondition(f"{_RESOURCES}.hugepage_limits: a machine has no huge pages")

@@ -15,6 +15,7 @@ import msgspec
 from engines.base import Resources, SandboxPlan
 from engines.microvm import network, refusals, sizing
 from engines.microvm.client import Keeper, Keepers
+from engines.microvm.cpusets import Cpuset, Cpusets
 from engines.microvm.keeper.orders import Launch
 from engines.microvm.machines import Machines
 from engines.microvm.settings import Settings
@@ -60,6 +61,7 @@ class Sandboxes:
         self._host, self._keepers, self._machines = host, keepers, machines
         self._pods = directory / "pods"
         self._users = Users(directory / "users", self._pods)
+        self._cpusets = Cpusets(host)
 
     def place(self, sandbox_id: str) -> Path:
         """The directory that a pod's keeper has."""
@@ -193,6 +195,19 @@ class Sandboxes:
             raise syscall_error("read", path, error) from error
         except (msgspec.DecodeError, UnicodeError) as error:
             raise InternalError(f"{path} is not as known: {error}") from error
+
+    def give_cpus(self, sandbox_id: str, container_id: str, asked: Resources) -> Cpuset:
+        """Let the machine run on the host's processors that one of its containers asks for; returns what it had.
+
+        :raises FailedPrecondition: they are not the pod's.
+        """
+        return self._cpusets.give(self.place(sandbox_id), self.read(sandbox_id).cgroup, container_id, asked)
+
+    def put_back_cpus(self, sandbox_id: str, container_id: str, before: Cpuset | None = None) -> None:
+        """Undo :meth:`give_cpus`, for good without a ``before``; a pod that is gone is no error."""
+        with contextlib.suppress(NotFound):
+            cgroup = self.read(sandbox_id).cgroup
+            self._cpusets.put_back(self.place(sandbox_id), cgroup, container_id, before or Cpuset())
 
     def remove(self, sandbox_id: str, parent: str) -> None:
         """End the machine and let go of all that :meth:`prepare` made; nothing to undo is no error."""

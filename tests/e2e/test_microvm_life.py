@@ -169,6 +169,31 @@ def test_a_container_that_takes_too_much_memory_is_killed_and_its_machine_goes_o
     assert pod.ready()
 
 
+def test_a_machine_runs_on_the_processors_that_a_kubelet_gives_to_its_containers(pod: VmPod, busybox: str) -> None:
+    processes = [*keepers(pod.daemon), *monitors(pod.daemon)]
+
+    def allowed() -> set[str]:
+        lines = [line for pid in processes for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        return {line.split()[1] for line in lines if line.startswith("Cpus_allowed_list:")}
+
+    first = min(os.sched_getaffinity(0))
+    config = pod.container(busybox, name="pinned")
+    config.linux.resources.cpuset_cpus = str(first)
+    id_ = pod.start(config)
+    assert allowed() == {str(first)}
+    every = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    request = pb.UpdateContainerResourcesRequest(container_id=id_)
+    request.linux.cpuset_cpus = every
+    pod.daemon.runtime.UpdateContainerResources(request, timeout=patient(30))
+    assert pod.exec(id_, "true").exit_code == 0
+    if every != str(first):
+        assert allowed() != {str(first)}
+    request.linux.cpuset_cpus = "9999"
+    with pytest.raises(grpc.RpcError, match="not within its pod's"):
+        pod.daemon.runtime.UpdateContainerResources(request, timeout=patient(30))
+    pod.stop_container(id_)
+
+
 def test_a_daemon_that_was_killed_finds_its_machines_again(pod: VmPod, busybox: str) -> None:
     id_ = pod.start(
         pod.container(busybox, "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done", name="on")

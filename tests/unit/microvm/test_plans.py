@@ -245,7 +245,6 @@ def test_what_a_machine_cannot_reach_is_refused(mount: Mount, source: Source, re
         (plan(spec(devices=(Device("/dev/kvm", "/dev/kvm"),))), "/dev/kvm is the host's"),
         (plan(edits=Edits(nodes=(NodeEdit(path="/dev/x", host_path="/dev/x"),))), "CDI_devices"),
         (plan(secured(apparmor=Profile(ProfileType.LOCALHOST, "x"))), "apparmor"),
-        (plan(spec(resources=Resources(cpuset_cpus="0"))), "cpuset_cpus"),
         (plan(spec(resources=Resources(hugepages=(("2MB", 1),)))), "hugepage_limits"),
         (plan(rdt_class="gold"), "RDT class"),
         (plan(watched=True), "not counted"),
