@@ -22,6 +22,7 @@ from engines.microvm.shares import calls, fuse, launch
 from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Done, Failed, Volume
 from forgeone_shim.kernel.capabilities import from_mask
+from forgeone_shim.kernel.mounts import clone, set_apart
 from forgeone_shim.shim import wire
 from tests.e2e.share_lab import UID, Share, being, compiled, mounted
 
@@ -485,6 +486,51 @@ def test_a_volume_that_is_read_only_is_so_on_the_host(share: Share, numbers: Num
     assert file.read_text() == "as it was"
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", "directory", "other"}
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_what_one_container_changes_the_other_sees_at_once(share: Share, numbers: Numbers, tmp_path: Path) -> None:
+    """As where one writes a configuration and tells the other to read it, each with a mount of its own."""
+    numbers_of = numbers.next(), numbers.next()
+    (tmp_path / "sub").mkdir()
+    one, other = (share.add(number, tmp_path) for number in numbers_of)
+    for writer, reader in ((one, other), (one / "sub", other / "sub")):
+        (writer / "file").write_text("old")
+        assert (reader / "file").read_text() == "old"
+        (writer / "new").write_text("new")
+        (writer / "new").rename(writer / "file")
+        assert (reader / "file").read_text() == "new"
+        with (
+            (writer / "file").open("r+b") as file,
+            (reader / "file").open("rb") as same,
+            mmap.mmap(file.fileno(), 3) as here,
+            mmap.mmap(same.fileno(), 3, prot=mmap.PROT_READ) as there,
+        ):
+            here[:] = b"two"
+            assert there[:] == b"two"
+        (writer / "file").unlink()
+        assert not (reader / "file").exists()
+    share.remove(*numbers_of)
+
+
+def test_a_read_only_mount_of_the_host_keeps_nobody_else_from_writing(
+    share: Share, numbers: Numbers, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("old")
+    number, other = numbers.next(), numbers.next()
+    mount = clone(tmp_path)
+    try:
+        set_apart(mount, readonly=True)
+        share.server.add([Volume(number)], [mount])
+    finally:
+        os.close(mount)
+    readonly, writable = share.root / str(number) / "file", share.add(other, tmp_path) / "file"
+    assert readonly.read_text() == "old"
+    _fails(errno.EROFS, lambda: readonly.write_text("x"))
+    writable.write_text("new")
+    _wait(lambda: readonly.read_text() == "new")
+    share.remove(other)
+    _fails(errno.EROFS, lambda: readonly.write_text("x"))
+    share.remove(number)
 
 
 def test_a_file_is_a_volume_too_and_volumes_come_and_go(share: Share, numbers: Numbers, tmp_path: Path) -> None:

@@ -68,4 +68,4 @@ def _known(share: Share, parent: Node, name: bytes) -> bytes:
         node, found = share.nodes.look(parent, name)
     except OSError:
         return fuse.NO_ENTRY
-    return share.told(node, found)
+    return share.told(parent, node, found)

@@ -86,7 +86,7 @@ def create(share: Share, request: Request) -> bytes:
             raise
     told = _told(node, fd, flags)
     handle = share.handles.add(fd, node)
-    return share.told(node, found) + fuse.OPEN_OUT.pack(handle, told, 0)
+    return share.told(parent, node, found) + fuse.OPEN_OUT.pack(handle, told, 0)
 
 
 def _existing(share: Share, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
@@ -162,6 +162,7 @@ def fallocate(share: Share, request: Request) -> bytes:
     if mode & ~_FALLOCATE_MODES:
         raise OSError(errno.EOPNOTSUPP, "another kind of allocation")
     handle = share.handles.get(fh, request.nodeid)
+    share.nodes.changeable(handle.node)
     calls.fallocate(handle.fd, mode, offset, length)
     return b""
 
@@ -172,5 +173,6 @@ def copy_file_range(share: Share, request: Request) -> bytes:
     if flags:
         raise OSError(errno.EINVAL, "no flags are known")
     source, target = share.handles.get(fh, request.nodeid), share.handles.get(to, nodeid)
+    share.nodes.changeable(target.node)
     copied = os.copy_file_range(source.fd, target.fd, min(length, _COPY_MAX), offset, to_offset)
     return fuse.SIZE_OUT.pack(copied, 0)

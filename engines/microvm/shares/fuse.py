@@ -228,9 +228,9 @@ def _device(number: int) -> int:
     return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
-def entry(nodeid: int, found: os.stat_result, ino: int) -> bytes:
-    """``struct fuse_entry_out``: a name, and what it is of."""
-    return _ENTRY.pack(nodeid, 0, 0, 0, VALID_NS, VALID_NS) + attributes(found, ino)
+def entry(nodeid: int, found: os.stat_result, ino: int, *, valid_ns: int = VALID_NS) -> bytes:
+    """``struct fuse_entry_out``: a name, for how long it is valid, and what it is of."""
+    return _ENTRY.pack(nodeid, 0, 0, 0, valid_ns, VALID_NS) + attributes(found, ino)
 
 
 # To READDIRPLUS: nothing is told of a name but that it is there.

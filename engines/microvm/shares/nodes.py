@@ -4,7 +4,11 @@ A node's file is only ever reached by that descriptor, and another one only by a
 whatever becomes of paths on the host, the guest sees what is below its volumes and nothing else. A file has one node
 however many names and volumes lead to it, so that in the guest, too, it is one file with one cache and one set of
 locks. Which volumes have led to it is kept: those say whether it may be changed, and once all of them are gone it is.
-A directory has a node in each volume, as a kernel has a directory at one place only.
+A directory has a node in each volume, as a kernel has a directory at one place only. So has a file of a volume that the
+host has mounted read-only, as by its descriptor nothing can be written that another volume may write to.
+
+What one container changes in a directory the guest's kernel knows of that place alone. Where the same directory is at
+another place, too, it is told to believe nothing of names there.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ _INO_BITS: Final = 52
 _DEVICES_MAX: Final = 1 << (64 - _INO_BITS)
 # The root's own, which never is one of a volume's that may be written to.
 _ROOT_BIT: Final = 1
-# Device, inode, kind, and a directory's volume.
+# Device, inode, kind, and the volume of what has a node in each.
 Key = tuple[int, int, int, int]
 
 
@@ -71,8 +75,13 @@ class Nodes:
         self._devices: dict[tuple[int, bool, bool], FileSystem] = {}
         self._volumes: dict[int, tuple[Node, int]] = {}
         self._live, self._writable = _ROOT_BIT, 0
+        # Volumes whose files are nobody else's, and where each begins.
+        self._apart = 0
+        self._roots: dict[int, Node] = {}
+        # By device and inode of a directory: the volumes that it is in.
+        self._places: dict[tuple[int, int], int] = {}
         self._last = ROOT_ID
-        key = _key(os.fstat(root), _ROOT_BIT)
+        key = self._key(os.fstat(root), _ROOT_BIT)
         self._by_id[ROOT_ID] = Node(ROOT_ID, root, key, FileSystem(0, kernels=False, late=False))
         self._by_id[ROOT_ID].volumes = _ROOT_BIT
         self._by_id[ROOT_ID].pins = 1
@@ -90,13 +99,17 @@ class Nodes:
             found = os.fstat(fd)
             if stat.S_ISLNK(found.st_mode):
                 raise OSError(errno.ELOOP, f"volume {number} is a symlink")
+            apart = not readonly and os.fstatvfs(fd).f_flag & os.ST_RDONLY
         except OSError:
             os.close(fd)
             raise
         bit = self._free_bit()
+        if apart:
+            self._apart |= bit
         node = self._adopt(fd, found, bit)
         node.pins += 1
         self._volumes[number] = node, bit
+        self._roots[bit] = node
         self._live |= bit
         if not readonly:
             self._writable |= bit
@@ -113,6 +126,8 @@ class Nodes:
         root, bit = found
         self._live &= ~bit
         self._writable &= ~bit
+        self._apart &= ~bit
+        del self._roots[bit]
         root.pins -= 1
         gone = []
         for node in self._by_id.values():
@@ -180,7 +195,7 @@ class Nodes:
                 raise OSError(errno.ESTALE, "a directory that is gone") from None
             raise
         # While it is a node its inode's number cannot be another's.
-        node = self._by_key.get(_key(found, parent.volumes))
+        node = self._by_key.get(self._key(found, parent.volumes))
         if node is not None:
             node.volumes |= parent.volumes
         else:
@@ -204,7 +219,7 @@ class Nodes:
 
     def _adopt(self, fd: int, found: os.stat_result, bit: int) -> Node:
         """The node of a file that the volume leads to."""
-        key = _key(found, bit)
+        key = self._key(found, bit)
         node = self._by_key.get(key)
         if node is not None:
             os.close(fd)
@@ -220,6 +235,8 @@ class Nodes:
         node = Node(self._last, fd, key, files)
         node.volumes = bit
         self._by_id[node.id] = self._by_key[key] = node
+        if node.kind == stat.S_IFDIR:
+            self._places[key[:2]] = self._places.get(key[:2], 0) | bit
         return node
 
     def _file_system(self, fd: int, device: int) -> FileSystem:
@@ -254,10 +271,27 @@ class Nodes:
         if node.fd >= 0:
             os.close(node.fd)
             node.fd = -1
-        if self._by_key.get(node.key) is node:
-            del self._by_key[node.key]
+        self.outdate(node)
 
+    def outdate(self, node: Node) -> None:
+        """What is found with its numbers from now on is another file: servers of files use them again."""
+        if self._by_key.get(node.key) is not node:
+            return
+        del self._by_key[node.key]
+        place, bit = node.key[:2], node.key[3]
+        if node.kind == stat.S_IFDIR:
+            self._places[place] &= ~bit
+            if not self._places[place]:
+                del self._places[place]
 
-def _key(found: os.stat_result, bit: int) -> Key:
-    kind = stat.S_IFMT(found.st_mode)
-    return found.st_dev, found.st_ino, kind, bit if kind == stat.S_IFDIR else 0
+    def at_other_places(self, directory: Node) -> bool:
+        """Whether another volume has the directory, or all that its volume has, and one of them may be written to."""
+        return self._several(directory) or self._several(self._roots.get(directory.volumes, directory))
+
+    def _several(self, directory: Node) -> bool:
+        places = self._places.get(directory.key[:2], 0)
+        return bool(places & (places - 1) and places & self._writable)
+
+    def _key(self, found: os.stat_result, bit: int) -> Key:
+        kind = stat.S_IFMT(found.st_mode)
+        return found.st_dev, found.st_ino, kind, bit if kind == stat.S_IFDIR or bit & self._apart else 0

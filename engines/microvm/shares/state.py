@@ -110,10 +110,11 @@ class Share:
         """How to open what may not be changed: that it was read is not seen either."""
         return 0 if self.nodes.may_change(node) else os.O_NOATIME
 
-    def told(self, node: Node, found: os.stat_result) -> bytes:
+    def told(self, parent: Node, node: Node, found: os.stat_result) -> bytes:
         """The entry that tells the guest of a node, which it counts from now on."""
         node.lookups += 1
-        return fuse.entry(node.id, found, node.ino(found))
+        valid = 0 if self.nodes.at_other_places(parent) else fuse.VALID_NS
+        return fuse.entry(node.id, found, node.ino(found), valid_ns=valid)
 
     def remove_volume(self, number: int) -> None:
         """Let go of a volume, and of what is open of it."""

@@ -25,9 +25,9 @@ def lookup(share: Share, request: Request) -> bytes:
     name = request.name()
     if request.nodeid == ROOT_ID:
         node = _volume(share, name)
-        return share.told(node, os.fstat(node.fd))
-    node, found = share.nodes.look(share.nodes.directory(request.nodeid), name)
-    return share.told(node, found)
+        return share.told(share.nodes.get(ROOT_ID), node, os.fstat(node.fd))
+    parent = share.nodes.directory(request.nodeid)
+    return share.told(parent, *share.nodes.look(parent, name))
 
 
 def _volume(share: Share, name: bytes) -> Node:
@@ -148,8 +148,7 @@ def _parent(share: Share, request: Request) -> Node:
 
 
 def _made(share: Share, parent: Node, name: bytes) -> bytes:
-    node, found = share.nodes.take(parent, os.open(name, _LINK, dir_fd=parent.fd))
-    return share.told(node, found)
+    return share.told(parent, *share.nodes.take(parent, os.open(name, _LINK, dir_fd=parent.fd)))
 
 
 def link(share: Share, request: Request) -> bytes:
@@ -159,8 +158,10 @@ def link(share: Share, request: Request) -> bytes:
     node = share.nodes.changeable(share.nodes.get(nodeid))
     if node.kind == stat.S_IFDIR:
         raise OSError(errno.EPERM, "a directory")
+    if not node.volumes & parent.volumes:
+        raise OSError(errno.EXDEV, "another volume")
     os.link(share.path(node.fd), name, dst_dir_fd=parent.fd, follow_symlinks=True)
-    return share.told(node, os.fstat(node.fd))
+    return share.told(parent, node, os.fstat(node.fd))
 
 
 def unlink(share: Share, request: Request) -> bytes:

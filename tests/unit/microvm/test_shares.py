@@ -239,6 +239,36 @@ def test_no_flag_of_a_request_changes_what_is_read_only(guest: Guest, tmp_path: 
     guest.share.remove_volume(2)
 
 
+def test_what_is_open_is_not_written_to_without_the_volume_that_let_it(guest: Guest) -> None:
+    (guest.volume / "file").write_text("x" * 100)
+    guest.nodes.add_volume(2, os.open(guest.volume, os.O_PATH), readonly=True)
+    file = guest.look(guest.look(ROOT_ID, b"2"), b"file")
+    assert guest.look(guest.root, b"file") == file
+    fh = guest.open(file, os.O_RDWR)
+    guest.share.remove_volume(1)
+    for opcode, body in (
+        (Opcode.WRITE, fuse.WRITE.pack(fh, 0, 1, 0, 0, 0, 0) + b"y"),
+        (Opcode.FALLOCATE, fuse.FALLOCATE.pack(fh, 0, 4096, 0, 0)),
+        (Opcode.COPY_FILE_RANGE, fuse.COPY.pack(fh, 0, file, fh, 50, 1, 0)),
+        (Opcode.SETATTR, struct.pack("<IIQQ64x", fuse.Set.SIZE | fuse.Set.FH, 0, fh, 0)),
+    ):
+        assert guest.ask(opcode, file, body)[0] == errno.EROFS, opcode
+    assert (guest.volume / "file").read_text() == "x" * 100
+    guest.share.remove_volume(2)
+
+
+def test_a_file_gets_no_name_in_another_volume(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (guest.volume / "file").touch()
+    guest.nodes.add_volume(2, os.open(tmp_path / "other", os.O_PATH), readonly=False)
+    file, other = guest.look(guest.root, b"file"), guest.look(ROOT_ID, b"2")
+    assert guest.ask(Opcode.LINK, other, fuse.LINK.pack(file) + b"new\0")[0] == errno.EXDEV
+    move = fuse.RENAME.pack(other) + b"file\0new\0"
+    assert guest.ask(Opcode.RENAME, guest.root, move)[0] == errno.EXDEV
+    assert not list((tmp_path / "other").iterdir())
+    guest.share.remove_volume(2)
+
+
 def test_the_kernels_own_files_are_not_written_to(guest: Guest) -> None:
     guest.nodes.add_volume(2, os.open("/proc/self", os.O_PATH), readonly=False)
     comm = guest.look(guest.look(ROOT_ID, b"2"), b"comm")
