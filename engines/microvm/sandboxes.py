@@ -107,7 +107,8 @@ class Sandboxes:
             undo.pop_all()
 
     def _launch(self, asked: Launch, tap: int, deadline: Deadline) -> None:
-        """From a template if there is one, which is then as good as any boot: one that is not is made anew."""
+        """From a template if there is one. One that is not as good as a boot, which succeeds where it fails, goes."""
+        spoiled = False
         with self._machines.template(asked.machine, deadline) as template:
             if template is not None:
                 soon = msgspec.structs.replace(asked, seconds=min(asked.seconds, _CLONE_SECONDS))
@@ -116,8 +117,10 @@ class Sandboxes:
                     return
                 except (InternalError, DeadlineExceeded):
                     deadline.check("while the machine began")
-                    self._machines.spoiled(asked.machine, deadline)
+                    spoiled = True
         self._keepers.launch(asked, deadline, tap=tap)
+        if spoiled:
+            self._machines.spoiled(asked.machine, deadline)
 
     def _size(self, plan: SandboxPlan, settings: Settings) -> Size:
         return sizing.size(

@@ -1,0 +1,76 @@
+"""From what a pod's machine begins."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from engines.microvm.client import Keepers
+from engines.microvm.keeper.orders import Driver, Launch, Launched, Monitor
+from engines.microvm.machines import Machines
+from engines.microvm.plans import GUEST
+from engines.microvm.sandboxes import Sandboxes
+from engines.microvm.vmm.base import Accel, Confinement, Machine, Template
+from forgeone_shim.deadline import NEVER, Deadline
+from forgeone_shim.errors import InternalError
+
+ASKED = Launch(
+    sandbox_id="s",
+    directory="/s",
+    monitor=Monitor(driver=Driver.QEMU, program="/qemu"),
+    machine=Machine(memory=128 << 20, vcpus=1, accel=Accel.TCG, kernel="/k", initrd="/i", cmdline="", ports=()),
+    who=Confinement(uid=1, gid=1, cgroups=()),
+    cgroups=(),
+    seconds=60,
+)
+
+
+class Made:
+    """Machines with a template and keepers; ``fails`` are the launches that do not succeed."""
+
+    def __init__(self, fails: set[str]) -> None:
+        self._fails = fails
+        self.steps: list[str] = []
+
+    @contextlib.contextmanager
+    def template(self, _machine: Machine, _deadline: Deadline) -> Iterator[Template]:
+        yield Template(memory=-1, state=-1)
+
+    def spoiled(self, _machine: Machine, _deadline: Deadline) -> None:
+        self.steps.append("spoiled")
+
+    def launch(
+        self,
+        _asked: Launch,
+        _deadline: Deadline,
+        *,
+        tap: int = -1,
+        template: Template | None = None,
+    ) -> Launched | None:
+        step = "boot" if template is None else "clone"
+        self.steps.append(step)
+        if step in self._fails:
+            raise InternalError("no")
+        return None
+
+
+def begun(made: Made, tmp_path: Path) -> None:
+    found = Sandboxes(GUEST, cast(Keepers, made), cast(Machines, made), tmp_path)
+    found._launch(ASKED, -1, NEVER)
+
+
+def test_a_template_that_nothing_begins_from_is_made_anew(tmp_path: Path) -> None:
+    made = Made({"clone"})
+    begun(made, tmp_path)
+    assert made.steps == ["clone", "boot", "spoiled"]
+
+
+def test_a_pod_that_could_not_begin_anyhow_does_not_cost_others_their_template(tmp_path: Path) -> None:
+    made = Made({"clone", "boot"})
+    with pytest.raises(InternalError):
+        begun(made, tmp_path)
+    assert made.steps == ["clone", "boot"]
