@@ -112,27 +112,41 @@ class Images:
     @contextlib.contextmanager
     def _making(self, name: str, deadline: Deadline) -> Iterator[None]:
         """One at a time of each image: who comes second waits for the first, and then finds the file."""
-        fd = os.open(self._directory / f"{_LOCK}{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with self._locked(name, fcntl.LOCK_EX):
             deadline.check("while another packed the image")
             yield
-            with contextlib.suppress(FileNotFoundError):
-                (self._directory / f"{_LOCK}{name}").unlink()
-        finally:
-            os.close(fd)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, how: int) -> Iterator[None]:
+        """Nobody else makes the image, or forgets it. With ``LOCK_NB`` BlockingIOError says that somebody does."""
+        path = self._directory / f"{_LOCK}{name}"
+        with contextlib.ExitStack() as held:
+            while True:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(os.close, fd)
+                    fcntl.flock(fd, how)
+                    # Whoever had it before has removed it, and another may have a new one by now.
+                    with contextlib.suppress(FileNotFoundError):
+                        if os.path.samestat(os.fstat(fd), path.stat()):
+                            held.push(undo.pop_all())
+                            break
+            held.callback(path.unlink, missing_ok=True)
+            yield
 
     def retain(self, ids: Collection[str]) -> None:
-        """Forget the files of other images. Machines that have one go on."""
+        """Forget the files of other images. Machines that have one go on; one that is being made stays."""
         kept = {_name(one) for one in ids}
         try:
             found = list(self._directory.iterdir())
         except FileNotFoundError:
             return
-        for path in found:
-            match = _FILE.fullmatch(path.name)
-            if match is not None and match[1] not in kept:
-                path.unlink(missing_ok=True)
+        matches = [(path, _FILE.fullmatch(path.name)) for path in found]
+        gone = [(path, match[1]) for path, match in matches if match is not None and match[1] not in kept]
+        for name in {name for _, name in gone}:
+            with contextlib.suppress(BlockingIOError), self._locked(name, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                for path in (one for one, whose in gone if whose == name):
+                    path.unlink(missing_ok=True)
 
 
 def _name(image_id: str) -> str:

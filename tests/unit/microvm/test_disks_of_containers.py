@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from engines.microvm.images import writable
 from engines.microvm.images.cache import Images
-from forgeone_shim.deadline import NEVER
+from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import InternalError, InvalidInput
 from forgeone_shim.kernel.spawn import find_program
 
@@ -48,6 +50,50 @@ def test_disks_of_other_images_are_forgotten_with_what_was_left_half_made(tmp_pa
     Images(tmp_path).retain([f"sha256:{kept}"])
     assert {path.name for path in tmp_path.iterdir()} == {f"{kept}.erofs", "other"}
     Images(tmp_path / "none").retain([])
+
+
+def test_a_disk_that_is_being_made_is_not_forgotten(tmp_path: Path) -> None:
+    name = "a" * 64
+    lock, draft = tmp_path / f".lock-{name}", tmp_path / f".new-{name}.erofs"
+    draft.touch()
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    Images(tmp_path).retain([])
+    assert lock.exists() and draft.exists()
+    os.close(fd)
+    Images(tmp_path).retain([])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_is_made_by_one_at_a_time_whoever_removes_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, busy, made, packed = "a" * 64, threading.Event(), threading.Event(), []
+
+    def pack(_images: Images, tree: str, draft: Path, _deadline: Deadline) -> None:
+        packed.append(tree)
+        busy.set()
+        assert made.wait(10)
+        draft.write_text(tree)
+
+    monkeypatch.setattr(Images, "_pack", pack)
+    monkeypatch.setattr(os, "chown", lambda *_: None)
+    images, texts = Images(tmp_path), []
+
+    def make(tree: str) -> None:
+        fd = images.open(name, tree, NEVER)
+        texts.append(os.read(fd, 100))
+        os.close(fd)
+
+    threads = [threading.Thread(target=make, args=(tree,)) for tree in ("first", "second")]
+    threads[0].start()
+    assert busy.wait(10)
+    Images(tmp_path).retain([])
+    threads[1].start()
+    made.set()
+    for thread in threads:
+        thread.join()
+    assert packed == ["first"] and texts == [b"first", b"first"]
 
 
 def test_a_disk_that_is_there_is_opened_and_no_other_name_is_asked_for(tmp_path: Path) -> None:
