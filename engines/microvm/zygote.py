@@ -6,9 +6,9 @@ import contextlib
 import functools
 import gc
 
-from engines.microvm.keeper import monitors, orders, process, saving
-from engines.microvm.keeper.orders import Save
-from engines.microvm.shares import confinement
+from engines.microvm.keeper import confinement, monitors, orders, process, saving
+from engines.microvm.keeper.orders import Driver, Monitor, Save
+from engines.microvm.shares import confinement as files_confinement
 from engines.microvm.shares import launch as shares
 from forgeone_shim.errors import ForgeError, Kind
 from forgeone_shim.shim import forks
@@ -18,9 +18,10 @@ from forgeone_shim.shim.supervision import Failed
 
 def main() -> None:
     """Serve on descriptor :data:`forks.LISTENER` until nobody needs it any more."""
-    # For all file servers; where it cannot be had, each of them says so.
+    # For all keepers and file servers; where they cannot be had, each of them says so.
     with contextlib.suppress(ForgeError):
         confinement.program()
+        files_confinement.program()
     gc.collect()
     gc.freeze()
     # What is left to collect would be pages that are no longer shared; nothing here makes cycles.
@@ -38,8 +39,16 @@ def handle(data: bytearray, fds: list[int]) -> Fork:
     if isinstance(asked, Save):
         return Fork(child=functools.partial(saving.save, asked, list(fds), make), failed=_no_child)
     files = functools.partial(shares.start, sandbox_id=asked.sandbox_id, uid=asked.who.uid, gid=asked.who.gid)
-    keep = functools.partial(process.keep, asked, list(fds), process.Means(make, files))
+    keep = functools.partial(
+        process.keep, asked, list(fds), process.Means(make, files, functools.partial(_confine, asked.monitor))
+    )
     return Fork(child=keep, failed=_no_child, lasts=True)
+
+
+def _confine(monitor: Monitor) -> None:
+    # The other monitors' keepers have to put disks into their file systems.
+    if monitor.driver is Driver.QEMU:
+        confinement.confine()
 
 
 def _no_child(error: OSError) -> bytes:

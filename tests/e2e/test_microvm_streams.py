@@ -18,7 +18,7 @@ from hack.lab.registry import Registry
 from hack.lab.settings import patient
 from tests.e2e import microvm_pods
 from tests.e2e.conftest import running_daemon
-from tests.e2e.microvm_pods import VmPod
+from tests.e2e.microvm_pods import VmPod, keepers
 from tests.e2e.streams import SpdyClient, eventually, exit_code
 
 pytestmark = pytest.mark.root
@@ -122,3 +122,12 @@ def test_connections_into_the_machine_carry_any_amount_both_ways(pod: VmPod, bus
         sender.join()
     assert heard.digest() == hashlib.sha256(_BODY).digest()
     assert pod.wait(id_).exit_code == 0
+
+
+def test_a_keeper_has_what_it_needs_for_its_files_and_can_make_no_process(pod: VmPod) -> None:
+    (keeper,) = keepers(pod.daemon)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{keeper}/status").read_text().splitlines())
+    # CAP_DAC_OVERRIDE and CAP_KILL.
+    assert {int(status[name], 16) for name in ("CapEff", "CapPrm")} == {1 << 1 | 1 << 5}
+    assert {int(status[name], 16) for name in ("CapInh", "CapBnd", "CapAmb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")

@@ -59,10 +59,11 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a keeper makes a machine's monitor, and its file server, with."""
+    """What a keeper makes a machine's monitor, and its file server, with, and what gives up the means to."""
 
     vmm: Callable[[], Vmm]
     files: LaunchFiles
+    confine: Callable[[], None]
 
 
 def keep(asked: Launch, fds: list[int], means: Means, connection: socket.socket) -> None:
@@ -102,6 +103,7 @@ class Keeper:
             end.callback(vmm.stop)
             self._start(vmm, fds)
             self._connect(vmm, end)
+            self._means.confine()
             launched = self._greet(connection)
             if launched is None or _hung_up(connection):
                 return
@@ -141,7 +143,10 @@ class Keeper:
             raise InternalError(f"the monitor has no ports {CONTROL_PORT} and {SHARE_PORT}")
         self._notes = Notes(Path(asked.directory, orders.LOG))
         self._agent = Agent(self._loop, control, self._notes.add)
-        self._volumes = Volumes(self._loop, share, self._means.files)
+        try:
+            self._volumes = Volumes(self._loop, share, self._means.files)
+        except OSError as error:
+            raise syscall_error("start", "the file server", error) from error
         end.callback(self._volumes.close)
         self._watched = vmm.fds
         for fd in self._watched:
@@ -310,7 +315,7 @@ def ask(
         while not answers and not gone:
             deadline.check("before the machine's agent answered")
             loop.turn(deadline.remaining())
-    except (MachineEnded, ChannelEnded) as error:
+    except (MachineEnded, ChannelEnded, FilesEnded) as error:
         raise InternalError(f"the machine ended before its agent answered: {error}") from error
     except ProtocolError as error:
         raise InternalError(f"the machine's agent is none: {error}") from error

@@ -1,4 +1,4 @@
-"""What the machine has of the host's files: a file server, once there is something to serve."""
+"""What the machine has of the host's files: by its file server."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ class FilesEnded(Exception):
 class Volumes:
     """``channel`` is the host's side of the machine's share port, this one's from now on.
 
-    ``launch`` starts the file server on it, which is asked for once.
+    ``launch`` starts the file server on it: at once, for it takes what a keeper gives up.
     """
 
     def __init__(self, loop: Loop, channel: socket.socket, launch: Launch) -> None:
-        self._loop, self._channel, self._launch = loop, channel, launch
-        self._server: shares.FileServer | None = None
+        """Raises OSError where there is no file server to be had."""
+        self._loop = loop
+        self._server = launch(channel)
+        channel.close()
+        loop.watch(self._server.fileno(), lambda _: self._said())
         self._numbers = itertools.count(_FIRST)
         self._tickets: dict[int, Callable[[str], None]] = {}
         self._obsolete: list[int] = []
@@ -46,11 +49,10 @@ class Volumes:
 
         :raises FilesEnded: there is no file server any more.
         """
-        server = self._running()
         numbers = list(itertools.islice(self._numbers, len(volumes)))
         asked = [orders.Volume(number, one.readonly) for number, one in zip(numbers, volumes, strict=True)]
         try:
-            (ticket,) = server.add(asked, fds)
+            (ticket,) = self._server.add(asked, fds)
         except ConnectionError as error:
             raise FilesEnded(f"its file server takes no orders: {error.strerror}") from error
         except BlockingIOError as error:
@@ -64,28 +66,17 @@ class Volumes:
         self._tidy()
 
     def _tidy(self) -> None:
-        if self._server is not None and self._obsolete:
+        if self._obsolete:
             with contextlib.suppress(OSError):
                 self._server.remove(self._obsolete)
                 self._obsolete = []
 
     def close(self) -> None:
         """End the file server."""
-        if self._server is not None:
-            self._loop.leave(self._server.fileno())
-            self._server.stop()
-        self._channel.close()
-
-    def _running(self) -> shares.FileServer:
-        if self._server is None:
-            self._server = self._launch(self._channel)
-            self._channel.close()
-            self._loop.watch(self._server.fileno(), lambda _: self._said())
-        return self._server
+        self._loop.leave(self._server.fileno())
+        self._server.stop()
 
     def _said(self) -> None:
-        if self._server is None:
-            return
         try:
             answers = self._server.answers()
         except (wire.Ended, wire.ProtocolError, OSError) as error:
