@@ -27,6 +27,8 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel.spawn import find_program, run
 
+# Of the host's memory, for templates.
+_SHARE = 8
 _PROGRAMS = {
     Driver.QEMU: ("qemu", "apt-get install -y qemu-system-x86"),
     Driver.FIRECRACKER: ("firecracker", ""),
@@ -39,7 +41,8 @@ class Machines:
 
     def __init__(self, settings: Settings, root: Path, keepers: Keepers) -> None:
         self._settings, self._root, self._keepers = settings, root, keepers
-        self._templates = Templates(root / "microvm" / "templates", self._save, _report)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self._templates = Templates(root / "microvm" / "templates", self._save, _report, most=memory // _SHARE)
         self._lock = threading.Lock()
         self._boot: BootSet | None = None
         self._processors: dict[str, Processor] = {}

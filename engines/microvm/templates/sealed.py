@@ -32,6 +32,15 @@ def make(name: str, size: int) -> int:
     return fd
 
 
+def fill(fd: int) -> None:
+    """Have all its pages in memory, whoever reads it. Raises OSError.
+
+    In a private mapping the first look at a hole, or write to it, makes a page of the file, which its user's control
+    group pays for as long as the file is there, besides its own copy: of a pod's machine twice its memory.
+    """
+    os.posix_fallocate(fd, 0, os.fstat(fd).st_size)
+
+
 def seal(fd: int) -> None:
     """Whoever has it may read it, and map it privately. InternalError: somebody has it mapped to write to it."""
     try:
@@ -41,7 +50,7 @@ def seal(fd: int) -> None:
 
 
 def thin(fd: int) -> None:
-    """Make holes of all pages that hold nothing but zeros, which of a guest's memory is a third. Raises OSError."""
+    """Make holes of all pages that hold nothing but zeros, so that none of them is kept on disk. Raises OSError."""
     for at, length in list(extents(fd)):
         begin = -1
         for offset in range(at, at + length, _CHUNK):

@@ -28,6 +28,8 @@ _PARTS_MAX: Final = 16 << 20
 # As a driver bounds it.
 _STATE_MAX: Final = 64 << 20
 _CHUNK: Final = 1 << 20
+# Pods choose their sizes, and each makes a template.
+KEPT_MAX: Final = 16
 # Half the size of none at all, and as fast as the disk.
 _LEVEL: Final = 1
 
@@ -60,6 +62,11 @@ class Store:
                 parts = _read_parts(place / _PARTS, key)
                 memory = _unpack(place / _MEMORY, parts.memory_size, parts.memory, undo)
                 state = _unpack(place / _STATE, parts.state_size, parts.state, undo)
+                sealed.fill(memory)
+                sealed.seal(memory)
+                sealed.seal(state)
+                # What is used is kept longest.
+                os.utime(place)
                 undo.pop_all()
                 return Template(memory=memory, state=state)
         except FileNotFoundError:
@@ -89,8 +96,14 @@ class Store:
                 with contextlib.suppress(FileExistsError):
                     if not place.exists():
                         draft.rename(place)
+            self._limit()
         except OSError as error:
             raise syscall_error("keep template", place, error) from error
+
+    def _limit(self) -> None:
+        kept = [entry for entry in _entries(self._directory) if not entry.name.startswith(".")]
+        for entry in sorted(kept, key=_used)[:-KEPT_MAX]:
+            shutil.rmtree(entry, ignore_errors=True)
 
     def remove(self, key: Key) -> None:
         """One that is not there is no error."""
@@ -110,6 +123,12 @@ class Store:
 def _entries(directory: Path) -> Iterator[Path]:
     with contextlib.suppress(FileNotFoundError):
         yield from list(directory.iterdir())
+
+
+def _used(entry: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return entry.stat().st_mtime
+    return 0.0
 
 
 def _read_parts(path: Path, key: Key) -> _Parts:
@@ -155,5 +174,4 @@ def _unpack(path: Path, size: int, parts: Extents, undo: ExitStack) -> int:
         # The checksum is compared when the end is read.
         if packed.read(1):
             raise InternalError(f"{path} is too long")
-    sealed.seal(fd)
     return fd

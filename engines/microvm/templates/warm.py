@@ -17,9 +17,9 @@ from engines.microvm.templates.keys import Key
 from engines.microvm.templates.store import Store
 from engines.microvm.vmm.base import Machine, Template
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import ForgeError, InternalError
+from forgeone_shim.errors import ForgeError, InternalError, syscall_error
 
-# Each is some hundred megabytes of the host's memory, and nodes have pods of a few sizes.
+# Nodes have pods of a few sizes.
 _HELD_MAX: Final = 4
 _BUILD_SECONDS: Final = 180.0
 # What went wrong is not tried again with each pod.
@@ -32,16 +32,20 @@ Report = Callable[[str, str], None]
 
 
 class Templates:
-    """Thread-safe. ``build`` and ``report`` are called in threads of its own."""
+    """Thread-safe. ``build`` and ``report`` are called in a thread of its own, one template after the other.
 
-    def __init__(self, directory: Path, build: Build, report: Report) -> None:
-        self._store = Store(directory)
+    ``most`` is how many bytes of the host's memory they may take altogether: each takes what its machine has.
+    """
+
+    def __init__(self, directory: Path, build: Build, report: Report, *, most: int) -> None:
+        self._store, self._most = Store(directory), most
         self._build, self._report = build, report
         self._lock = threading.Lock()
         self._held: OrderedDict[str, Template] = OrderedDict()
         self._looked: set[str] = set()
         self._building: dict[str, tuple[threading.Thread, Deadline]] = {}
         self._failed: dict[str, float] = {}
+        self._dropped: dict[str, float] = {}
         self._generation = ""
         self._closed = False
 
@@ -49,8 +53,12 @@ class Templates:
     def take(self, machine: Machine, key: Key) -> Iterator[Template | None]:
         """A template for the machine; its descriptors are good within the block.
 
-        ``None`` where there is none: then one is begun to be built, and the machine boots by itself.
+        ``None`` where there is none: the machine boots by itself, and one is begun to be built, unless it would be too
+        large, or another one is being built.
         """
+        if machine.memory > self._most:
+            yield None
+            return
         with ExitStack() as stack:
             with self._lock:
                 self._renew(key)
@@ -64,8 +72,15 @@ class Templates:
             yield found
 
     def drop(self, key: Key) -> None:
-        """Have no such template any more, here or on disk: a machine could not begin from it."""
+        """Have no such template any more, here or on disk: a machine could not begin from it.
+
+        It is made anew once; if that is no good either, not before some minutes.
+        """
         with self._lock:
+            now = time.monotonic()
+            if now - self._dropped.get(key.name, -_AGAIN_SECONDS) < _AGAIN_SECONDS:
+                self._failed[key.name] = now
+            self._dropped[key.name] = now
             held = self._held.pop(key.name, None)
             if held is not None:
                 _close(held)
@@ -116,7 +131,7 @@ class Templates:
 
     def _hold(self, key: Key, template: Template) -> None:
         self._held[key.name] = template
-        while len(self._held) > _HELD_MAX:
+        while len(self._held) > _HELD_MAX or sum(map(_size, self._held.values())) > self._most:
             name, other = self._held.popitem(last=False)
             _close(other)
             # Its copy on disk is looked for again.
@@ -124,7 +139,7 @@ class Templates:
 
     def _begin(self, machine: Machine, key: Key) -> None:
         since = self._failed.get(key.name)
-        if self._closed or key.name in self._building:
+        if self._closed or self._building:
             return
         if since is not None and time.monotonic() - since < _AGAIN_SECONDS:
             return
@@ -178,10 +193,18 @@ def save(machine: Machine, build: Callable[[int, int], None]) -> Template:
         with contextlib.suppress(OSError):
             # It is as good without.
             sealed.thin(memory)
+        try:
+            sealed.fill(memory)
+        except OSError as error:
+            raise syscall_error("fallocate", "the memory of a template", error) from error
         sealed.seal(memory)
         sealed.seal(state)
         undo.pop_all()
     return Template(memory=memory, state=state)
+
+
+def _size(template: Template) -> int:
+    return os.fstat(template.memory).st_size
 
 
 def _close(template: Template) -> None:

@@ -83,6 +83,11 @@ def test_memory_is_given_back_only_where_it_is_reclaimed() -> None:
     assert "free-page-reporting=off" in reporting(words(dataclasses.replace(_MACHINE, reclaim=False)))
 
 
+def test_a_guest_that_counts_on_what_is_in_free_pages_reports_none() -> None:
+    balloon = next(one for one in option(words(), "-device") if "balloon" in one)
+    assert "page-poison=off" in balloon.split(",")
+
+
 def test_kvm_shows_the_hosts_processor() -> None:
     given = words(dataclasses.replace(_MACHINE, accel=Accel.KVM))
     assert (option(given, "-accel"), option(given, "-cpu")) == (["kvm"], ["host"])

@@ -66,13 +66,15 @@ def arguments(program: str, machine: Machine, fds: Descriptors, boot: Boot | Non
     for place, (name, fd) in enumerate(zip(machine.ports, fds.ports, strict=True)):
         words += ["-chardev", f"socket,id=port{place},fd={fd}"]
         words += ["-device", f"virtserialport,chardev=port{place},name={name}"]
-    reporting = "on" if machine.reclaim else "off"
+    # A page that was given back reads as the template has it, or as zeros: a guest whose kernel counts on what it wrote
+    # into free pages (init_on_free, page_poison) reports none where poison is not offered.
+    reporting = f"free-page-reporting={'on' if machine.reclaim else 'off'},page-poison=off"
     words += [
         *("-netdev", f"tap,id=net0,fd={fds.tap}"),
         *("-device", "virtio-net-device,netdev=net0"),
         *("-device", f"virtio-scsi-device,id={SCSI}"),
         *("-device", "virtio-rng-device"),
-        *("-device", f"virtio-balloon-device,id=balloon0,deflate-on-oom=on,free-page-reporting={reporting}"),
+        *("-device", f"virtio-balloon-device,id=balloon0,deflate-on-oom=on,{reporting}"),
     ]
     if boot is None:
         return [*words, "-incoming", "defer"]
