@@ -54,8 +54,9 @@ from forgeone_shim.shim.supervision import Ending
 _BALLOON_SECONDS: Final = 10.0
 # It is off by some ten milliseconds then. A machine that hangs is noticed by it, too.
 _CLOCK_SECONDS: Final = 600.0
-# What is left of all processes is for containers and commands.
+# What is left of all processes is for containers, and of all clients for other orders.
 _CONNECTIONS_MAX: Final = 256
+_COMMANDS_MAX: Final = 192
 # Bytes that wait for readers of commands and connections, of all of them: who reads least is let go of then.
 _HELD_MAX: Final = 64 << 20
 # The agent is not asked for these.
@@ -406,6 +407,8 @@ class Pod:
             client.fail("exec", Error.INTERNAL, "its streams are not three at most, each with a descriptor")
             return
         fields.numbered(order.payload, 0)
+        if sum(not isinstance(one, Connection) for one in self._guests if not one.done) >= _COMMANDS_MAX:
+            raise ResourceExhausted(f"there are {_COMMANDS_MAX} commands executed in the pod's machine")
 
         def over(how: Exited) -> None:
             client.when_gone = None

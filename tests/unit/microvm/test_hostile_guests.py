@@ -155,9 +155,17 @@ def test_there_is_a_limit_to_what_a_pod_can_have(pod: Pod) -> None:
         for _ in range(300):
             lines.append(pod.keeper.dial(80, soon()))
     assert len(lines) == 256
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(ForgeError, match="192 commands executed"):
+            for _ in range(300):
+                stack.enter_context(pod.exec("c1", "sleep"))
+        # The pod's orders are taken all the same.
+        pod.run("c2", "echo")
+        pod.keeper.signal("c1", signal.SIGTERM, soon())
+        assert (pod.ended("c1"), pod.ended("c2")) == (143, 0)
     for line in lines:
         line.close()
-    assert pod.look("c1").pid == pod.launched.monitor_pid
+    assert pod.keeper.look(soon()).monitor_pid == pod.launched.monitor_pid
     assert pod.resident() < _MEMORY_MAX
 
 
