@@ -15,6 +15,8 @@ _COARSE: Final = 256 * _MIB
 _FINE_UP_TO: Final = 512 * _MIB
 # What the monitor, the keeper and the file server have besides the guest's memory.
 AROUND: Final = 80 * _MIB
+# The guest's kernel keeps 64 bytes of each page of 4096 (struct page).
+_PAGES: Final = 64
 _PERIOD: Final = 100_000
 
 
@@ -27,22 +29,25 @@ class Size:
 
 
 def size(asked: Resources, *, default: int, overhead: int, host_limit: int, vcpus_max: int, processors: int) -> Size:
-    """For a pod whose containers may have ``asked`` altogether, or else ``default`` bytes.
+    """For a pod whose containers may have ``asked`` altogether; ``default`` bytes are for those without a limit.
 
     ``overhead`` is what the guest's kernel needs, and ``host_limit`` what the pod's control group may have on the host,
-    0 for no limit: the machine has to fit in there as it is.
+    0 for no limit: the machine has to fit in there as it is. A kubelet sets one where every container has a limit.
 
     :raises FailedPrecondition: it cannot.
     """
-    wanted = _class(max((asked.memory_limit if asked.memory_limit > 0 else default) + overhead, LEAST))
+    used = max(asked.memory_limit, 0)
+    if not (used and host_limit):
+        used += default
+    wanted = _class(max(used + used // _PAGES + overhead, LEAST))
     if host_limit and wanted + AROUND > host_limit:
-        step = _FINE if host_limit <= _FINE_UP_TO else _COARSE
-        wanted = (host_limit - AROUND) // step * step
+        # A coarser step would cost a pod a part of its limit.
+        wanted = (host_limit - AROUND) // _FINE * _FINE
         if wanted < LEAST:
             needed = (LEAST + AROUND) // _MIB
             raise FailedPrecondition(
                 f"the pod's control group may have {host_limit // _MIB} MiB, and a machine needs {needed} MiB",
-                fix=f"give the pod a RuntimeClass with an overhead of {(overhead + AROUND) // _MIB}Mi",
+                fix=f"give the pod a RuntimeClass with an overhead of {(overhead + AROUND + _FINE) // _MIB}Mi",
             )
     return Size(wanted, _vcpus(asked, min(vcpus_max or processors, processors)))
 

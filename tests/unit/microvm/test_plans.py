@@ -84,12 +84,31 @@ def created(asked: ContainerPlan) -> messages.Create:
 
 @pytest.mark.parametrize(
     ("limit", "memory"),
-    [(0, 384), (32, 128), (33, 192), (128, 256), (416, 512), (417, 768), (4000, 4096)],
+    [(0, 384), (31, 128), (32, 192), (128, 256), (409, 512), (410, 768), (4000, 4352), (20 << 10, 82 << 8)],
 )
 def test_machines_come_in_classes_of_memory(limit: int, memory: int) -> None:
     asked = Resources(memory_limit=limit * MIB)
-    found = sizing.size(asked, default=256 * MIB, overhead=96 * MIB, host_limit=0, vcpus_max=0, processors=4)
+    found = sizing.size(asked, default=256 * MIB, overhead=96 * MIB, host_limit=1 << 40, vcpus_max=0, processors=4)
     assert found.memory == memory * MIB
+
+
+def test_a_pod_of_which_some_containers_have_a_limit_has_memory_for_the_others_too() -> None:
+    asked = Resources(memory_limit=64 * MIB)
+    found = sizing.size(asked, default=256 * MIB, overhead=96 * MIB, host_limit=0, vcpus_max=0, processors=4)
+    assert found.memory == 448 * MIB
+
+
+@pytest.mark.parametrize("limit", [64, 200, 600, 1000, 4000, 20 << 10])
+def test_a_pod_with_the_recommended_overhead_has_all_of_its_limit(limit: int) -> None:
+    found = sizing.size(
+        Resources(memory_limit=limit * MIB),
+        default=256 * MIB,
+        overhead=96 * MIB,
+        host_limit=(limit + 240) * MIB,
+        vcpus_max=0,
+        processors=4,
+    )
+    assert (limit + 96) * MIB <= found.memory <= (limit + 160) * MIB
 
 
 def test_a_machine_fits_into_what_its_pod_may_have() -> None:
