@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.kernel.cgroups import CgroupHost, Driver, Mode
 from forgeone_shim.lifecycle.machine import State
+from forgeone_shim.metrics import guests
 from forgeone_shim.metrics.guests import Guests
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.runtime.views import ContainerView, FilesystemUsage
@@ -36,6 +38,7 @@ class Engine:
         self.own_kernel, self.asked = own_kernel, list[tuple[str, ...]]()
         self.meet: threading.Barrier | None = None
         self.fault = False
+        self.silent, self.waited = set[str](), list[float]()
 
     def features(self) -> Features:
         return Features(own_kernel=self.own_kernel)
@@ -44,6 +47,12 @@ class Engine:
         assert deadline.remaining(None) is not None
         if self.fault:
             raise FailedPrecondition("silent")
+        if handles[0].sandbox_id in self.silent:
+            self.waited.append(round(deadline.remaining(None) or 0.0, 2))
+            time.sleep(deadline.remaining(None) or 0.0)
+            return Measurement(cgroup="/machine", containers={})
+        if deadline.passed:
+            return Measurement(cgroup="/machine", containers={})
         if self.meet is not None:
             self.meet.wait(5)
         self.asked.append(tuple(one.container_id for one in handles))
@@ -77,11 +86,11 @@ def engine() -> Engine:
 @pytest.fixture
 def meter(host: CgroupHost, engine: Engine) -> Any:
     engines: Any = {"vm": engine, "native": Engine(own_kernel=False)}
-    guests = Guests(engines, handle)
-    meter = Meter(host, lambda _: FilesystemUsage("/root", 1, 1, 1), measured=guests)
+    asking = Guests(engines, handle)
+    meter = Meter(host, lambda _: FilesystemUsage("/root", 1, 1, 1), measured=asking)
     yield meter
     meter.close()
-    guests.close()
+    asking.close()
 
 
 def test_a_container_is_measured_by_its_own_kernel(meter: Meter, engine: Engine) -> None:
@@ -113,6 +122,41 @@ def test_a_pod_that_does_not_answer_is_no_error_and_still_has_its_own_cgroup(met
     [reading] = meter.pods([pod], [pod], [within("a", "p")])
     assert reading.usage.cpu == 900_000
     assert (reading.processes, reading.containers[0].usage.cpu) == (0, None)
+
+
+def test_one_that_was_silent_is_not_waited_for_each_time(
+    meter: Meter, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(guests, "_FAIR_SECONDS", 0.04)
+    monkeypatch.setattr(guests, "REST_SECONDS", 0.2)
+    engine.silent = {"p"}
+    views = [within("a", "p"), within("b", "q")]
+
+    def asked() -> list[int | None]:
+        return [one.usage.cpu for one in meter.containers(views)]
+
+    assert asked() == [None, 7000]
+    assert asked() == [None, 7000]
+    [first, second] = engine.waited
+    assert first > 0.02
+    assert second == 0
+    engine.silent = set()
+    time.sleep(0.2)
+    assert asked() == [7000, 7000]
+
+
+def test_all_together_have_a_time_and_who_was_never_silent_is_asked_first(
+    meter: Meter, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("ANSWER_SECONDS", 0.05), ("ALL_SECONDS", 0.15), ("_FAIR_SECONDS", 0), ("REST_SECONDS", 0)):
+        monkeypatch.setattr(guests, name, seconds)
+    engine.silent = {f"p{number}" for number in range(20)}
+    views = [within(f"c{number}", f"p{number}") for number in range(21)]
+    began = time.monotonic()
+    meter.containers(views)
+    assert time.monotonic() - began < 1
+    assert meter.containers(views)[20].usage.cpu == 7000
 
 
 def test_a_pod_in_a_cgroup_it_shares_is_what_its_machine_takes_of_the_host(meter: Meter) -> None:
