@@ -180,6 +180,36 @@ def test_a_redirection_that_fails_half_way_is_undone(tmp_path: Path) -> None:
     on_a_host(tmp_path, story)
 
 
+def test_where_everybody_is_beyond_a_gateway_it_is_so_for_the_machine(tmp_path: Path) -> None:
+    """As the CNI plugin ``ptp`` leaves a pod: the networks of its addresses are not on its link."""
+
+    def story(lab: Lab) -> None:
+        netns = lab.pin("pod")
+
+        def attach() -> None:
+            ip("link", "add", "eth0", "type", "veth", "peer", "name", "away")
+            ip("link", "set", "eth0", "up")
+            for version, address, network, gateway in (
+                ("-4", "10.9.0.5", "10.9.0.0/24", "10.9.0.1"),
+                ("-6", "fd09::5", "fd09::/64", "fd09::1"),
+            ):
+                more = ["nodad"] if version == "-6" else []
+                ip("address", "add", f"{address}/{network.split('/')[1]}", "dev", "eth0", *more)
+                ip(version, "route", "del", network, "dev", "eth0")
+                ip(version, "route", "add", gateway, "dev", "eth0", "src", address)
+                ip(version, "route", "add", network, "via", gateway, "dev", "eth0", "src", address)
+
+        run_in(netns, attach)
+        told = pod_interface(netns)
+        assert told is not None
+        assert set(told.addresses) == {"10.9.0.5/32", "fd09::5/128"}
+        ways = {one.destination: one.gateway for one in told.routes}
+        assert ways["10.9.0.0/24"] == "10.9.0.1"
+        assert ways["fd09::/64"] == "fd09::1"
+
+    on_a_host(tmp_path, story)
+
+
 def test_a_pod_that_has_gone_is_not_found(tmp_path: Path) -> None:
     for function in (tap, pod_interface, redirect):
         with pytest.raises(NotFound):

@@ -85,10 +85,11 @@ def pod_interface(netns: str) -> Interface | None:
 
     def look() -> Seen:
         with Netlink() as netlink:
+            routes = netlink.ask(rtnl.ask_routes())
             return Seen(
                 links=rtnl.links(netlink.ask(rtnl.ask_links())),
-                addresses=rtnl.addresses(netlink.ask(rtnl.ask_addresses())),
-                routes=rtnl.routes(netlink.ask(rtnl.ask_routes())),
+                addresses=rtnl.addresses(netlink.ask(rtnl.ask_addresses()), rtnl.networks(routes)),
+                routes=rtnl.routes(routes),
                 neighbours=rtnl.neighbours(netlink.ask(rtnl.ask_neighbours())),
             )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -45,8 +45,7 @@ _RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_AF_SPEC = 1, 3, 4, 26
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_MODE_NONE = 8, 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_IFA_F_NOPREFIXROUTE: Final = 0x200
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC = 1, 4, 5, 6, 7
 _RTA_METRICS, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 8, 9, 15, 18, 30
 _RTAX_MTU: Final = 2
@@ -84,7 +83,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """An address of an interface; ``routed`` says whether the kernel routes its network there because of it."""
+    """An address of an interface; ``routed`` says whether the kernel itself routes its network there.
+
+    Not where it was told not to, nor where somebody has removed that route, as the plugin ``ptp`` does.
+    """
 
     link: int
     address: AddressOfLink
@@ -215,16 +217,28 @@ def _link(body: bytes) -> Link:
     return Link(index, name, _number(items.get(_IFLA_MTU, b"")), items.get(_IFLA_ADDRESS, b""), flags)
 
 
-def addresses(replies: Iterable[Reply]) -> list[Held]:
-    """The addresses among the kernel's answers, in its order."""
+def addresses(replies: Iterable[Reply], networks: Collection[tuple[int, Range]]) -> list[Held]:
+    """The addresses among the kernel's answers, in its order; ``networks`` are those of :func:`networks`."""
     found = []
     for body in _of_type(replies, _RTM_NEWADDR):
-        family, prefix, flags, _, index = _IFADDR.unpack_from(body)
+        family, prefix, _, _, index = _IFADDR.unpack_from(body)
         items = attributes(body[_IFADDR.size :])
         packed = items.get(_IFA_LOCAL) or items.get(_IFA_ADDRESS)
         if packed is not None and family in _AF:
-            flags = _number(items[_IFA_FLAGS]) if _IFA_FLAGS in items else flags
-            found.append(Held(index, ip_interface((packed, prefix)), not flags & _IFA_F_NOPREFIXROUTE))
+            address = ip_interface((packed, prefix))
+            found.append(Held(index, address, (index, address.network) in networks))
+    return found
+
+
+def networks(replies: Iterable[Reply]) -> set[tuple[int, Range]]:
+    """The networks that addresses have made routes to, each with its interface, among the kernel's answers."""
+    found: set[tuple[int, Range]] = set()
+    for body in _of_type(replies, _RTM_NEWROUTE):
+        family, prefix, _, _, table, protocol, _, kind, flags = _RTMSG.unpack_from(body)
+        items = attributes(body[_RTMSG.size :])
+        made = kind == _RTN_UNICAST and protocol == _RTPROT_KERNEL and not flags & _RTM_F_CLONED
+        if family in _AF and made and _table(items, table) == _RT_TABLE_MAIN and _RTA_DST in items:
+            found.add((_number(items.get(_RTA_OIF, b"")), ip_network((items[_RTA_DST], prefix))))
     return found
 
 
@@ -234,7 +248,7 @@ def routes(replies: Iterable[Reply]) -> list[Way]:
     for body in _of_type(replies, _RTM_NEWROUTE):
         family, prefix, _, _, table, protocol, scope, kind, flags = _RTMSG.unpack_from(body)
         items = attributes(body[_RTMSG.size :])
-        if (_number(items[_RTA_TABLE]) if _RTA_TABLE in items else table) != _RT_TABLE_MAIN:
+        if _table(items, table) != _RT_TABLE_MAIN:
             continue
         if (
             family not in _AF
@@ -259,6 +273,10 @@ def routes(replies: Iterable[Reply]) -> list[Way]:
             )
         )
     return found
+
+
+def _table(items: dict[int, bytes], short: int) -> int:
+    return _number(items[_RTA_TABLE]) if _RTA_TABLE in items else short
 
 
 def _strange(items: dict[int, bytes]) -> str:

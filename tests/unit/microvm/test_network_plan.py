@@ -120,6 +120,16 @@ def test_the_kernels_own_routes_and_those_of_other_tables_are_not_told() -> None
 
     replies = [route(), route(protocol=2), route(protocol=9), route(table=255), route(kind=2), route(flags=0x200)]
     assert rtnl.routes(replies) == [way("10.9.0.0/16", mtu=1300)]
+    assert rtnl.networks(replies) == {(2, ip_network("10.9.0.0/16"))}
+    assert not rtnl.networks([route(), route(protocol=2, table=255), route(protocol=2, kind=2)])
+
+
+def test_the_network_of_an_address_is_on_the_link_only_as_long_as_the_kernel_says_so() -> None:
+    def address(index: int) -> Reply:
+        return Reply(20, struct.pack("=BBBBI", 2, 16, 0, 0, index) + attribute(2, bytes([10, 9, 0, 5])))
+
+    found = rtnl.addresses([address(2), address(3)], {(3, ip_network("10.9.0.0/16"))})
+    assert found == [held("10.9.0.5/16", routed=False), Held(3, ip_interface("10.9.0.5/16"), True)]
 
 
 def test_only_permanent_neighbours_are_told() -> None:
@@ -133,9 +143,11 @@ def test_only_permanent_neighbours_are_told() -> None:
 
 @given(st.binary(max_size=200), st.sampled_from([16, 20, 24, 28]))
 def test_an_answer_of_any_length_is_parsed_or_refused(body: bytes, kind: int) -> None:
-    for parse in (rtnl.links, rtnl.addresses, rtnl.routes, rtnl.neighbours):
+    for parse in (rtnl.links, rtnl.routes, rtnl.networks, rtnl.neighbours):
         with contextlib.suppress(struct.error, ValueError):
             parse([Reply(kind, body)])
+    with contextlib.suppress(struct.error, ValueError):
+        rtnl.addresses([Reply(kind, body)], ())
 
 
 def test_behind_a_router_everybody_else_is_beyond_it() -> None:
