@@ -147,6 +147,8 @@ struct watch {
 };
 int watch_add(struct watch *watch, uint32_t events);
 void watch_remove(struct watch *watch);
+/* Of the monotonic clock. */
+int64_t milliseconds_now(void);
 /* A whole buffer into a file that exists, in one write; an errno or 0. */
 int file_put(int directory, const char *path, const void *data, size_t size);
 
@@ -194,6 +196,12 @@ int container_update(struct container *container, const struct fields *request, 
 int container_freeze(struct container *container, bool on, struct err *err);
 /* Adds one STATS group. */
 void container_stats(struct container *container, struct reply *reply);
+/*
+ * Kills what is left of it, and nothing more is executed in it. By `word`, which is the caller's, EPOLLPRI tells that it
+ * may be over; what cannot be killed, as it waits for the host, is waited for so many milliseconds.
+ */
+int container_end(struct container *container, int *word, int *milliseconds, struct err *err);
+bool container_over(int word);
 /* Kills what is left of it, unmounts, forgets: `container` is gone after 0. */
 int container_delete(struct container *container, struct err *err);
 /* Its first process has been reaped: it is stopped, and the others in its cgroup are killed. */

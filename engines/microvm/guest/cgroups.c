@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "paths.h"
@@ -229,14 +228,7 @@ int cgroup_kill(int cgroup, struct err *err)
 
 /* ---- state --------------------------------------------------------------------------------------------------- */
 
-static int64_t milliseconds_now(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
-static bool has_line(int file, const char *line)
+bool cgroup_is(int file, const char *line)
 {
 	char text[256];
 	ssize_t size = pread(file, text, sizeof text - 1, 0);
@@ -255,7 +247,7 @@ int cgroup_await(int cgroup, const char *line, int milliseconds, struct err *err
 	bool found = false;
 	if (file < 0)
 		return fail_errno(err, "read cgroup.events");
-	while (!(found = has_line(file, line)) && (left = end - milliseconds_now()) > 0) {
+	while (!(found = cgroup_is(file, line)) && (left = end - milliseconds_now()) > 0) {
 		struct pollfd wait = {.fd = file, .events = POLLPRI};
 		poll(&wait, 1, (int)left);
 	}

@@ -27,6 +27,8 @@ int cgroup_kill(int cgroup, struct err *err);
 uint64_t cgroup_count(int cgroup);
 void cgroup_each(int cgroup, void (*each)(pid_t pid, void *data), void *data);
 
+/* Whether that is a line of cgroup.events, which is open; EPOLLPRI is another change of it. */
+bool cgroup_is(int events, const char *line);
 /* Waits for a line of cgroup.events, as "populated 0", so many milliseconds at most (ETIMEDOUT). */
 int cgroup_await(int cgroup, const char *line, int milliseconds, struct err *err);
 

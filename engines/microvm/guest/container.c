@@ -429,6 +429,23 @@ void container_exited(struct container *one)
 	release(one);
 }
 
+int container_end(struct container *one, int *word, int *milliseconds, struct err *err)
+{
+	file_put(one->cgroup, "cgroup.freeze", "0", 1);
+	if (cgroup_kill(one->cgroup, err) < 0)
+		return -1;
+	one->stopped = true;
+	release(one);
+	*milliseconds = EMPTY_MS;
+	*word = openat(one->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	return *word < 0 ? fail_errno(err, "read cgroup.events") : 0;
+}
+
+bool container_over(int word)
+{
+	return cgroup_is(word, "populated 0");
+}
+
 int container_delete(struct container *one, struct err *err)
 {
 	if (destroy(one, EMPTY_MS, err) < 0)

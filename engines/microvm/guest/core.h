@@ -150,6 +150,14 @@ void orders_end(const struct container *container);
 /* Ends those that have taken too long; returns how many milliseconds the next one still has, -1: there is none. */
 int orders_mind(void);
 
+/* ---- ends.c -------------------------------------------------------------------------------------------------- */
+
+/* DELETE. */
+void end_begin(uint32_t id, struct container *container);
+/* As orders_mind, of deletions. */
+int ends_mind(void);
+void ends_sweep(void);
+
 /* ---- dial.c, clock.c ----------------------------------------------------------------------------------------- */
 
 /* Answers the request itself, now or later. */

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "kernel.h"
@@ -24,13 +23,6 @@ struct uevent_address {
 	unsigned short family, pad;
 	uint32_t pid, groups;
 };
-
-static int64_t milliseconds(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* A directory below UNITS is named HOST:CHANNEL:TARGET:LUN; there is one host. */
 static bool is_unit(const char *name, unsigned lun)
@@ -146,9 +138,9 @@ int disk_find(unsigned lun, struct disk *out, struct err *err)
 	int events = listen_to_kernel(err);
 	if (events < 0)
 		return -1;
-	int64_t end = milliseconds() + WAIT_MS, left;
+	int64_t end = milliseconds_now() + WAIT_MS, left;
 	bool found;
-	while (!(found = look(lun, out)) && (left = end - milliseconds()) > 0) {
+	while (!(found = look(lun, out)) && (left = end - milliseconds_now()) > 0) {
 		char word[8192];
 		struct pollfd wait = {.fd = events, .events = POLLIN};
 		poll(&wait, 1, (int)left);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -29,6 +30,13 @@ int watch_add(struct watch *watch, uint32_t events)
 void watch_remove(struct watch *watch)
 {
 	epoll_ctl(loop.epoll, EPOLL_CTL_DEL, watch->fd, NULL);
+}
+
+int64_t milliseconds_now(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 void child_signals(void)
@@ -125,10 +133,13 @@ void agent_run(int port, pid_t share)
 		request_shared();
 	for (;;) {
 		bool busy = port_in();
-		int left = orders_mind();
+		int left = orders_mind(), ends = ends_mind();
+		if (left < 0 || (ends >= 0 && ends < left))
+			left = ends;
 		streams_pump();
 		port_out();
 		processes_sweep();
+		ends_sweep();
 		int count = epoll_wait(loop.epoll, events, EVENTS, busy || streams_waiting() ? 0 : left);
 		for (int i = 0; i < count; i++) {
 			struct watch *watch = events[i].data.ptr;

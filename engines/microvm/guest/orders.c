@@ -1,19 +1,11 @@
 /* CREATE and EXEC: answered once their process is there, or cannot be. */
 #include <errno.h>
 #include <signal.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "core.h"
 
 static struct process *first;
-
-static int64_t milliseconds_now(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static void answer(const struct process *process, int result, const struct err *err)
 {

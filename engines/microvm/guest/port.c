@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "core.h"
@@ -191,15 +190,12 @@ void port_out(void)
 
 void port_drain(int milliseconds)
 {
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	int64_t end = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000 + milliseconds;
+	int64_t end = milliseconds_now() + milliseconds;
 	for (;;) {
 		struct pollfd one = {.fd = port.watch.fd, .events = POLLOUT};
 		port.writable = true;
 		port_out();
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		int64_t left = end - ((int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000);
+		int64_t left = end - milliseconds_now();
 		if (idle() || left <= 0 || poll(&one, 1, (int)left) == 0)
 			return;
 	}

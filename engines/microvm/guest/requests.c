@@ -122,21 +122,6 @@ static int stats(const struct fields *request, struct reply *reply, struct err *
 	return reply->over ? fail(err, EMSGSIZE, "measure", "the answer is too large") : 0;
 }
 
-static int delete(const struct fields *request, struct err *err)
-{
-	struct container *container;
-	/* Whoever has ended by himself has his own code. */
-	agent_reap();
-	if (container_of(request, &container, err) < 0)
-		return -1;
-	orders_end(container);
-	if (container_delete(container, err) < 0)
-		return -1;
-	/* By their pointer alone: it leads nowhere any more. */
-	processes_end(container);
-	return 0;
-}
-
 static int quiesce(struct err *err)
 {
 	if (requests.set_up)
@@ -180,8 +165,6 @@ static int answer(unsigned kind, const struct fields *request, struct reply *rep
 		return signal_of(request, err);
 	case K_STATS:
 		return stats(request, reply, err);
-	case K_DELETE:
-		return delete(request, err);
 	default:
 		return on_container(kind, request, err);
 	}
@@ -235,11 +218,14 @@ void request_handle(unsigned kind, uint32_t id, unsigned char *payload, size_t s
 		dial(id, (uint32_t)fields_u64(&request, T_PROCESS, 0), (unsigned)fields_u64(&request, T_PORT, 0));
 		return;
 	}
-	if (result == 0 && (kind == K_CREATE || kind == K_EXEC) && requests.set_up) {
+	if (result == 0 && (kind == K_CREATE || kind == K_EXEC || kind == K_DELETE) && requests.set_up) {
 		struct container *container = NULL;
-		result = kind == K_EXEC ? container_of(&request, &container, &err) : 0;
+		result = kind == K_CREATE ? 0 : container_of(&request, &container, &err);
 		if (result == 0) {
-			order_begin(id, &request, container);
+			if (kind == K_DELETE)
+				end_begin(id, container);
+			else
+				order_begin(id, &request, container);
 			return;
 		}
 	}

@@ -36,7 +36,10 @@ from engines.microvm.wire.messages import (
 )
 from engines.microvm.wire.protocol import DATA_MAX, STDERR, STDIN, STDOUT, Kind
 
-_CORE = ("loop", "port", "fields", "reply", "errors", "program", "requests", "orders", "streams", "processes", "dial")
+_CORE = (
+    *("loop", "port", "fields", "reply", "errors", "program"),
+    *("requests", "orders", "ends", "streams", "processes", "dial"),
+)
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror")
 _SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 _PATIENCE = 20.0

@@ -265,6 +265,20 @@ def test_nor_is_it_waited_for_when_its_container_or_itself_has_ended(pod: Agent)
     assert unmade not in pod.answers
 
 
+def test_a_container_that_cannot_be_ended_holds_up_nobody(pod: Agent) -> None:
+    pod.create("hung", "sleep", "60", number=2)
+    hung = pod.asked(Kind.DELETE, Delete(container="hung"))
+    with pytest.raises(Failure, match="being deleted"):
+        pod.ask(Kind.DELETE, Delete(container="hung"))
+    pod.execute("c", "true", number=3)
+    assert pod.wait(3)[0] == 0
+    assert hung not in pod.answers
+    with pytest.raises(Failure, match="cannot be killed"):
+        pod.answer(hung, Done)
+    pod.ask(Kind.SIGNAL, Signal(process=2, signo=9))
+    assert pod.wait(2)[0] == 137
+
+
 def test_nothing_comes_of_a_container_after_the_answer_to_its_deletion(pod: Agent) -> None:
     pod.execute("c", "cat", "/dev/zero", number=2)
     pod.grants = False
