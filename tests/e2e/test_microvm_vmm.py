@@ -118,12 +118,14 @@ def test_qemu_has_no_descriptor_but_what_it_works_with(tmp_path: Path) -> None:
 
 
 def test_qemu_can_let_no_file_grow(tmp_path: Path) -> None:
-    def limit(pid: int) -> str:
-        return Path(f"/proc/{pid}/limits").read_text().split("Max file size")[1].split()[0]
+    def limit(pid: int, name: str = "file size") -> str:
+        return Path(f"/proc/{pid}/limits").read_text().split(f"Max {name}")[1].split()[0]
 
     def test() -> None:
         with running(machine(tmp_path, SLEEPS)) as qemu:
             assert limit(qemu.pid) == "0"
+            # Nor more threads than one of its kind has, whatever it is made to do.
+            assert limit(qemu.pid, "processes") == "1024"
         with running(machine(tmp_path, SLEEPS, disk_max=1 << 20)) as qemu:
             assert limit(qemu.pid) == str(1 << 20)
             qemu.add_disk(0, image(tmp_path / "disk", 1 << 20), readonly=False, deadline=soon())

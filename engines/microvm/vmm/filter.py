@@ -10,10 +10,10 @@ import struct
 from collections.abc import Collection
 from typing import Final
 
-# linux/filter.h: load a word, jump if equal, jump if greater or equal, return.
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+# linux/filter.h: load a word, jump if equal, greater or equal, or if one of the bits is set, return.
+_LOAD, _EQUAL, _AT_LEAST, _SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 # linux/seccomp.h: offsets in struct seccomp_data, and actions.
-_NUMBER, _ARCH, _SECOND_ARGUMENT = 0, 4, 24
+_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _X86_64: Final = 0xC000003E
 _X32_BIT: Final = 0x40000000
@@ -21,6 +21,11 @@ _X32_BIT: Final = 0x40000000
 _FALLOCATE: Final = 285
 # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _PUNCH_HOLE: Final = 3
+_CLONE: Final = 56
+# CLONE_NEWNS, CGROUP, UTS, IPC, USER, PID and NET.
+_NAMESPACES: Final = 0x7E020000
+_PRCTL: Final = 157
+_PR_SET_PDEATHSIG: Final = 1
 _NOT_THERE: Final = {"clone3": 435}
 #: By name, with the number on x86-64, the only machine there is a microVM on.
 DENIED: Final = {
@@ -121,15 +126,23 @@ def program(*, keep_holes: bool, allowed: Collection[str] = ()) -> bytes:
     for number in sorted(_NOT_THERE.values()):
         # So that libraries take the older call, whose flags can be looked at.
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    # No namespace by way of a new thread, and it dies with its parent whatever it wants.
+    code += _where(_CLONE, _FIRST_ARGUMENT, (_SET, _NAMESPACES), _ERRNO | errno.EPERM)
+    code += _where(_PRCTL, _FIRST_ARGUMENT, (_EQUAL, _PR_SET_PDEATHSIG), _ERRNO | errno.EPERM)
     if keep_holes:
-        code += [
-            (_EQUAL, 0, 4, _FALLOCATE),
-            (_LOAD, 0, 0, _SECOND_ARGUMENT),
-            (_EQUAL, 0, 1, _PUNCH_HOLE),
-            (_RETURN, 0, 0, _ERRNO),
-            (_RETURN, 0, 0, _ALLOW),
-        ]
+        code += _where(_FALLOCATE, _SECOND_ARGUMENT, (_EQUAL, _PUNCH_HOLE), _ERRNO)
     numbers = sorted(number for name, number in DENIED.items() if name not in allowed)
     code += [(_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
     code += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
     return b"".join(struct.pack("=HBBI", *one) for one in code)
+
+
+def _where(number: int, argument: int, test: tuple[int, int], action: int) -> list[tuple[int, int, int, int]]:
+    """Of this call, with an argument (its lower half) that passes the test, the action, and otherwise it is allowed."""
+    return [
+        (_EQUAL, 0, 4, number),
+        (_LOAD, 0, 0, argument),
+        (test[0], 0, 1, test[1]),
+        (_RETURN, 0, 0, action),
+        (_RETURN, 0, 0, _ALLOW),
+    ]

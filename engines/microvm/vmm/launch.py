@@ -36,6 +36,8 @@ _MNT_DETACH: Final = 2
 # One arena: threads that come and go would each leave one.
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "", "MALLOC_ARENA_MAX": "1"}
 _NOFILE: Final = 1024
+# Threads, of all that its user has: one for each processor of a machine, and at most 64 that wait for a disk.
+_NPROC: Final = 1024
 # Above any number that a program is given a descriptor as.
 _HIGH: Final = 256
 _ERROR_MAX: Final = 4096
@@ -257,12 +259,16 @@ def _tap() -> int:
 
 def _limit(program: Program) -> None:
     with step("setrlimit", "the monitor"):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_NOFILE, _NOFILE))
-        # Where this process is limited itself, no more than that.
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        size = program.file_size if most == resource.RLIM_INFINITY else min(program.file_size, most)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        for limit, wanted in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_NOFILE, _NOFILE),
+            (resource.RLIMIT_NPROC, _NPROC),
+            (resource.RLIMIT_FSIZE, program.file_size),
+        ):
+            # Where this process is limited itself, no more than that.
+            most = resource.getrlimit(limit)[1]
+            value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+            resource.setrlimit(limit, (value, value))
 
 
 def _become(who: Confinement) -> None:

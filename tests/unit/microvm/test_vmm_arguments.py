@@ -149,6 +149,8 @@ def judge(program: bytes, number: int, *arguments: int, arch: int = _X86_64) -> 
                 at += yes if value == constant else no
             case 0x35:
                 at += yes if value >= constant else no
+            case 0x45:
+                at += yes if value & constant else no
             case 0x06:
                 return constant
             case _:
@@ -176,6 +178,20 @@ def test_a_hole_is_pretended_for_clones_alone() -> None:
     assert judge(program, fallocate, 9, keep_size | zero) == _ALLOW
     assert judge(program, fallocate, 9, 0) == _ALLOW
     assert judge(seccomp.program(keep_holes=False), fallocate, 9, keep_size | punch) == _ALLOW
+
+
+@pytest.mark.parametrize("keep_holes", [True, False])
+def test_a_thread_has_no_namespaces_of_its_own_and_nobody_outlives_the_keeper(keep_holes: bool) -> None:
+    clone, prctl, program = 56, 157, seccomp.program(keep_holes=keep_holes)
+    # As the C library makes a thread.
+    thread = 0x3D0F00
+    assert judge(program, clone, thread) == _ALLOW
+    # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+    for flag in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert judge(program, clone, thread | flag) == _REFUSED, hex(flag)
+    set_death_signal, set_name = 1, 15
+    assert judge(program, prctl, set_death_signal, 0) == _REFUSED
+    assert judge(program, prctl, set_name, 0) == _ALLOW
 
 
 def test_numbers_are_those_of_libseccomp() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -197,6 +198,28 @@ def test_one_that_says_nothing_is_waited_for_no_longer_than_the_deadline(met) ->
         monitor.execute("stop", Deadline.after(0.05))
     with pytest.raises(DeadlineExceeded):
         monitor.wait(lambda event: event.name == "RESUME", "go on", Deadline.after(0.05))
+
+
+def test_one_that_never_stops_talking_is_heard_no_longer_than_the_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    over = threading.Event()
+
+    def talk() -> None:
+        with theirs, contextlib.suppress(OSError):
+            while not over.is_set():
+                theirs.sendall(b'{"return":{},"id":99}\r\n' * 1000)
+
+    talker = threading.Thread(target=talk, daemon=True)
+    talker.start()
+    with ours:
+        monitor = Monitor(ours)
+        with pytest.raises(DeadlineExceeded):
+            monitor.execute("stop", Deadline.after(0.05))
+        with pytest.raises(DeadlineExceeded):
+            monitor.wait(lambda event: event.name == "RESUME", "go on", Deadline.after(0.05))
+        over.set()
+    talker.join(10)
+    assert not talker.is_alive()
 
 
 def test_events_without_end_are_no_qemus(met) -> None:

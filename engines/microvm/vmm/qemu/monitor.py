@@ -164,5 +164,6 @@ class Monitor:
         poll = select.poll()
         poll.register(self._connection, event)
         left = deadline.remaining()
-        if not poll.poll(None if left is None else int(left * 1000 + 0.999)):
+        # One that talks on and on says nothing that is waited for.
+        if deadline.passed or not poll.poll(None if left is None else int(left * 1000 + 0.999)):
             raise DeadlineExceeded(f"deadline passed while QEMU was to {doing}")
