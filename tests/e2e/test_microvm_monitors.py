@@ -17,7 +17,7 @@ import pytest
 
 from engines.microvm.vmm.base import Accel, Event, Machine, Template
 from engines.microvm.vmm.cloud_hypervisor import CloudHypervisor
-from engines.microvm.vmm.firecracker import Firecracker
+from engines.microvm.vmm.firecracker import DISKS, Firecracker
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, ForgeError, InternalError, InvalidInput
 from forgeone_shim.kernel.namespaces import in_thread
@@ -164,7 +164,7 @@ def test_disks_come_and_go_though_their_images_are_roots_alone(monitor: Monitor,
         monitor.add_disk(1, image, readonly=False, deadline=soon())
     with pytest.raises(InvalidInput, match="lun"):
         monitor.add_disk(monitor.luns, image, readonly=True, deadline=soon())
-    for lun in range(16):
+    for lun in range(DISKS):
         monitor.add_disk(lun, image, readonly=True, deadline=soon())
 
 

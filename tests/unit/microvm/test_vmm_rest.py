@@ -222,6 +222,12 @@ def test_firecracker_has_one_processor_or_an_even_number(asked: int, given: int)
     assert sum(path.startswith("/drives/") for path in made) == DISKS
 
 
+def test_a_machine_of_firecracker_has_an_interrupt_for_each_device() -> None:
+    """Numbers 5 to 23, of which two are for what it has by itself (VMGenID, VMClock)."""
+    ours = [path for path, _ in requests(machine(1), "tap0", "/e") if path not in {"/machine-config", "/boot-source"}]
+    assert len(ours) + 2 <= 23 - 5 + 1
+
+
 def test_cloud_hypervisor_has_neither_terminal_nor_other_devices() -> None:
     made = config(machine(2))
     assert (made["serial"], made["console"]) == ({"mode": "Off"}, {"mode": "Off"})
