@@ -32,7 +32,7 @@ from engines.base import (
     Trust,
     Verdict,
 )
-from engines.microvm import checks, measuring, notes, plans, refusals, sandboxes, settings, volumes
+from engines.microvm import checks, measuring, notes, plans, refusals, sandboxes, settings, sizing, volumes
 from engines.microvm import imprint as imprints
 from engines.microvm.client import Keeper, Keepers
 from engines.microvm.console import ExecConsole
@@ -56,8 +56,9 @@ from forgeone_shim.limits import groups
 from forgeone_shim.shim import attach, contract
 from forgeone_shim.shim.supervision import FILES, Supervision
 
-_KILL_SECONDS: Final = 10.0
-_DELETE_SECONDS: Final = 30.0
+# As long as it takes a keeper to end a machine whose agent does not answer, and more: that is an end as well.
+_KILL_SECONDS: Final = 75.0
+_DELETE_SECONDS: Final = 75.0
 _EXEC_SECONDS: Final = 30.0
 _ORDER_SECONDS: Final = 30.0
 _BOTH: Final = Stdio(stdout=True, stderr=True)
@@ -263,6 +264,11 @@ class MicrovmEngine:
         if resources.memory_limit > pod.memory:
             raise FailedPrecondition(
                 f"linux.memory_limit_in_bytes: the pod's machine has {pod.memory} bytes, and cannot grow",
+                fix="make the pod anew",
+            )
+        if pod.vcpus < min(sizing.cpus(resources), self._machines.processors()):
+            raise FailedPrecondition(
+                f"linux.cpu_quota: the pod's machine has {pod.vcpus} processors, and gets no more",
                 fix="make the pod anew",
             )
         asked = messages.Update(container=handle.container_id, cgroup=plans.cgroup(resources))

@@ -58,6 +58,9 @@ def _class(memory: int) -> int:
 
 
 def _vcpus(asked: Resources, most: int) -> int:
-    if asked.cpu_quota <= 0:
-        return 1
-    return max(1, min(most, -(-asked.cpu_quota // (asked.cpu_period or _PERIOD))))
+    return max(1, min(most, cpus(asked)))
+
+
+def cpus(asked: Resources) -> int:
+    """As many as the limit says, rounded up; 0 without one."""
+    return -(-asked.cpu_quota // (asked.cpu_period or _PERIOD)) if asked.cpu_quota > 0 else 0

@@ -188,6 +188,12 @@ def test_a_machine_runs_on_the_processors_that_a_kubelet_gives_to_its_containers
     assert pod.exec(id_, "true").exit_code == 0
     if every != str(first):
         assert allowed() != {str(first)}
+    if len(os.sched_getaffinity(0)) > 1:
+        more = pb.LinuxContainerResources(cpu_period=100_000, cpu_quota=200_000)
+        with pytest.raises(grpc.RpcError, match="machine has 1 processors"):
+            pod.daemon.runtime.UpdateContainerResources(
+                pb.UpdateContainerResourcesRequest(container_id=id_, linux=more), timeout=patient(30)
+            )
     request.linux.cpuset_cpus = "9999"
     with pytest.raises(grpc.RpcError, match="not within its pod's"):
         pod.daemon.runtime.UpdateContainerResources(request, timeout=patient(30))
