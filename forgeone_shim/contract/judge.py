@@ -100,6 +100,7 @@ def _network(facts: Facts, held: Contract) -> Iterator[Finding]:
         host_pid=facts.pod.host_pid,
         privileged=facts.pod.privileged or (container is not None and container.privileged),
         capabilities=container.capabilities if container is not None else (),
+        engine=facts.runtime.engine,
     )
     if why:
         yield "profile.network", f"it cannot be enforced: {why}"

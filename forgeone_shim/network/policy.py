@@ -28,6 +28,8 @@ _RAW: Final = "NET_RAW"
 # What changes the rules, sends past them (packet sockets, AF_XDP), or takes over the host that made them.
 _BEYOND: Final = ("NET_ADMIN", _RAW, "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "DAC_READ_SEARCH")
 _AMONG_THE_HOSTS: Final = "SYS_PTRACE"
+_MACHINES: Final = "microvm"
+"""The engine whose containers are in no namespace of the host's: it holds their packets whatever they may do."""
 
 Range = IPv4Network | IPv6Network
 Address = tuple[int, bytes]
@@ -142,6 +144,7 @@ def unenforceable(
     host_pid: bool = False,
     privileged: bool = False,
     capabilities: Collection[str] = (),
+    engine: str = "",
 ) -> str:
     """Why a rule could not be enforced on a pod, or on one of its containers; empty where it can.
 
@@ -156,6 +159,8 @@ def unenforceable(
         return error.what
     if host_network:
         return "the pod uses the host's network, where its packets cannot be told from the host's"
+    if engine == _MACHINES:
+        return ""
     if privileged:
         return "a privileged container could change its pod's rules"
     beyond = (*_BEYOND, _AMONG_THE_HOSTS) if host_pid else _BEYOND
@@ -163,12 +168,12 @@ def unenforceable(
     return f"a container with {held[0]} could get around its pod's rules" if held else ""
 
 
-def withheld(rule: NetworkRule | None, security: Security) -> tuple[str, ...]:
+def withheld(rule: NetworkRule | None, security: Security, engine: str = "") -> tuple[str, ...]:
     """The default capabilities that a new container is not given in a pod with that rule, names without ``CAP_``.
 
     Packet sockets do not pass through rules. A container that asks for them by name gets them, and is refused for it.
     """
-    if rule is None or not rule.restricts or security.privileged:
+    if rule is None or not rule.restricts or security.privileged or engine == _MACHINES:
         return ()
     named = (*security.add_capabilities, *security.add_ambient_capabilities)
     asked = {name.upper().removeprefix("CAP_") for name in named}

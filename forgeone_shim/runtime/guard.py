@@ -191,7 +191,7 @@ class Guard:
         except _REFUSALS as error:
             raise self._denied(Point.CREATE, record, _refusal(error), deadline) from error
         # What a checkpoint's processes have they keep.
-        taken = () if record.restored else withheld(record.contract.profile.network, spec.security)
+        taken = () if record.restored else withheld(record.contract.profile.network, spec.security, record.engine)
         record = replace(record, trusted=found[0], trusted_volumes=tuple(found[1:]), withheld=taken)
         for point in (Point.CREATE, Point.RESTORE) if record.restored else (Point.CREATE,):
             if not judge.concerned(point, record.bound):

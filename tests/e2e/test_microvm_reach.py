@@ -34,9 +34,11 @@ def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
         yield running
 
 
-def served(pod: VmPod, image: str) -> str:
+def served(pod: VmPod, image: str, *capabilities: str) -> str:
     """A container of the pod that answers on port 8099."""
-    id_ = pod.start(pod.container(image, "sh", "-c", SERVE))
+    config = pod.container(image, "sh", "-c", SERVE)
+    config.linux.security_context.capabilities.add_capabilities.extend(capabilities)
+    id_ = pod.start(config)
     eventually(lambda: b":1FA3" in pod.exec(id_, "cat", "/proc/net/tcp", "/proc/net/tcp6").stdout)
     return id_
 
@@ -92,10 +94,14 @@ def test_a_machine_is_held_to_its_contract_by_the_host(daemon: Daemon, busybox: 
     pod.config.annotations.update({PREFIX + "egress": "none", PREFIX + "ingress": "none"})
     for each in (pod, other):
         each.run()
-    mine, theirs = (served(each, busybox) for each in (pod, other))
+    mine, theirs = served(pod, busybox, "ALL"), served(other, busybox)
     target = ips(other)[0]
     assert pod.exec(mine, "nc", "-w", "3", target, "8099").exit_code
     assert pod.exec(mine, "nc", "-w", "3", "127.0.0.1", "8099").stdout == b"served\n"
+    # Whatever somebody may do in the guest.
+    assert pod.exec(mine, "ip", "address", "add", "192.0.2.77/32", "dev", "eth0").exit_code == 0
+    assert pod.exec(mine, "ip", "route", "replace", f"{target}/32", "dev", "eth0").exit_code == 0
+    assert pod.exec(mine, "nc", "-w", "1", target, "8099").exit_code
     assert other.exec(theirs, "nc", "-w", "1", ips(pod)[0], "8099").exit_code
     # The node may probe.
     assert connects(None, ips(pod)[0], port=8099, seconds=3)

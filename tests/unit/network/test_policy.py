@@ -177,6 +177,8 @@ def test_a_pod_is_meant_by_its_name_or_its_whole_namespace() -> None:
         ({"host_network": False, "host_pid": True, "capabilities": ("KILL",)}, ""),
         ({"host_network": False, "capabilities": ("SYS_PTRACE",)}, ""),
         ({"host_network": False, "capabilities": ("CHOWN", "NET_BIND_SERVICE")}, ""),
+        ({"host_network": False, "privileged": True, "capabilities": ("NET_ADMIN",), "engine": "microvm"}, ""),
+        ({"host_network": True, "engine": "microvm"}, "host's network"),
     ],
 )
 def test_a_rule_that_could_be_evaded_is_refused(given_facts: dict[str, object], why: str) -> None:
@@ -197,6 +199,7 @@ def test_a_pod_with_a_rule_has_no_packet_sockets_unless_it_insists() -> None:
         Security(privileged=True),
     ):
         assert not withheld(rule, insists)
+    assert not withheld(rule, Security(), "microvm")
     assert not withheld(None, Security())
     assert not withheld(NetworkRule(), Security())
 
