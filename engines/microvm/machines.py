@@ -24,7 +24,7 @@ from engines.microvm.templates.warm import Templates
 from engines.microvm.vmm.base import Confinement, Machine, Template
 from engines.microvm.wire.protocol import CONTROL_PORT, SHARE_PORT
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.errors import FailedPrecondition, syscall_error
 from forgeone_shim.kernel.spawn import find_program, run
 
 # Of the host's memory, for templates.
@@ -46,7 +46,7 @@ class Machines:
         self._lock = threading.Lock()
         self._boot: BootSet | None = None
         self._processors: dict[str, Processor] = {}
-        self._version = ""
+        self._version = ("", "")
 
     def boot(self, deadline: Deadline) -> BootSet:
         """What machines boot now; made, where it is not there yet.
@@ -93,12 +93,25 @@ class Machines:
             return self._processors[boot.digest]
 
     def version(self, deadline: Deadline) -> str:
-        """What the monitor says of itself, in a line."""
-        if not self._version:
-            monitor = self.monitor()
+        """What the monitor says of itself, in a line; asked again when it was installed anew."""
+        return self._known(deadline)[1]
+
+    def _known(self, deadline: Deadline) -> tuple[str, str]:
+        """Which file the monitor is, and its version."""
+        monitor = self.monitor()
+        try:
+            seen = Path(monitor.program).stat()
+        except OSError as error:
+            raise syscall_error("stat", monitor.program, error) from error
+        mark = f"{seen.st_size} {seen.st_mtime_ns}"
+        with self._lock:
+            known = self._version
+        if known[0] != mark:
             said = run(monitor.program, [monitor.program, "--version"], deadline).text
-            self._version = said.partition("\n")[0] or monitor.driver.value
-        return self._version
+            known = mark, said.partition("\n")[0] or monitor.driver.value
+            with self._lock:
+                self._version = known
+        return known
 
     @contextlib.contextmanager
     def template(self, machine: Machine, deadline: Deadline) -> Iterator[Template | None]:
@@ -115,7 +128,9 @@ class Machines:
 
     def _key(self, machine: Machine, deadline: Deadline) -> Key:
         seen = keys.processor(machine.accel)
-        return keys.key(machine, boot=self.boot(deadline).digest, monitor=self.version(deadline), processor=seen)
+        return keys.key(
+            machine, boot=self.boot(deadline).digest, monitor=" ".join(self._known(deadline)), processor=seen
+        )
 
     def _save(self, machine: Machine, memory: int, state: int, deadline: Deadline) -> None:
         user = self._settings.uid_base + users.SPARE

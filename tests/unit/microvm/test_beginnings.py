@@ -9,11 +9,13 @@ from typing import cast
 
 import pytest
 
+from engines.microvm.boot.settings import BootSettings
 from engines.microvm.client import Keepers
 from engines.microvm.keeper.orders import Driver, Launch, Launched, Monitor
 from engines.microvm.machines import Machines
 from engines.microvm.plans import GUEST
 from engines.microvm.sandboxes import Sandboxes
+from engines.microvm.settings import Settings
 from engines.microvm.vmm.base import Accel, Confinement, Machine, Template
 from forgeone_shim.deadline import NEVER, Deadline
 from forgeone_shim.errors import InternalError
@@ -74,3 +76,24 @@ def test_a_pod_that_could_not_begin_anyhow_does_not_cost_others_their_template(t
     with pytest.raises(InternalError):
         begun(made, tmp_path)
     assert made.steps == ["clone", "boot"]
+
+
+def test_a_monitor_that_was_installed_anew_is_another_one(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+
+    def install(version: str) -> None:
+        draft = tmp_path / "draft"
+        draft.write_text(f"#!/bin/sh\necho {version}; echo more\n")
+        draft.chmod(0o755)
+        draft.replace(program)
+
+    install("7.2.1")
+    made = Machines(Settings(boot=BootSettings(qemu=str(program))), tmp_path, cast(Keepers, None))
+    first = made._known(NEVER)
+    assert made.version(NEVER) == "7.2.1"
+    # The same version, built anew.
+    install("7.2.1")
+    assert made._known(NEVER) != first
+    install("10.0.2")
+    assert made.version(NEVER) == "10.0.2"
+    made.close()
