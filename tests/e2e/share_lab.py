@@ -11,17 +11,22 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import Final
 
 import pytest
 
 from engines.microvm.boot.agent import SOURCES
-from engines.microvm.shares import launch
+from engines.microvm.shares import fuse, launch
 from engines.microvm.shares.client import FileServer
 from engines.microvm.shares.orders import Answer, Done, Failed, Volume
+from forgeone_shim.kernel.mounts import unmount
+from forgeone_shim.kernel.syscalls import number, syscall
 
 UID: Final = 1_900_000_778
 _PATIENCE: Final = 20.0
+# struct fuse_init_out
+_INIT_OUT: Final = Struct("<IIIIHHII36x")
 _FLAGS: Final = ("-std=gnu11", "-D_GNU_SOURCE", "-g", "-O1", "-Wall", "-Wextra", "-Werror")
 
 
@@ -97,6 +102,26 @@ def mounted(program: Path, directory: Path) -> Iterator[Share]:
         host.close()
         stack.callback(server.stop)
         yield Share(Path(f"/proc/{carrier.pid}/root{point}"), carrier.pid, server, asked)
+
+
+@contextmanager
+def dead_file_system(point: Path) -> Iterator[int]:
+    """What is mounted there answers nobody; yields a descriptor that its requests can be read from.
+
+    Who waits for it waits until the end of this, even if killed, once the request has been read.
+    """
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = b"fd=%d,rootmode=40755,user_id=0,group_id=0,allow_other" % fd
+        syscall(number("mount"), b"dead", os.fsencode(point), b"fuse", 0, options)
+        try:
+            _, _, unique, *_ = fuse.IN_HEADER.unpack_from(os.read(fd, 1 << 16))
+            os.write(fd, fuse.answer(unique, _INIT_OUT.pack(7, 31, 0, 0, 0, 0, 4096, 1)))
+            yield fd
+        finally:
+            unmount(point)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

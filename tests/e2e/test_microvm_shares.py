@@ -18,13 +18,13 @@ from typing import Final
 
 import pytest
 
-from engines.microvm.shares import calls, fuse, launch
+from engines.microvm.shares import calls, client, fuse, launch
 from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Done, Failed, Volume
 from forgeone_shim.kernel.capabilities import from_mask
 from forgeone_shim.kernel.mounts import clone, set_apart
 from forgeone_shim.shim import wire
-from tests.e2e.share_lab import UID, Share, being, compiled, mounted
+from tests.e2e.share_lab import UID, Share, being, compiled, dead_file_system, mounted
 
 pytestmark = pytest.mark.root
 
@@ -613,6 +613,25 @@ def test_a_server_ends_with_its_keeper(program: Path, tmp_path: Path) -> None:
         share.server._connection.close()
         assert select.select([pidfd], [], [], 10)[0]
         os.close(pidfd)
+
+
+def test_nobody_waits_for_a_server_that_waits_for_a_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_END_SECONDS", 0.2)
+    host, guest = socket.socketpair()
+    with host, guest, dead_file_system(tmp_path) as asked:
+        server = launch.start(host, "lab", uid=UID, gid=UID)
+        fd = os.open(tmp_path, os.O_PATH)
+        server.add([Volume(1)], [fd])
+        os.close(fd)
+        assert select.select([asked], [], [], 10)[0]
+        os.read(asked, 1 << 16)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 2
+        assert os.waitpid(server.pid, os.WNOHANG) == (0, 0)
+    os.waitpid(server.pid, 0)
 
 
 def test_a_guest_that_speaks_no_fuse_is_served_no_more(tmp_path: Path) -> None:

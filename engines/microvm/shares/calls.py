@@ -35,6 +35,14 @@ _KERNELS: Final = frozenset(
         0xF97CFF8C,  # selinuxfs
         0x65735543,  # fusectl
         0x42494E4D,  # binfmt_misc
+        0x6E667364,  # nfsd
+        0x67596969,  # rpc_pipefs
+        0x07655821,  # resctrl
+        0x5A3C69F0,  # apparmorfs
+        0x43415D53,  # smackfs
+        0xABBA1974,  # xenfs
+        0x0A647361,  # functionfs
+        0xAEE71EE7,  # gadgetfs
     }
 )
 # Those that may say only at close(2) that what was written could not be kept.

@@ -22,7 +22,7 @@ def opendir(share: Share, request: Request) -> bytes:
     """OPENDIR."""
     share.handles.room()
     node = share.nodes.directory(request.nodeid)
-    fd = os.open(share.path(node.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | share.without_trace(node))
+    fd = share.open(node, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | share.without_trace(node))
     return fuse.OPEN_OUT.pack(share.handles.add(fd, node), 0, 0)
 
 

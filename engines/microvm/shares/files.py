@@ -30,8 +30,16 @@ def open_(share: Share, request: Request) -> bytes:
     flags, more = request.fields(fuse.OPEN)
     share.handles.room()
     node = share.nodes.get(request.nodeid)
-    fd = _open(share, node, flags, kill=bool(more & fuse.OPEN_KILL_SUIDGID))
-    told = _told(node, fd, flags)
+    return _opened(share, node, _open(share, node, flags, kill=bool(more & fuse.OPEN_KILL_SUIDGID)), flags)
+
+
+def _opened(share: Share, node: Node, fd: int, flags: int) -> bytes:
+    """What the guest is told of the descriptor, which is no longer the caller's."""
+    try:
+        told = _told(node, fd, flags)
+    except OSError:
+        os.close(fd)
+        raise
     return fuse.OPEN_OUT.pack(share.handles.add(fd, node), told, 0)
 
 
@@ -43,7 +51,9 @@ def _open(share: Share, node: Node, flags: int, *, kill: bool) -> int:
         share.nodes.changeable(node)
     if flags & os.O_TRUNC and kill:
         kill_set_ids(share, node)
-    return os.open(share.path(node.fd), flags & _FLAGS | os.O_CLOEXEC | os.O_NOCTTY | share.without_trace(node))
+    # Some of the kernel's own keep a reader waiting for news.
+    more = share.without_trace(node) | (os.O_NONBLOCK if node.files.kernels else 0)
+    return share.open(node, flags & _FLAGS | os.O_CLOEXEC | os.O_NOCTTY | more)
 
 
 def _told(node: Node, fd: int, flags: int) -> int:
@@ -71,22 +81,27 @@ def create(share: Share, request: Request) -> bytes:
     share.nodes.room()
     parent = share.nodes.changeable_directory(request.nodeid)
     wanted = flags & _FLAGS | os.O_CLOEXEC | os.O_NOCTTY
+    fd = -1
     try:
         fd = os.open(name, wanted | os.O_CREAT | os.O_EXCL, mode & _PERMISSIONS, dir_fd=parent.fd)
     except FileExistsError:
         if flags & os.O_EXCL:
             raise
         node, found = _existing(share, parent, name)
-        fd = _open(share, node, flags, kill=bool(more & fuse.OPEN_KILL_SUIDGID))
     else:
         try:
             node, found = share.nodes.take(parent, os.open(share.path(fd), os.O_PATH | os.O_CLOEXEC))
         except OSError:
             os.close(fd)
             raise
-    told = _told(node, fd, flags)
-    handle = share.handles.add(fd, node)
-    return share.told(parent, node, found) + fuse.OPEN_OUT.pack(handle, told, 0)
+    try:
+        if fd < 0:
+            fd = _open(share, node, flags, kill=bool(more & fuse.OPEN_KILL_SUIDGID))
+        opened = _opened(share, node, fd, flags)
+    except OSError:
+        share.nodes.drop(node)
+        raise
+    return share.told(parent, node, found) + opened
 
 
 def _existing(share: Share, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from engines.microvm.shares import fuse
@@ -105,6 +106,26 @@ class Share:
     def path(self, fd: int) -> str:
         """What leads to the very file that a descriptor is of, be it a symlink."""
         return f"{self._paths}{fd}"
+
+    def open(self, node: Node, flags: int) -> int:
+        """open(2) of the very file."""
+        with self._outdated(node):
+            return os.open(self.path(node.fd), flags)
+
+    def stat(self, node: Node) -> os.stat_result:
+        """fstat(2) of it."""
+        with self._outdated(node):
+            return os.fstat(node.fd)
+
+    @contextlib.contextmanager
+    def _outdated(self, node: Node) -> Iterator[None]:
+        """ESTALE: on its server the file is gone. The guest's kernel looks once more, and is to find what is there."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                self.nodes.outdate(node)
+            raise
 
     def without_trace(self, node: Node) -> int:
         """How to open what may not be changed: that it was read is not seen either."""

@@ -60,7 +60,7 @@ def batch_forget(share: Share, request: Request) -> None:
 def getattr_(share: Share, request: Request) -> bytes:
     """GETATTR."""
     node = share.nodes.get(request.nodeid)
-    found = os.fstat(node.fd)
+    found = share.stat(node)
     return fuse.attr_out(found, node.ino(found))
 
 

@@ -10,14 +10,14 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.microvm.boot.agent import SOURCES
-from engines.microvm.shares import dispatch, fuse, orders, server, state
+from engines.microvm.shares import dispatch, files, fuse, orders, server, state
 from engines.microvm.shares.confinement import profile
 from engines.microvm.shares.fuse import ROOT_ID, Opcode
 from engines.microvm.shares.nodes import Nodes
@@ -274,8 +274,47 @@ def test_the_kernels_own_files_are_not_written_to(guest: Guest) -> None:
     comm = guest.look(guest.look(ROOT_ID, b"2"), b"comm")
     assert guest.ask(Opcode.OPEN, comm, fuse.OPEN.pack(os.O_WRONLY, 0))[0] == errno.EROFS
     error, body = guest.ask(Opcode.OPEN, comm, fuse.OPEN.pack(os.O_RDONLY, 0))
-    assert (error, fuse.OPEN_OUT.unpack(body)[1]) == (0, fuse.DIRECT_IO)
+    fh, told, _ = fuse.OPEN_OUT.unpack(body)
+    assert (error, told) == (0, fuse.DIRECT_IO)
+    # One that waits for news (trace_pipe) would keep all others waiting.
+    assert not os.get_blocking(guest.share.handles.get(fh, comm).fd)
     guest.share.remove_volume(2)
+
+
+def test_a_number_that_a_server_of_files_uses_again_is_another_file(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (guest.volume / "file").touch()
+    (guest.volume / "sub").mkdir()
+    file, sub = guest.look(guest.root, b"file"), guest.look(guest.root, b"sub")
+
+    def stale(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.ESTALE, "as NFS says")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", stale)
+        assert guest.ask(Opcode.OPEN, file, fuse.OPEN.pack(0, 0))[0] == errno.ESTALE
+        patched.setattr(os, "fstat", stale)
+        assert guest.ask(Opcode.GETATTR, sub, fuse.GETATTR.pack(0, 0, 0))[0] == errno.ESTALE
+    for node, name in ((file, b"file"), (sub, b"sub")):
+        assert guest.look(guest.root, name) != node
+        guest.ask(Opcode.FORGET, node, fuse.FORGET.pack(1))
+    guest.open(guest.look(guest.root, b"file"))
+
+
+def test_an_open_that_fails_leaves_nothing(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    (guest.volume / "file").touch()
+
+    def broken(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "a broken disk")
+
+    file, known, held = guest.look(guest.root, b"file"), len(guest.nodes), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(files, "_told", broken)
+    assert guest.ask(Opcode.OPEN, file, fuse.OPEN.pack(0, 0))[0] == errno.EIO
+    guest.ask(Opcode.FORGET, file, fuse.FORGET.pack(1))
+    for name in (b"file\0", b"new\0"):
+        assert guest.ask(Opcode.CREATE, guest.root, fuse.CREATE.pack(os.O_RDWR, 0o644, 0, 0) + name)[0] == errno.EIO
+    assert (len(guest.nodes), len(os.listdir("/proc/self/fd"))) == (known - 1, held - 1)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
