@@ -65,8 +65,9 @@ from forgeone_shim.version import VERSION
 
 _MODULE: Final = "engines.microvm.zygote"
 _PACKAGES: Final = ("forgeone_shim", "engines", "msgspec")
-# For what takes milliseconds, and seconds where the host is busy; a caller's own deadline may be earlier.
-_ANSWER_SECONDS: Final = 60.0
+# For what takes milliseconds, and seconds where the host is busy; a caller's own deadline may be earlier. By then a
+# keeper has ended a machine whose agent does not answer to a signal.
+_ANSWER_SECONDS: Final = 75.0
 _KILL_SECONDS: Final = 10.0
 # For a fork server to be started, and to say that a machine took too long.
 _MORE_SECONDS: Final = 15.0

@@ -26,8 +26,8 @@ from forgeone_shim.shim.loop import HUNG_UP, READ, WRITE, Loop
 _ROOM: Final = 512 * 1024
 _ORDERS_ROOM: Final = 4 << 20
 _BACKLOG_MAX: Final = 16 << 20
-# Seconds: a machine whose agent takes so long to answer is as good as dead; a pod's limits may make it slow. A kubelet
-# that wants an end, and cannot have it, asks again after two minutes. Standing still is up to processes.
+# Seconds: a machine whose agent takes so long to answer is as good as dead; a pod's limits may make it slow. Who wants
+# an end waits for it, a kubelet two minutes and the grace period. Standing still is up to processes.
 _SILENCE: Final = 180.0
 _SILENCES: Final = MappingProxyType({Kind.SIGNAL: 60.0, Kind.DELETE: 60.0, Kind.FREEZE: math.inf})
 # More than sockets hold.

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from engines.base import LiveState, Output, Stdio
-from engines.microvm.keeper import orders
+from engines.microvm import client, engine
+from engines.microvm.keeper import agent, orders
 from engines.microvm.keeper.orders import Driver, Monitor, Save
 from engines.microvm.vmm.base import Confinement
 from engines.microvm.wire import fields, messages
+from engines.microvm.wire.protocol import Kind
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import (
     DeadlineExceeded,
@@ -424,3 +426,8 @@ def test_an_idle_keeper_sleeps(pod: Pod) -> None:
         while seen != switches():
             seen = switches()
             assert not held.wait(0.2)
+
+
+def test_who_wants_an_end_waits_until_a_machine_that_hangs_was_ended() -> None:
+    for kind, seconds in ((Kind.SIGNAL, engine._KILL_SECONDS), (Kind.DELETE, engine._DELETE_SECONDS)):
+        assert agent._SILENCES[kind] + 10 < min(seconds, client._ANSWER_SECONDS)
