@@ -195,7 +195,8 @@ class Enforcement:
             return
         with _kernel_errors(f"keep sandbox {id_} to its network rule"):
             node = node_addresses()
-            if held is None and restraint.machine and run_in(restraint.netns, _is_passed_by):
+            # Each time: what it was to be when it was connected may not be what was thought here.
+            if restraint.machine and restraint.restricts and run_in(restraint.netns, _is_passed_by):
                 raise InvalidInput(
                     "network", "there was no rule when the pod's machine was connected, so that its packets pass none"
                 )

@@ -154,6 +154,17 @@ def test_a_rule_is_refused_for_a_machine_whose_packets_pass_none(node: Node) -> 
 
 
 @on_a_node
+def test_a_machine_that_was_connected_as_one_without_its_rule_is_refused(node: Node) -> None:
+    """A policy that is loosened for a moment, while the pod is made, leaves a table that no packet passes."""
+    with machine(node, "app", NOTHING, routed=False) as (app, guest):
+        assert answers(None, app.ipv4, 80)
+        with pytest.raises(InvalidInput, match="no rule when the pod's machine was connected"):
+            node.enforcement.enforce(replace(node.restraint(app, NOTHING), machine=True))
+        node.enforcement.enforce(replace(node.restraint(app), machine=True))
+        assert guest.netns
+
+
+@on_a_node
 def test_neighbours_find_the_pod_as_long_as_it_is_there(node: Node) -> None:
     """Their questions for the pod's address alone are this host's to answer: the machine would not understand them."""
     other = node.pod("other")
