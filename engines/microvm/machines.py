@@ -54,10 +54,11 @@ class Machines:
         :raises ForgeError: what is missing for it, or who has not signed it.
         """
         with self._lock:
-            if self._boot is None:
-                self._boot = assembly.assemble(self._settings.boot, self._root, deadline)
-            else:
+            if self._boot is not None and self._boot.directory.is_dir():
                 self._boot = bootset.check(self._boot, self._settings.boot)
+            else:
+                # Not yet there, or removed, as one that was changed is to be.
+                self._boot = assembly.assemble(self._settings.boot, self._root, deadline)
             return self._boot
 
     def monitor(self) -> Monitor:

@@ -16,7 +16,7 @@ from engines.microvm.boot.settings import BootSettings
 from engines.microvm.vmm.base import Accel
 from forgeone_shim.attestation import dsse, keys
 from forgeone_shim.dropins.files import replaceable, untrusted
-from forgeone_shim.errors import FailedPrecondition, PermissionDenied, syscall_error
+from forgeone_shim.errors import FailedPrecondition, ForgeError, PermissionDenied, syscall_error
 
 KERNEL: Final = "kernel"
 INITRD: Final = "initrd"
@@ -84,7 +84,7 @@ def read(directory: Path) -> BootSet:
     try:
         fault = next(filter(None, (replaceable(str(directory / name)) for name in (MANIFEST, *_FILES))), "")
     except OSError as error:
-        raise syscall_error("stat", directory, error) from None
+        raise _failure("stat", directory, error) from None
     if fault:
         raise FailedPrecondition(f"{directory}: {fault}", fix="let none but root write there")
     data = _read(directory / MANIFEST, manifests.MAX_MANIFEST)
@@ -169,7 +169,7 @@ def _digested(path: Path, item: Item) -> _Mark:
             status = os.fstat(file.fileno())
             digest = file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise syscall_error("read", path, error) from None
+        raise _failure("read", path, error) from None
     _trusted(path, status)
     if status.st_size != item.size or f"sha256:{digest}" != item.digest:
         raise FailedPrecondition(
@@ -185,7 +185,7 @@ def _read(path: Path, limit: int) -> bytes:
             status = os.fstat(file.fileno())
             data = file.read(limit + 1)
     except OSError as error:
-        raise syscall_error("read", path, error) from None
+        raise _failure("read", path, error) from None
     _trusted(path, status)
     return data
 
@@ -194,13 +194,19 @@ def _status(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except OSError as error:
-        raise syscall_error("stat", path, error) from None
+        raise _failure("stat", path, error) from None
 
 
 def _trusted(path: Path, status: os.stat_result) -> None:
     fault = "is no file" if not stat.S_ISREG(status.st_mode) else untrusted(status)
     if fault:
         raise FailedPrecondition(f"{path}: {fault}", fix=f"chown root {path}; chmod go-w {path}")
+
+
+def _failure(step: str, path: Path, error: OSError) -> ForgeError:
+    if isinstance(error, FileNotFoundError):
+        return FailedPrecondition(f"this is no whole boot set: {path}: {error.strerror}")
+    return syscall_error(step, path, error)
 
 
 def _mark(status: os.stat_result) -> _Mark:

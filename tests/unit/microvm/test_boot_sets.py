@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -17,11 +19,14 @@ from hypothesis import strategies as st
 from engines.microvm.boot import agent, assembly, bootset, clock, manifest, modules, probe, settings, sources
 from engines.microvm.boot.problems import problems
 from engines.microvm.boot.settings import BootSettings
+from engines.microvm.client import Keepers
+from engines.microvm.machines import Machines
+from engines.microvm.settings import Settings
 from engines.microvm.vmm.base import Accel
 from forgeone_shim.attestation import keys
 from forgeone_shim.cli import main as cli
 from forgeone_shim.deadline import NEVER
-from forgeone_shim.errors import FailedPrecondition, InternalError, PermissionDenied
+from forgeone_shim.errors import FailedPrecondition, PermissionDenied
 from forgeone_shim.kernel import spawn
 from tests.unit.microvm import boot_files as files
 from tests.unit.microvm.test_boot_parts import read_cpio
@@ -136,8 +141,25 @@ def test_a_file_that_is_not_what_the_manifest_says_is_refused_at_the_start_and_a
     again = bootset.check(made, node())
     assert (again.digest, again.marks != made.marks) == (made.digest, True)
     kernel.unlink()
-    with pytest.raises(InternalError, match="No such file"):
+    with pytest.raises(FailedPrecondition, match="No such file"):
         bootset.check(made, node())
+
+
+def test_a_daemon_makes_a_set_anew_that_was_removed_and_boots_none_that_was_changed(node: Node, tmp_path: Path) -> None:
+    machines = Machines(Settings(boot=node()), tmp_path, cast("Keepers", None))
+    first = machines.boot(NEVER)
+    rewrite(Path(first.initrd), b"other")
+    with pytest.raises(FailedPrecondition, match="initrd is not what its manifest says") as caught:
+        machines.boot(NEVER)
+    assert f"rm -r {first.directory} has it made anew" in caught.value.fix
+    shutil.rmtree(first.directory)
+    assert machines.boot(NEVER).manifest == first.manifest
+    given = machines.boot(NEVER).directory.rename(tmp_path / "given")
+    machines = Machines(Settings(boot=node(boot_set=str(given))), tmp_path, cast("Keepers", None))
+    machines.boot(NEVER)
+    shutil.rmtree(given)
+    with pytest.raises(FailedPrecondition, match="given"):
+        machines.boot(NEVER)
 
 
 def test_a_file_that_others_can_write_is_refused(made: bootset.BootSet, node: Node) -> None:
