@@ -20,7 +20,7 @@ from forgeone_shim.errors import FailedPrecondition, NotFound
 from forgeone_shim.kernel import taps
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.metrics.network import interfaces
-from tests.e2e.network_lab import OUTSIDE_IP, Lab, answers, ask, ip, is_silent, run_as_host
+from tests.e2e.network_lab import HOST_IP, HOST_IP6, OUTSIDE_IP, Lab, answers, ask, ip, is_silent, run_as_host
 
 pytestmark = pytest.mark.root
 
@@ -176,6 +176,47 @@ def test_a_redirection_that_fails_half_way_is_undone(tmp_path: Path) -> None:
         assert f"ingress ffff: dev {taps.NAME}" not in listed
         assert "ingress ffff: dev eth0" in listed
         os.close(fd)
+
+    on_a_host(tmp_path, story)
+
+
+@pytest.mark.parametrize("versions", [(4, 6), (6,)])
+@pytest.mark.parametrize("routed", [False, True])
+def test_a_machine_is_alone_on_its_link_with_a_gateway_that_is_nobodys(
+    tmp_path: Path, routed: bool, versions: tuple[int, ...]
+) -> None:
+    """As Calico leaves a pod: addresses of no network, and gateways that are the link's alone."""
+
+    def story(lab: Lab) -> None:
+        netns = lab.pin("pod")
+        ip("link", "add", "away", "type", "veth", "peer", "name", "eth0", "netns", netns)
+        Path("/proc/sys/net/ipv6/conf/away/accept_dad").write_text("0")
+        ip("link", "set", "away", "address", "ee:ee:ee:ee:ee:ee", "up")
+        for switch in ("forwarding", "proxy_arp"):
+            Path(f"/proc/sys/net/ipv4/conf/away/{switch}").write_text("1")
+        Path("/proc/sys/net/ipv4/neigh/away/proxy_delay").write_text("0")
+        lab.outside()
+        ip("route", "add", "default", "via", OUTSIDE_IP)
+
+        def attach() -> None:
+            ip("link", "set", "eth0", "up")
+            if 4 in versions:
+                ip("address", "add", "10.1.2.3/32", "dev", "eth0")
+                ip("route", "add", "169.254.1.1", "dev", "eth0", "scope", "link")
+                ip("route", "add", "default", "via", "169.254.1.1")
+            ip("address", "add", "fd01::3/128", "dev", "eth0", "nodad")
+            ip("-6", "route", "add", "default", "via", "fe80::ecee:eeff:feee:eeee", "dev", "eth0")
+
+        run_in(netns, attach)
+        ip("route", "add", "10.1.2.3", "dev", "away", "src", HOST_IP)
+        ip("-6", "route", "add", "fd01::3", "dev", "away", "src", HOST_IP6)
+        lab.serve(None, 9999)
+        with guest_of(lab, netns, routed=routed) as guest:
+            lab.serve(guest.netns, _PORT)
+            for version, inside, outside in ((4, "10.1.2.3", HOST_IP), (6, "fd01::3", HOST_IP6)):
+                if version in versions:
+                    assert answers(None, inside, _PORT)
+                    assert ask(guest.netns, outside, 9999) == inside
 
     on_a_host(tmp_path, story)
 
