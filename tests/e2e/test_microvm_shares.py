@@ -18,11 +18,14 @@ from typing import Final
 
 import pytest
 
+from engines.microvm import volumes
 from engines.microvm.shares import calls, client, fuse, launch
 from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Done, Failed, Volume
+from engines.microvm.wire.messages import Mount
+from engines.microvm.wire.protocol import MountKind
 from forgeone_shim.kernel.capabilities import from_mask
-from forgeone_shim.kernel.mounts import clone, set_apart
+from forgeone_shim.kernel.mounts import clone, mount_tmpfs, set_apart, unmount
 from forgeone_shim.shim import wire
 from tests.e2e.share_lab import UID, Share, being, compiled, dead_file_system, mounted
 
@@ -510,6 +513,32 @@ def test_what_one_container_changes_the_other_sees_at_once(share: Share, numbers
         (writer / "file").unlink()
         assert not (reader / "file").exists()
     share.remove(*numbers_of)
+
+
+def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(
+    share: Share, numbers: Numbers, tmp_path: Path
+) -> None:
+    """With ``HostToContainer``, and not otherwise; each volume is opened as for a container."""
+    (tmp_path / "later").mkdir()
+    asked = (volumes.Shared(str(tmp_path), readonly=False, live=True), volumes.Shared(str(tmp_path), readonly=False))
+    live, private = numbers.next(), numbers.next()
+    with contextlib.ExitStack() as held:
+        places = [volumes.Place(Mount(kind=MountKind.SHARE, destination="/d"), one) for one in asked]
+        opened = volumes.opened(places, held)
+        share.server.add([Volume(live), Volume(private)], [opened[one] for one in asked])
+    seen, unseen = (share.root / str(number) / "later" for number in (live, private))
+    assert not list(seen.iterdir())
+    mount_tmpfs(tmp_path / "later", 1 << 20)
+    try:
+        (tmp_path / "later/file").write_text("x")
+        _wait((seen / "file").exists)
+        assert not (unseen / "file").exists()
+        (seen / "file").write_text("y")
+        assert (tmp_path / "later/file").read_text() == "y"
+    finally:
+        unmount(tmp_path / "later")
+    _wait(lambda: not (seen / "file").exists())
+    share.remove(live, private)
 
 
 def test_a_read_only_mount_of_the_host_keeps_nobody_else_from_writing(
