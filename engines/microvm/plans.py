@@ -132,7 +132,7 @@ def create(
         mounts=(*_kernels(mounts, privileged=privileged), *mounts),
         masked=() if privileged else _absolute("masked_paths", security.masked_paths),
         readonly_paths=() if privileged else _absolute("readonly_paths", security.readonly_paths),
-        devices=_devices(plan),
+        devices=_devices(plan, mounts),
         cgroup=cgroup(plan.spec.resources),
     )
 
@@ -163,13 +163,17 @@ def _kernels(asked: Iterable[messages.Mount], *, privileged: bool) -> Iterable[m
             yield messages.Mount(kind=MountKind.KERNEL, destination=destination, source=kind, flags=flags)
 
 
-def _devices(plan: ContainerPlan) -> tuple[Device, ...]:
-    found = []
-    for device in plan.spec.devices:
-        major, minor, mode = refusals.DEVICES[device.source]
-        place = binds.clean(device.destination or device.source)
-        found.append(Device(name=place, mode=mode, uid=0, gid=0, kind=ord("c"), major=major, minor=minor))
-    return tuple(found)
+def _devices(plan: ContainerPlan, mounts: Sequence[messages.Mount]) -> tuple[Device, ...]:
+    found = {binds.clean(one.destination or one.source): refusals.DEVICES[one.source] for one in plan.spec.devices}
+    if plan.spec.security.privileged:
+        # Where something is mounted no device can be made, and none is missed.
+        covered = tuple(f"{mount.destination}/" for mount in mounts)
+        machines = {name: one for name, one in refusals.PRIVILEGED.items() if not f"{name}/".startswith(covered)}
+        found = machines | found
+    return tuple(
+        Device(name=name, mode=mode, uid=0, gid=0, kind=ord("c"), major=major, minor=minor)
+        for name, (major, minor, mode) in found.items()
+    )
 
 
 def _absolute(field: str, paths: Sequence[str]) -> tuple[str, ...]:

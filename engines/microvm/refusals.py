@@ -19,6 +19,12 @@ DEVICES: Final = {
     "/dev/urandom": (1, 9, 0o666),
     "/dev/tty": (5, 0, 0o666),
     "/dev/fuse": (10, 229, 0o666),
+    "/dev/net/tun": (10, 200, 0o666),
+}
+# What a privileged container has besides those that every container has.
+PRIVILEGED: Final = {
+    **{name: DEVICES[name] for name in ("/dev/fuse", "/dev/net/tun")},
+    "/dev/kmsg": (1, 11, 0o600),
 }
 
 

@@ -44,6 +44,7 @@ def pod(daemon: Daemon) -> Iterator[VmPod]:
     """One machine for all tests that do not end it."""
     found = VmPod.plan(daemon)
     found.config.port_mappings.add(protocol=pb.TCP, container_port=8080, host_port=HOST_PORT, host_ip="127.0.0.1")
+    found.config.linux.security_context.privileged = True
     found.run()
     yield found
     found.remove()
@@ -167,6 +168,16 @@ def test_a_container_that_takes_too_much_memory_is_killed_and_its_machine_goes_o
     status = pod.wait(pod.start(config), seconds=60)
     assert (status.exit_code, status.reason) == (137, "OOMKilled")
     assert pod.ready()
+
+
+def test_a_privileged_container_has_the_devices_of_its_machine(pod: VmPod, busybox: str) -> None:
+    config = pod.container(
+        busybox, "sh", "-c", ": <> /dev/net/tun; : <> /dev/fuse; echo said > /dev/kmsg; echo all", name="privileged"
+    )
+    config.linux.security_context.privileged = True
+    id_ = pod.start(config)
+    assert pod.wait(id_).exit_code == 0
+    assert pod.log(id_) == "all\n"
 
 
 def test_a_machine_runs_on_the_processors_that_a_kubelet_gives_to_its_containers(pod: VmPod, busybox: str) -> None:

@@ -23,12 +23,12 @@ _TRANSPORT: Final = {
 }
 _COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon")
 # For containers with NET_ADMIN, as those that lead a pod's connections to a proxy beside it: loaded when the guest's
-# kernel asks for them. iptables-legacy would ask by itself, in vain.
+# kernel asks for them. iptables-legacy would ask by itself, in vain. A tunnel's device asks when it is opened.
 LATER: Final = (
     *("bridge", "veth", "nfnetlink", "nf_tables", "nft_chain_nat", "nft_compat", "nft_ct", "nft_limit", "nft_masq"),
     *("nft_nat", "nft_redir", "nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "xt_MASQUERADE", "xt_REDIRECT"),
     *("xt_addrtype", "xt_comment", "xt_conntrack", "xt_mark", "xt_multiport", "xt_nat", "xt_owner", "xt_tcpudp"),
-    *("ipt_REJECT", "ip6t_REJECT"),
+    *("ipt_REJECT", "ip6t_REJECT", "tun"),
 )
 # scripts/sign-file.c: the signature's bytes, a structure of 12 that ends with their number, and this.
 _SIGNED: Final = b"~Module signature appended~\n"

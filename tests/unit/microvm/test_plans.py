@@ -145,6 +145,12 @@ def test_a_privileged_container_has_all_that_its_machine_has_and_nothing_of_the_
     assert found.masked == ()
     writable = {mount.destination for mount in found.mounts if mount.kind is MountKind.KERNEL and not mount.flags & 1}
     assert writable == {"/proc", "/sys", "/sys/fs/cgroup"}
+    assert [device.name for device in found.devices] == ["/dev/fuse", "/dev/net/tun", "/dev/kmsg"]
+    mounts = (Mount("/dev/net", "/data"),)
+    found = created(plan(spec(security=Security(privileged=True), mounts=mounts)))
+    assert [device.name for device in found.devices] == ["/dev/fuse", "/dev/kmsg"]
+    found = created(plan(spec(security=Security(privileged=True), mounts=(Mount("/dev", "/dev"),))))
+    assert found.devices == ()
 
 
 def test_what_a_command_executes_is_as_the_first_program_but_for_its_words() -> None:
