@@ -122,7 +122,7 @@ class Meter:
             usage=usage,
             nano_cores=self._rates.nano_cores(view.id, usage.at, usage.cpu),
             processes=sum(self._process_count(one, machine) for one in live),
-            interfaces=self._interfaces(view, live),
+            interfaces=self._interfaces(view, live if machine is None else ()),
             containers=readings,
         )
 
@@ -137,7 +137,7 @@ class Meter:
                     view=view,
                     cgroup=relative(view.cgroup),
                     at=time.time_ns(),
-                    pod=tuple(samples.of_interfaces(self._interfaces(view, live))),
+                    pod=tuple(samples.of_interfaces(self._interfaces(view, live if machine is None else ()))),
                     containers=tuple(
                         [(one, relative(one.cgroup), self._container_samples(one, machine)) for one in live]
                     ),
@@ -174,6 +174,7 @@ class Meter:
         )
 
     def _interfaces(self, view: SandboxView, live: Sequence[ContainerView]) -> tuple[Interface, ...]:
+        """``live`` are containers with processes of this host, which may be in the pod's namespace."""
         return network.interfaces(view.netns, [one.pid for one in live]) if view.netns else ()
 
     def _process_count(self, view: ContainerView, machine: Measurement | None) -> int:
