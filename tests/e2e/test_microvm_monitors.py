@@ -10,6 +10,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,12 +49,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["firecracker", "cloud-hypervisor"])
-def monitor(request: pytest.FixtureRequest, directory: Path) -> Iterator[Monitor]:
+def monitor(request: pytest.FixtureRequest, directory: Path) -> Monitor:
     kind = Firecracker if request.param == "firecracker" else CloudHypervisor
-    made: Monitor = kind(str(directory / "bin" / request.param))
-    yield made
-    made.stop()
-    made.stop()
+    return kind(str(directory / "bin" / request.param))
 
 
 @pytest.fixture
@@ -71,9 +69,9 @@ def image(directory: Path) -> Iterator[int]:
     os.close(fd)
 
 
-@pytest.fixture
+@contextmanager
 def tap() -> Iterator[tuple[int, int]]:
-    """An interface in a namespace of its own: the descriptor, and the namespace's number."""
+    """An interface in a namespace of its own: the descriptor, which nobody else has, and the namespace's number."""
 
     def make() -> tuple[int, int]:
         syscall(number("unshare"), CLONE_NEWNET)
@@ -110,10 +108,10 @@ def events(monitor: Monitor, wanted: Callable[[list[Event]], bool]) -> list[Even
     return found
 
 
-def test_a_machine_starts_confined_and_its_agent_connects_its_ports(
-    monitor: Monitor, machine: Machine, tap: tuple[int, int]
-) -> None:
-    monitor.start(machine, tap[0], lab.WHO, soon())
+@lab.like_a_keeper
+def test_a_machine_starts_confined_and_its_agent_connects_its_ports(monitor: Monitor, machine: Machine) -> None:
+    with tap() as (fd, network):
+        monitor.start(machine, fd, lab.WHO, soon())
     channels = monitor.channels()
     assert {name: one.recv(100) for name, one in channels.items()} == {
         "forgeone.control": b"port 1024",
@@ -129,13 +127,14 @@ def test_a_machine_starts_confined_and_its_agent_connects_its_ports(
     # Nothing that it was loaded from is there any more.
     with monitor._hosted.process.inside():
         assert os.listdir("/files") == []
-    assert (said["network"] == tap[1]) == isinstance(monitor, Firecracker)
+    assert (said["network"] == network) == isinstance(monitor, Firecracker)
     status = Path(f"/proc/{monitor.pid}/status").read_text()
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
     assert "Seccomp:\t2" in status
 
 
+@lab.like_a_keeper
 def test_what_is_asked_for_is_the_machine(monitor: Monitor, machine: Machine) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     seen = {path: body for _, path, body, _ in told(monitor)["seen"]}  # type: ignore[attr-defined]
@@ -149,6 +148,7 @@ def test_what_is_asked_for_is_the_machine(monitor: Monitor, machine: Machine) ->
         assert seen["/vm.create"]["payload"]["cmdline"] == "quiet"
 
 
+@lab.like_a_keeper
 def test_disks_come_and_go_though_their_images_are_roots_alone(monitor: Monitor, machine: Machine, image: int) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     for _ in range(2):
@@ -168,6 +168,7 @@ def test_disks_come_and_go_though_their_images_are_roots_alone(monitor: Monitor,
         monitor.add_disk(lun, image, readonly=True, deadline=soon())
 
 
+@lab.like_a_keeper
 def test_a_refusal_is_told_and_undone(monitor: Monitor, machine: Machine, image: int) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     monitor.pause(soon())
@@ -182,6 +183,7 @@ def test_a_refusal_is_told_and_undone(monitor: Monitor, machine: Machine, image:
     assert not any(name.startswith("disk1") for name in told(monitor)["place"])  # type: ignore[attr-defined]
 
 
+@lab.like_a_keeper
 def test_a_monitor_that_was_taken_over_leads_nobody_to_the_hosts_files(
     monitor: Monitor, machine: Machine, image: int, directory: Path
 ) -> None:
@@ -203,6 +205,7 @@ def test_a_monitor_that_was_taken_over_leads_nobody_to_the_hosts_files(
     assert (victim.read_text(), victim.stat().st_uid) == ("of the host", 0)
 
 
+@lab.like_a_keeper
 def test_it_stands_still_goes_on_and_gives_memory_back(monitor: Monitor, machine: Machine) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     monitor.pause(soon())
@@ -214,6 +217,7 @@ def test_it_stands_still_goes_on_and_gives_memory_back(monitor: Monitor, machine
     assert last(monitor)[2] == wanted
 
 
+@lab.like_a_keeper
 def test_its_end_and_what_it_said_are_told(monitor: Monitor, machine: Machine) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     assert monitor.events() == []
@@ -228,6 +232,7 @@ def test_its_end_and_what_it_said_are_told(monitor: Monitor, machine: Machine) -
     assert (monitor.fds, monitor.events()) == ((), [])
 
 
+@lab.like_a_keeper
 def test_what_cannot_be_is_refused_and_leaves_nothing(monitor: Monitor, machine: Machine, directory: Path) -> None:
     def refused(kind: type[ForgeError], message: str, made: Monitor, asked: Machine, **more: object) -> None:
         with pytest.raises(kind, match=message):

@@ -51,7 +51,7 @@ def test_ports_of_a_machine_are_forwarded_and_what_it_uses_is_told(daemon: Daemo
     with SpdyClient(forward_url(pod), "portforward.k8s.io") as client:
         error, data = (client.open(streamType=kind, port="8099", requestID="1") for kind in ("error", "data"))
         client.say(error, b"", fin=True)
-        client.say(data, b"hi\n", fin=True)
+        client.say(data, b"", fin=True)
         client.until(lambda: {error, data} <= client.ended)
         assert (client.heard[data], client.heard[error]) == (b"served\n", b"")
         error, data = (client.open(streamType=kind, port="4", requestID="2") for kind in ("error", "data"))

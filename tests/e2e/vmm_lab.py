@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from engines.microvm.vmm.base import Accel, Confinement, Machine
+from engines.microvm.vmm.base import Accel, Confinement, Machine, Vmm
 from forgeone_shim.deadline import Deadline
 
 QEMU: Final = "/usr/bin/qemu-system-x86_64"
@@ -82,3 +83,20 @@ def alone(test: Callable[[], None]) -> None:
         wrong = said.read()
     _, status = os.waitpid(pid, 0)
     assert not wrong and status == 0, wrong or f"ended with {status}"
+
+
+def like_a_keeper(test: Callable[..., None]) -> Callable[..., None]:
+    """A test that runs :func:`alone`, and stops its ``monitor`` in the end, which may be done twice."""
+
+    @functools.wraps(test)
+    def run(*, monitor: Vmm, **given: object) -> None:
+        def whole() -> None:
+            try:
+                test(monitor=monitor, **given)
+            finally:
+                monitor.stop()
+                monitor.stop()
+
+        alone(whole)
+
+    return run
