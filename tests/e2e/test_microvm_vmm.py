@@ -128,11 +128,13 @@ def test_qemu_can_let_no_file_grow(tmp_path: Path) -> None:
             assert limit(qemu.pid, "processes") == "1024"
         with running(machine(tmp_path, SLEEPS, disk_max=1 << 20)) as qemu:
             assert limit(qemu.pid) == str(1 << 20)
-            qemu.add_disk(0, image(tmp_path / "disk", 1 << 20), readonly=False, deadline=soon())
+            qemu.add_disk(4, image(tmp_path / "disk", 1 << 20), readonly=False, deadline=soon())
+            with pytest.raises(InvalidInput, match="cannot be written to"):
+                qemu.add_disk(0, image(tmp_path / "disk", 1 << 20), readonly=False, deadline=soon())
             with pytest.raises(FailedPrecondition, match="at most"):
-                qemu.add_disk(1, image(tmp_path / "other", 2 << 20), readonly=False, deadline=soon())
+                qemu.add_disk(5, image(tmp_path / "other", 2 << 20), readonly=False, deadline=soon())
             with pytest.raises(FailedPrecondition, match="not opened"):
-                qemu.add_disk(1, os.open(tmp_path / "disk", os.O_RDONLY), readonly=False, deadline=soon())
+                qemu.add_disk(5, os.open(tmp_path / "disk", os.O_RDONLY), readonly=False, deadline=soon())
 
     alone(test)
 
@@ -296,7 +298,7 @@ def test_disks_that_cannot_be_are_refused_and_leave_nothing(tmp_path: Path) -> N
             with pytest.raises(InvalidInput):
                 qemu.add_disk(256, disk, readonly=True, deadline=soon())
             with pytest.raises(FailedPrecondition, match="reclaimed"):
-                qemu.add_disk(1, disk, readonly=False, deadline=soon())
+                qemu.add_disk(5, disk, readonly=False, deadline=soon())
             with pytest.raises(FailedPrecondition, match="no file"):
                 qemu.add_disk(1, os.open("/", os.O_RDONLY), readonly=True, deadline=soon())
             assert len(os.listdir(f"/proc/{qemu.pid}/fd")) == idle

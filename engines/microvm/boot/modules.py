@@ -17,7 +17,7 @@ from engines.microvm.boot.elf import Elf
 from forgeone_shim.errors import FailedPrecondition, syscall_error
 
 _TRANSPORT: Final = {
-    "qemu": ("virtio_mmio", "virtio_console", "virtio_scsi", "sd_mod"),
+    "qemu": ("virtio_mmio", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod"),
     "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk"),
     "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk"),
 }

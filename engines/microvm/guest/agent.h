@@ -171,6 +171,8 @@ struct unborn {
 };
 
 /* SETUP but TIME and ENTROPY, which the core has done before. Once. */
+/* What every pod's machine has: done before a template is saved, else with SETUP; what is done is not done again. */
+int pod_prepare(struct err *err);
 int pod_setup(const struct fields *request, struct err *err);
 /* The machine's files for STATS. */
 void pod_stats(struct reply *reply);

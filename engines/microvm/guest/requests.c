@@ -126,6 +126,8 @@ static int quiesce(struct err *err)
 {
 	if (requests.set_up)
 		return fail(err, EBUSY, "quiesce", "the machine is a pod's already");
+	if (pod_prepare(err) < 0)
+		return -1;
 	sync();
 	/* What was read to boot would be saved, and loaded by each machine. */
 	file_put(AT_FDCWD, "/proc/sys/vm/drop_caches", "3", 1);

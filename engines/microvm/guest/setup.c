@@ -12,8 +12,12 @@
 
 #include "calls.h"
 #include "cgroups.h"
+#include "devices.h"
 #include "namespaces.h"
 #include "net.h"
+
+/* Bytes of a /dev/shm that nobody has said a size of. */
+#define SHM_SIZE (64u << 20)
 
 static const char *const DIRECTORIES[] = {"/etc", "/run", "/run/pod", POD_SHM, POD_DIRECTORIES};
 
@@ -79,8 +83,6 @@ static int set_network(const struct fields *request, struct err *err)
 	struct fields it = *request;
 	struct field each;
 	unsigned index = 0;
-	if (net_loopback(err) < 0)
-		return -1;
 	while (fields_each(&it, T_INTERFACE, &each)) {
 		struct fields group = field_group(&each);
 		if (net_interface(&group, index++, err) < 0)
@@ -151,23 +153,41 @@ static int set_names(const struct fields *request, struct err *err)
 	return write_identity(fields_text(request, T_MACHINE_ID, ""), err);
 }
 
-static int make_directories(const struct fields *request, struct err *err)
+static int mount_shm(uint64_t size, unsigned long flags, struct err *err)
 {
 	char options[64];
-	for (size_t index = 0; index < sizeof DIRECTORIES / sizeof *DIRECTORIES; index++)
-		if (mkdir(DIRECTORIES[index], 0755) < 0 && errno != EEXIST)
-			return fail(err, errno, "mkdir", "%s: %s", DIRECTORIES[index], strerror(errno));
-	snprintf(options, sizeof options, "mode=1777,size=%llu",
-		 (unsigned long long)fields_u64(request, T_SHM_SIZE, 64 << 20));
-	if (mount("shm", POD_SHM, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options) < 0)
+	snprintf(options, sizeof options, "mode=1777,size=%llu", (unsigned long long)size);
+	if (mount("shm", POD_SHM, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC | flags, options) < 0)
 		return fail_errno(err, "mount the pod's /dev/shm");
 	return 0;
 }
 
+static int make_directories(struct err *err)
+{
+	for (size_t index = 0; index < sizeof DIRECTORIES / sizeof *DIRECTORIES; index++)
+		if (mkdir(DIRECTORIES[index], 0755) < 0 && errno != EEXIST)
+			return fail(err, errno, "mkdir", "%s: %s", DIRECTORIES[index], strerror(errno));
+	return 0;
+}
+
+int pod_prepare(struct err *err)
+{
+	static bool prepared;
+	if (prepared)
+		return 0;
+	/* One that failed half-way is no pod's. */
+	prepared = true;
+	return make_directories(err) < 0 || mount_shm(SHM_SIZE, 0, err) < 0 || cgroups_prepare(err) < 0 ||
+		       devices_prepare(err) < 0 || net_loopback(err) < 0
+		   ? -1
+		   : 0;
+}
+
 int pod_setup(const struct fields *request, struct err *err)
 {
-	if (make_directories(request, err) < 0 || cgroups_prepare(err) < 0 || set_names(request, err) < 0 ||
-	    set_kernel(request, err) < 0)
+	uint64_t shm = fields_u64(request, T_SHM_SIZE, SHM_SIZE);
+	if (pod_prepare(err) < 0 || (shm != SHM_SIZE && mount_shm(shm, MS_REMOUNT, err) < 0) ||
+	    set_names(request, err) < 0 || set_kernel(request, err) < 0)
 		return -1;
 	return fields_bool(request, T_SHARED_PID) ? pids_share(err) : 0;
 }

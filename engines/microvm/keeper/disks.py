@@ -40,7 +40,7 @@ class Disks:
         if lun >= 0:
             self._plugged[lun].users += 1
             return lun
-        lun = self._free()
+        lun = self._free(readonly=disk.readonly)
         self._vmm.add_disk(lun, image, readonly=disk.readonly, deadline=Deadline.after(_SECONDS))
         shared = disk.key if disk.readonly else ""
         self._plugged[lun] = _Plugged(shared)
@@ -63,8 +63,9 @@ class Disks:
             # It may be there still; nothing else is to be taken for it.
             self._lost.add(lun)
 
-    def _free(self) -> int:
+    def _free(self, *, readonly: bool) -> int:
         for lun in itertools.islice(self._luns, self._vmm.luns):
-            if lun not in self._plugged and lun not in self._lost:
+            fits = readonly or lun >= self._vmm.slots
+            if fits and lun not in self._plugged and lun not in self._lost:
                 return lun
         raise ResourceExhausted(f"the pod's machine has no room for more than {self._vmm.luns} disks")

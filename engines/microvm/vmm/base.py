@@ -96,6 +96,10 @@ class Vmm(Protocol):
     def luns(self) -> int:
         """How many numbers of disks there are: 0 and those that follow."""
 
+    @property
+    def slots(self) -> int:
+        """How many of these, 0 and those that follow, are for disks that are read only: such a one is there at once."""
+
     def start(
         self,
         machine: Machine,

@@ -56,6 +56,11 @@ class CloudHypervisor:
         """As the interface says."""
         return _LUNS
 
+    @property
+    def slots(self) -> int:
+        """As the interface says."""
+        return 0
+
     def start(
         self,
         machine: Machine,

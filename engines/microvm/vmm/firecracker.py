@@ -60,6 +60,11 @@ class Firecracker:
         """As the interface says."""
         return DISKS
 
+    @property
+    def slots(self) -> int:
+        """As the interface says."""
+        return 0
+
     def start(
         self,
         machine: Machine,

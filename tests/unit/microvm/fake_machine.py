@@ -70,6 +70,10 @@ class FakeVmm:
     def luns(self) -> int:
         return 256
 
+    @property
+    def slots(self) -> int:
+        return 1
+
     def start(
         self,
         machine: Machine,

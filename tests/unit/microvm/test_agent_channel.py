@@ -144,7 +144,7 @@ def test_an_agent_that_does_not_answer_is_found_out_but_for_what_takes_its_time(
 def test_a_pods_guest_is_told_the_time_now_and_again(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pods, "_CLOCK_SECONDS", 0.0)
     nobody = cast("Any", None)
-    vmm = cast("Any", SimpleNamespace(luns=1))
+    vmm = cast("Any", SimpleNamespace(luns=1, slots=0))
     pod = Pod(channel.loop, channel.agent, vmm, nobody, keeper=(0, 0), monitor=(0, 0))
     assert pod.wait() is None
     pod.handle(nobody, orders.Setup(b""), [])

@@ -6,13 +6,17 @@ import fcntl
 import os
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from engines.microvm.images import writable
 from engines.microvm.images.cache import Images
+from engines.microvm.keeper.disks import Disks
+from engines.microvm.keeper.orders import Disk
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import InternalError, InvalidInput
+from forgeone_shim.errors import InternalError, InvalidInput, ResourceExhausted
 from forgeone_shim.kernel.spawn import find_program
 
 MIB = 1 << 20
@@ -103,3 +107,14 @@ def test_a_disk_that_is_there_is_opened_and_no_other_name_is_asked_for(tmp_path:
     os.close(fd)
     with pytest.raises(InvalidInput, match="is no digest"):
         Images(tmp_path).open("../../etc/passwd", "/nowhere", NEVER)
+
+
+def test_what_is_written_to_is_on_no_disk_that_can_only_be_read() -> None:
+    taken: list[int] = []
+    vmm = cast("Any", SimpleNamespace(luns=4, slots=2, add_disk=lambda lun, *_, **__: taken.append(lun)))
+    disks = Disks(vmm)
+    layers = [disks.take(Disk(readonly=False), -1) for _ in range(2)]
+    images = [disks.take(Disk(key=name), -1) for name in ("one", "other", "one")]
+    assert (layers, images, taken) == ([2, 3], [0, 1, 0], [2, 3, 0, 1])
+    with pytest.raises(ResourceExhausted):
+        disks.take(Disk(readonly=False), -1)

@@ -12,6 +12,10 @@ from typing import Final
 from engines.microvm.vmm.base import Accel, Machine
 
 SCSI: Final = "scsi0"
+# Disks that are there from the beginning, empty: what is put into one the guest need not find, which takes an emulated
+# one a tenth of a second with SCSI. To the guest they are larger than any image, so that no size changes.
+SLOTS: Final = 2
+_SLOT_SIZE: Final = 1 << 40
 # Below this a descriptor is a standard stream.
 FIRST_FD: Final = 3
 # MiB of translated code at most, so that what QEMU needs beside the guest's memory has a bound. A boot takes 35.
@@ -76,9 +80,19 @@ def arguments(program: str, machine: Machine, fds: Descriptors, boot: Boot | Non
         *("-device", "virtio-rng-device"),
         *("-device", f"virtio-balloon-device,id=balloon0,deflate-on-oom=on,{reporting}"),
     ]
+    for slot in range(SLOTS):
+        words += ["-blockdev", f"null-co,node-name={empty(slot)},size={_SLOT_SIZE},read-zeroes=on,read-only=on"]
+        words += ["-blockdev", f"raw,node-name=slot{slot},file={empty(slot)},read-only=on"]
+        # By this number the agent knows it.
+        words += ["-device", f"virtio-blk-device,drive=slot{slot},serial=forgeone-{slot}"]
     if boot is None:
         return [*words, "-incoming", "defer"]
     return [*words, "-kernel", boot.kernel, "-initrd", boot.initrd, "-append", machine.cmdline]
+
+
+def empty(slot: int) -> str:
+    """The name of the block node that is in a slot which has no disk."""
+    return f"empty{slot}"
 
 
 def _memory(machine: Machine, fds: Descriptors, boot: Boot | None) -> str:

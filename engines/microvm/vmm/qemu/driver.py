@@ -18,7 +18,7 @@ from typing import Any, Final
 from engines.microvm.vmm import filter as seccomp
 from engines.microvm.vmm.base import Accel, Confinement, Event, Machine, Template
 from engines.microvm.vmm.launch import Confined, Program, execute
-from engines.microvm.vmm.qemu.arguments import FIRST_FD, SCSI, Boot, Descriptors, arguments
+from engines.microvm.vmm.qemu.arguments import FIRST_FD, SCSI, SLOTS, Boot, Descriptors, arguments, empty
 from engines.microvm.vmm.qemu.monitor import Gone, Monitor
 from engines.microvm.vmm.qemu.qmp import Happened
 from engines.microvm.vmm.view import FILES, View
@@ -72,6 +72,11 @@ class Qemu:
         """As the interface says."""
         return _LUNS
 
+    @property
+    def slots(self) -> int:
+        """As the interface says."""
+        return SLOTS
+
     def start(
         self,
         machine: Machine,
@@ -109,6 +114,8 @@ class Qemu:
         """As the interface says."""
         if not 0 <= lun < _LUNS:
             raise InvalidInput("lun", f"{lun} is not between 0 and {_LUNS - 1}")
+        if not readonly and lun < SLOTS:
+            raise InvalidInput("lun", f"{lun} is of a disk that cannot be written to")
         if not readonly and self._reclaims:
             raise FailedPrecondition("a machine whose memory is reclaimed can have no disk that it may write to")
         if lun in self._disks:
@@ -125,9 +132,13 @@ class Qemu:
             undo.callback(self._forget, "remove-fd", {"fdset-id": lun})
             monitor.execute("blockdev-add", deadline, _node(name, lun, readonly=readonly))
             undo.callback(self._forget, "blockdev-del", {"node-name": name})
-            # Before it, as an answer that is late is one, too.
-            undo.callback(self._forget, "device_del", {"id": name})
-            monitor.execute("device_add", deadline, _disk(name, lun))
+            # Before each, as an answer that is late is one, too.
+            if lun < SLOTS:
+                undo.callback(self._forget, "blockdev-reopen", _slot(lun, empty(lun)))
+                monitor.execute("blockdev-reopen", deadline, _slot(lun, name))
+            else:
+                undo.callback(self._forget, "device_del", {"id": name})
+                monitor.execute("device_add", deadline, _disk(name, lun))
             undo.pop_all()
         self._disks[lun] = name
 
@@ -138,8 +149,11 @@ class Qemu:
             return
         monitor = self._running()
         with self._explained():
-            monitor.execute("device_del", deadline, {"id": name})
-            monitor.wait(lambda event: _deleted(event, name), "unplug a disk", deadline)
+            if lun < SLOTS:
+                monitor.execute("blockdev-reopen", deadline, _slot(lun, empty(lun)))
+            else:
+                monitor.execute("device_del", deadline, {"id": name})
+                monitor.wait(lambda event: _deleted(event, name), "unplug a disk", deadline)
             monitor.execute("blockdev-del", deadline, {"node-name": name})
             monitor.execute("remove-fd", deadline, {"fdset-id": lun})
         del self._disks[lun]
@@ -324,6 +338,11 @@ def _node(name: str, lun: int, *, readonly: bool) -> dict[str, object]:
     # Images are shared by readers alone, and nobody else's to lock.
     file = {"driver": "file", "filename": f"/dev/fdset/{lun}", "read-only": readonly, "locking": "off"}
     return {"driver": "raw", "node-name": name, "read-only": readonly, "file": file}
+
+
+def _slot(lun: int, content: str) -> dict[str, object]:
+    """What has been in it is let go of."""
+    return {"options": [{"driver": "raw", "node-name": f"slot{lun}", "read-only": True, "file": content}]}
 
 
 def _disk(name: str, lun: int) -> dict[str, object]:
