@@ -50,13 +50,14 @@ class Shared:
     """Something of the host's that the machine is given: a path, and whether it may be written to there.
 
     ``live``: what the host mounts below it later is seen. ``top_readonly``: it may be written to in what is mounted
-    below it alone.
+    below it alone. ``common``: containers that share it hear of each other's changes to it (inotify).
     """
 
     source: str
     readonly: bool
     live: bool = False
     top_readonly: bool = False
+    common: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,9 @@ def _place(mount: Mount, source: Source | None, shm: str) -> Place:
         flags=flags & ~_MS_RDONLY if top else flags,
         propagation=_MS_PRIVATE | _MS_REC,
     )
-    return Place(inside, Shared(mount.source, readonly and not top, live, top))
+    # Nobody mounts anything below an emptyDir, so a container that comes later would see no more than one before.
+    common = match is not None and not (live or top)
+    return Place(inside, Shared(mount.source, readonly and not top, live, top, common))
 
 
 _UNFIT: Final = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -35,6 +36,8 @@ pytestmark = pytest.mark.root
 _STALE: Final = fuse.VALID_NS / 1e9 + 0.3
 _USER, _GROUP = 31337, 31338
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_IN_CREATE: Final = 0x100
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture(scope="module")
@@ -513,6 +516,41 @@ def test_what_one_container_changes_the_other_sees_at_once(share: Share, numbers
         (writer / "file").unlink()
         assert not (reader / "file").exists()
     share.remove(*numbers_of)
+
+
+def test_a_directory_that_containers_have_in_common_is_one(share: Share, numbers: Numbers, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    first, second = numbers.next(), numbers.next()
+    for number in (first, second):
+        fd = os.open(tmp_path, os.O_PATH)
+        share.server.add([Volume(number, readonly=number == first, common=True)], [fd])
+        os.close(fd)
+        # The first is in use by then, as a container's mount is.
+        with contextlib.suppress(OSError):
+            (share.root / str(number) / "sub/made").mkdir()
+        if number == first:
+            held = os.open(share.root / str(number) / "sub", os.O_RDONLY)
+            assert not os.listdir(held)
+    assert os.listdir(held) == ["made"]
+    other = share.root / str(second)
+    (other / "sub/made").rmdir()
+    notifier = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert _libc.inotify_add_watch(notifier, b"/proc/self/fd/%d" % held, _IN_CREATE) > 0
+        (other / "sub/file").write_text("x")
+        assert b"file\0" in os.read(notifier, 4096)
+        assert os.listdir(held) == ["file"]
+        # It is there until the last of its numbers is not, and may be written to by that one alone.
+        share.remove(second)
+        assert os.stat("file", dir_fd=held).st_size == 1
+        _fails(errno.EROFS, lambda: os.unlink("file", dir_fd=held))
+    finally:
+        os.close(notifier)
+        os.close(held)
+    time.sleep(_STALE)
+    assert not other.exists()
+    assert (share.root / str(first) / "sub/file").exists()
+    share.remove(first)
 
 
 def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(

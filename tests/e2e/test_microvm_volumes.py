@@ -49,8 +49,9 @@ def _file_server(pod: Pod) -> int:
 
 def test_a_pods_users_share_volumes_as_they_would_on_the_host(daemon: Daemon, busybox: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    data, tree = tmp_path / "data", tmp_path / "tree"
-    data.mkdir()
+    # An emptyDir is the same directory for both; a part of it is not.
+    data, tree = tmp_path / "pods/1/volumes/kubernetes.io~empty-dir/data", tmp_path / "tree"
+    data.mkdir(parents=True)
     # As a kubelet leaves a volume of a pod with an fsGroup.
     os.chown(data, 0, _VOLUME_GROUP)
     data.chmod(0o2775)
@@ -93,6 +94,9 @@ def test_a_pods_users_share_volumes_as_they_would_on_the_host(daemon: Daemon, bu
     for number in range(3):
         done(second, f"echo {number} >> /part/file")
         assert done(first, "cat /data/part/file").split()[-1] == b"%d" % number
+        for there, here in (("/data", "/data"), ("/part", "/data/part")):
+            done(second, f"echo {number} > {there}/new; mv {there}/new {there}/renamed")
+            assert done(first, f"cat {here}/renamed") == b"%d\n" % number
     # A tree, as it is.
     done(
         second,

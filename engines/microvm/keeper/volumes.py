@@ -50,7 +50,8 @@ class Volumes:
         :raises FilesEnded: there is no file server any more.
         """
         numbers = list(itertools.islice(self._numbers, len(volumes)))
-        asked = [orders.Volume(number, one.readonly) for number, one in zip(numbers, volumes, strict=True)]
+        pairs = zip(numbers, volumes, strict=True)
+        asked = [orders.Volume(number, one.readonly, one.common) for number, one in pairs]
         try:
             (ticket,) = self._server.add(asked, fds)
         except ConnectionError as error:

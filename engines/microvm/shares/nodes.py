@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from engines.microvm.shares import calls
@@ -61,6 +61,16 @@ class Node:
         return ROOT_ID if self.id == ROOT_ID else found.st_ino ^ self.files.mixin
 
 
+@dataclass(slots=True)
+class _Volume:
+    """Where it begins, its bit, and the numbers that it is served as, each with whether it may be written to by it."""
+
+    root: Node
+    bit: int
+    common: bool
+    numbers: dict[int, bool] = field(default_factory=dict)
+
+
 class Nodes:
     """All of them, and the volumes. Every method raises OSError for the guest to be told."""
 
@@ -73,7 +83,7 @@ class Nodes:
         self._by_id: dict[int, Node] = {}
         self._by_key: dict[Key, Node] = {}
         self._devices: dict[tuple[int, bool, bool], FileSystem] = {}
-        self._volumes: dict[int, tuple[Node, int]] = {}
+        self._volumes: dict[int, _Volume] = {}
         self._live, self._writable = _ROOT_BIT, 0
         # Volumes whose files are nobody else's, and where each begins.
         self._apart = 0
@@ -91,8 +101,12 @@ class Nodes:
 
     # -- volumes
 
-    def add_volume(self, number: int, fd: int, *, readonly: bool) -> None:
-        """Serve what ``fd`` (O_PATH, now this one's) is of as ``number``."""
+    def add_volume(self, number: int, fd: int, *, readonly: bool, common: bool = False) -> None:
+        """Serve what ``fd`` (O_PATH, now this one's) is of as ``number``.
+
+        ``common``: a directory that is served so already is the same one in the guest, where a change is told of by
+        inotify then, and may be written to while one of its numbers may.
+        """
         try:
             if number in self._volumes:
                 raise OSError(errno.EEXIST, f"volume {number} is there already")
@@ -103,16 +117,30 @@ class Nodes:
         except OSError:
             os.close(fd)
             raise
-        bit = self._free_bit()
-        if apart:
-            self._apart |= bit
-        node = self._adopt(fd, found, bit)
-        node.pins += 1
-        self._volumes[number] = node, bit
-        self._roots[bit] = node
-        self._live |= bit
-        if not readonly:
-            self._writable |= bit
+        volume = self._same(found) if common and not apart else None
+        if volume is not None:
+            os.close(fd)
+        else:
+            bit = self._free_bit()
+            self._apart = self._apart | bit if apart else self._apart & ~bit
+            volume = _Volume(self._adopt(fd, found, bit), bit, common)
+            volume.root.pins += 1
+            self._roots[bit] = volume.root
+            self._live |= bit
+        volume.numbers[number] = not readonly
+        self._volumes[number] = volume
+        self._set_writable(volume)
+
+    def _same(self, found: os.stat_result) -> _Volume | None:
+        for volume in self._volumes.values():
+            if volume.common and volume.root.key == self._key(found, volume.bit):
+                return volume
+        return None
+
+    def _set_writable(self, volume: _Volume) -> None:
+        self._writable &= ~volume.bit
+        if any(volume.numbers.values()):
+            self._writable |= volume.bit
 
     def _free_bit(self) -> int:
         """The lowest bit that no volume has."""
@@ -120,13 +148,15 @@ class Nodes:
 
     def remove_volume(self, number: int) -> list[Node]:
         """Let go of it, and of the files of all nodes that only it led to; those are returned."""
-        found = self._volumes.pop(number, None)
-        if found is None:
+        volume = self._volumes.pop(number, None)
+        if volume is None:
             return []
-        root, bit = found
+        del volume.numbers[number]
+        self._set_writable(volume)
+        if volume.numbers:
+            return []
+        root, bit = volume.root, volume.bit
         self._live &= ~bit
-        self._writable &= ~bit
-        self._apart &= ~bit
         del self._roots[bit]
         root.pins -= 1
         gone = []
@@ -145,7 +175,7 @@ class Nodes:
     def volume(self, number: int) -> Node | None:
         """Where it begins."""
         found = self._volumes.get(number)
-        return None if found is None else found[0]
+        return None if found is None else found.root
 
     # -- nodes
 

@@ -122,7 +122,7 @@ class Server:
             return Failed(order.ticket, f"{len(order.volumes)} volumes came with {len(fds)} descriptors")
         for at, (volume, fd) in enumerate(zip(order.volumes, fds, strict=True)):
             try:
-                self._share.nodes.add_volume(volume.number, fd, readonly=volume.readonly)
+                self._share.nodes.add_volume(volume.number, fd, readonly=volume.readonly, common=volume.common)
             except OSError as error:
                 wire.close_all(fds[at + 1 :])
                 for added in order.volumes[:at]:

@@ -220,7 +220,7 @@ def test_mounts_are_shared_with_the_host_but_for_memory() -> None:
     assert found["/dev/shm"].mount.kind is MountKind.SHM
     assert found["/config"].shared == Shared("/host/config", readonly=True)
     assert found["/config"].mount.flags == 1 | 8
-    assert found["/scratch"].shared == Shared(f"{empty}/disk", readonly=False)
+    assert found["/scratch"].shared == Shared(f"{empty}/disk", readonly=False, common=True)
     cache = found["/cache"].mount
     assert (cache.kind, cache.source, cache.options, cache.mode) == (
         MountKind.POD,
