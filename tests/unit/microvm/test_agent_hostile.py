@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from engines.microvm.wire import frames
 from engines.microvm.wire.fields import ProtocolError, decode, encode
-from engines.microvm.wire.messages import REQUESTS, Delete, Dial, Done, Failed, Resize, Signal, StatsRequest
+from engines.microvm.wire.messages import REQUESTS, Delete, Dial, Done, Exec, Failed, Resize, Signal, StatsRequest
 from engines.microvm.wire.protocol import WINDOW, Kind, Tag
-from tests.unit.microvm.agents import Agent, Failure, Output
+from tests.unit.microvm.agents import Agent, Failure, Output, program
 from tests.unit.microvm.told import messages
 
 ASKED = sorted(set(REQUESTS) - {Kind.POWEROFF})
@@ -121,7 +121,9 @@ def test_no_bytes_bring_it_down_but_by_its_own_will(agent_binary: Path, garbage:
 STEPS = st.one_of(
     st.tuples(st.just("run"), st.integers(2, 6), st.sampled_from(("cat", "flood", "echo", "both", "sleep"))),
     st.tuples(st.just("write"), st.integers(1, 6), st.integers(1, WINDOW)),
-    st.tuples(st.sampled_from(("end", "kill", "resize", "credit", "dial")), st.integers(1, 6), st.integers(1, 9)),
+    st.tuples(
+        st.sampled_from(("end", "kill", "resize", "credit", "dial", "stuck")), st.integers(1, 6), st.integers(1, 9)
+    ),
     st.tuples(st.sampled_from(("delete", "create", "stats")), st.just(1), st.just(0)),
 )
 PROGRAMS = {
@@ -138,15 +140,31 @@ class Script:
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
+        # What is not answered yet, by its process.
+        self.stuck_ones: dict[int, int] = {}
         agent.setup()
         agent.grants = False
         self.create(1, 0)
 
     def do(self, what: str, number: int, how: Any) -> None:
+        self.hear()
         try:
             getattr(self, what)(number, how)
         except Failure as failure:
             assert failure.what.errno in (errno.EEXIST, errno.ENOENT, errno.ESRCH, errno.ECONNREFUSED), failure
+
+    def hear(self) -> None:
+        for number, ident in list(self.stuck_ones.items()):
+            if ident in self.agent.answers:
+                del self.stuck_ones[number]
+                if self.agent.answers.pop(ident)[0] is Kind.FAILED:
+                    del self.agent.outputs[number]
+
+    def stuck(self, number: int, how: int) -> None:
+        if not self.live(number):
+            what = Exec(container="c", program=program("stuck", str(how * how), stdin=True), process=number)
+            self.agent.outputs[number] = Output()
+            self.stuck_ones[number] = self.agent.asked(Kind.EXEC, what)
 
     def live(self, number: int) -> bool:
         output = self.agent.outputs.get(number)
@@ -192,6 +210,7 @@ class Script:
 
     def delete(self, _: int, __: int) -> None:
         self.agent.ask(Kind.DELETE, Delete(container="c"))
+        self.hear()
         assert all(output.exited for output in self.agent.outputs.values())
 
     def stats(self, _: int, __: int) -> None:
