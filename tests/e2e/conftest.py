@@ -7,6 +7,7 @@
 ``forgeoned``             a running daemon (whole module), emptied and checked for leaks at the module's end
 ``fresh_forgeoned``       the same for one test, which may kill it
 ``nothing_left``          checks the module's daemon for leaks after one test
+``machines``              one for pods in virtual machines (whole session), emptied and checked at each module's end
 ``daemon_factory``        more daemons, ``daemon_factory({"native.log_rate": 65536})``; each is closed and checked
 ========================  ==========================================================================================
 """
@@ -19,9 +20,12 @@ from pathlib import Path
 
 import pytest
 
+from cri.api import runtime_pb2 as pb
 from hack.lab import images
 from hack.lab.daemon import Daemon
 from hack.lab.registry import Registry
+from hack.lab.settings import patient
+from tests.e2e import microvm_pods
 
 Push = Callable[[str, images.BuiltImage], str]
 
@@ -71,6 +75,28 @@ def _tail(log: Path) -> str:
 def forgeoned(registry: Registry) -> Iterator[Daemon]:
     with running_daemon(registry) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def _machines(registry: Registry, busybox: str) -> Iterator[Daemon]:
+    why = microvm_pods.missing()
+    if why:
+        pytest.skip(why)
+    with running_daemon(registry, microvm_pods.machines()) as daemon:
+        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
+        daemon.images.PullImage(request, timeout=patient(60))
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def machines(_machines: Daemon) -> Iterator[Daemon]:
+    """Its templates are made once."""
+    yield _machines
+    if not _machines.running:
+        _machines.start()
+    _machines.remove_pods()
+    left = _machines.left()
+    assert not left, "left after every pod was removed:\n" + "\n".join(left)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from forgeone_shim.deadline import Deadline
 from hack.lab.daemon import Daemon
 from hack.lab.settings import patient
 from tests.e2e.pods import Pod
+from tests.e2e.streams import eventually
 
 HANDLER = "forgeone-microvm"
 # Emulated machines on a busy host.
@@ -54,6 +55,12 @@ def boot_set() -> str:
 def machines() -> dict[str, object]:
     """Settings of a daemon: emulated everywhere, so that all hosts test the same, and none tries for seconds."""
     return {"microvm.boot_set": boot_set(), "microvm.accel": "tcg"}
+
+
+def await_template(daemon: Daemon) -> None:
+    """Until machines of the first one's size begin from a template."""
+    templates = Path(daemon.config.root, "microvm/templates")
+    eventually(lambda: templates.exists() and any(not one.name.startswith(".") for one in templates.iterdir()), 60)
 
 
 def keepers(daemon: Daemon) -> list[int]:

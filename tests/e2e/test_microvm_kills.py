@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -15,10 +15,7 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
-from hack.lab.registry import Registry
-from hack.lab.settings import patient
 from tests.e2e import microvm_pods
-from tests.e2e.conftest import running_daemon
 from tests.e2e.microvm_pods import VmPod, keepers, monitors
 from tests.e2e.streams import eventually
 
@@ -29,19 +26,12 @@ _DELAYS = (0.05, 0.25)
 
 
 @pytest.fixture(scope="module")
-def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
-    why = microvm_pods.missing()
-    if why:
-        pytest.skip(why)
-    with running_daemon(registry, microvm_pods.machines()) as running:
-        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
-        running.images.PullImage(request, timeout=patient(60))
-        # What follows begins from the template that is made beside the first of them.
-        first = VmPod.plan(running).run()
-        templates = Path(running.config.root, "microvm/templates")
-        eventually(lambda: templates.exists() and any(not one.name.startswith(".") for one in templates.iterdir()), 60)
-        first.remove()
-        yield running
+def daemon(machines: Daemon) -> Daemon:
+    # What follows begins from the template that is made beside the first of them.
+    first = VmPod.plan(machines).run()
+    microvm_pods.await_template(machines)
+    first.remove()
+    return machines
 
 
 def _processes(daemon: Daemon) -> list[int]:
@@ -59,6 +49,8 @@ def test_whatever_of_a_pod_is_killed_all_of_it_ends_and_can_be_removed(
         os.kill(pid, signal.SIGKILL)
     for id_ in (running, created):
         status = pod.wait(id_)
+        if victims is monitors:
+            assert (status.exit_code, status.reason) == (137, "VMDied")
         assert status.exit_code in (137, 255)
     eventually(lambda: not pod.ready())
     eventually(lambda: not _processes(daemon))
@@ -102,17 +94,22 @@ def test_forgeoned_killed_while_a_pod_is_made_leaves_nothing_that_nobody_knows(d
             pod.start(pod.container(busybox))
         killer.join()
         daemon.start()
-        # A kubelet's retry.
-        pod.run()
-        assert pod.exec(pod.start(pod.container(busybox, attempt=1)), "echo", "there").stdout == b"there\n"
-        pod.remove()
+        if delay == _DELAYS[0]:
+            # Nobody comes back.
+            daemon.remove_pods()
+        else:
+            # A kubelet's retry.
+            pod.run()
+            assert pod.exec(pod.start(pod.container(busybox, attempt=1)), "echo", "there").stdout == b"there\n"
+            pod.remove()
         eventually(lambda: not _processes(daemon))
         eventually(lambda: not daemon.left())
 
 
-def test_forgeoned_killed_under_a_command_kills_the_command_alone(daemon: Daemon, busybox: str) -> None:
+def test_forgeoned_that_was_killed_finds_its_machines_again_whose_logs_went_on(daemon: Daemon, busybox: str) -> None:
     pod = VmPod.plan(daemon).run()
-    id_ = pod.start(pod.container(busybox))
+    script = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+    id_ = pod.start(pod.container(busybox, "sh", "-c", script))
 
     def execute() -> None:
         with contextlib.suppress(grpc.RpcError):
@@ -121,11 +118,19 @@ def test_forgeoned_killed_under_a_command_kills_the_command_alone(daemon: Daemon
     running = threading.Thread(target=execute)
     running.start()
     eventually(lambda: b"sleep 77" in pod.exec(id_, "ps").stdout)
+    before, log = _processes(daemon), Path(pod.status(id_).log_path)
     daemon.kill()
     running.join()
+    last = log.stat().st_size
+    eventually(lambda: log.stat().st_size > last)
     daemon.start()
-    eventually(lambda: b"sleep 77" not in pod.exec(id_, "ps").stdout)
+    assert _processes(daemon) == before
     assert pod.ready()
+    assert pod.status(id_).state == pb.CONTAINER_RUNNING
+    # The command alone was killed with it.
+    eventually(lambda: b"sleep 77" not in pod.exec(id_, "ps").stdout)
+    last = log.stat().st_size
+    eventually(lambda: log.stat().st_size > last)
     pod.remove()
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +13,8 @@ import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
-from hack.lab.registry import Registry
 from hack.lab.settings import patient
 from tests.e2e import microvm_pods
-from tests.e2e.conftest import running_daemon
 from tests.e2e.microvm_pods import VmPod, keepers, monitors
 from tests.e2e.streams import SocketClient, eventually, exit_code
 
@@ -29,14 +24,8 @@ HOST_PORT = 18093
 
 
 @pytest.fixture(scope="module")
-def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
-    why = microvm_pods.missing()
-    if why:
-        pytest.skip(why)
-    with running_daemon(registry, microvm_pods.machines()) as running:
-        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
-        running.images.PullImage(request, timeout=patient(60))
-        yield running
+def daemon(machines: Daemon) -> Daemon:
+    return machines
 
 
 @pytest.fixture(scope="module")
@@ -211,40 +200,8 @@ def test_a_machine_runs_on_the_processors_that_a_kubelet_gives_to_its_containers
     pod.stop_container(id_)
 
 
-def test_a_daemon_that_was_killed_finds_its_machines_again(pod: VmPod, busybox: str) -> None:
-    id_ = pod.start(
-        pod.container(busybox, "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done", name="on")
-    )
-    eventually(lambda: "3" in pod.log(id_).split())
-    before, log = keepers(pod.daemon), Path(pod.status(id_).log_path)
-    pod.daemon.kill()
-    last = len(log.read_text().splitlines())
-    eventually(lambda: len(log.read_text().splitlines()) > last)
-    pod.daemon.start()
-    assert keepers(pod.daemon) == before
-    assert pod.status(id_).state == pb.CONTAINER_RUNNING
-    assert pod.exec(id_, "echo", "here").stdout == b"here\n"
-    last = len(log.read_text().splitlines())
-    eventually(lambda: len(log.read_text().splitlines()) > last)
-    pod.stop_container(id_)
-
-
-def test_a_machine_that_is_killed_takes_its_containers_with_it_and_leaves_nothing(daemon: Daemon, busybox: str) -> None:
-    others = set(monitors(daemon))
-    pod = VmPod.plan(daemon).run()
-    id_ = pod.start(pod.container(busybox))
-    (monitor,) = set(monitors(daemon)) - others
-    os.kill(monitor, signal.SIGKILL)
-    status = pod.wait(id_)
-    assert (status.exit_code, status.reason) == (137, "VMDied")
-    eventually(lambda: not pod.ready())
-    pod.remove()
-    assert set(monitors(daemon)) == others
-
-
 def test_a_machine_begins_from_a_template_and_no_two_are_alike(daemon: Daemon, busybox: str) -> None:
-    templates = Path(daemon.config.root, "microvm/templates")
-    eventually(lambda: templates.exists() and any(not path.name.startswith(".") for path in templates.iterdir()), 60)
+    microvm_pods.await_template(daemon)
     said = []
     for _ in range(2):
         begun = time.monotonic()
@@ -259,8 +216,7 @@ def test_a_machine_begins_from_a_template_and_no_two_are_alike(daemon: Daemon, b
 
 
 def test_a_clone_gives_back_what_its_guest_has_freed(daemon: Daemon, pod: VmPod, busybox: str) -> None:
-    templates = Path(daemon.config.root, "microvm/templates")
-    eventually(lambda: templates.exists() and any(not path.name.startswith(".") for path in templates.iterdir()), 60)
+    microvm_pods.await_template(daemon)
     others = set(monitors(daemon))
     clone = VmPod.plan(daemon).run()
     (monitor,) = set(monitors(daemon)) - others
@@ -274,42 +230,3 @@ def test_a_clone_gives_back_what_its_guest_has_freed(daemon: Daemon, pod: VmPod,
 
     eventually(lambda: memory("VmRSS") < memory("VmHWM") - 40)
     clone.remove()
-
-
-def test_a_keeper_that_is_killed_takes_its_machine_with_it(daemon: Daemon, busybox: str) -> None:
-    others = set(keepers(daemon)), set(monitors(daemon))
-    pod = VmPod.plan(daemon).run()
-    id_ = pod.start(pod.container(busybox))
-    (keeper,) = set(keepers(daemon)) - others[0]
-    os.kill(keeper, signal.SIGKILL)
-    eventually(lambda: not pod.ready())
-    assert pod.wait(id_).exit_code != 0
-    pod.remove()
-    assert (set(keepers(daemon)), set(monitors(daemon))) == others
-
-
-def test_a_daemon_that_is_killed_while_it_makes_a_pod_leaves_nothing_of_it(daemon: Daemon, busybox: str) -> None:
-    others = set(keepers(daemon)), set(monitors(daemon))
-    before = daemon.left()
-
-    def make() -> None:
-        with contextlib.suppress(grpc.RpcError):
-            pod = VmPod.plan(daemon).run()
-            pod.start(pod.container(busybox))
-
-    maker = threading.Thread(target=make)
-    maker.start()
-    eventually(lambda: set(keepers(daemon)) != others[0])
-    daemon.kill()
-    maker.join()
-    daemon.start()
-    for one in daemon.runtime.ListPodSandbox(pb.ListPodSandboxRequest()).items:
-        if one.id not in _kept(others[0]):
-            daemon.runtime.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=one.id), timeout=patient(60))
-    assert daemon.left(expected=before) == before
-    assert (set(keepers(daemon)), set(monitors(daemon))) == others
-
-
-def _kept(keepers_: set[int]) -> set[str]:
-    """The sandboxes of keepers."""
-    return {Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1].decode() for pid in keepers_}

@@ -14,10 +14,7 @@ from cri.api import runtime_pb2 as pb
 from engines.microvm.client import Keeper
 from forgeone_shim.deadline import Deadline
 from hack.lab.daemon import Daemon
-from hack.lab.registry import Registry
 from hack.lab.settings import patient
-from tests.e2e import microvm_pods
-from tests.e2e.conftest import running_daemon
 from tests.e2e.microvm_pods import VmPod, keepers
 from tests.e2e.streams import SpdyClient, eventually, exit_code
 
@@ -29,14 +26,8 @@ _ECHO = "mkfifo /tmp/f; nc -l -p 7000 < /tmp/f | cat > /tmp/f"
 
 
 @pytest.fixture(scope="module")
-def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
-    why = microvm_pods.missing()
-    if why:
-        pytest.skip(why)
-    with running_daemon(registry, microvm_pods.machines()) as running:
-        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
-        running.images.PullImage(request, timeout=patient(60))
-        yield running
+def daemon(machines: Daemon) -> Daemon:
+    return machines
 
 
 @pytest.fixture(scope="module")
