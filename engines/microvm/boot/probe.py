@@ -27,7 +27,8 @@ _KVM: Final = Path("/dev/kvm")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 # Seconds in which a guest has to have said its word; where KVM works it takes a third of one.
 _PATIENCE: Final = 5.0
-_WORD: Final = b"forgeone: this guest runs\n"
+# What a guest says that is executed.
+WORD: Final = b"forgeone: this guest runs\n"
 _ADDRESS: Final = 0x400000
 
 
@@ -98,7 +99,7 @@ def _fault(boot: BootSet, qemu: str, deadline: Deadline) -> str:
         except DeadlineExceeded:
             deadline.check("looking whether KVM works")
             return f"a guest that was started by {_KVM} did not come to its first process in {_PATIENCE:g} s"
-    if _WORD.strip() in done.output:
+    if WORD.strip() in done.output:
         return ""
     return f"a guest that was started by {_KVM} ended: {done.text[-300:] or f'QEMU exited with {done.code}'}"
 
@@ -108,7 +109,7 @@ def program() -> bytes:
     start, entry = 64 + 56, _ADDRESS + 64 + 56
     rest = b"".join(
         (
-            b"\xba" + struct.pack("<I", len(_WORD)),  # mov edx, its length
+            b"\xba" + struct.pack("<I", len(WORD)),  # mov edx, its length
             b"\x0f\x05",  # syscall
             b"\xb8" + struct.pack("<I", 169),  # mov eax, __NR_reboot
             b"\xbf" + struct.pack("<I", 0xFEE1DEAD),  # mov edi, LINUX_REBOOT_MAGIC1
@@ -126,10 +127,10 @@ def program() -> bytes:
             rest,
         )
     )
-    size = start + len(code) + len(_WORD)
+    size = start + len(code) + len(WORD)
     header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _ADDRESS, _ADDRESS, size, size, 4096)
-    return header + segment + code + _WORD
+    return header + segment + code + WORD
 
 
 def _key(settings: BootSettings, boot: BootSet, qemu: str) -> str:
