@@ -133,6 +133,9 @@ def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
         container.linux.resources.memory_limit_in_bytes = memory
     if cpu := project.millicores(args.cpus or 0, "--cpus"):
         container.linux.resources.cpu_period, container.linux.resources.cpu_quota = _PERIOD, cpu * _PERIOD // 1000
+    if container.linux.HasField("resources"):
+        # As a kubelet tells it: a machine is as large as its pod.
+        pod.linux.resources.CopyFrom(container.linux.resources)
     container.mounts.extend(_mount(text) for text in args.volume)
     if args.contract:
         pod.annotations[parse.PREFIX + parse.DOCUMENT] = _contract(Path(args.contract))

@@ -79,6 +79,7 @@ class Pods(_Partly):
 
     def __init__(self) -> None:
         self.pods: dict[str, Any] = {}
+        self.configs: list[Any] = []
         self.containers: dict[str, Any] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.calls: list[str] = []
@@ -102,6 +103,7 @@ class Pods(_Partly):
     def RunPodSandbox(self, request: Any, call: Any) -> Any:
         self.calls.append("run")
         config, id_ = request.config, next(self._ids)
+        self.configs.append(config)
         self.pods[id_] = cri.PodSandbox(
             id=id_,
             metadata=config.metadata,

@@ -125,6 +125,7 @@ def test_limits_are_those_that_are_given(node: NodeDouble, forge: Forge, here: A
     assert forge("run", "-d", "-m", "1Gi", "--cpus", "2", "app") == 0
     resources = asked(node).linux.resources
     assert (resources.memory_limit_in_bytes, resources.cpu_quota, resources.cpu_period) == (1 << 30, 200_000, 100_000)
+    assert node.pods.configs[-1].linux.resources == resources
 
 
 def test_without_limits_none_are_asked_for(node: NodeDouble, forge: Forge, here: Any) -> None:
