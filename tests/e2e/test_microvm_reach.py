@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from cri.api import runtime_pb2 as pb
 from hack.lab.daemon import Daemon
-from hack.lab.registry import Registry
 from hack.lab.settings import patient
-from tests.e2e import microvm_pods
-from tests.e2e.conftest import running_daemon
 from tests.e2e.microvm_pods import VmPod
 from tests.e2e.streams import SpdyClient, eventually
 from tests.e2e.test_contract_network import PREFIX, connects, info, ips, netns
@@ -24,14 +19,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
-    why = microvm_pods.missing()
-    if why:
-        pytest.skip(why)
-    with running_daemon(registry, microvm_pods.machines()) as running:
-        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
-        running.images.PullImage(request, timeout=patient(60))
-        yield running
+def daemon(machines: Daemon) -> Daemon:
+    return machines
 
 
 def served(pod: VmPod, image: str, *capabilities: str) -> str:

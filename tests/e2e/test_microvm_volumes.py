@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,7 @@ import pytest
 from cri.api import runtime_pb2 as pb
 from engines.microvm.shares.launch import TITLE
 from hack.lab.daemon import Daemon
-from hack.lab.registry import Registry
 from hack.lab.settings import patient
-from tests.e2e import microvm_pods
-from tests.e2e.conftest import running_daemon
 from tests.e2e.microvm_pods import VmPod
 from tests.e2e.pods import Pod
 from tests.e2e.streams import eventually
@@ -27,14 +23,8 @@ _USER, _GROUP, _VOLUME_GROUP = 1000, 1001, 2000
 
 
 @pytest.fixture(scope="module")
-def daemon(registry: Registry, busybox: str) -> Iterator[Daemon]:
-    why = microvm_pods.missing()
-    if why:
-        pytest.skip(why)
-    with running_daemon(registry, {"microvm.boot_set": microvm_pods.boot_set(), "microvm.accel": "tcg"}) as running:
-        request = pb.PullImageRequest(image=pb.ImageSpec(image=busybox, runtime_handler=microvm_pods.HANDLER))
-        running.images.PullImage(request, timeout=patient(60))
-        yield running
+def daemon(machines: Daemon) -> Daemon:
+    return machines
 
 
 def _file_server(pod: Pod) -> int:
