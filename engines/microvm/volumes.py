@@ -88,6 +88,7 @@ def look(mounts: Sequence[Mount]) -> dict[str, Source]:
     """What lies at the (resolved) sources."""
     found: dict[str, Source] = {}
     guarded = {mount.source for mount in mounts if mount.readonly}
+    points = mounts_below("/") if guarded else []
     for mount in mounts:
         path = mount.source
         if path in found:
@@ -98,7 +99,8 @@ def look(mounts: Sequence[Mount]) -> dict[str, Source]:
             memory = _memory(path) if _EMPTY_DIR.match(path) else -1
         except OSError as error:
             raise syscall_error("look at", path, error) from error
-        nested = path in guarded and stat.S_ISDIR(mode) and any(one != path for one in mounts_below(path))
+        below = os.path.realpath(path).rstrip("/") + "/"
+        nested = path in guarded and stat.S_ISDIR(mode) and any(one != "/" and one.startswith(below) for one in points)
         found[path] = Source(mode, memory, _part_of(path), nested, known.st_gid)
     return found
 

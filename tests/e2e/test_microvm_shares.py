@@ -19,6 +19,7 @@ from typing import Final
 
 import pytest
 
+from engines import base
 from engines.microvm import volumes
 from engines.microvm.shares import calls, client, fuse, launch
 from engines.microvm.shares.launch import READY_TICKET
@@ -125,20 +126,20 @@ def test_holes_are_kept_and_made(place: Place) -> None:
     guest, host = place
     fd = os.open(guest / "sparse", os.O_RDWR | os.O_CREAT)
     try:
-        os.ftruncate(fd, 1 << 30)
-        os.pwrite(fd, b"x" * 65536, 1 << 20)
+        os.ftruncate(fd, 1 << 34)
+        os.pwrite(fd, b"x" * 65536, 1 << 33)
         assert (host / "sparse").stat().st_blocks * 512 < 1 << 20
-        assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 20
-        assert os.lseek(fd, 1 << 20, os.SEEK_HOLE) == (1 << 20) + 65536
+        assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 33
+        assert os.lseek(fd, 1 << 33, os.SEEK_HOLE) == (1 << 33) + 65536
         # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-        calls.fallocate(fd, 3, 1 << 20, 65536)
-        assert os.pread(fd, 10, 1 << 20) == bytes(10)
+        calls.fallocate(fd, 3, 1 << 33, 65536)
+        assert os.pread(fd, 10, 1 << 33) == bytes(10)
         os.posix_fallocate(fd, 0, 4096)
         os.fsync(fd)
         os.fdatasync(fd)
     finally:
         os.close(fd)
-    assert (host / "sparse").stat().st_size == 1 << 30
+    assert (host / "sparse").stat().st_size == 1 << 34
 
 
 def test_files_are_copied_by_the_host(place: Place) -> None:
@@ -566,8 +567,15 @@ def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(
         share.server.add([Volume(live), Volume(private)], [opened[one] for one in asked])
     seen, unseen = (share.root / str(number) / "later" for number in (live, private))
     assert not list(seen.iterdir())
+
+    def nested(path: Path) -> bool:
+        return volumes.look([base.Mount("/d", str(path), readonly=True)])[str(path)].nested
+
+    assert not nested(tmp_path)
     mount_tmpfs(tmp_path / "later", 1 << 20)
     try:
+        assert nested(tmp_path)
+        assert not nested(tmp_path / "later")
         (tmp_path / "later/file").write_text("x")
         _wait((seen / "file").exists)
         assert not (unseen / "file").exists()

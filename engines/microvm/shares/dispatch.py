@@ -56,7 +56,9 @@ def handle(share: Share, message: memoryview) -> bytes | memoryview | None:
     request = Request(message)
     operation = OPERATIONS.get(request.opcode)
     if operation is None:
-        return None if request.opcode in fuse.SILENT else fuse.refusal(request.unique, errno.ENOSYS)
+        # isatty(3) is an ioctl(2), and not every kernel says that a file is none for itself.
+        code = errno.ENOTTY if request.opcode == Opcode.IOCTL else errno.ENOSYS
+        return None if request.opcode in fuse.SILENT else fuse.refusal(request.unique, code)
     try:
         if request.opcode not in fuse.SILENT:
             share.caller.become(request.uid, request.gid)

@@ -89,6 +89,7 @@ class Opcode(IntEnum):
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
+    IOCTL = 39
     NOTIFY_REPLY = 41
     BATCH_FORGET = 42
     FALLOCATE = 43

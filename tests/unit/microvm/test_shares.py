@@ -162,6 +162,14 @@ def test_open_files_are_of_their_nodes_alone(guest: Guest) -> None:
     assert guest.ask(Opcode.READ, one, beyond)[0] == errno.EINVAL
 
 
+def test_what_is_not_there_is_said_not_to_be(guest: Guest) -> None:
+    assert guest.ask(Opcode.IOCTL, guest.root, bytes(32))[0] == errno.ENOTTY
+    for opcode in (0, 34, 40, 50, 4096, 0xFFFFFFFF):
+        assert guest.ask(opcode, guest.root, bytes(32))[0] == errno.ENOSYS
+    for opcode in fuse.SILENT:
+        assert guest.ask(opcode, guest.root)[0] == _NOBODY
+
+
 def test_what_a_guest_can_hold_is_bounded(guest: Guest) -> None:
     for number in range(100):
         (guest.volume / str(number)).touch()
