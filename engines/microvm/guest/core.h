@@ -113,6 +113,7 @@ struct process {
 	struct sink in;
 	bool first, ended, oom, dropped;
 	uint8_t code;
+	unsigned short width, height; /* of its terminal */
 };
 
 struct process *process_find(uint32_t number);

@@ -176,12 +176,17 @@ int process_terminal(struct process *process, int terminal, struct err *err)
 		close(input);
 		return -1;
 	}
+	/* It may have been told before there was one. */
+	if (process->width || process->height)
+		process_resize(process, process->width, process->height);
 	return sink_open(&process->in, input, err);
 }
 
 void process_resize(struct process *process, unsigned width, unsigned height)
 {
 	struct winsize size = {.ws_col = (unsigned short)width, .ws_row = (unsigned short)height};
+	process->width = size.ws_col;
+	process->height = size.ws_row;
 	if (process->out[0].open && !process->out[0].pipe)
 		ioctl(process->out[0].watch.fd, TIOCSWINSZ, &size);
 }

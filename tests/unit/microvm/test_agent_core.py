@@ -198,6 +198,16 @@ def test_a_terminal_has_one_stream_its_size_and_a_line_discipline(pod: Agent) ->
     assert out.endswith(b"more\r\n")
 
 
+def test_a_size_that_is_told_before_the_terminal_is_there_is_kept_for_it(pod: Agent) -> None:
+    pod.outputs[2] = Output()
+    what = Exec(container="c", program=program("sh", "-c", "sleep 0.1; stty size", tty=True), process=2)
+    pod.id += 1
+    both = frames.message(Kind.EXEC, pod.id, what) + frames.message(Kind.RESIZE, 2, Resize(width=120, height=40))
+    pod.send(both)
+    pod.answer(pod.id, Created)
+    assert pod.wait(2) == (0, b"40 120\r\n", b"")
+
+
 def test_what_is_said_of_what_has_ended_is_passed_over(pod: Agent) -> None:
     pod.execute("c", "true", number=2)
     assert pod.wait(2)[0] == 0
