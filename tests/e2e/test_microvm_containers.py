@@ -555,15 +555,15 @@ def test_deleting_ends_everything_at_once(guest: Guest) -> None:
 
 
 def test_a_disk_is_free_when_its_container_is_deleted(guest: Guest) -> None:
+    layered = replace(PLAIN, upper_lun=_LAYER_LUN)
+    number = guest.begin("layered", sh("echo x > /file; echo on; sleep 60 & sleep 60"), layered)
+    guest.said(number, b"on\n")
     # swapon(2) wants a disk for itself before it looks at what is on it.
     where = f"cat /sys/bus/scsi/devices/*:0:0:{_LAYER_LUN}/block/*/dev"
     major, minor = map(int, guest.run(sh(where))[1].split(":"))
     device = Device(name="/dev/layer", mode=0o600, uid=0, gid=0, kind=ord("b"), major=major, minor=minor)
     asked = Asked(privileged=True, devices=(device,))
     take = program("swapon", "/dev/layer", mask=ALL_CAPS)
-    layered = replace(PLAIN, upper_lun=_LAYER_LUN)
-    number = guest.begin("layered", sh("echo x > /file; echo on; sleep 60 & sleep 60"), layered)
-    guest.said(number, b"on\n")
     assert guest.stats("layered").layer_bytes < 1 << 20, "what a new file system takes is not the container's"
     assert "busy" in guest.run(take, asked)[2]
     guest.run_in("layered", sh("sleep 60 & echo x > /other"))

@@ -15,6 +15,7 @@
 
 #define UNITS "/sys/bus/scsi/devices"
 #define BLOCKS "/sys/block"
+#define SCAN "/sys/class/scsi_host/host0/scan"
 /* Of one that stands for a disk to come. */
 #define EMPTY 512
 #define WAIT_MS 5000
@@ -131,6 +132,14 @@ static int listen_to_kernel(struct err *err)
 	return fd;
 }
 
+/* One that was there before the driver, or that came while it had no room for the word of it, it does not know. */
+static void scan(unsigned lun)
+{
+	char place[32];
+	int size = snprintf(place, sizeof place, "0 0 %u", lun);
+	file_put(AT_FDCWD, SCAN, place, (size_t)size);
+}
+
 int disk_find(unsigned lun, struct disk *out, struct err *err)
 {
 	if (look(lun, out))
@@ -138,6 +147,7 @@ int disk_find(unsigned lun, struct disk *out, struct err *err)
 	int events = listen_to_kernel(err);
 	if (events < 0)
 		return -1;
+	scan(lun);
 	int64_t end = milliseconds_now() + WAIT_MS, left;
 	bool found;
 	while (!(found = look(lun, out)) && (left = end - milliseconds_now()) > 0) {
