@@ -26,7 +26,7 @@ def problems(settings: Settings) -> list[Problem]:
         why = 'microvm.writable_layer is "disk", and no container can be made'
         found.append(Problem(f"{writable.PROGRAM} is not installed", why, "apt-get install -y e2fsprogs", fatal=False))
     if not Compiler().usable:
-        why = "the file server of a pod's volumes runs under a filter of system calls only"
+        why = "a pod's keeper and the file server of its volumes run under filters of system calls only"
         found.append(Problem("libseccomp cannot be loaded", why, "apt-get install -y libseccomp2", fatal=False))
     if not _TUN.exists():
         found.append(Problem(f"{_TUN} is not there", _WHY, "modprobe tun", fatal=False))
