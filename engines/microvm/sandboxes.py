@@ -148,7 +148,7 @@ class Sandboxes:
         try:
             place.mkdir(mode=0o700, parents=True)
             pod = Pod(
-                cgroup=self._host.cgroups.container(plan.cgroup, f"vm-{plan.sandbox_id}"),
+                cgroup=self._cgroup(plan.sandbox_id, plan.cgroup),
                 user=self._users.take(plan.sandbox_id),
                 memory=machine.memory,
                 vcpus=machine.vcpus,
@@ -164,6 +164,9 @@ class Sandboxes:
         except OSError as error:
             raise syscall_error("write", place, error) from error
         return pod
+
+    def _cgroup(self, sandbox_id: str, parent: str) -> str:
+        return self._host.cgroups.container(parent, f"vm-{sandbox_id}")
 
     def connect(self, plan: SandboxPlan, deadline: Deadline) -> None:
         """Give the machine the pod's address and name, and make it unlike any other from the same template."""
@@ -221,9 +224,12 @@ class Sandboxes:
         if not place.exists():
             return
         self.keeper(sandbox_id).stop(Deadline.after(_STOP_SECONDS))
-        with contextlib.suppress(NotFound):
-            pod = self.read(sandbox_id)
-            groups.remove(self._host.cgroups, pod.cgroup)
+        try:
+            cgroup = self.read(sandbox_id).cgroup
+        except (NotFound, InternalError):
+            # Not written yet, or lost with the host's power.
+            cgroup = self._cgroup(sandbox_id, parent)
+        groups.remove(self._host.cgroups, cgroup)
         self._users.give_back(sandbox_id)
         if (place / _PARENT_NOTE).exists():
             cgroups.remove_empty(self._host.cgroups, parent)

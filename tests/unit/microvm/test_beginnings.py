@@ -97,3 +97,13 @@ def test_a_monitor_that_was_installed_anew_is_another_one(tmp_path: Path) -> Non
     install("10.0.2")
     assert made.version(NEVER) == "10.0.2"
     made.close()
+
+
+def test_a_pod_of_which_nothing_can_be_read_any_more_can_be_removed(tmp_path: Path) -> None:
+    found = Sandboxes(GUEST, cast(Keepers, None), cast(Machines, None), tmp_path)
+    found.place("s").mkdir(parents=True)
+    (found.place("s") / "machine.json").touch()
+    with pytest.raises(InternalError, match="not as known"):
+        found.read("s")
+    found.remove("s", "/pods/none")
+    assert not found.place("s").exists()
