@@ -262,8 +262,9 @@ int birth_end(struct birth *birth, int why, int *terminal, struct err *err)
 	close_one(&birth->handover);
 	if (result < 0) {
 		kill(birth->unborn.pid, SIGKILL);
-		/* One that hangs in the kernel is the core's to reap, whenever it ends. */
-		reaped(birth->unborn.pid, GONE_MS);
+		/* One that hangs in the kernel is the core's to reap, whenever it ends: it has been waited for enough. */
+		if (why != ETIMEDOUT)
+			reaped(birth->unborn.pid, GONE_MS);
 	}
 	return result;
 }
