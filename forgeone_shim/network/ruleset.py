@@ -13,9 +13,10 @@ is closed and not open::
       count, drop                       count, reset or reject
 
 Where the pod is a machine behind the namespace, all three chains are of what is passed on (forward, one after the
-other): nothing of it is from or to the namespace itself, and neighbours' words, which are for one link alone, do not
-pass. What the machine sends under another's address, or to many, is dropped before (prerouting, the first of all):
-routing would answer the other with an error, and what had been sent in it.
+other), and neighbours' words, which are for one link alone, do not pass. The namespace itself (input, output) talks to
+neighbours and to the machine alone: some monitors, which a guest may have taken over, are in it. What the machine sends
+under another's address, or to many, is dropped before (prerouting, the first of all): routing would answer the other
+with an error, and what had been sent in it.
 
 A pod that could send to itself under another's address would be its own accomplice: what it then sends there is an
 answer. Where one direction is open, a connection that nobody saw begin is reset there: whoever's packet came first
@@ -43,6 +44,7 @@ from forgeone_shim.network.policy import VERSIONS, Address, AddressSet, Pass, Ru
 
 TABLE: Final = "forgeone_contract"
 INGRESS, EGRESS, _FORWARD, _MACHINE = "ingress", "egress", "forward", "machine"
+_TO_HERE, _FROM_HERE = "input", "output"
 
 _NLM_F_APPEND: Final = 0x800
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 2, 3, 6
@@ -149,6 +151,9 @@ def _passed_on(rules: Ruleset, addresses: Sequence[Address]) -> list[Request]:
     requests.append(_chain(_FORWARD, _FORWARDING, _FILTER + 1))
     for mine in (x.came_by(taps.NAME), x.leaves_by(taps.NAME)):
         requests.append(_rule(_FORWARD, mine + x.verdict(x.ACCEPT)))
+    for chain, hook, rest in ((_TO_HERE, _INPUT, _to_here()), (_FROM_HERE, _OUTPUT, _from_here())):
+        requests.append(_chain(chain, hook, _FILTER))
+        requests += (_rule(chain, rule) for rule in rest)
     return requests
 
 
@@ -235,6 +240,20 @@ def _under_its_name(addresses: Sequence[Address]) -> Iterator[bytes]:
         own = [packed for of, packed in addresses if of == version]
         yield x.is_not_from(version, own) + x.counted(EGRESS) + x.verdict(x.DROP)
     yield x.verdict(x.ACCEPT)
+
+
+def _to_here() -> Iterator[bytes]:
+    yield x.came_by_loopback() + x.verdict(x.ACCEPT)
+    yield x.came_by(taps.NAME) + x.verdict(x.ACCEPT)
+    yield from _known(INGRESS)
+
+
+def _from_here() -> Iterator[bytes]:
+    yield x.leaves_by_loopback() + x.verdict(x.ACCEPT)
+    yield x.leaves_by(taps.NAME) + x.verdict(x.ACCEPT)
+    # Errors and resets of what is passed on, which the kernel sends, are answers.
+    yield from _known(EGRESS)
+    yield x.counted(EGRESS) + x.verdict(x.DROP)
 
 
 def _from_machine(passes: Sequence[Pass] | None) -> Iterator[bytes]:

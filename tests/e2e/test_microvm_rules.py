@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import PortMapping
+from engines.microvm.network.plan import ROUTERS
 from forgeone_shim.contract.model import NetworkRule, Peer, PortRange
 from forgeone_shim.errors import InvalidInput
 from forgeone_shim.kernel import namespaces
@@ -123,6 +124,26 @@ def _bound(address: str, port: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_DGRAM)
     made.bind((address.partition("/")[0], port))
     return made
+
+
+@on_a_node
+def test_nobody_else_speaks_or_hears_where_a_machine_is_behind(node: Node) -> None:
+    """A monitor that its guest has taken over may be in the pod's namespace: Firecracker is."""
+    db = node.pod("db")
+    with machine(node, "app", NetworkRule(egress=(DB,))) as (app, guest):
+        for address in (db.ipv4, db.ipv6):
+            with pytest.raises(PermissionError):
+                ask(app.netns, address, 53, udp=True)
+        here = ROUTERS[4]
+        namespaces.run_in(db.netns, lambda: ip("route", "add", here, "via", app.ipv4))
+        hears = namespaces.run_in(app.netns, lambda: _bound(here, 5353))
+        with hears, namespaces.run_in(db.netns, lambda: _bound(db.ipv4, 4000)) as says:
+            says.sendto(b"a word", (here, 5353))
+            hears.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                hears.recv(16)
+        assert answers(guest.netns, db.ipv4, 80)
+        assert answers(guest.netns, db.ipv6, 80)
 
 
 @on_a_node

@@ -58,10 +58,11 @@ def test_a_direction_that_is_not_spoken_of_has_its_chain_too(rule: NetworkRule) 
 def test_packets_of_a_machine_are_held_to_the_rule_as_they_are_passed_on(rule: NetworkRule) -> None:
     made = ruleset.install(replace(rules(rule=rule), machine=packed(("10.88.0.9", "fd88::9"))), Drops())
     chains = [request for request in made if request.label.startswith("add chain")]
-    assert labels(chains) == ["add chain machine", "add chain egress", "add chain ingress", "add chain forward"]
+    names = ("machine", "egress", "ingress", "forward", "input", "output")
+    assert labels(chains) == [f"add chain {name}" for name in names]
     hooks = [
         nested(4, attribute(1, bytes((0, 0, 0, hook))), attribute(2, at.to_bytes(4, "big", signed=True)))
-        for hook, at in ((0, -450), (2, -1), (2, 0), (2, 1))
+        for hook, at in ((0, -450), (2, -1), (2, 0), (2, 1), (1, 0), (3, 0))
     ]
     assert all(hook in chain.body for hook, chain in zip(hooks, chains, strict=True))
     assert all(attribute(5, bytes(4)) in chain.body for chain in chains)
