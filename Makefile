@@ -110,5 +110,4 @@ $(VENV)/.kernel: hack/kernel | $(BIN)/python
 	@hack/kernel $(SUDO) && touch $@ || echo "setup: no kernel for virtual machines could be brought" >&2
 
 $(VENV)/.boot: $(GUEST) $(VENV)/.project $(VENV)/.kernel
-	@$(SUDO) $(BIN)/forge microvm build >/dev/null || echo "setup: virtual machines have nothing to boot; see above" >&2
-	@touch $@
+	@$(SUDO) $(BIN)/forge microvm build >/dev/null && touch $@ || echo "setup: virtual machines have nothing to boot; see above" >&2

@@ -95,7 +95,10 @@ def resolve(names: Sequence[str], tree: Tree, read: Callable[[Path], bytes] = Pa
         path = tree.files.get(name)
         if path is None:
             user = f", which {under_way[-1]} depends on," if under_way else ""
-            raise FailedPrecondition(f"the kernel has no module {name}{user} and nothing built in of that name")
+            raise FailedPrecondition(
+                f"the kernel has no module {name}{user} and nothing built in of that name",
+                fix="name another kernel in microvm.kernel, or a Debian package of one",
+            )
         image = _without_signature(unpacking.unpack(read(path), str(path)))
         under_way.append(name)
         for needed in _depends(Elf(image, str(path))):
