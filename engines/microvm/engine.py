@@ -196,7 +196,10 @@ class MicrovmEngine:
             shares = volumes.opened(places, held)
             ready = making.prepare(
                 disks=self._disks(plan, note, size, held, deadline),
-                volumes=[(Volume(readonly=share.readonly, common=share.common), fd) for share, fd in shares.items()],
+                volumes=[
+                    (Volume(readonly=share.readonly, common=share.common, live=share.live), fd)
+                    for share, fd in shares.items()
+                ],
             )
             rootfs = plans.rootfs(plan, ready.luns, size)
             asked = plans.create(plan, first, rootfs, places, dict(zip(shares, ready.volumes, strict=True)))

@@ -21,7 +21,7 @@ import pytest
 
 from engines import base
 from engines.microvm import volumes
-from engines.microvm.shares import calls, client, fuse, launch
+from engines.microvm.shares import calls, client, fuse, launch, server
 from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Done, Failed, Volume
 from engines.microvm.wire.messages import Mount
@@ -48,7 +48,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def share(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Share]:
-    with mounted(program, tmp_path_factory.mktemp("share")) as running:
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as stack:
+        patched.setattr(server, "_IDLE_SECONDS", 0.3)
+        running = stack.enter_context(mounted(program, tmp_path_factory.mktemp("share")))
         assert running.answer(READY_TICKET) == []
         yield running
 
@@ -564,7 +566,7 @@ def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(
     with contextlib.ExitStack() as held:
         places = [volumes.Place(Mount(kind=MountKind.SHARE, destination="/d"), one) for one in asked]
         opened = volumes.opened(places, held)
-        share.server.add([Volume(live), Volume(private)], [opened[one] for one in asked])
+        share.server.add([Volume(live, live=True), Volume(private)], [opened[one] for one in asked])
     seen, unseen = (share.root / str(number) / "later" for number in (live, private))
     assert not list(seen.iterdir())
 
@@ -581,6 +583,13 @@ def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(
         assert not (unseen / "file").exists()
         (seen / "file").write_text("y")
         assert (tmp_path / "later/file").read_text() == "y"
+        # What the guest merely remembers of it is not to keep the host from unmounting it.
+        before, end = share.asked.stat().st_size, time.monotonic() + 10
+        while share.asked.stat().st_size == before:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+        unmount(tmp_path / "later", detach=False)
     finally:
         unmount(tmp_path / "later")
     _wait(lambda: not (seen / "file").exists())

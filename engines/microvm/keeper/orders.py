@@ -16,7 +16,7 @@ from forgeone_shim.shim.supervision import Failed, Supervision
 from forgeone_shim.shim.wire import ProtocolError
 
 # Another one for each change of what is said, here or in what is said in it.
-VERSION: Final = 2
+VERSION: Final = 3
 
 # Names in a sandbox's directory: where its keeper takes orders, and the keeper's process (``PID STARTTIME``).
 SOCKET: Final = "vm.sock"
@@ -103,11 +103,13 @@ class Disk(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Volume(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A file or directory of the host's that the guest is to have.
 
-    ``common``: a directory that is one and the same for all containers that have it.
+    ``common``: a directory that is one and the same for all containers that have it. ``live``: the host's own mounts,
+    with those that it makes later.
     """
 
     readonly: bool = False
     common: bool = False
+    live: bool = False
 
 
 class Prepare(msgspec.Struct, tag_field="kind", tag="prepare", forbid_unknown_fields=True, frozen=True, kw_only=True):

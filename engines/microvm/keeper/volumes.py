@@ -51,7 +51,7 @@ class Volumes:
         """
         numbers = list(itertools.islice(self._numbers, len(volumes)))
         pairs = zip(numbers, volumes, strict=True)
-        asked = [orders.Volume(number, one.readonly, one.common) for number, one in pairs]
+        asked = [orders.Volume(number, one.readonly, one.common, one.live) for number, one in pairs]
         try:
             (ticket,) = self._server.add(asked, fds)
         except ConnectionError as error:

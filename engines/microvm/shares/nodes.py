@@ -45,14 +45,15 @@ class Node:
     """A file of the host's.
 
     ``volumes`` is a set of bits, one with a directory; ``lookups`` counts what the guest has to forget, ``pins`` what
-    else holds the node.
+    else holds the node. ``borrowed``: it keeps the host from unmounting what it is on.
     """
 
-    __slots__ = ("fd", "files", "id", "key", "kind", "lookups", "pins", "stamp", "volumes")
+    __slots__ = ("borrowed", "fd", "files", "id", "key", "kind", "lookups", "pins", "stamp", "volumes")
 
     def __init__(self, nodeid: int, fd: int, key: Key, files: FileSystem) -> None:
         self.id, self.fd, self.key, self.kind, self.files = nodeid, fd, key, key[2], files
         self.lookups = self.pins = self.volumes = 0
+        self.borrowed = False
         # Times of change and size when a guest that had it open last was told to keep what it has read of it.
         self.stamp: tuple[int, int, int] | None = None
 
@@ -87,6 +88,9 @@ class Nodes:
         self._live, self._writable = _ROOT_BIT, 0
         # Volumes whose files are nobody else's, and where each begins.
         self._apart = 0
+        # Volumes that are of the host's own mounts, and how many nodes are on those below them.
+        self._hosts = 0
+        self.borrowed = 0
         self._roots: dict[int, Node] = {}
         # By device and inode of a directory: the volumes that it is in.
         self._places: dict[tuple[int, int], int] = {}
@@ -101,11 +105,11 @@ class Nodes:
 
     # -- volumes
 
-    def add_volume(self, number: int, fd: int, *, readonly: bool, common: bool = False) -> None:
+    def add_volume(self, number: int, fd: int, *, readonly: bool, common: bool = False, live: bool = False) -> None:
         """Serve what ``fd`` (O_PATH, now this one's) is of as ``number``.
 
         ``common``: a directory that is served so already is the same one in the guest, where a change is told of by
-        inotify then, and may be written to while one of its numbers may.
+        inotify then, and may be written to while one of its numbers may. ``live``: its mounts are the host's own.
         """
         try:
             if number in self._volumes:
@@ -123,6 +127,7 @@ class Nodes:
         else:
             bit = self._free_bit()
             self._apart = self._apart | bit if apart else self._apart & ~bit
+            self._hosts = self._hosts | bit if live else self._hosts & ~bit
             volume = _Volume(self._adopt(fd, found, bit), bit, common)
             volume.root.pins += 1
             self._roots[bit] = volume.root
@@ -264,6 +269,10 @@ class Nodes:
         self._last += 1
         node = Node(self._last, fd, key, files)
         node.volumes = bit
+        root = self._roots.get(bit)
+        if bit & self._hosts and root is not None and root.key[0] != found.st_dev:
+            node.borrowed = True
+            self.borrowed += 1
         self._by_id[node.id] = self._by_key[key] = node
         if node.kind == stat.S_IFDIR:
             self._places[key[:2]] = self._places.get(key[:2], 0) | bit
@@ -301,6 +310,7 @@ class Nodes:
         if node.fd >= 0:
             os.close(node.fd)
             node.fd = -1
+            self.borrowed -= node.borrowed
         self.outdate(node)
 
     def outdate(self, node: Node) -> None:

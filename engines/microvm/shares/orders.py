@@ -20,13 +20,14 @@ Ticket = Annotated[int, msgspec.Meta(ge=0)]
 class Volume(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A directory or regular file, by the descriptor (O_PATH) at the same place among those of the packet.
 
-    ``number`` is its name below the root of the guest's mount; none is given twice in a machine's life. ``common``: see
-    :meth:`engines.microvm.shares.nodes.Nodes.add_volume`.
+    ``number`` is its name below the root of the guest's mount; none is given twice in a machine's life. For ``common``
+    and ``live`` see :meth:`engines.microvm.shares.nodes.Nodes.add_volume`.
     """
 
     number: Number
     readonly: bool = False
     common: bool = False
+    live: bool = False
 
 
 class Add(msgspec.Struct, tag_field="kind", tag="add", forbid_unknown_fields=True, frozen=True):

@@ -68,7 +68,7 @@ class Server:
         self._most = most
         self._asked_at, self._asked_when = most.many, 0.0
         self._over = False
-        self._grown = self._busy = False
+        self._grown = self._busy = self._let_go = False
         self._loop = Loop()
         self._loop.watch(control.fileno(), self._on_control)
         self._loop.watch(port.fileno(), self._on_port)
@@ -81,12 +81,21 @@ class Server:
     def turn(self) -> None:
         """Wait for something, and do it; nothing for a while is something, too."""
         self._busy = False
-        self._loop.turn(_IDLE_SECONDS if self._grown else None)
-        if self._grown and not self._busy:
+        self._loop.turn(_IDLE_SECONDS if self._grown or self._borrows() else None)
+        if self._busy:
+            return
+        if self._borrows() and not self._unsent:
+            # Nothing that the guest merely remembers is to keep the host from unmounting what it has mounted.
+            self._let_go = True
+            self._send(fuse.please_forget())
+        if self._grown:
             self._grown = False
             if not self._filled and not self._unsent:
                 give_back(self._received)
                 give_back(self._share.answer)
+
+    def _borrows(self) -> bool:
+        return self._share.nodes.borrowed > 0 and not self._let_go
 
     # -- the keeper
 
@@ -122,7 +131,9 @@ class Server:
             return Failed(order.ticket, f"{len(order.volumes)} volumes came with {len(fds)} descriptors")
         for at, (volume, fd) in enumerate(zip(order.volumes, fds, strict=True)):
             try:
-                self._share.nodes.add_volume(volume.number, fd, readonly=volume.readonly, common=volume.common)
+                self._share.nodes.add_volume(
+                    volume.number, fd, readonly=volume.readonly, common=volume.common, live=volume.live
+                )
             except OSError as error:
                 wire.close_all(fds[at + 1 :])
                 for added in order.volumes[:at]:
@@ -139,7 +150,7 @@ class Server:
     # -- the guest
 
     def _on_port(self, _: int) -> None:
-        self._busy = True
+        self._busy, self._let_go = True, False
         try:
             if self._unsent:
                 self._send(self._unsent)
