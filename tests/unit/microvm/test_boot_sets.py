@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from engines.microvm.boot import agent, assembly, bootset, clock, manifest, modules, probe, settings, sources
 from engines.microvm.boot.problems import problems
@@ -22,6 +23,7 @@ from engines.microvm.boot.settings import BootSettings
 from engines.microvm.client import Keepers
 from engines.microvm.machines import Machines
 from engines.microvm.settings import Settings
+from engines.microvm.sizing import Size
 from engines.microvm.vmm.base import Accel
 from forgeone_shim.attestation import keys
 from forgeone_shim.cli import main as cli
@@ -308,6 +310,16 @@ def test_kvm_is_used_where_a_guest_was_seen_to_boot_by_it_which_is_tried_once(
     qemu(tmp_path / "qemu", f"{script} # another version")
     probe.processor(asked, made, tmp_path, NEVER)
     assert (tmp_path / "qemu.ran").read_text() == "x\nx\nx\n"
+
+
+def test_a_daemon_says_why_its_machines_are_emulated(node: Node, tmp_path: Path, kvm: None) -> None:
+    asked = Settings(boot=node(qemu=qemu(tmp_path / "qemu", "echo could not access KVM; exit 1")))
+    machines = Machines(asked, tmp_path, cast("Keepers", None))
+    with capture_logs() as said:
+        for _ in range(2):
+            assert machines.machine(Size(memory=128 << 20, vcpus=1), NEVER).accel is Accel.TCG
+    assert [one["event"] for one in said] == ["machines are emulated"]
+    assert "could not access KVM" in said[0]["why"]
 
 
 def test_what_was_asked_for_is_used_or_refused(
