@@ -97,19 +97,25 @@ class Machines:
             return self._processors[boot.digest]
 
     def version(self, deadline: Deadline) -> str:
-        """What the monitor says of itself, in a line; asked anew where another one is installed meanwhile."""
+        """What the monitor says of itself, in a line; asked again when it was installed anew."""
+        return self._known(deadline)[1]
+
+    def _known(self, deadline: Deadline) -> tuple[str, str]:
+        """Which file the monitor is, and its version."""
         monitor = self.monitor()
         try:
-            found = os.stat(monitor.program)
+            seen = Path(monitor.program).stat()
         except OSError as error:
             raise syscall_error("stat", monitor.program, error) from error
-        program = (monitor.program, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-        asked, said = self._version
-        if asked != program:
-            text = run(monitor.program, [monitor.program, "--version"], deadline).text
-            said = text.partition("\n")[0] or monitor.driver.value
-            self._version = program, said
-        return said
+        mark = f"{seen.st_size} {seen.st_mtime_ns}"
+        with self._lock:
+            known = self._version
+        if known[0] != mark:
+            said = run(monitor.program, [monitor.program, "--version"], deadline).text
+            known = mark, said.partition("\n")[0] or monitor.driver.value
+            with self._lock:
+                self._version = known
+        return known
 
     @contextlib.contextmanager
     def template(self, machine: Machine, deadline: Deadline) -> Iterator[Template | None]:
