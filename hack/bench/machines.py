@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--clones", type=int, default=10, help="at once, for the memory that they take")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="forgeone-bench-") as directory:
-        boot = assembly.assemble(BootSettings(kernel=options.kernel), Path(directory), _soon())
+        boot = assembly.assemble(BootSettings(kernel=options.kernel), Path(directory), soon())
         accel = Accel(options.accel)
         machine = Machine(
             memory=options.memory << 20,
@@ -71,17 +71,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, machine: Machine, boot: BootSet, directory: Path) -> None:
-    bare = _report("bare", options.rounds, lambda: _bare(machine, boot, directory))
-    cold = _report("cold", options.rounds, lambda: _answers(machine))
+    alone = _report("bare", options.rounds, lambda: bare(machine, boot, directory))
+    cold = _report("cold", options.rounds, lambda: answers(machine))
     begin = time.monotonic()
     template = save(machine, lambda memory, state: _build(machine, memory, state))
     built, size = _ms(begin), os.fstat(template.memory).st_blocks * 512
     print(
         f"template  {built:7.0f} ms to build; {size >> 20} MiB, {os.fstat(template.state).st_size >> 10} KiB of state"
     )
-    clone = _report("clone", options.rounds, lambda: _answers(machine, template))
+    clone = _report("clone", options.rounds, lambda: answers(machine, template))
     for name, place in (("time", 0), ("processor's time", 1)):
-        print(f"of the {name} of bare: cold {cold[place] / bare[place]:.2f}, clone {clone[place] / bare[place]:.3f}")
+        print(f"of the {name} of bare: cold {cold[place] / alone[place]:.2f}, clone {clone[place] / alone[place]:.3f}")
     _disks(machine, template, directory, options.rounds)
     _memory(machine, template, options.clones)
 
@@ -94,7 +94,7 @@ def _report(name: str, rounds: int, once: Callable[[], _Taken]) -> _Taken:
     return middle
 
 
-def _bare(machine: Machine, boot: BootSet, directory: Path) -> _Taken:
+def bare(machine: Machine, boot: BootSet, directory: Path) -> _Taken:
     initrd = directory / "bare"
     initrd.write_bytes(cpio.archive((cpio.file("init", probe.program(), 0o755),)))
     words = [
@@ -115,7 +115,7 @@ def _bare(machine: Machine, boot: BootSet, directory: Path) -> _Taken:
     return taken
 
 
-def _answers(machine: Machine, template: Template | None = None) -> _Taken:
+def answers(machine: Machine, template: Template | None = None) -> _Taken:
     begin = time.monotonic()
     with _running(machine, template) as (qemu, control):
         _ask(control, Kind.HELLO, fields.encode(Hello(version=VERSION)))
@@ -126,8 +126,8 @@ def _build(machine: Machine, memory: int, state: int) -> None:
     with _running(machine, memory=memory) as (qemu, control):
         _ask(control, Kind.HELLO, fields.encode(Hello(version=VERSION)))
         _ask(control, Kind.QUIESCE, b"")
-        qemu.pause(_soon())
-        qemu.snapshot(state, _soon())
+        qemu.pause(soon())
+        qemu.snapshot(state, soon())
 
 
 def _disks(machine: Machine, template: Template, directory: Path, rounds: int) -> None:
@@ -139,12 +139,12 @@ def _disks(machine: Machine, template: Template, directory: Path, rounds: int) -
 
         def plug() -> float:
             begin = time.monotonic()
-            qemu.add_disk(1, disk.fileno(), readonly=True, deadline=_soon())
+            qemu.add_disk(1, disk.fileno(), readonly=True, deadline=soon())
             return _ms(begin)
 
         def unplug() -> float:
             begin = time.monotonic()
-            qemu.remove_disk(1, _soon())
+            qemu.remove_disk(1, soon())
             return _ms(begin)
 
         times = [(plug(), unplug()) for _ in range(rounds)]
@@ -180,7 +180,7 @@ def _running(
     qemu = Qemu(f"/usr/bin/{_QEMU}")
     with ExitStack() as stack:
         stack.callback(qemu.stop)
-        qemu.start(machine, -1, _WHO, _soon(), template, memory=memory)
+        qemu.start(machine, -1, _WHO, soon(), template, memory=memory)
         channels = qemu.channels()
         for channel in channels.values():
             stack.enter_context(channel)
@@ -209,7 +209,7 @@ def _ran(pid: int) -> float:
     return (int(words[11]) + int(words[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-def _soon() -> Deadline:
+def soon() -> Deadline:
     return Deadline.after(_SECONDS)
 
 
