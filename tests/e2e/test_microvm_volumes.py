@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import stat
@@ -29,12 +30,14 @@ def daemon(machines: Daemon) -> Daemon:
 
 def _file_server(pod: Pod) -> int:
     words = f"{TITLE}\0{pod.id}".encode()
-    (found,) = (
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(words)
-    )
-    return found
+    found = []
+    for entry in Path("/proc").iterdir():
+        # Others come and go meanwhile.
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(words):
+                found.append(int(entry.name))
+    assert len(found) == 1
+    return found[0]
 
 
 def test_a_pods_users_share_volumes_as_they_would_on_the_host(daemon: Daemon, busybox: str, tmp_path: Path) -> None:
