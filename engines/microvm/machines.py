@@ -28,7 +28,7 @@ from forgeone_shim.errors import FailedPrecondition, syscall_error
 from forgeone_shim.kernel.spawn import find_program, run
 
 # Of the host's memory, for templates.
-_SHARE = 8
+_SHARE = 16
 _PROGRAMS = {
     Driver.QEMU: ("qemu", "apt-get install -y qemu-system-x86"),
     Driver.FIRECRACKER: ("firecracker", ""),
