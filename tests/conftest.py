@@ -8,6 +8,9 @@ import signal
 import pytest
 from hypothesis import settings
 
+# Read as gRPC is imported: in a process that a test forks it would begin anew, with descriptors that are closed there.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 # A busy machine is no failure; what must be fast has a test that says so.
 settings.register_profile("patient", deadline=None)
 
