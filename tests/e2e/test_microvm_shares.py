@@ -26,6 +26,7 @@ from engines.microvm.shares.launch import READY_TICKET
 from engines.microvm.shares.orders import Broken, Done, Failed, Volume
 from engines.microvm.wire.messages import Mount
 from engines.microvm.wire.protocol import MountKind
+from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel.capabilities import from_mask
 from forgeone_shim.kernel.mounts import clone, mount_tmpfs, set_apart, unmount
 from forgeone_shim.shim import wire
@@ -90,9 +91,9 @@ def _fails(code: int, function: Callable[[], object]) -> None:
     assert caught.value.errno == code, caught.value
 
 
-def _wait(condition: Callable[[], bool]) -> None:
+def _wait(condition: Callable[[], bool], seconds: float = _STALE) -> None:
     """What becomes true once the guest asks again."""
-    end = time.monotonic() + _STALE
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "not seen in time"
         time.sleep(0.02)
@@ -588,8 +589,17 @@ def test_what_the_host_mounts_later_is_seen_where_it_is_asked_for(
         while share.asked.stat().st_size == before:
             assert time.monotonic() < end
             time.sleep(0.02)
-        Path("/proc/sys/vm/drop_caches").write_text("2")
-        unmount(tmp_path / "later", detach=False)
+
+        def gone() -> bool:
+            # The server hears of it a moment after the kernel has let go.
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+            try:
+                unmount(tmp_path / "later", detach=False)
+            except InternalError:
+                return False
+            return True
+
+        _wait(gone, 10)
     finally:
         unmount(tmp_path / "later")
     _wait(lambda: not (seen / "file").exists())
