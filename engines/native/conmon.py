@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -218,7 +219,8 @@ def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
             container_id,
             log_path,
             IN_MOVED_TO | IN_CREATE,
-            lambda: contract.order(bundle, container_id, supervision.REOPEN),
+            functools.partial(contract.order, bundle, container_id, supervision.REOPEN),
+            functools.partial(contract.listen, bundle, container_id),
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -43,6 +44,8 @@ _PROGRAMS: Final = ("conmon", supervision.SUPERVISOR_TITLE)
 # What newer versions of conmon read sizes from.
 SIZES: Final = "winsz"
 _REOPEN_SECONDS: Final = 5.0
+# One that ends closes its fifo last, some milliseconds after it has no name any more.
+_LISTEN_SECONDS: Final = 0.25
 _KILL_SECONDS: Final = 5.0
 _VERDICT_MAX: Final = 32 * 1024
 _KNOWN: Final = (FailedPrecondition, PermissionDenied, ResourceExhausted, Unavailable, Unimplemented)
@@ -173,11 +176,17 @@ def forget(bundle: str, names: Sequence[str] = supervision.FILES) -> None:
 def reopen_log(bundle: str, container_id: str, log_path: str) -> None:
     """Have the log file opened anew, and wait until it is."""
     if log_path:
-        await_reopened(container_id, log_path, IN_ATTRIB, lambda: order(bundle, container_id, supervision.REOPEN))
+        ask = functools.partial(order, bundle, container_id, supervision.REOPEN)
+        await_reopened(container_id, log_path, IN_ATTRIB, ask, functools.partial(listen, bundle, container_id))
 
 
-def await_reopened(container_id: str, log_path: str, mask: int, ask: Callable[[], None]) -> None:
-    """Ask for the log to be opened anew; returns once inotify(7) events of ``mask`` say that it was."""
+def await_reopened(
+    container_id: str, log_path: str, mask: int, ask: Callable[[], None], still: Callable[[], None] | None = None
+) -> None:
+    """Ask for the log to be opened anew; returns once inotify(7) events of ``mask`` say that it was.
+
+    ``still`` raises where nobody is there to do it any more: one that was about to end may have been asked.
+    """
     log = Path(log_path)
     try:
         events = DirectoryEvents(log.parent, mask)
@@ -190,7 +199,11 @@ def await_reopened(container_id: str, log_path: str, mask: int, ask: Callable[[]
         deadline = Deadline.after(_REOPEN_SECONDS)
         while True:
             left = deadline.remaining() or 0.0
-            if not poll.poll(int(left * 1000)):
+            if not poll.poll(int(min(left, _LISTEN_SECONDS) * 1000)):
+                if still is not None:
+                    still()
+                if left > 0:
+                    continue
                 raise InternalError(f"the supervisor of container {container_id} did not reopen {log_path}")
             seen = events.read()
             if seen.overflow or log.name in seen.names:
@@ -223,15 +236,24 @@ def _unread(fifo: str) -> bool:
     return any(count)
 
 
+def listen(bundle: str, container_id: str) -> None:
+    """:raises FailedPrecondition: nobody reads the supervisor's control fifo."""
+    os.close(_orders(bundle, container_id))
+
+
+def _orders(bundle: str, container_id: str) -> int:
+    try:
+        return os.open(f"{bundle}/{supervision.CONTROL}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise FailedPrecondition(f"container {container_id} has no supervisor to ask: {error.strerror}") from error
+
+
 def order(bundle: str, container_id: str, what: int, first: int = 0, second: int = 0) -> None:
     """A line for the supervisor's control fifo.
 
     :raises FailedPrecondition: nobody reads it.
     """
-    try:
-        fd = os.open(f"{bundle}/{supervision.CONTROL}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise FailedPrecondition(f"container {container_id} has no supervisor to ask: {error.strerror}") from error
+    fd = _orders(bundle, container_id)
     try:
         os.write(fd, f"{what} {first} {second}\n".encode())
     except OSError as error:

@@ -46,7 +46,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
 def root(tmp_path: Path) -> Path:
     found = tmp_path / "root"
     found.mkdir()
-    for directory in (found, *tmp_path.parents[:3]):
+    for directory in (found, *tmp_path.parents[:2]):
         directory.chmod(0o755)
     (found / "tmp").mkdir()
     (found / "tmp").chmod(0o1777)

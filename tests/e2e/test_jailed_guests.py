@@ -212,7 +212,7 @@ def _guest(loaded: Loaded, made: JailPlan, memory: int) -> None:
 def root(tmp_path: Path) -> Path:
     found = tmp_path / "root"
     found.mkdir()
-    for directory in (found, *tmp_path.parents[:3]):
+    for directory in (found, *tmp_path.parents[:2]):
         directory.chmod(0o755)
     (found / "tmp").mkdir()
     (found / "tmp").chmod(0o1777)
