@@ -6,6 +6,7 @@ maps :attr:`ForgeError.kind` to a gRPC status code.
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 
 
@@ -148,6 +149,7 @@ class InternalError(ForgeError):
     kind = Kind.INTERNAL
 
 
-def syscall_error(call: str, path: object, error: OSError) -> InternalError:
-    """An :class:`InternalError` that says which call failed on which path."""
-    return InternalError(f"{call} {path}: {error.strerror or error}")
+def syscall_error(call: str, path: object, error: OSError) -> InternalError | ResourceExhausted:
+    """Says which call failed on which path: a full disk is the operator's to mend, all else is not expected."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return (ResourceExhausted if full else InternalError)(f"{call} {path}: {error.strerror or error}")

@@ -16,7 +16,6 @@ import msgspec
 from engines.microvm.keeper import orders
 from engines.microvm.keeper.orders import (
     Answer,
-    Balloon,
     Create,
     Created,
     Delete,
@@ -208,10 +207,6 @@ class Keeper:
                     raise InternalError(f"the keeper of sandbox {self._sandbox_id} sent no connection")
                 undo.pop_all()
         return socket.socket(fileno=fds[0])
-
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        """Ask the guest to make do with ``size`` bytes."""
-        self._done(Balloon(size), "resize the machine", deadline)
 
     def look(self, deadline: Deadline) -> Seen:
         """The pod as its keeper knows it."""

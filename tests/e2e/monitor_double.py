@@ -26,7 +26,6 @@ ROUTES_OF_FIRECRACKER = {
         {"amount_mib": NUMBER, "deflate_on_oom": TRUTH},
         {"stats_polling_interval_s": NUMBER, "free_page_hinting": TRUTH, "free_page_reporting": TRUTH},
     ),
-    "PATCH /balloon": ("running paused", {"amount_mib": NUMBER}, {}),
     "PUT /drives/*": (
         "new",
         {"drive_id": TEXT, "is_root_device": TRUTH},
@@ -66,7 +65,6 @@ ROUTES_OF_CLOUD_HYPERVISOR = {
         {"id": TEXT, "path": TEXT, "readonly": TRUTH, "image_type": TEXT, "serial": TEXT, "direct": TRUTH},
     ),
     "PUT /vm.remove-device": ("running", {}, {"id": TEXT}),
-    "PUT /vm.resize": ("running", {}, {"desired_balloon": NUMBER, "desired_ram": NUMBER, "desired_vcpus": NUMBER}),
 }
 MODES = ("Off", "Pty", "Tty", "File", "Socket", "Null")
 ROUTES = ROUTES_OF_FIRECRACKER if FIRECRACKER else ROUTES_OF_CLOUD_HYPERVISOR

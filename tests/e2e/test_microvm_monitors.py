@@ -206,15 +206,12 @@ def test_a_monitor_that_was_taken_over_leads_nobody_to_the_hosts_files(
 
 
 @lab.like_a_keeper
-def test_it_stands_still_goes_on_and_gives_memory_back(monitor: Monitor, machine: Machine) -> None:
+def test_it_stands_still_and_goes_on(monitor: Monitor, machine: Machine) -> None:
     monitor.start(machine, -1, lab.WHO, soon())
     monitor.pause(soon())
     assert told(monitor)["state"] == "paused"
     monitor.resume(soon())
     assert told(monitor)["state"] == "running"
-    monitor.balloon(lab.MEMORY - (16 << 20), soon())
-    wanted = {"amount_mib": 16} if isinstance(monitor, Firecracker) else {"desired_balloon": 16 << 20}
-    assert last(monitor)[2] == wanted
 
 
 @lab.like_a_keeper

@@ -12,13 +12,22 @@ import re
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
 from engines.microvm.images.order import Order
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput, ResourceExhausted, syscall_error
+from forgeone_shim.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidInput,
+    ResourceExhausted,
+    syscall_error,
+)
 from forgeone_shim.kernel.spawn import collect, find_program, spawn
 from forgeone_shim.shim.programs import Program
 
@@ -38,6 +47,9 @@ class Images:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # A lock on a file cannot be waited for with a deadline, and its holder is nearly always of this process.
+        self._turns: WeakValueDictionary[str, Lock] = WeakValueDictionary()
+        self._finding = Lock()
 
     def open(self, image_id: str, tree: str, deadline: Deadline) -> int:
         """A descriptor of the image's file, the caller's to close; made of ``tree``, its merged layers, if need be.
@@ -112,9 +124,17 @@ class Images:
     @contextlib.contextmanager
     def _making(self, name: str, deadline: Deadline) -> Iterator[None]:
         """One at a time of each image: who comes second waits for the first, and then finds the file."""
-        with self._locked(name, fcntl.LOCK_EX):
-            deadline.check("while another packed the image")
-            yield
+        with self._finding:
+            turn = self._turns.setdefault(name, Lock())
+        left = deadline.remaining()
+        if not turn.acquire(timeout=-1 if left is None else left):
+            raise DeadlineExceeded("deadline passed while another packed the image")
+        try:
+            with self._locked(name, fcntl.LOCK_EX):
+                deadline.check("while another packed the image")
+                yield
+        finally:
+            turn.release()
 
     @contextlib.contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InternalError, syscall_error
+from forgeone_shim.errors import FailedPrecondition, InternalError, ResourceExhausted, syscall_error
 from forgeone_shim.kernel.spawn import find_program, run
 
 PROGRAM: Final = "mkfs.ext4"
@@ -20,6 +20,7 @@ def make(path: Path, size: int, deadline: Deadline) -> int:
     """A new file of ``size`` bytes; its descriptor, the caller's to close. On any error there is none.
 
     :raises FailedPrecondition: there is no program to make it with.
+    :raises ResourceExhausted: the disk is full.
     """
     program = find_program(PROGRAM)
     if program is None:
@@ -36,6 +37,8 @@ def make(path: Path, size: int, deadline: Deadline) -> int:
             raise syscall_error("make", path, error) from error
         done = run(program, [program, *_OPTIONS, str(path)], deadline)
         if done.code != 0:
+            if "No space left" in done.text:
+                raise ResourceExhausted(f"no writable layer can be made: {done.text}")
             raise InternalError(f"{PROGRAM} ended with {done.code}: {done.text}")
         undo.pop_all()
     return fd

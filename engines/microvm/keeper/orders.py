@@ -16,7 +16,7 @@ from forgeone_shim.shim.supervision import Failed, Supervision
 from forgeone_shim.shim.wire import ProtocolError
 
 # Another one for each change of what is said, here or in what is said in it.
-VERSION: Final = 3
+VERSION: Final = 4
 
 # Names in a sandbox's directory: where its keeper takes orders, and the keeper's process (``PID STARTTIME``).
 SOCKET: Final = "vm.sock"
@@ -199,12 +199,6 @@ class Dial(msgspec.Struct, tag_field="kind", tag="dial", forbid_unknown_fields=T
     port: int
 
 
-class Balloon(msgspec.Struct, tag_field="kind", tag="balloon", forbid_unknown_fields=True, frozen=True):
-    """Ask the guest to make do with ``size`` bytes; :class:`Done`."""
-
-    size: int
-
-
 class Look(msgspec.Struct, tag_field="kind", tag="look", forbid_unknown_fields=True, frozen=True):
     """:class:`Seen`."""
 
@@ -275,21 +269,7 @@ class Seen(msgspec.Struct, tag_field="kind", tag="seen", forbid_unknown_fields=T
 
 Request = Launch | Save
 Order = (
-    Setup
-    | Prepare
-    | Create
-    | Start
-    | Signal
-    | Update
-    | Freeze
-    | Stats
-    | Delete
-    | Exec
-    | Resize
-    | Dial
-    | Balloon
-    | Look
-    | Stop
+    Setup | Prepare | Create | Start | Signal | Update | Freeze | Stats | Delete | Exec | Resize | Dial | Look | Stop
 )
 Answer = Launched | Done | Prepared | Created | Executing | Ended | Seen | Failed
 _T = TypeVar("_T")

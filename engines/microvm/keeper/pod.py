@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
@@ -17,7 +18,6 @@ from engines.microvm.keeper.command import Connection, Guest
 from engines.microvm.keeper.container import Container
 from engines.microvm.keeper.disks import Disks
 from engines.microvm.keeper.orders import (
-    Balloon,
     Create,
     Created,
     Delete,
@@ -44,14 +44,12 @@ from engines.microvm.vmm.base import Vmm
 from engines.microvm.wire import fields, messages
 from engines.microvm.wire.messages import Exited, Failed
 from engines.microvm.wire.protocol import REQUEST_MAX, Kind
-from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, ResourceExhausted
 from forgeone_shim.errors import Kind as Error
 from forgeone_shim.shim.channel import failure
 from forgeone_shim.shim.loop import Loop
 from forgeone_shim.shim.supervision import Ending
 
-_BALLOON_SECONDS: Final = 10.0
 # It is off by some ten milliseconds then. A machine that hangs is noticed by it, too.
 _CLOCK_SECONDS: Final = 600.0
 # What is left of all processes is for containers, and of all clients for other orders.
@@ -60,7 +58,7 @@ _COMMANDS_MAX: Final = 192
 # Bytes that wait for readers of commands and connections, of all of them: who reads least is let go of then.
 _HELD_MAX: Final = 64 << 20
 # The agent is not asked for these.
-_OWN: Final = (Prepare, Balloon, Look, Stop)
+_OWN: Final = (Prepare, Look, Stop)
 
 
 @dataclass(slots=True)
@@ -114,7 +112,6 @@ class Pod:
             Delete: self._delete,
             Exec: self._exec,
             Dial: self._dial,
-            Balloon: self._balloon,
             Look: self._look,
             Stop: self._stop,
         }
@@ -199,10 +196,6 @@ class Pod:
 
     def _stats(self, client: Client, order: Stats, _: list[int]) -> None:
         self._ask(client, Kind.STATS, order.payload)
-
-    def _balloon(self, client: Client, order: Balloon, _: list[int]) -> None:
-        self._vmm.balloon(order.size, Deadline.after(_BALLOON_SECONDS))
-        client.answer(Done())
 
     def _look(self, client: Client, _order: Look, _: list[int]) -> None:
         containers = [kept.container for kept in self._kept.values() if not kept.undone]
@@ -478,6 +471,8 @@ def _refuse(client: Client, answer: Failed) -> None:
         client.fail("find", Error.NOT_FOUND, message)
     elif answer.field:
         client.fail("create", Error.INVALID, f"{clean(answer.field)}: {message}")
+    elif answer.errno == errno.ETIMEDOUT:
+        client.fail("guest", Error.DEADLINE, f"{clean(answer.step)}: {message}")
     elif answer.errno in OTHERWISE:
         client.fail("guest", Error.PRECONDITION, f"{clean(answer.step)}: {message}")
     elif answer.errno in SCARCE:

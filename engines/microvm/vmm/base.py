@@ -26,9 +26,8 @@ class Machine:
 
     ``memory`` in bytes, a multiple of 2 MiB. ``kernel`` and ``initrd`` are host paths, ``cmdline`` is complete.
     ``ports`` are the names of its channels (:mod:`engines.microvm.wire.protocol`). It has one network interface, one
-    SCSI controller, a source of entropy and a balloon. ``reclaim``: memory that the guest has freed, or gives up to the
-    balloon, is the host's again; then it can have no disk that it may write to. Others may, of ``disk_max`` bytes at
-    most.
+    SCSI controller, a source of entropy and a balloon. ``reclaim``: memory that the guest has freed is
+    the host's again; then it can have no disk that it may write to. Others may, of ``disk_max`` bytes at most.
     """
 
     memory: int
@@ -140,9 +139,6 @@ class Vmm(Protocol):
 
     def snapshot(self, state: int, deadline: Deadline) -> None:
         """Write a paused machine's devices into the file ``state``; its memory is in its own since :meth:`start`."""
-
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        """Ask the guest to make do with ``size`` bytes."""
 
     def events(self) -> list[Event]:
         """What has happened since; never blocks."""

@@ -38,7 +38,6 @@ class CloudHypervisor:
         self._hosted = Hosted("Cloud Hypervisor", launch, _BASE)
         self._disks: dict[int, str] = {}
         self._plugged = 0
-        self._memory = 0
         self._happened = Happened()
 
     @property
@@ -74,7 +73,6 @@ class CloudHypervisor:
         """As the interface says. Without a ``tap`` the machine has no interface."""
         hosted = self._hosted
         hosted.check(machine, template, memory)
-        self._memory = machine.memory
         with ExitStack() as undo:
             undo.callback(self.stop)
             place = hosted.prepare(who)
@@ -151,10 +149,6 @@ class CloudHypervisor:
     def snapshot(self, state: int, deadline: Deadline) -> None:  # noqa: ARG002 -- of the interface
         """:raises FailedPrecondition: always: its machines do not begin from templates."""
         raise FailedPrecondition("machines of Cloud Hypervisor are not saved")
-
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        """As the interface says."""
-        self._hosted.rest.put("/vm.resize", {"desired_balloon": max(0, self._memory - size)}, deadline)
 
     def events(self) -> list[Event]:
         """As the interface says."""

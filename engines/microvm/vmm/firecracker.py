@@ -43,7 +43,6 @@ class Firecracker:
         self._program = program
         self._hosted = Hosted("Firecracker", launch)
         self._disks: set[int] = set()
-        self._memory = 0
 
     @property
     def pid(self) -> int:
@@ -80,7 +79,6 @@ class Firecracker:
         hosted.check(machine, template, memory)
         if machine.vcpus > _VCPUS_MAX:
             raise InvalidInput("vcpus", f"{machine.vcpus} is more than the {_VCPUS_MAX} of Firecracker's machines")
-        self._memory = machine.memory
         with ExitStack() as undo:
             undo.callback(hosted.stop)
             place = hosted.prepare(who)
@@ -151,11 +149,6 @@ class Firecracker:
     def snapshot(self, state: int, deadline: Deadline) -> None:  # noqa: ARG002 -- of the interface
         """:raises FailedPrecondition: always: its machines do not begin from templates."""
         raise FailedPrecondition("machines of Firecracker are not saved")
-
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        """As the interface says."""
-        amount = max(0, self._memory - size) >> 20
-        self._hosted.rest.patch("/balloon", {"amount_mib": amount}, deadline)
 
     def events(self) -> list[Event]:
         """As the interface says. Firecracker ends when its guest does, however that was."""

@@ -128,9 +128,6 @@ class FakeVmm:
     def snapshot(self, state: int, deadline: Deadline) -> None:
         os.write(state, b"saved")
 
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        Path(self._machine.kernel).write_text(f"balloon {size}")
-
     def events(self) -> list[Event]:
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
@@ -407,6 +404,8 @@ class FakeAgent:
             return messages.Failed(errno=2, step="exec", message='exec: "missing": not found\x1b[31m', field="command")
         if asked.program.args[0] == "full":
             return messages.Failed(errno=12, step="fork", message="no memory")
+        if asked.program.args[0] == "diskless":
+            return messages.Failed(errno=110, step="wait for a disk", message="timed out")
         return None
 
     def made(self, asked: Any) -> Proc:

@@ -16,7 +16,7 @@ from engines.microvm.images.cache import Images
 from engines.microvm.keeper.disks import Disks
 from engines.microvm.keeper.orders import Disk
 from forgeone_shim.deadline import NEVER, Deadline
-from forgeone_shim.errors import InternalError, InvalidInput, ResourceExhausted
+from forgeone_shim.errors import DeadlineExceeded, InternalError, InvalidInput, ResourceExhausted
 from forgeone_shim.kernel.spawn import find_program
 
 MIB = 1 << 20
@@ -94,6 +94,8 @@ def test_a_disk_is_made_by_one_at_a_time_whoever_removes_the_lock(
     assert busy.wait(10)
     Images(tmp_path).retain([])
     threads[1].start()
+    with pytest.raises(DeadlineExceeded, match="while another packed"):
+        images.open(name, "third", Deadline.after(0.01))
     made.set()
     for thread in threads:
         thread.join()

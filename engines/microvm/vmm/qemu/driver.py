@@ -177,11 +177,6 @@ class Qemu:
             monitor.execute("migrate", deadline, {"uri": "fd:state"})
             self._migrated("save its state", deadline)
 
-    def balloon(self, size: int, deadline: Deadline) -> None:
-        """As the interface says."""
-        with self._explained():
-            self._running().execute("balloon", deadline, {"value": size})
-
     def events(self) -> list[Event]:
         """As the interface says."""
         if self._process is None or self._monitor is None or self._over:
