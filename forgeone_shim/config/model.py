@@ -381,6 +381,43 @@ class StreamingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Where Prometheus reads what the node knows: ``ADDRESS:PORT`` (an IPv6 address in brackets); empty: nowhere.
+
+    With a certificate (PEM files, read for each connection) clients come by TLS, and with ``client_ca_file`` only those
+    whose certificate it vouches for.
+    """
+
+    address: str = ""
+    tls_cert_file: str = ""
+    tls_key_file: str = ""
+    client_ca_file: str = ""
+
+    def __post_init__(self) -> None:
+        if self.address:
+            checks.endpoint("metrics.address", self.address)
+        for key in ("tls_cert_file", "tls_key_file", "client_ca_file"):
+            if path := getattr(self, key):
+                checks.absolute_path(f"metrics.{key}", path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfig:
+    """Another CRI runtime of this node, for pods whose handler ForgeOne has not. ``socket``: its path; empty: none.
+
+    ``default_runtime`` is who runs the pods that name no handler: ``upstream`` or ``forgeone``.
+    """
+
+    socket: str = ""
+    default_runtime: str = "upstream"
+
+    def __post_init__(self) -> None:
+        if self.socket:
+            checks.socket_path("upstream.socket", self.socket)
+        checks.one_of("upstream.default_runtime", self.default_runtime, ("upstream", "forgeone"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything forgeoned reads at start. Paths are absolute."""
 
@@ -412,6 +449,8 @@ class Config:
     contract: ContractConfig = field(default_factory=ContractConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
 
     def __post_init__(self) -> None:
         checks.absolute_path("root", self.root)
@@ -423,3 +462,5 @@ class Config:
         checks.no_blanks("pinned_images", self.pinned_images)
         texts.parameters("default_sysctls", self.default_sysctls)
         checks.absolute_path("handlers_dir", self.handlers_dir)
+        if self.upstream.socket == self.socket:
+            raise InvalidInput("upstream.socket", f"{self.socket!r} is ForgeOne's own", fix="name the other runtime's")

@@ -35,6 +35,7 @@ LIVE: Final = (
     "contract.",
     "streaming.idle_timeout",
     "streaming.max_sessions",
+    "upstream.",
 )
 """Keys, and beginnings of keys, that a reload changes; all others wait for a restart."""
 
