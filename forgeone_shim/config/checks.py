@@ -23,6 +23,7 @@ _PREFIX = re.compile(r"[a-z][a-z0-9]*")
 # RFC 1123, as names of Kubernetes objects.
 _POLICY = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 _CAPABILITY = re.compile(r"(?i:CAP_)?[A-Za-z_]+")
+_ENDPOINT = re.compile(r"(?:(?P<four>[0-9.]+)|\[(?P<six>[0-9a-fA-F:.]+)\]):(?P<port>[0-9]{1,5})")
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?")
 
 
@@ -99,6 +100,23 @@ def ip_address(key: str, value: str) -> None:
         ipaddress.ip_address(value)
     except ValueError:
         raise InvalidInput(key, f"{value!r} is not an IP address") from None
+
+
+def endpoint(key: str, value: str) -> None:
+    """``ADDRESS:PORT``, the address an IPv4 one or an IPv6 one in brackets; port 0 is any free one."""
+    split_endpoint(key, value)
+
+
+def split_endpoint(key: str, value: str) -> tuple[str, int]:
+    """The address and the port of an :func:`endpoint`."""
+    found = _ENDPOINT.fullmatch(value)
+    if found is None or int(found["port"]) > 65535:
+        raise InvalidInput(key, f"{value!r} is not ADDRESS:PORT", fix="for example '0.0.0.0:9580' or '[::]:9580'")
+    address = found["four"] or found["six"]
+    ip_address(key, address)
+    if (":" in address) is not (found["six"] is not None):
+        raise InvalidInput(key, f"{value!r} has an IPv6 address without brackets, or brackets around another one")
+    return address, int(found["port"])
 
 
 def platform(key: str, value: str) -> None:
