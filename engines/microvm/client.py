@@ -294,13 +294,13 @@ class Creation:
             paths += found.volumes
         return Prepared(luns=tuple(luns), volumes=tuple(paths))
 
-    def create(self, supervision: Supervision, payload: bytes) -> Created:
+    def create(self, supervision: Supervision, payload: bytes, *, oom_score_adj: int = 0) -> Created:
         """The container, held before its first instruction, and supervised: its bundle is as conmon's contract says.
 
         ``payload``: fields of :attr:`Kind.CREATE` but PROCESS, with CONTAINER. A fault of the guest's in them is
-        InvalidInput of the field that the agent named.
+        InvalidInput of the field that the agent named. ``oom_score_adj``: the machine's, on the host.
         """
-        asked = Create(supervision=supervision, payload=payload)
+        asked = Create(supervision=supervision, payload=payload, oom_score_adj=oom_score_adj)
         return _expect(self._say(asked, ()), Created, f"create container {self._container_id}")
 
     def _say(self, order: Order, fds: Sequence[int]) -> bytes:

@@ -55,6 +55,7 @@ from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.limits import groups
 from forgeone_shim.shim import attach, contract
 from forgeone_shim.shim.supervision import FILES, Supervision
+from forgeone_shim.limits.resources import oom_score_adj
 
 # As long as it takes a keeper to end a machine whose agent does not answer, and more: that is an end as well.
 _KILL_SECONDS: Final = 75.0
@@ -203,7 +204,11 @@ class MicrovmEngine:
             )
             rootfs = plans.rootfs(plan, ready.luns, size)
             asked = plans.create(plan, first, rootfs, places, dict(zip(shares, ready.volumes, strict=True)))
-            created = making.create(self._supervision(plan), fields.encode(asked))
+            created = making.create(
+                self._supervision(plan),
+                fields.encode(asked),
+                oom_score_adj=oom_score_adj(plan.spec.resources, self._host),
+            )
             undo.pop_all()
         return created.pid
 

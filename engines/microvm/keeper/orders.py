@@ -127,11 +127,13 @@ class Prepare(msgspec.Struct, tag_field="kind", tag="prepare", forbid_unknown_fi
 class Create(msgspec.Struct, tag_field="kind", tag="create", forbid_unknown_fields=True, frozen=True, kw_only=True):
     """A container (:attr:`Kind.CREATE`, to which its PROCESS is added); answered by :class:`Created`.
 
-    Should the client go before it has read that, nothing is left of the container.
+    ``oom_score_adj`` (proc(5)) is for the monitor: of several containers' the lowest counts. Should the client go
+    before it has read the answer, nothing is left of the container.
     """
 
     supervision: Supervision
     payload: bytes
+    oom_score_adj: int = 0
 
 
 class Start(msgspec.Struct, tag_field="kind", tag="start", forbid_unknown_fields=True, frozen=True):

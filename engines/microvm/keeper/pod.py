@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from engines.microvm.keeper import orders
@@ -75,6 +76,7 @@ class _Kept:
 
     container: Container
     holding: Holding
+    oom_score_adj: int
     undone: bool = False
     waiting: list[Client] = field(default_factory=list)
     deleting: bool = False
@@ -255,7 +257,7 @@ class Pod:
         payload = fields.numbered(order.payload, 0)
         container = Container(self._loop, self._agent, plan)
         payload = fields.numbered(order.payload, container.number)
-        kept = _Kept(container, self._prepared.pop(client, Holding()), undone=True)
+        kept = _Kept(container, self._prepared.pop(client, Holding()), order.oom_score_adj, undone=True)
         self._kept[plan.container_id] = kept
         client.when_gone = functools.partial(self._create_heard, kept)
         self._agent.request(Kind.CREATE, payload, functools.partial(self._created, client, kept))
@@ -276,7 +278,15 @@ class Pod:
             self._remove(kept)
             return
         kept.undone = False
+        self._score()
         client.answer(Created(pid=self._monitor[0], payload=answer))
+
+    def _score(self) -> None:
+        """What the host's OOM killer thinks of the machine: as of the container that is worth most."""
+        scores = [kept.oom_score_adj for kept in self._kept.values() if not kept.undone]
+        # Without CAP_SYS_RESOURCE it cannot be lowered again; a monitor that has just ended has none.
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self._monitor[0]}/oom_score_adj").write_text(str(min(scores, default=0)))
 
     def _create_heard(self, kept: _Kept, heard: bool) -> None:
         """It has read its answer and goes, or it goes without."""
@@ -390,6 +400,7 @@ class Pod:
         del self._kept[container.id]
         self._leaving.append(container)
         self._give_back(kept.holding)
+        self._score()
 
     # What is executed beside it
 

@@ -350,6 +350,19 @@ def test_connections_into_the_machine_go_both_ways_and_end(pod: Pod) -> None:
         pass
 
 
+def test_the_hosts_oom_killer_takes_the_machine_for_the_container_that_is_worth_most(pod: Pod) -> None:
+    score = Path(f"/proc/{pod.launched.monitor_pid}/oom_score_adj")
+    seen = []
+    for name, given in (("c1", 1000), ("c2", 900)):
+        with pod.keeper.creation(name, soon()) as making:
+            making.create(pod.supervision(name), created(name, "sleep"), oom_score_adj=given)
+        seen.append(int(score.read_text()))
+    # Whoever may not lower it again leaves it.
+    assert seen[0] == 1000 and seen[1] in {900, 1000}
+    pod.keeper.delete("c2", soon())
+    assert int(score.read_text()) == 1000
+
+
 def test_the_machine_is_set_up_and_measured(pod: Pod) -> None:
     assert pod.keeper.setup(fields.encode(_SETUP), soon()) == b""
     pod.create("c1", "sleep")
