@@ -166,6 +166,9 @@ def contracts(
     _verb(verbs, "list", "the policies of this node", common, output, given)
     check = _verb(verbs, "check", "whether policies can be used, and together", common, given)
     check.add_argument("files", nargs="*", metavar="file", help="default: those of contract.policies_dir")
+    _verb(
+        verbs, "crd", "the CustomResourceDefinition of ZTAPolicy, for a cluster that gives its nodes policies", common
+    )
 
 
 def audit(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, output: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from forgeone_shim.attestation import keys
 from forgeone_shim.cli.output import print_json, printable, table
+from forgeone_shim.cluster import crd
 from forgeone_shim.config import loader
 from forgeone_shim.contract import parse, policies, policy, render
 from forgeone_shim.contract.policies import Policies
@@ -23,7 +24,13 @@ _MAX_FILE: Final = 3 * 1024 * 1024
 
 def command(args: argparse.Namespace) -> int:
     """``forge policy``."""
-    return {"list": listing, "check": check}[args.action](args)
+    return {"list": listing, "check": check, "crd": definition}[args.action](args)
+
+
+def definition(_: argparse.Namespace) -> int:
+    """What ``kubectl apply -f -`` makes of a cluster one that knows ZTAPolicy objects."""
+    sys.stdout.write(crd.manifest())
+    return 0
 
 
 def listing(args: argparse.Namespace) -> int:

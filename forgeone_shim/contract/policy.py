@@ -26,7 +26,7 @@ API_VERSION: Final = "forgeone.dev/v1"
 KIND: Final = "ZTAPolicy"
 MAX_RULES: Final = 64
 MAX_FILE: Final = 256 * 1024
-_MAX_TEXT: Final = 8192
+MAX_TEXT: Final = 8192
 _WITH_IMAGE: Final = frozenset({Point.CREATE, Point.START, Point.RECOVER, Point.RESTORE})
 
 
@@ -114,7 +114,7 @@ def parse(path: str, data: bytes) -> Policy:
         raise InvalidInput(path, f"is larger than {MAX_FILE} bytes")
     with reader.located(path):
         value = plain(reader.ROOT, data)
-        reader.bounded(reader.ROOT, value, max_text=_MAX_TEXT, lines=True)
+        reader.bounded(reader.ROOT, value, max_text=MAX_TEXT, lines=True)
         with Table(reader.ROOT, value) as table:
             for key, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
                 if table.text(key, required=True) != wanted:

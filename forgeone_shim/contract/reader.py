@@ -34,7 +34,7 @@ MAX_LIST: Final = 64
 MAX_TEXT: Final = 1024
 _MAX_VALUES: Final = 4096
 _MAX_DEPTH: Final = 12
-_MAX_ENTROPY: Final = 65536
+MAX_ENTROPY: Final = 65536
 ROOT: Final = "$"
 """What the paths of fields begin with while they are read."""
 
@@ -128,7 +128,7 @@ def _contract(table: Table) -> Contract:
     return Contract(
         runtime_policy_id=_checked(table, "runtime_policy_id", values.policy),
         trusted_issuers=_texts(table, "trusted_issuers", values.issuer),
-        minimum_entropy=table.number("minimum_entropy", 0, _MAX_ENTROPY) or 0,
+        minimum_entropy=table.number("minimum_entropy", 0, MAX_ENTROPY) or 0,
         exec_mode=_choice(table, "exec_mode", EXEC_MODES[1:], ""),
         profile=table.table("profile", _profile) or TrustProfile(),
         rbac=table.table("rbac", _rbac) or Rbac(),

@@ -15,15 +15,15 @@ MAX_NUMBER: Final = 2**53 - 1
 """What JSON can say exactly (RFC 8785 section 3.2.2.3)."""
 
 LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_POD: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+POD: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 GLOB: Final = re.compile(r"[a-zA-Z0-9._:/*\[\]-]{1,255}")
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_ISSUER: Final = re.compile(r"[a-z0-9]+:\S.*")
-_MAX_SUBJECT: Final = 255
+DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+ISSUER: Final = re.compile(r"[a-z0-9]+:\S.*")
+MAX_SUBJECT: Final = 255
 _MAX_TOKENS: Final = 32
 _SUBJECT: Final = re.compile(r"[^\s.*>]+")
-_MEMORY: Final = re.compile(r"([1-9][0-9]{0,15})(Ki|Mi|Gi|Ti|k|M|G|T)?")
-_CPU: Final = re.compile(r"([0-9]{1,9})(?:(m)|\.([0-9]{1,3}))?")
+MEMORY: Final = re.compile(r"([1-9][0-9]{0,15})(Ki|Mi|Gi|Ti|k|M|G|T)?")
+CPU: Final = re.compile(r"([0-9]{1,9})(?:(m)|\.([0-9]{1,3}))?")
 _UNITS: Final = {
     None: 1,
     "k": 10**3,
@@ -49,7 +49,7 @@ def ports(where: str, item: object) -> PortRange:
 
 def memory(where: str, value: object) -> int:
     """Bytes of a number, or of a text such as ``64Mi``."""
-    parts = _MEMORY.fullmatch(str(value)) if isinstance(value, str) or type(value) is int else None
+    parts = MEMORY.fullmatch(str(value)) if isinstance(value, str) or type(value) is int else None
     found = int(parts[1]) * _UNITS[parts[2]] if parts else 0
     if not 0 < found <= MAX_NUMBER:
         raise InvalidInput(where, f"{value!r} is not a number of bytes", fix="for example 67108864, or 64Mi")
@@ -58,7 +58,7 @@ def memory(where: str, value: object) -> int:
 
 def cpu(where: str, value: object) -> int:
     """Thousandths of a CPU of a number of CPUs, or of a text such as ``500m`` or ``0.5``."""
-    parts = _CPU.fullmatch(str(value)) if isinstance(value, str) or type(value) is int else None
+    parts = CPU.fullmatch(str(value)) if isinstance(value, str) or type(value) is int else None
     found = 0
     if parts:
         found = int(parts[1]) * (1 if parts[2] else 1000) + int((parts[3] or "").ljust(3, "0"))
@@ -75,14 +75,14 @@ def policy(where: str, text: str) -> str:
 
 def issuer(where: str, text: str) -> str:
     """A signer, as signatures of images name theirs."""
-    if not _ISSUER.fullmatch(text):
+    if not ISSUER.fullmatch(text):
         raise InvalidInput(where, f"{text!r} names no signer", fix="such as key:sha256:HEX or x509:CN=release,O=acme")
     return text
 
 
 def digest(where: str, text: str) -> str:
     """A digest by SHA-256."""
-    if not _DIGEST.fullmatch(text):
+    if not DIGEST.fullmatch(text):
         raise InvalidInput(where, f"{text!r} is not sha256: and 64 hexadecimal digits")
     return text
 
@@ -112,8 +112,8 @@ def volume(where: str, text: str) -> str:
 def subject(where: str, text: str) -> str:
     """A pattern of subjects of the bus."""
     *words, last = text.split(".")
-    if len(text) > _MAX_SUBJECT or len(words) >= _MAX_TOKENS:
-        raise InvalidInput(where, f"has more than {_MAX_SUBJECT} characters, or {_MAX_TOKENS} tokens")
+    if len(text) > MAX_SUBJECT or len(words) >= _MAX_TOKENS:
+        raise InvalidInput(where, f"has more than {MAX_SUBJECT} characters, or {_MAX_TOKENS} tokens")
     if not all(word == "*" or _SUBJECT.fullmatch(word) for word in words) or not (
         last in {"*", ">"} or _SUBJECT.fullmatch(last)
     ):
@@ -134,13 +134,13 @@ def cidr(where: str, text: str) -> str:
 def pod(where: str, text: str) -> str:
     """A pod, or those of a namespace."""
     space, _, name = text.partition("/")
-    if not LABEL.fullmatch(space) or not (name == "*" or _POD.fullmatch(name)):
+    if not LABEL.fullmatch(space) or not (name == "*" or POD.fullmatch(name)):
         raise InvalidInput(where, f"{text!r} is not NAMESPACE/NAME or NAMESPACE/*")
     return text
 
 
 def name_glob(where: str, text: str) -> str:
     """A name with ``*`` for any characters."""
-    if not _POD.fullmatch(text.replace("*", "x")):
+    if not POD.fullmatch(text.replace("*", "x")):
         raise InvalidInput(where, f"{text!r} is not a name, or one with *")
     return text
