@@ -104,6 +104,8 @@ def test_every_key_can_be_set_from_file_environment_and_flag(key: Key, tmp_path:
         "metrics.tls_cert_file": "/x/cert.pem",
         "metrics.tls_key_file": "/x/key.pem",
         "metrics.client_ca_file": "/x/ca.pem",
+        "upstream.socket": "/x/c",
+        "upstream.default_runtime": "forgeone",
         "streaming.tls_cert_file": "/x/cert.pem",
         "streaming.tls_key_file": "/x/key.pem",
         "resources.blockio_config_file": "/x/blockio.yaml",
@@ -187,6 +189,9 @@ def test_a_variable_of_the_wrong_type_names_the_variable() -> None:
     ("key", "value"),
     [
         ("root", "var/lib"),
+        ("upstream.socket", "containerd.sock"),
+        ("upstream.socket", "/run/forgeone/forgeone.sock"),
+        ("upstream.default_runtime", "containerd"),
         ("metrics.address", "9580"),
         ("metrics.address", ":9580"),
         ("metrics.address", "localhost:9580"),
