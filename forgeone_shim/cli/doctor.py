@@ -20,7 +20,7 @@ def command(args: argparse.Namespace) -> int:
     """0 when pods can run on this host, 1 when not. ``--fix`` does what can be done without installing anything."""
     config = loader.load(["--config", args.config] if args.config else [], os.environ)
     checks = host.look(config)
-    if args.fix and _mend(checks):
+    if args.fix and mend(checks):
         checks = host.look(config)
     fatal = any(check.fatal for check in checks)
     if args.quiet and not fatal:
@@ -71,8 +71,8 @@ def fixes(findings: Sequence[Finding]) -> list[str]:
     return ([_APT + " ".join(packages)] if packages else []) + others
 
 
-def _mend(checks: Sequence[Check]) -> bool:
-    """Whether anything was done."""
+def mend(checks: Sequence[Check]) -> bool:
+    """Do what needs no package to be installed; whether anything was done."""
     done = False
     for finding in (finding for check in checks for finding in check.findings):
         if finding.mend is None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-from forgeone_shim.cli import arguments
+from forgeone_shim.cli import arguments, node_arguments
 from forgeone_shim.errors import ForgeError, InvalidInput
 from forgeone_shim.version import VERSION
 
@@ -169,6 +169,8 @@ def parser() -> argparse.ArgumentParser:
 
     arguments.microvm(verb("microvm", "what virtual machines of this node boot"), common, output)
 
+    node_arguments.node(verb("node", "put ForgeOne on a node of a cluster, and take it away"), common, output)
+
     verb("reload", "have forgeoned read its configuration again", output)
 
     verb("version", "versions of forge and forgeoned", output)
@@ -192,6 +194,10 @@ def _dispatch(args: argparse.Namespace) -> int:
         from forgeone_shim.cli import engine
 
         return engine.command(args)
+    if args.verb == "node":
+        from forgeone_shim.cli import node
+
+        return node.command(args)
     if args.verb == "verify":
         from forgeone_shim.cli import verify
 
