@@ -21,7 +21,8 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _PREFIX = re.compile(r"[a-z][a-z0-9]*")
 # RFC 1123, as names of Kubernetes objects.
-_POLICY = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+POLICY_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+_HOST = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _CAPABILITY = re.compile(r"(?i:CAP_)?[A-Za-z_]+")
 _ENDPOINT = re.compile(r"(?:(?P<four>[0-9.]+)|\[(?P<six>[0-9a-fA-F:.]+)\]):(?P<port>[0-9]{1,5})")
 _PLATFORM = re.compile(r"[a-z0-9]+/[a-z0-9_]+(/[a-z0-9.]+)?")
@@ -159,9 +160,15 @@ def no_blanks(key: str, values: Sequence[str]) -> None:
         raise InvalidInput(key, "has an empty member")
 
 
+def host_name(key: str, value: str) -> None:
+    """A name as hosts have it, and Kubernetes' nodes (RFC 1123)."""
+    if len(value) > 253 or not _HOST.fullmatch(value):
+        raise InvalidInput(key, f"{value!r} is not 1..253 lower-case letters, digits, '-' and '.'")
+
+
 def policy_name(key: str, value: str) -> None:
     """A policy's ``metadata.name``."""
-    if not _POLICY.fullmatch(value):
+    if not POLICY_NAME.fullmatch(value):
         raise InvalidInput(
             key, f"{value!r} is not 1..63 lower-case letters, digits, '-' and '.', as policies are named"
         )

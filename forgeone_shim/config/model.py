@@ -339,6 +339,25 @@ class ContractConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Policies that come from a cluster's API server. ``kubeconfig`` says how it is reached; empty: none do.
+
+    ``required``: pods wait until all of its policies have come once. ``node_name`` is what the node is called in what
+    it says there; empty: as the host is called.
+    """
+
+    kubeconfig: str = ""
+    required: bool = False
+    node_name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kubeconfig:
+            checks.absolute_path("cluster.kubeconfig", self.kubeconfig)
+        if self.node_name:
+            checks.host_name("cluster.node_name", self.node_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditConfig:
     """The audit log. ``keep`` is how many bytes of entries stay on the node, 0: all of them.
 
@@ -447,6 +466,7 @@ class Config:
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)
     contract: ContractConfig = field(default_factory=ContractConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -33,6 +33,7 @@ LIVE: Final = (
     "wasm.log_",
     "microvm.log_",
     "contract.",
+    "cluster.",
     "streaming.idle_timeout",
     "streaming.max_sessions",
     "upstream.",
