@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from structlog.contextvars import bound_contextvars
 
 from cri import socket
-from cri.call import Call
+from cri.call import Call, Relayed
 from forgeone_shim.config.model import GrpcConfig
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, InternalError, Kind
@@ -71,44 +71,61 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("cri")
 _numbers = itertools.count(1)
 
 Behaviour = Callable[[Any, Call], Any]
+Observe = Callable[[str, str, float | None], None]
+"""Told of each call that has ended: its method, its code, and its seconds; ``None`` for a stream."""
+
+
+def unobserved(_method: str, _code: str, _seconds: float | None) -> None:
+    """Nobody counts calls."""
 
 
 class _Verb:
     """One method of one service: names for the log, and the behaviour behind it."""
 
-    __slots__ = ("_behaviour", "_changes", "_name", "_subject")
+    __slots__ = ("_behaviour", "_changes", "_name", "_observe", "_streams", "_subject")
 
-    def __init__(self, method: MethodDescriptor, servicer: object) -> None:
-        self._name = method.name
+    def __init__(self, method: MethodDescriptor, servicer: object, observe: Observe) -> None:
+        self._name, self._observe, self._streams = method.name, observe, method.server_streaming
         self._behaviour: Behaviour = getattr(servicer, method.name)
         self._changes = method.name.startswith(_CHANGES)
         self._subject = next((name for name in _SUBJECTS if name in method.input_type.fields_by_name), "")
 
-    def unary(self, request: Any, context: grpc.ServicerContext) -> Message:
+    def unary(self, request: Any, context: grpc.ServicerContext) -> Message | bytes:
         """Answer with one message; the request may be an iterator of them."""
         call, started = _call(context), time.perf_counter()
         with bound_contextvars(request_id=call.id):
             try:
-                response: Message = self._behaviour(request, call)
+                response: Message | bytes = self._behaviour(request, call)
             except Exception as error:
-                context.abort(*self._failed(request, call, started, error))
+                self._abort(context, request, call, started, error)
             self._succeeded(request, started)
             return response
 
-    def stream(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
+    def stream(self, request: Message, context: grpc.ServicerContext) -> Iterator[Message | bytes]:
         """Answer with many."""
         call, started = _call(context), time.perf_counter()
         try:
             yield from self._behaviour(request, call)
         except Exception as error:
-            context.abort(*self._failed(request, call, started, error))
+            self._abort(context, request, call, started, error)
         self._succeeded(request, started)
+
+    def _abort(
+        self, context: grpc.ServicerContext, request: Any, call: Call, started: float, error: Exception
+    ) -> NoReturn:
+        if isinstance(error, Relayed):
+            context.set_trailing_metadata(tuple(error.trailing))
+        context.abort(*self._failed(request, call, started, error))
+        raise error  # abort() has raised
 
     def _succeeded(self, request: Any, started: float) -> None:
         write = _log.info if self._changes else _log.debug
         write("rpc", method=self._name, ms=_ms(started), code="OK", **self._about(request))
+        self._told("OK", started)
 
     def _failed(self, request: Any, call: Call, started: float, error: Exception) -> tuple[grpc.StatusCode, str]:
+        if isinstance(error, Relayed):
+            return self._passed_on(request, call, started, error)
         expected = isinstance(error, ForgeError)
         kind = error.kind if isinstance(error, ForgeError) else Kind.INTERNAL
         # What an unforeseen exception says may be anything, so the client gets only the way to the log.
@@ -121,7 +138,20 @@ class _Verb:
             _log.info("rpc", error=text, request_id=call.id, **about)
         else:
             _log.warning("rpc", error=text, request_id=call.id, **about)
+        self._told(CODES[kind].name, started)
         return CODES[kind], text
+
+    def _passed_on(self, request: Any, call: Call, started: float, error: Relayed) -> tuple[grpc.StatusCode, str]:
+        expected = error.code in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+        write = _log.info if expected else _log.warning
+        about = self._about(request) | {"method": self._name, "ms": _ms(started), "code": error.code.name}
+        write("rpc", error=_fitting(error.details), relayed=True, request_id=call.id, **about)
+        self._told(error.code.name, started)
+        self._told(error.code.name, started)
+        return error.code, error.details
+
+    def _told(self, code: str, started: float) -> None:
+        self._observe(self._name, code, None if self._streams else time.perf_counter() - started)
 
     def _about(self, request: Any) -> dict[str, str]:
         return {self._subject: getattr(request, self._subject)} if self._subject else {}
@@ -133,7 +163,12 @@ def _call(context: grpc.ServicerContext) -> Call:
     deadline = Deadline.after(left if left is not None and left < _FOREVER else None)
     if not context.add_callback(deadline.abandon):
         deadline.abandon()
-    return Call(f"{os.getpid():x}-{next(_numbers):x}", deadline, lambda: context.send_initial_metadata(()))
+    return Call(
+        f"{os.getpid():x}-{next(_numbers):x}",
+        deadline,
+        lambda: context.send_initial_metadata(()),
+        lambda: tuple(context.invocation_metadata()),
+    )
 
 
 def _fitting(text: str) -> str:
@@ -146,23 +181,27 @@ def _fitting(text: str) -> str:
     return text
 
 
+def _encoded(message: Message | bytes) -> bytes:
+    """What another server answered is passed on as it came."""
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
 def _ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
-def handler(service: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def handler(service: ServiceDescriptor, servicer: object, observe: Observe = unobserved) -> grpc.GenericRpcHandler:
     """Every method of ``service``, those that ``servicer`` lacks included."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in service.methods:
-        verb = _Verb(method, servicer)
+        verb = _Verb(method, servicer, observe)
         decode = GetMessageClass(method.input_type).FromString
-        encode: Callable[[Any], bytes] = GetMessageClass(method.output_type).SerializeToString
         if method.client_streaming:
-            handlers[method.name] = grpc.stream_unary_rpc_method_handler(verb.unary, decode, encode)
+            handlers[method.name] = grpc.stream_unary_rpc_method_handler(verb.unary, decode, _encoded)
         elif method.server_streaming:
-            handlers[method.name] = grpc.unary_stream_rpc_method_handler(verb.stream, decode, encode)
+            handlers[method.name] = grpc.unary_stream_rpc_method_handler(verb.stream, decode, _encoded)
         else:
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(verb.unary, decode, encode)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(verb.unary, decode, _encoded)
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
@@ -182,13 +221,19 @@ class Server:
     """Serves ``services`` on ``path`` from :meth:`start` to :meth:`stop`."""
 
     def __init__(
-        self, config: GrpcConfig, services: Mapping[ServiceDescriptor, object], *, path: Path, gid: int = 0
+        self,
+        config: GrpcConfig,
+        services: Mapping[ServiceDescriptor, object],
+        *,
+        path: Path,
+        gid: int = 0,
+        observe: Observe = unobserved,
     ) -> None:
         self._path, self._gid = path, gid
         self._listening = socket.beside(path, os.getpid())
         self._pool = ThreadPoolExecutor(config.threads, thread_name_prefix="cri")
         self._server = grpc.server(self._pool, options=options(config))
-        self._server.add_generic_rpc_handlers(tuple(handler(*pair) for pair in services.items()))
+        self._server.add_generic_rpc_handlers(tuple(handler(*pair, observe) for pair in services.items()))
 
     def start(self) -> None:
         """Listen, then take the path over.
