@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
@@ -17,7 +17,7 @@ from cri.image.service import ImageService
 from cri.reload import Hangups, Reload
 from cri.runtime.ports import RuntimePort, StreamingPort
 from cri.runtime.service import RuntimeService
-from cri.server import Server
+from cri.server import Server, unobserved
 from cri.signals import Signals
 from cri.streaming.server import StreamingServer
 from forgeone_shim.config.loader import load, load_or_exit
@@ -29,6 +29,9 @@ from forgeone_shim.rpc import node_pb2
 from forgeone_shim.rpc.node import NodeServicer
 from forgeone_shim.runtime.runtime import Runtime
 from forgeone_shim.version import VERSION
+
+if TYPE_CHECKING:
+    from cri.exposition.exposition import Exposition
 
 STOP_GRACE: Final = 5.0
 """Seconds that calls under way have when forgeoned is told to stop; what they had done is undone or finished later."""
@@ -60,12 +63,19 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
     """
     runtime = Runtime.open(config)
     streaming = StreamingServer(config.streaming, runtime)
+    exposition = _exposition(config, runtime, streaming)
     try:
         streaming.start()
         reload = Reload(config, read, runtime, streaming)
         server = Server(
-            config.grpc, services(config, runtime, reload, streaming), path=Path(config.socket), gid=config.socket_gid
+            config.grpc,
+            services(config, runtime, reload, streaming),
+            path=Path(config.socket),
+            gid=config.socket_gid,
+            observe=exposition.calls if exposition else unobserved,
         )
+        if exposition:
+            exposition.start()
         server.start()
         _log.info("serving", socket=config.socket, version=VERSION, pid=os.getpid())
         notify.notify(notify.READY)
@@ -74,8 +84,19 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
         notify.notify(notify.STOPPING)
         server.stop(STOP_GRACE)
     finally:
+        if exposition:
+            exposition.stop()
         streaming.stop()
         _close(runtime)
+
+
+def _exposition(config: Config, runtime: Runtime, streaming: StreamingServer) -> Exposition | None:
+    if not config.metrics.address:
+        return None
+    # The library costs some megabytes, which nodes that nobody looks at do not pay.
+    from cri.exposition.exposition import Exposition
+
+    return Exposition(config.metrics, runtime, (runtime.figures, streaming.figures))
 
 
 def _close(runtime: Runtime) -> None:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -27,6 +27,7 @@ from cri.streaming.wire import Wire
 from engines.base import Console, Stdio
 from forgeone_shim.config.model import StreamingConfig
 from forgeone_shim.errors import ForgeError, InternalError, InvalidInput
+from forgeone_shim.metrics.figures import Figure, gauge
 
 REQUEST_SECONDS: Final = 10.0
 """How long a client may take for its TLS handshake and its request."""
@@ -174,6 +175,10 @@ class StreamingServer:
         """How many connections there are."""
         with self._lock:
             return len(self._threads)
+
+    def figures(self) -> Iterable[Figure]:
+        """What there is to tell of it."""
+        yield gauge("forgeone_streaming_sessions", "Connections of exec, attach and port-forward.", self.sessions)
 
     # -- connections
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -84,27 +85,50 @@ _TABLE: Final[Mapping[str, tuple[pb.MetricType.ValueType, tuple[str, ...], str]]
         "ulimits_soft": (_G, ("ulimit",), "Soft limits of the first process."),
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A metric: whether it only grows, its labels, and what it means."""
+
+    counter: bool
+    labels: tuple[str, ...]
+    help: str
+
+
+DESCRIBED: Final[Mapping[str, Described]] = MappingProxyType(
+    {f"container_{name}": Described(type_ == _C, BASE + extra, text) for name, (type_, extra, text) in _TABLE.items()}
+)
+"""Every metric there can be, by its name."""
+
 _TYPES: Final = MappingProxyType({f"container_{name}": type_ for name, (type_, _, _) in _TABLE.items()})
 
 
 def descriptors() -> list[pb.MetricDescriptor]:
-    """Every metric there can be."""
-    return [
-        pb.MetricDescriptor(name=f"container_{name}", help=text, label_keys=BASE + extra)
-        for name, (_, extra, text) in _TABLE.items()
-    ]
+    """The same as CRI tells it."""
+    return [pb.MetricDescriptor(name=name, help=one.help, label_keys=one.labels) for name, one in DESCRIBED.items()]
+
+
+def labelled(read: PodSamples) -> Iterator[tuple[tuple[str, ...], tuple[Sample, ...]]]:
+    """One pod's samples and each of its containers', with the values of the labels :data:`BASE`.
+
+    A pod's own have no container, image or name.
+    """
+    yield _labels(read.view.spec, id_=read.cgroup), read.pod
+    for view, cgroup, found in read.containers:
+        image = view.spec.user_specified_image or view.image_ref
+        yield _labels(read.view.spec, container=view.spec.name, id_=cgroup, image=image, name=view.id), found
 
 
 def fill(message: pb.PodSandboxMetrics, read: PodSamples) -> None:
-    """One pod's metrics; a pod's own have no container, image or name.
+    """One pod's metrics.
 
     They are written where they belong: there are dozens a container, and to copy them costs as much as to make them.
     """
     message.pod_sandbox_id = read.view.id
-    _metrics(message, read.pod, _labels(read.view.spec, id_=read.cgroup), read.at)
-    for view, cgroup, found in read.containers:
-        image = view.spec.user_specified_image or view.image_ref
-        labels = _labels(read.view.spec, container=view.spec.name, id_=cgroup, image=image, name=view.id)
+    (labels, own), *containers = labelled(read)
+    _metrics(message, own, labels, read.at)
+    for (view, _, _), (labels, found) in zip(read.containers, containers, strict=True):
         _metrics(message.container_metrics.add(container_id=view.id), found, labels, read.at)
 
 

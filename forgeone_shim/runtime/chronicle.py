@@ -22,6 +22,7 @@ from forgeone_shim.contract.facts import Bound
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import DeadlineExceeded, Unavailable
 from forgeone_shim.lifecycle.machine import Event, State, Subject, Transition
+from forgeone_shim.metrics.figures import Figure, Tally
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.version import VERSION
 
@@ -58,6 +59,12 @@ class Chronicle:
         """
         self._log, self._sandbox, self._arguments = log, sandbox, arguments
         self._out = structlog.get_logger("audit")
+        self._denials = Tally(
+            "forgeone_denials_total", "What contracts and policies have denied.", labels=("point", "rule")
+        )
+        self._exits = Tally(
+            "forgeone_container_exits_total", "Containers that have ended.", labels=("engine", "reason")
+        )
         # A contract is told of with each step of a life, and hashing one takes longer than the rest of an entry.
         self._digest = lru_cache(_CONTRACTS)(lambda contract: contract.digest)
 
@@ -67,6 +74,8 @@ class Chronicle:
         data = {**about, "event": str(made.event), "from": str(made.before), "to": str(made.after)}
         if made.event is Event.EXIT:
             data |= _end_of(made.record)
+            if isinstance(made.record, ContainerRecord):
+                self._exits.count(made.record.engine, made.record.reason)
         name = f"{made.subject}.{_DONE[made.event]}"
         self._log.append(Entry(type=name, subject=f"{made.subject}/{made.id}", data=data, at=made.at))
 
@@ -84,12 +93,18 @@ class Chronicle:
 
         It is refused all the same where the log cannot be written: then the id says so.
         """
+        self._denials.count(point, rule)
         ticket = self.note("denied", subject, point=point, rule=rule, reason=reason, **data)
         try:
             with deadline.within(PATIENCE) as left:
                 return ticket.wait(left)
         except (Unavailable, DeadlineExceeded):
             return f"{ticket.id}, not written yet"
+
+    def figures(self) -> Iterable[Figure]:
+        """What it has been told of since it was made, counted."""
+        yield self._denials.figure()
+        yield self._exits.figure()
 
     def started(self, config: Config, policies: str) -> None:
         """forgeoned runs, with this configuration and the policies of this digest."""

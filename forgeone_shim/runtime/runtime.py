@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -33,6 +33,7 @@ from forgeone_shim.fs.rootfs import RootfsStore
 from forgeone_shim.kernel import cgroups, selinux
 from forgeone_shim.kernel.namespaces import run_in
 from forgeone_shim.lifecycle.machine import Event, Lifecycle, State, Transition
+from forgeone_shim.metrics.figures import Figure
 from forgeone_shim.metrics.guests import Guests
 from forgeone_shim.metrics.meter import Meter
 from forgeone_shim.metrics.samples import Sample, of_trust
@@ -618,6 +619,10 @@ class Runtime:
     def network_details(self, sandbox_id: str) -> dict[str, object]:
         """What there is to tell people of a pod's network."""
         return self._p.network.details(sandbox_id)
+
+    def figures(self) -> Iterable[Figure]:
+        """What there is to tell of this node besides what its verbs do."""
+        return self._chronicle.figures()
 
     def image_filesystem(self) -> FilesystemUsage:
         """What images take."""
