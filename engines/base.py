@@ -528,6 +528,17 @@ class Measurement:
     containers: Mapping[str, Measured]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What is known of the containers of a pod that has none yet.
+
+    ``watched``: their calls are to be counted. ``classes``: they are in RDT or block I/O classes.
+    """
+
+    watched: bool = False
+    classes: bool = False
+
+
 class LiveState(StrEnum):
     """What the kernel, not the database, says about a container."""
 
@@ -692,12 +703,16 @@ class Console(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something this host lacks: what, why it matters, and the command that mends it (empty: none known)."""
+    """Something this host lacks: what, why it matters, and the command that mends it (empty: none known).
+
+    ``fatal``: no pod of this node can run; ``unusable``: none of the engine that tells this can, others' do.
+    """
 
     what: str
     why: str
     fix: str = ""
     fatal: bool = True
+    unusable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -737,6 +752,12 @@ class Engine(Protocol):
 
         It returns the keys whose values are as before, but lead to something else now: a file with new content.
         InvalidInput where it cannot be used; nothing has changed then. What needs a restart is as it was.
+        """
+
+    def unfit(self, spec: SandboxSpec, expected: Expected) -> str:
+        """Why no such pod, or none of its containers, can be had of this engine on any host; empty: nothing is known.
+
+        Asked where an engine is chosen for a pod; user namespaces are told by :meth:`features`. Pure, and quick.
         """
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:

@@ -80,6 +80,8 @@ def _info(view: SandboxView, network: Mapping[str, object]) -> str:
             "state": view.state,
             **({"unknown": view.unknown} if view.unknown else {}),
             "runtimeHandler": view.handler,
+            "engine": view.engine,
+            **({"placed": view.placed} if view.placed else {}),
             "networkNamespace": view.netns,
             "ips": view.ips,
             "config": view.spec,

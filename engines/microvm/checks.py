@@ -21,15 +21,25 @@ def problems(settings: Settings) -> list[Problem]:
     """In the order in which they are best mended; none of them is in the way of other engines."""
     found = [*boot.problems(settings.boot), *_monitor(settings)]
     if find_program(cache.PROGRAM) is None:
-        found.append(Problem(f"{cache.PROGRAM} is not installed", _WHY, "apt-get install -y erofs-utils", fatal=False))
+        found.append(
+            Problem(
+                f"{cache.PROGRAM} is not installed", _WHY, "apt-get install -y erofs-utils", fatal=False, unusable=True
+            )
+        )
     if settings.writable_layer == "disk" and find_program(writable.PROGRAM) is None:
         why = 'microvm.writable_layer is "disk", and no container can be made'
-        found.append(Problem(f"{writable.PROGRAM} is not installed", why, "apt-get install -y e2fsprogs", fatal=False))
+        found.append(
+            Problem(
+                f"{writable.PROGRAM} is not installed", why, "apt-get install -y e2fsprogs", fatal=False, unusable=True
+            )
+        )
     if not Compiler().usable:
         why = "a pod's keeper and the file server of its volumes run under filters of system calls only"
-        found.append(Problem("libseccomp cannot be loaded", why, "apt-get install -y libseccomp2", fatal=False))
+        found.append(
+            Problem("libseccomp cannot be loaded", why, "apt-get install -y libseccomp2", fatal=False, unusable=True)
+        )
     if not _TUN.exists():
-        found.append(Problem(f"{_TUN} is not there", _WHY, "modprobe tun", fatal=False))
+        found.append(Problem(f"{_TUN} is not there", _WHY, "modprobe tun", fatal=False, unusable=True))
     return found
 
 
@@ -40,9 +50,13 @@ def _monitor(settings: Settings) -> list[Problem]:
     program = settings.firecracker if settings.vmm == "firecracker" else settings.cloud_hypervisor
     found = []
     if find_program(program) is None:
-        found.append(Problem(f"{program} is not installed", _WHY, 'or set microvm.vmm to "qemu"', fatal=False))
+        found.append(
+            Problem(f"{program} is not installed", _WHY, 'or set microvm.vmm to "qemu"', fatal=False, unusable=True)
+        )
     if not _KVM.exists():
-        found.append(Problem(f"{_KVM} is not there", f"{settings.vmm} needs it", "modprobe kvm", fatal=False))
+        found.append(
+            Problem(f"{_KVM} is not there", f"{settings.vmm} needs it", "modprobe kvm", fatal=False, unusable=True)
+        )
     what = f"ForgeOne was never run with a real {settings.vmm}"
     why = "its driver is tested with a double that holds to the description of its interface"
     return [*found, Problem(what, why, fatal=False)]

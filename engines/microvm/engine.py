@@ -14,6 +14,7 @@ from engines.base import (
     Console,
     ContainerPlan,
     ExecResult,
+    Expected,
     Features,
     Handle,
     HandlerSettings,
@@ -27,6 +28,7 @@ from engines.base import (
     Problem,
     Resources,
     SandboxPlan,
+    SandboxSpec,
     Stdio,
     Step,
     Trust,
@@ -53,9 +55,9 @@ from forgeone_shim.kernel import host as hosts
 from forgeone_shim.kernel.bpf import Compiler
 from forgeone_shim.kernel.procs import Pidfd
 from forgeone_shim.limits import groups
+from forgeone_shim.limits.resources import oom_score_adj
 from forgeone_shim.shim import attach, contract
 from forgeone_shim.shim.supervision import FILES, Supervision
-from forgeone_shim.limits.resources import oom_score_adj
 
 # As long as it takes a keeper to end a machine whose agent does not answer, and more: that is an end as well.
 _KILL_SECONDS: Final = 75.0
@@ -135,6 +137,10 @@ class MicrovmEngine:
         self._images.retain(ids)
 
     # Sandboxes
+
+    def unfit(self, spec: SandboxSpec, expected: Expected) -> str:
+        """What a machine does not have, if the pod needs it."""
+        return refusals.foreseen(spec, expected)
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's machine; ``""``, as none of its namespaces is on the host."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from engines.base import ContainerPlan, NamespaceMode, Profile, ProfileType, Resources, SandboxPlan
+from engines.base import ContainerPlan, Expected, NamespaceMode, Profile, ProfileType, Resources, SandboxSpec
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unimplemented
 
 _POD: Final = "linux.security_context"
@@ -28,9 +28,9 @@ PRIVILEGED: Final = {
 }
 
 
-def pod(plan: SandboxPlan) -> None:
+def pod(spec: SandboxSpec) -> None:
     """:raises InvalidInput: it wants what is the host's."""
-    options = plan.spec.security.namespaces
+    options = spec.security.namespaces
     for field, mode in (("network", options.network), ("pid", options.pid), ("ipc", options.ipc)):
         if mode is NamespaceMode.NODE:
             raise InvalidInput(
@@ -40,6 +40,22 @@ def pod(plan: SandboxPlan) -> None:
             )
     if options.user is not NamespaceMode.NODE:
         raise Unimplemented("the microvm engine has no pods with a user namespace: a machine keeps its users apart")
+
+
+def foreseen(spec: SandboxSpec, expected: Expected) -> str:
+    """Why the pod, or every container that it will have, would be refused; empty: nothing is known."""
+    try:
+        pod(spec)
+        limits(spec.resources)
+    except (InvalidInput, FailedPrecondition, Unimplemented) as error:
+        return error.reason if isinstance(error, InvalidInput) else error.what
+    if spec.security.selinux is not None:
+        return "it has SELinux labels of its own, and the guest's kernel has no SELinux"
+    if expected.classes:
+        return "its containers are in RDT or block I/O classes, and a machine's are not"
+    if expected.watched:
+        return "its calls are to be counted, and those in a machine are made to the guest's kernel"
+    return ""
 
 
 def container(plan: ContainerPlan) -> None:

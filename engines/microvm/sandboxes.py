@@ -77,7 +77,7 @@ class Sandboxes:
         :raises InvalidInput: the pod wants what no machine has.
         :raises FailedPrecondition: this host lacks something for machines.
         """
-        refusals.pod(plan)
+        refusals.pod(plan.spec)
         if self.alive(plan.sandbox_id):
             return
         size = self._size(plan, settings)

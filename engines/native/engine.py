@@ -20,6 +20,7 @@ from engines.base import (
     Console,
     ContainerPlan,
     ExecResult,
+    Expected,
     Features,
     Handle,
     HandlerSettings,
@@ -34,6 +35,7 @@ from engines.base import (
     Problem,
     Resources,
     SandboxPlan,
+    SandboxSpec,
     Stdio,
     Step,
     Trust,
@@ -205,6 +207,10 @@ class NativeEngine:
         return runtime_default.checked(key, runtime_default.read(key, path), self._compiler)
 
     # Sandboxes
+
+    def unfit(self, _spec: SandboxSpec, _expected: Expected) -> str:
+        """Nothing: its pods share what is the host's."""
+        return ""
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""

@@ -15,4 +15,4 @@ def problems() -> list[Problem]:
     if importlib.util.find_spec("wasmtime") is not None:
         return []
     why = "pods of the handler forgeone-wasm cannot run"
-    return [Problem("the wasmtime package is not installed", why, INSTALL, fatal=False)]
+    return [Problem("the wasmtime package is not installed", why, INSTALL, fatal=False, unusable=True)]

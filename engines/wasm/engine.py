@@ -16,6 +16,7 @@ from engines.base import (
     Console,
     ContainerPlan,
     ExecResult,
+    Expected,
     Features,
     Handle,
     HandlerSettings,
@@ -29,6 +30,7 @@ from engines.base import (
     Problem,
     Resources,
     SandboxPlan,
+    SandboxSpec,
     Stdio,
     Step,
     Trust,
@@ -108,7 +110,7 @@ class WasmEngine:
         """What this host lacks for the engine to work."""
         found = [*checks.problems(), *jail.problems(self._host, self._compiler)]
         # Native pods run without any of it.
-        return [replace(one, fatal=False) for one in found]
+        return [replace(one, fatal=False, unusable=one.fatal or one.unusable) for one in found]
 
     def check(self, settings: HandlerSettings) -> None:
         """A handler's seccomp profile is for programs that make system calls of their own: refused here."""
@@ -166,6 +168,10 @@ class WasmEngine:
         return Code(entry.key, entry.kind, entry.variant), self._cache.open_verified(entry, deadline)
 
     # Sandboxes
+
+    def unfit(self, _spec: SandboxSpec, _expected: Expected) -> str:
+        """Nothing: its pods share what is the host's."""
+        return ""
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Start the pod's init if its containers share a PID namespace; returns the namespace's path or ``""``."""

@@ -281,7 +281,11 @@ def _handlers(config: Config) -> tuple[Finding, ...]:
     """Files that forgeoned would not start with."""
     try:
         files = handler_files.read(Path(config.handlers_dir))
-        Handlers({point.name: point.load()(asdict(config)) for point in entry_points(group=ENGINE_GROUP)}, files)
+        Handlers(
+            {point.name: point.load()(asdict(config)) for point in entry_points(group=ENGINE_GROUP)},
+            files,
+            config.scheduler.order,
+        )
     except InvalidInput as error:
         if not error.field.startswith("native."):
             return (Finding(Problem(f"a runtime handler cannot be used: {error}", "forgeoned does not start with it")),)

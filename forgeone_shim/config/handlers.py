@@ -25,6 +25,10 @@ BUILT_IN_PREFIX: Final = "forgeone-"
 DEFAULT_ENGINE: Final = "native"
 WASM_ENGINE: Final = "wasm"
 """The engine whose pods may have containers of the default one, too."""
+ISOLATING_ENGINE: Final = "microvm"
+"""The engine whose pods share no kernel with others."""
+AUTO_ENGINE: Final = "auto"
+"""In a handler: the engine of each of its pods is chosen when it is started."""
 
 _SUFFIX: Final = ".toml"
 _MAX_BYTES: Final = 1 << 20
@@ -39,10 +43,10 @@ _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 class Handler:
     """What a pod gets that asks for it by ``name``; the empty name is the default handler.
 
-    ``engine`` runs its containers. ``cni_conf_dir`` is where the configuration of its pods' network is looked for;
-    empty: where it is for every other pod. ``seccomp_profile`` is the file that ``seccomp`` was read from.
-    ``default_env`` are variables of its containers that say nothing else of them, nor their images. ``wasm_only`` says
-    that its pods have no programs of this host in them.
+    ``engine`` runs its containers, or is :data:`AUTO_ENGINE`. ``cni_conf_dir`` is where the configuration of its pods'
+    network is looked for; empty: where it is for every other pod. ``seccomp_profile`` is the file that ``seccomp`` was
+    read from. ``default_env`` are variables of its containers that say nothing else of them, nor their images.
+    ``wasm_only`` says that its pods have no programs of this host in them.
     """
 
     name: str = ""
@@ -64,6 +68,11 @@ class Handler:
         checks.each("default_env", self.default_env, texts.variable)
         if self.wasm_only and self.engine != WASM_ENGINE:
             raise InvalidInput("wasm_only", f"has a meaning with engine = {WASM_ENGINE!r} alone, not {self.engine!r}")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether each of its pods has an engine chosen for it."""
+        return self.engine == AUTO_ENGINE
 
     @property
     def settings(self) -> HandlerSettings:

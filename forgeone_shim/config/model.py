@@ -283,6 +283,28 @@ class MicrovmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """How an engine is chosen for pods of the handler ``forgeone-auto``.
+
+    ``order`` are the engines that they may have, the preferred ones first; pods with one of the trust labels
+    ``isolate_labels`` have machines of their own.
+    """
+
+    order: tuple[str, ...] = ("native", "wasm", "microvm")
+    isolate_labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            raise InvalidInput("scheduler.order", "is empty", fix="native, wasm, microvm")
+        checks.no_blanks("scheduler.order", self.order)
+        if len(set(self.order)) != len(self.order):
+            raise InvalidInput("scheduler.order", "has an engine twice")
+        checks.no_blanks("scheduler.isolate_labels", self.isolate_labels)
+        if self.isolate_labels and "microvm" not in self.order:
+            raise InvalidInput("scheduler.isolate_labels", "is met by microvm, which scheduler.order does not have")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CdiConfig:
     """Where devices are described (Container Device Interface); a later directory takes precedence."""
 
@@ -462,6 +484,7 @@ class Config:
     native: NativeConfig = field(default_factory=NativeConfig)
     wasm: WasmConfig = field(default_factory=WasmConfig)
     microvm: MicrovmConfig = field(default_factory=MicrovmConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     cdi: CdiConfig = field(default_factory=CdiConfig)
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     selinux: SELinuxConfig = field(default_factory=SELinuxConfig)

@@ -32,6 +32,7 @@ LIVE: Final = (
     "native.cgroup_writable",
     "wasm.log_",
     "microvm.log_",
+    "scheduler.",
     "contract.",
     "cluster.",
     "streaming.idle_timeout",

@@ -12,6 +12,7 @@ from engines.base import (
     ContainerPlan,
     Engine,
     ExecResult,
+    Expected,
     Features,
     Handle,
     HandlerSettings,
@@ -25,6 +26,7 @@ from engines.base import (
     Problem,
     Resources,
     SandboxPlan,
+    SandboxSpec,
     Stdio,
     Step,
     Trust,
@@ -75,7 +77,11 @@ class AbsentEngine:
 
     def problems(self) -> list[Problem]:
         """That it is not here."""
-        return [Problem(f"the {self._name} engine is not installed", "its pods can only be removed", fatal=False)]
+        return [
+            Problem(
+                f"the {self._name} engine is not installed", "its pods can only be removed", fatal=False, unusable=True
+            )
+        ]
 
     def check(self, settings: HandlerSettings) -> None:
         """Refused."""
@@ -84,6 +90,10 @@ class AbsentEngine:
     def reconfigure(self, config: Mapping[str, object]) -> Callable[[], tuple[str, ...]]:  # noqa: ARG002
         """Nothing to do."""
         return lambda: ()
+
+    def unfit(self, _spec: SandboxSpec, _expected: Expected) -> str:
+        """For every pod."""
+        return f"the {self._name} engine is not installed"
 
     def prepare_sandbox(self, plan: SandboxPlan, deadline: Deadline) -> str:
         """Refused."""

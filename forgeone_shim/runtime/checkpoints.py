@@ -288,13 +288,13 @@ class Checkpoints:
         pod = files.read_pod(directory)
         saved = _matched(pod, specs)
         handler = self._p.handlers.find(spec.runtime_handler)
-        if handler.engine != pod.engine:
+        if not handler.chooses and handler.engine != pod.engine:
             raise FailedPrecondition(f"the checkpoint is of the {pod.engine} engine, the handler has {handler.engine}")
         for one, wanted in zip(specs, saved, strict=True):
             self._compare(one, wanted)
-        self._sandboxes.may_restore(spec, deadline)
+        self._sandboxes.may_restore(spec, pod.engine, deadline)
         known = {entry.record.id for entry in self._p.sandboxes.all()}
-        sandbox_id = self._sandboxes.run(spec, deadline)
+        sandbox_id = self._sandboxes.run(spec, deadline, pod.engine)
         try:
             made = []
             for one, wanted in zip(specs, saved, strict=True):

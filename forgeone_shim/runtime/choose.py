@@ -1,7 +1,8 @@
 """Which engine runs a container: its pod's, but for a program in a pod of WebAssembly. Pure.
 
 A pod may mix: what stands beside a module there (a proxy, a collector of logs) is mostly a program of an ordinary
-image. The other way round nothing is chosen, as a module in a pod of programs is a mistake to be told.
+image. The other way round nothing is chosen, as a module in a pod of programs is a mistake to be told, unless the pod
+leaves the choice to the node.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from forgeone_shim.runtime import process
 ANNOTATION: Final = "run.oci.handler"
 """As crun has it, of a container or its pod: ``wasm``, or ``wasm-smart`` where the command decides."""
 
+_EXEC_MODE: Final = "zta.forgeone.dev/exec_mode"
 _SUFFIXES: Final = (".wasm", ".wat")
 _SMART: Final = "-smart"
 
@@ -36,11 +38,13 @@ def engine(
     of_pod: str,
     handlers: Sequence[str],
     wasm_only: bool = False,
+    free: bool = False,
 ) -> str:
     """The engine of a container of ``image`` in a pod of the engine ``of_pod``.
 
     :param handlers: the names of those whose pods run modules, for the advice.
     :param wasm_only: the pod's handler has no programs beside them.
+    :param free: the pod's engine was chosen for it: a module beside its programs is run as one.
     :raises InvalidInput: it is a module, and the pod runs none, or none but modules, and it is none; or it is an
         artifact that cannot be run at all.
     """
@@ -60,6 +64,15 @@ def engine(
                 fix="give the pod a RuntimeClass with a handler that is not wasm_only",
             )
         return DEFAULT_ENGINE
+    if free and of_pod == DEFAULT_ENGINE and handlers:
+        # Without the engine for it, below, what to do is told.
+        return WASM_ENGINE if _asked(pod, spec, argv) or is_module(image, argv, certain=True) else of_pod
+    if free and is_module(image, argv, certain=True) and handlers:
+        raise InvalidInput(
+            "config.image.image",
+            f"{name!r} is WebAssembly ({image.platform}), and the engine chosen for the pod is {of_pod}",
+            fix=f"give the pod {_EXEC_MODE}: wasm, or a RuntimeClass with the handler {' or '.join(handlers)}",
+        )
     if is_module(image, argv, certain=True):
         raise InvalidInput(
             "config.image.image",

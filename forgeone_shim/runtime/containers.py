@@ -151,7 +151,15 @@ class Containers:
     ) -> ContainerRecord:
         placement.check(sandbox, spec)
         handlers, only = self._p.handlers.of(WASM_ENGINE), sandbox.handler.wasm_only
-        engine = choose.engine(sandbox.spec, spec, image, of_pod=sandbox.engine, handlers=handlers, wasm_only=only)
+        engine = choose.engine(
+            sandbox.spec,
+            spec,
+            image,
+            of_pod=sandbox.engine,
+            handlers=handlers,
+            wasm_only=only,
+            free=sandbox.handler.chooses,
+        )
         id_ = os.urandom(32).hex()
         stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"
         field = "config.stop_signal" if spec.stop_signal else "image.StopSignal"

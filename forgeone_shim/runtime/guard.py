@@ -149,6 +149,27 @@ class Guard:
         """
         return self._pod(Point.SANDBOX, record, deadline)
 
+    def bound(self, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
+        """RunPodSandbox, before an engine is chosen: the record with the contract that holds for the pod.
+
+        :raises Denied: there is none that could hold.
+        """
+        try:
+            return replace(record, bound=_bound(self._judge, record.spec))
+        except _REFUSALS as error:
+            raise self._denied(Point.SANDBOX, record, _refusal(error), deadline) from error
+
+    def would_start(self, record: SandboxRecord) -> bool:
+        """Whether a pod with a contract would be allowed to start with that engine. Nothing is recorded."""
+        judge = self._judge
+        if not judge.concerned(Point.SANDBOX, record.bound):
+            return True
+        return judge.judge(Point.SANDBOX, self._pod_facts(record, NO_REQUEST)).allowed
+
+    def unplaced(self, record: SandboxRecord, error: ForgeError, deadline: Deadline) -> Denied:
+        """There is no engine for the pod: as a denial, which is recorded."""
+        return self._denied(Point.SANDBOX, record, Ruling(allowed=False, rule="scheduler", reason=str(error)), deadline)
+
     def restore(self, record: SandboxRecord, deadline: Deadline) -> None:
         """RestorePod, before anything of the pod is made. Its containers are asked about when they are.
 

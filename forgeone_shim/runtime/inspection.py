@@ -68,6 +68,7 @@ class Inspection:
             "uid": spec.uid,
             "engine": record.engine,
             "handler": spec.runtime_handler,
+            **({"placed": record.placed} if record.placed else {}),
             "lifecycle": {"state": record.state, "created_at": _time(record.created_at)},
             "addresses": record.ips,
             "contract": _contract(record.bound),

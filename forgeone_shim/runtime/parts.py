@@ -24,6 +24,7 @@ from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
+from forgeone_shim.scheduler.scheduler import Scheduler
 from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
 
@@ -43,6 +44,7 @@ class Parts:
     rootfs: RootfsStore
     engines: Mapping[str, Engine]
     handlers: Handlers
+    scheduler: Scheduler
     cgroups: CgroupHost
     shim: NamespaceServer
     sandboxes: Table[SandboxRecord]

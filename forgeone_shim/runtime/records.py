@@ -20,7 +20,8 @@ CONTAINER_KIND = "container"
 class SandboxRecord:
     """Times in nanoseconds since the epoch. ``namespaces`` holds the paths its containers join.
 
-    ``handler`` is what its runtime handler was when the pod was started.
+    ``handler`` is what its runtime handler was when the pod was started. Where that leaves the choice of ``engine`` to
+    the node, ``placed`` says why it is this one.
 
     ``overhead`` and ``resources`` are what an update put in place of the spec's.
 
@@ -41,6 +42,7 @@ class SandboxRecord:
     handler: Handler = field(default_factory=Handler)
     selinux: SELinuxLabels = field(default_factory=SELinuxLabels)
     bound: Bound = field(default_factory=Bound)
+    placed: str = ""
 
     @property
     def contract(self) -> Contract:

@@ -22,6 +22,7 @@ from forgeone_shim.audit import log as audit
 from forgeone_shim.audit.ledger import Ledger
 from forgeone_shim.audit.log import AuditLog
 from forgeone_shim.config import handlers as handler_files
+from forgeone_shim.config.handlers import AUTO_ENGINE
 from forgeone_shim.config.model import Config
 from forgeone_shim.contract.policies import Policies, directory_of
 from forgeone_shim.deadline import Deadline
@@ -76,6 +77,7 @@ from forgeone_shim.runtime.views import (
     SandboxView,
 )
 from forgeone_shim.runtime.watching import Answers, Watching
+from forgeone_shim.scheduler.scheduler import Scheduler
 from forgeone_shim.shim.exits import Exit, ExitWatch, find_supervisor
 from forgeone_shim.shim.namespaces import NamespaceServer
 from forgeone_shim.state.store import StateStore
@@ -202,7 +204,8 @@ class Runtime:
             layers=layers,
             rootfs=rootfs,
             engines=present,
-            handlers=Handlers(installed, files),
+            handlers=Handlers(installed, files, config.scheduler.order),
+            scheduler=Scheduler(installed, config.scheduler),
             cgroups=host,
             shim=NamespaceServer(paths.shim),
             sandboxes=sandboxes,
@@ -240,10 +243,11 @@ class Runtime:
         plain = asdict(config)
         # All are asked before any changes, and cannot fail after that.
         takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
-        take_handlers = self._p.handlers.plan(files)
+        take_handlers = self._p.handlers.plan(files, config.scheduler.order)
         take_images = self.images.plan(config.registry, config.pinned_images, config.packages, config.signatures)
         policies = take_images()
         take_handlers()
+        self._p.scheduler.follow(config.scheduler)
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         self._p.around.follow(config)
         edited = [key for take in takes for key in take()]
@@ -344,6 +348,8 @@ class Runtime:
             handler=record.spec.runtime_handler,
             netns=record.namespaces.network or "",
             cgroup=record.cgroup_parent,
+            engine=record.engine,
+            placed=record.placed,
             unknown="" if record.engine in self._p.engines else absent.message(record.engine),
         )
 
@@ -572,6 +578,7 @@ class Runtime:
         """Whether pods can run here, and what each handler can do."""
         ready, reason, message = self._p.network.status()
         features = {name: engine.features() for name, engine in self._p.engines.items()}
+        features[AUTO_ENGINE] = self._p.scheduler.features()
         handlers = [HandlerStatus(handler.name, features[handler.engine]) for handler in self._p.handlers.all()]
         network = Condition(ready, reason, message)
         problem = self._log.problem()
@@ -595,7 +602,11 @@ class Runtime:
         known = self._p.sandboxes.by_key(pod) if pod and not handler else None
         if known is not None:
             return choose.wasm_first(known.record.engine)
-        return bool(handler) and choose.wasm_first(self._p.handlers.find(handler).engine)
+        return bool(handler) and choose.wasm_first(self._usual_engine(handler))
+
+    def _usual_engine(self, handler: str) -> str:
+        found = self._p.handlers.find(handler)
+        return self._p.scheduler.usual() if found.chooses else found.engine
 
     def image_wanted(self, image: Image, handler: str, pod: str, deadline: Deadline) -> None:
         """An image was pulled for pods of that handler, or for the one with that key: their engine gets ready for it.
@@ -604,7 +615,7 @@ class Runtime:
         """
         known = self._p.sandboxes.by_key(pod) if pod and not handler else None
         if known is not None or handler:
-            engine = known.record.engine if known is not None else self._p.handlers.find(handler).engine
+            engine = known.record.engine if known is not None else self._usual_engine(handler)
             self._readiness.wanted(image, engine, deadline)
 
     @property

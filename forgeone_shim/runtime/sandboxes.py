@@ -48,14 +48,17 @@ class Sandboxes:
         given = parameters("default_sysctls", parts.config.default_sysctls)
         self._sysctls = tuple((parameter_owner(parameter_parts(name)), name, value) for name, value in given.items())
 
-    def run(self, spec: SandboxSpec, deadline: Deadline) -> str:
-        """Returns the id of a ready sandbox; the same name and attempt again returns the same sandbox."""
+    def run(self, spec: SandboxSpec, deadline: Deadline, engine: str = "") -> str:
+        """Returns the id of a ready sandbox; the same name and attempt again returns the same sandbox.
+
+        ``engine`` is what it had, where it comes from a checkpoint: nothing else is chosen for it.
+        """
         check(spec)
         if spec.cgroup_parent:
             cgroups.check_parent(self._p.cgroups.driver, spec.cgroup_parent)
-        return self._flights.run(sandbox_key(spec), deadline, lambda joined: self._run(spec, joined))
+        return self._flights.run(sandbox_key(spec), deadline, lambda joined: self._run(spec, engine, joined))
 
-    def _run(self, spec: SandboxSpec, deadline: Deadline) -> str:
+    def _run(self, spec: SandboxSpec, engine: str, deadline: Deadline) -> str:
         existing = self._p.sandboxes.by_key(sandbox_key(spec))
         if existing is not None and existing.record.state is State.BOOTED:
             if existing.record.spec != spec:
@@ -66,7 +69,9 @@ class Sandboxes:
             return existing.record.id
         record = self._plan(spec)
         try:
-            record = self._p.guard.sandbox(record, deadline)
+            record = self._p.guard.sandbox(self._placed(record, engine, deadline), deadline)
+            if record.placed:
+                self._p.chronicle.noted("placed", record, reason=record.placed)
             entry = self._p.sandboxes.add(record)
         finally:
             self._p.labeller.settle(record.selinux)
@@ -80,11 +85,27 @@ class Sandboxes:
                 raise
         return entry.record.id
 
-    def may_restore(self, spec: SandboxSpec, deadline: Deadline) -> None:
-        """Whether such a pod may be made from a checkpoint. :raises Denied: it may not."""
+    def may_restore(self, spec: SandboxSpec, engine: str, deadline: Deadline) -> None:
+        """Whether such a pod may be made from a checkpoint of that engine. :raises Denied: it may not."""
         record = self._plan(spec)
         self._p.labeller.settle(record.selinux)
-        self._p.guard.restore(record, deadline)
+        self._p.guard.restore(self._placed(record, engine, deadline), deadline)
+
+    def _placed(self, record: SandboxRecord, only: str, deadline: Deadline) -> SandboxRecord:
+        """With an engine, where its handler leaves the choice to the node: the first that policies allow.
+
+        :raises Denied: there is none.
+        """
+        if not record.handler.chooses:
+            return record
+        record = self._p.guard.bound(record, deadline)
+        try:
+            found = self._p.scheduler.placements(record.spec, record.contract, only)
+        except FailedPrecondition as error:
+            raise self._p.guard.unplaced(record, error, deadline) from error
+        made = [replace(record, engine=one.engine, placed=one.reason) for one in found]
+        # Where policies allow none of them, the first is what the denial is about.
+        return next(filter(self._p.guard.would_start, made), made[0])
 
     def _plan(self, spec: SandboxSpec) -> SandboxRecord:
         handler = self._p.handlers.find(spec.runtime_handler)
@@ -92,7 +113,7 @@ class Sandboxes:
         ns = self._p.paths.namespaces(id_)
         options = spec.security.namespaces
         host_network = options.network is NamespaceMode.NODE
-        if options.user is not NamespaceMode.NODE:
+        if options.user is not NamespaceMode.NODE and not handler.chooses:
             features = self._p.engines[handler.engine].features()
             if not (features.user_namespaces_host_network if host_network else features.user_namespaces):
                 where = " and the host's network" if host_network else ""

@@ -12,7 +12,8 @@ from forgeone_shim.lifecycle.machine import LIVE, State
 class SandboxView:
     """A sandbox as it is now; times in nanoseconds since the epoch. ``ready`` is CRI's SANDBOX_READY.
 
-    ``unknown`` says why nobody here can tell how it is: its engine is not installed.
+    ``placed`` says why it has its ``engine``, where that was chosen for it. ``unknown`` says why nobody here can tell
+    how it is: its engine is not installed.
     """
 
     id: str
@@ -23,6 +24,8 @@ class SandboxView:
     handler: str
     netns: str
     cgroup: str
+    engine: str = ""
+    placed: str = ""
     unknown: str = ""
 
     @property

@@ -24,7 +24,7 @@ from tests.e2e.streams import SocketClient, eventually
 
 pytestmark = pytest.mark.root
 
-BUILT_IN = ["", "forgeone-microvm", "forgeone-native", "forgeone-wasm"]
+BUILT_IN = ["", "forgeone-auto", "forgeone-microvm", "forgeone-native", "forgeone-wasm"]
 
 
 def configured(daemon: Daemon) -> dict[str, object]:

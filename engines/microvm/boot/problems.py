@@ -48,4 +48,4 @@ def _found(settings: BootSettings) -> Iterator[Problem]:
 
 
 def _problem(what: str, fix: str) -> Problem:
-    return Problem(what, _NO_PODS, fix, fatal=False)
+    return Problem(what, _NO_PODS, fix, fatal=False, unusable=True)

@@ -292,7 +292,7 @@ def test_a_pod_that_shares_its_hosts_namespaces_is_refused() -> None:
         spec=SandboxSpec(name="a", uid="b", namespace="c", security=Security(namespaces=options)),
     )
     with pytest.raises(InvalidInput, match=r"namespace_options\.network"):
-        refusals.pod(asked)
+        refusals.pod(asked.spec)
 
 
 # Users

@@ -114,3 +114,36 @@ def test_a_module_needs_no_command_and_a_program_does() -> None:
     assert chosen(BARE) == "wasm"
     with pytest.raises(InvalidInput, match=r"config\.command"):
         chosen(replace(LINUX, config=ImageConfig()))
+
+
+def chosen_freely(image: Image, of_pod: str = "native", annotation: str = "", wasm: bool = True) -> str:
+    pod = replace(
+        POD, runtime_handler="forgeone-auto", annotations={"run.oci.handler": annotation} if annotation else {}
+    )
+    spec, handlers = ContainerSpec(name="c", image="app"), ("forgeone-wasm",) if wasm else ()
+    return choose.engine(pod, spec, image, of_pod=of_pod, handlers=handlers, free=True)
+
+
+@pytest.mark.parametrize("image", [WASI, BARE, COMPAT, SMART_FILE])
+def test_a_module_beside_programs_is_run_as_one_where_the_engine_is_open(image: Image) -> None:
+    assert chosen_freely(image) == "wasm"
+    assert chosen_freely(image, "wasm") == "wasm"
+
+
+def test_a_program_beside_modules_stays_one_where_the_engine_is_open() -> None:
+    assert [chosen_freely(one) for one in (LINUX, FILE, SMART)] == ["native"] * 3
+    assert chosen_freely(LINUX, "wasm") == "native"
+    assert chosen_freely(FILE, annotation="wasm-smart") == "wasm"
+
+
+def test_a_module_of_a_pod_that_got_a_machine_is_refused_with_what_to_do() -> None:
+    assert chosen_freely(LINUX, "microvm") == "microvm"
+    with pytest.raises(
+        InvalidInput, match=r"the engine chosen for the pod is microvm .*exec_mode: wasm, or a RuntimeC"
+    ):
+        chosen_freely(WASI, "microvm")
+
+
+def test_a_module_is_refused_where_there_is_no_engine_for_it_however_the_pods_was_chosen() -> None:
+    with pytest.raises(InvalidInput, match="install the wasm engine"):
+        chosen_freely(WASI, wasm=False)

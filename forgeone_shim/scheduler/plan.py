@@ -1,0 +1,92 @@
+"""Which engines a pod may get that leaves the choice to the node, and in which order. Pure.
+
+What is demanded (by the contract that holds for the pod, or by its trust label) is met or refused: never is another
+engine taken for it. Where nothing is demanded, what the pod needs goes before what the node prefers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from forgeone_shim.config.handlers import DEFAULT_ENGINE, ISOLATING_ENGINE, WASM_ENGINE
+from forgeone_shim.errors import FailedPrecondition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is known of a pod before it has containers.
+
+    ``demanded`` is the contract's ``exec_mode`` and ``label`` its ``trust_label``, as the policies have them, too.
+    ``shares`` says what of the host it wants that a guest has of its own, in words; ``modules`` by which annotation it
+    says that it has WebAssembly. Empty texts: nothing.
+    """
+
+    demanded: str = ""
+    label: str = ""
+    shares: str = ""
+    modules: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """An engine for a pod, and why it is the one, in a clause."""
+
+    engine: str
+    reason: str
+
+
+def plan(
+    wanted: Wanted, *, order: Sequence[str], isolate_labels: Sequence[str], unfit: Mapping[str, str]
+) -> tuple[Placement, ...]:
+    """At least one, the best first.
+
+    :param order: the engines that there may be, the preferred ones first.
+    :param unfit: engines of ``order`` that this pod cannot have here, each with why.
+    :raises FailedPrecondition: there is none, or what is demanded cannot be had here.
+    """
+    demanded, reason = _demanded(wanted, isolate_labels)
+    if demanded and demanded not in order:
+        raise FailedPrecondition(
+            f"{reason}, and pods of this handler are never run by {demanded}", fix="add it to scheduler.order"
+        )
+    if demanded and demanded in unfit:
+        raise FailedPrecondition(f"{reason}, and {demanded} cannot run it: {unfit[demanded]}")
+    if demanded:
+        return (Placement(demanded, reason),)
+    preferred, why = _preferred(wanted)
+    ranked = sorted(order, key=lambda engine: engine != preferred)
+    passed: list[str] = []
+    found = []
+    for engine in ranked:
+        if engine in unfit:
+            passed.append(f"{engine} cannot: {unfit[engine]}")
+            continue
+        told = why if engine == preferred else "first in scheduler.order" if engine == order[0] else "next in order"
+        found.append(Placement(engine, "; ".join((told, *passed))))
+    if not found:
+        raise FailedPrecondition(f"no engine of scheduler.order can run it: {'; '.join(passed)}")
+    return tuple(found)
+
+
+def _demanded(wanted: Wanted, isolate_labels: Sequence[str]) -> tuple[str, str]:
+    isolated = bool(wanted.label) and wanted.label in isolate_labels
+    if not isolated:
+        return wanted.demanded, f"the contract demands {wanted.demanded} (exec_mode)" if wanted.demanded else ""
+    reason = f"trust label {wanted.label!r} demands {ISOLATING_ENGINE} (scheduler.isolate_labels)"
+    if wanted.demanded not in {"", ISOLATING_ENGINE}:
+        raise FailedPrecondition(f"{reason}, and the contract demands {wanted.demanded} (exec_mode)")
+    return ISOLATING_ENGINE, reason
+
+
+_NOTHING: Final = ("", "")
+
+
+def _preferred(wanted: Wanted) -> tuple[str, str]:
+    """By what the pod needs. Programs beside modules are run by the native engine, with all that they may share."""
+    if wanted.modules:
+        return WASM_ENGINE, f"it says that it has WebAssembly ({wanted.modules})"
+    if wanted.shares:
+        return DEFAULT_ENGINE, f"it wants {wanted.shares}"
+    return _NOTHING
