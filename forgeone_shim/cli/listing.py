@@ -22,6 +22,7 @@ def pods(client: Client, args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json(items)
         return 0
+    engines = _engines(client).pods
     rows = [
         (
             short(item.id),
@@ -30,10 +31,11 @@ def pods(client: Client, args: argparse.Namespace) -> int:
             enum_name(cri.PodSandboxState, item.state, "SANDBOX_"),
             age(item.created_at),
             item.runtime_handler or "(default)",
+            engines[item.id].engine if item.id in engines else "",
         )
         for item in items
     ]
-    sys.stdout.write(table(("POD ID", "NAME", "NAMESPACE", "STATE", "AGE", "HANDLER"), rows))
+    sys.stdout.write(table(("POD ID", "NAME", "NAMESPACE", "STATE", "AGE", "HANDLER", "ENGINE"), rows))
     return 0
 
 
@@ -46,6 +48,7 @@ def containers(client: Client, args: argparse.Namespace) -> int:
         return 0
     names = {item.id: item.metadata.name for item in client.pods()}
     paused = set(client.call(client.node.ListPausedContainers, node_pb2.ListPausedContainersRequest()).container_ids)
+    engines = _engines(client).containers
     rows = [
         (
             short(item.id),
@@ -54,11 +57,17 @@ def containers(client: Client, args: argparse.Namespace) -> int:
             _PAUSED if item.id in paused else enum_name(cri.ContainerState, item.state, "CONTAINER_"),
             age(item.created_at),
             names.get(item.pod_sandbox_id, short(item.pod_sandbox_id)),
+            engines.get(item.id, ""),
         )
         for item in items
     ]
-    sys.stdout.write(table(("CONTAINER ID", "NAME", "IMAGE", "STATE", "AGE", "POD"), rows))
+    sys.stdout.write(table(("CONTAINER ID", "NAME", "IMAGE", "STATE", "AGE", "POD", "ENGINE"), rows))
     return 0
+
+
+def _engines(client: Client) -> Any:
+    """Which engine has what; a pod that came meanwhile is not in it."""
+    return client.call(client.node.ListEngines, node_pb2.ListEnginesRequest())
 
 
 def images(client: Client, args: argparse.Namespace) -> int:

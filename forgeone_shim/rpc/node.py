@@ -16,6 +16,7 @@ from forgeone_shim.errors import DeadlineExceeded
 from forgeone_shim.registry.model import Credentials, Image, LayerProgress, LayerState
 from forgeone_shim.rpc import node_pb2
 from forgeone_shim.rpc.behaviour import BehaviourMethods, Behaviours
+from forgeone_shim.runtime.views import ContainerView, SandboxView
 
 # One message for so many parts of a layer, or for so many bytes, whichever is more: enough for a progress bar.
 _PARTS, _STEP = 100, 256 * 1024
@@ -69,6 +70,12 @@ class Node(Protocol):
 
     def paused_containers(self) -> list[str]:
         """Their ids."""
+
+    def sandboxes(self) -> list[SandboxView]:
+        """All of them."""
+
+    def containers(self, sandbox_id: str = "") -> list[ContainerView]:
+        """All of them."""
 
     def host_calls(self, id_: str, deadline: Deadline, *, follow: bool) -> Iterator[HostCalls]:
         """What a traced container's guest asked of its host."""
@@ -134,6 +141,13 @@ class NodeServicer(BehaviourMethods):
     ) -> node_pb2.ListPausedContainersResponse:
         """What CRI has no word for."""
         return node_pb2.ListPausedContainersResponse(container_ids=self._node.paused_containers())
+
+    def ListEngines(self, _request: node_pb2.ListEnginesRequest, _call: Call) -> node_pb2.ListEnginesResponse:
+        """What CRI has no word for either."""
+        pods = {one.id: node_pb2.PodEngine(engine=one.engine, placed=one.placed) for one in self._node.sandboxes()}
+        return node_pb2.ListEnginesResponse(
+            pods=pods, containers={one.id: one.engine for one in self._node.containers()}
+        )
 
     def TraceContainer(
         self, request: node_pb2.TraceContainerRequest, call: Call

@@ -209,6 +209,7 @@ class Images(_Partly):
         self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
         self.paused: set[str] = set()
+        self.engines = node_pb2.ListEnginesResponse()
         self.documents: dict[str, Any] = {}
         self.archive: Any = ()
         self.imported: list[Any] = []
@@ -283,6 +284,9 @@ class Images(_Partly):
         yield node_pb2.TraceContainerResponse(calls=calls[:2], lost=7)
         if request.follow:
             yield node_pb2.TraceContainerResponse(calls=calls[2:])
+
+    def ListEngines(self, request: Any, call: Any) -> Any:
+        return self.engines
 
     def ListPausedContainers(self, request: Any, call: Any) -> Any:
         return node_pb2.ListPausedContainersResponse(container_ids=self.paused)

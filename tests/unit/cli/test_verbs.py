@@ -122,6 +122,18 @@ def test_listings_show_what_is_there(node: NodeDouble, forge: Forge, capsys: Cap
         assert json.loads(capsys.readouterr().out)[0]["id"]
 
 
+def test_listings_say_which_engine_has_what(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    (pod,), (container,) = node.pods.pods, node.pods.containers
+    node.images.engines.pods[pod].engine = "wasm"
+    node.images.engines.containers[container] = "native"
+    capsys.readouterr()
+    for verb, engine in (("pods", "wasm"), ("ps", "native")):
+        assert forge(verb) == 0
+        head, row = capsys.readouterr().out.splitlines()
+        assert (head.split()[-1], row.split()[-1]) == ("ENGINE", engine)
+
+
 def test_a_paused_container_is_listed_as_such_until_it_is_resumed(
     node: NodeDouble, forge: Forge, capsys: Capture
 ) -> None:

@@ -156,3 +156,12 @@ def test_an_inspection_is_one_document() -> None:
     node = SimpleNamespace(inspect=lambda id_: {"kind": "container", "id": id_, "signer": ("a",)})
     answer = NodeServicer(node, unused).Inspect(node_pb2.InspectRequest(id="c"), CALL)
     assert json.loads(answer.document) == {"kind": "container", "id": "c", "signer": ["a"]}
+
+
+def test_engines_of_pods_and_containers_are_told_with_why_where_they_were_chosen() -> None:
+    pod = SimpleNamespace(id="p", engine="native", placed="first in scheduler.order")
+    containers = [SimpleNamespace(id="c", engine="wasm")]
+    node = SimpleNamespace(sandboxes=lambda: [pod], containers=lambda: containers)
+    answer = NodeServicer(node, unused).ListEngines(node_pb2.ListEnginesRequest(), CALL)
+    assert (answer.pods["p"].engine, answer.pods["p"].placed) == ("native", "first in scheduler.order")
+    assert dict(answer.containers) == {"c": "wasm"}
