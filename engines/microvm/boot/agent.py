@@ -13,6 +13,8 @@ from forgeone_shim.errors import FailedPrecondition, syscall_error
 from forgeone_shim.kernel import spawn
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "guest"
+READY: Final = SOURCES / "agent"
+"""Where a package of ForgeOne's has it compiled."""
 COMPILERS: Final = ("musl-gcc", "gcc")
 # musl has no headers of the kernel's: those of the system are looked for after its own. The same sources give the same
 # bytes wherever they are.
@@ -40,6 +42,16 @@ class Sources:
             content = file.read_bytes()
             hashed.update(f"{file.name} {len(content)}\n".encode() + content)
         return hashed.hexdigest()
+
+
+def find(given: str, ready: Path = READY) -> Sources | Path:
+    """The agent that the configuration names, or that was compiled when ForgeOne was packed, or what to compile.
+
+    :raises FailedPrecondition: there is neither one nor a compiler.
+    """
+    if given:
+        return Path(given)
+    return ready if ready.is_file() else sources()
 
 
 def sources(directory: Path = SOURCES) -> Sources:

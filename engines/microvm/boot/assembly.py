@@ -48,7 +48,7 @@ def folder(root: Path) -> Path:
 def plan(settings: BootSettings) -> Recipe:
     """What is to be done. :raises ForgeError: what is missing for it."""
     source = sources.find(settings)
-    program: agent.Sources | Path = Path(settings.agent) if settings.agent else agent.sources()
+    program = agent.find(settings.agent)
     wanted = modules.wanted(settings.vmm)
     hashed = sha256(f"{_RECIPE} {wanted} {modules.LATER} {cmdline.LINES}\n".encode())
     for line in (*_said(source), program.digest if isinstance(program, agent.Sources) else _digest(program)):

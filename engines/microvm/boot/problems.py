@@ -39,10 +39,9 @@ def _found(settings: BootSettings) -> Iterator[Problem]:
     except ForgeError as error:
         yield _problem(error.what, error.fix)
     try:
-        if settings.agent:
-            agent.checked(Path(settings.agent))
-        else:
-            agent.sources()
+        program = agent.find(settings.agent)
+        if isinstance(program, Path):
+            agent.checked(program)
     except ForgeError as error:
         yield _problem(error.what, error.fix)
 

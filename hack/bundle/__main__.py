@@ -1,0 +1,74 @@
+"""Build the node bundle: python -m hack.bundle [--output dist] [--deb] [--image]
+
+SOURCE_DATE_EPOCH (seconds) is the time of all files in it; by default that of the last commit, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from forgeone_shim.errors import ForgeError, InvalidInput
+from hack.bundle import artifacts, deb, layout
+from hack.bundle.build import build
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a line for each artifact: its path, and its size in bytes. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hack.bundle", description="Build the node bundle.")
+    parser.add_argument("--output", type=Path, default=Path("dist"), help="directory for the artifacts (dist)")
+    parser.add_argument("--deb", action="store_true", help="a Debian package, too")
+    parser.add_argument("--image", action="store_true", help="an OCI image, too")
+    options = parser.parse_args(argv)
+    try:
+        for path in make(options.output, with_deb=options.deb, with_image=options.image):
+            sys.stdout.write(f"{path} {path.stat().st_size}\n")
+    except ForgeError as error:
+        sys.stderr.write(f"bundle: {error}\n")
+        return 1
+    return 0
+
+
+def make(output: Path, *, with_deb: bool = False, with_image: bool = False) -> list[Path]:
+    """The artifacts, each there whole or not at all.
+
+    :raises ForgeError: what is missing for it, or fails.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    made = []
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.resolve()) as name:
+        work = Path(name)
+        bundle = build(work, epoch())
+        stamp = bundle.stamp
+        stem = f"{layout.NAME}-{stamp.version}-{stamp.arch.machine}"
+        writers = [(f"{stem}.tar.gz", artifacts.write_archive)]
+        if with_deb:
+            writers.append((f"{layout.NAME}_{stamp.version}_{stamp.arch.debian}.deb", deb.write))
+        if with_image:
+            writers.append((f"{stem}.oci.tar", artifacts.write_image))
+        for file, write in writers:
+            write(bundle.root, work / file, stamp)
+            made.append((work / file).replace(output / file))
+    return made
+
+
+def epoch() -> int:
+    """Seconds. :raises InvalidInput: SOURCE_DATE_EPOCH is no number."""
+    given = os.environ.get("SOURCE_DATE_EPOCH")
+    if given is None:
+        done = subprocess.run(
+            ["git", "-C", str(layout.REPOSITORY), "log", "-1", "--format=%ct"], capture_output=True, check=False
+        )
+        given = done.stdout.decode().strip() or "0"
+    if not given.isascii() or not given.isdigit():
+        raise InvalidInput("SOURCE_DATE_EPOCH", f"{given!r} is no number of seconds")
+    return int(given)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""The tree that every artifact is made of, step by step in an empty directory."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from forgeone_shim.version import VERSION
+from hack.bundle import debian, layout, manifest, programs, python, sbom
+from hack.bundle.artifacts import Stamp
+from hack.bundle.commands import run
+from hack.bundle.debian import Files, Package
+from hack.bundle.layout import Arch
+from hack.bundle.manifest import Component, Contents
+
+_NATIVE: Final = Path(__file__).resolve().parent / "native"
+_COMPILER: Final = ("musl-gcc", "-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Wl,--build-id=none")
+_UNIT: Final = "hack/systemd/forgeoned.service"
+_UNIT_COMMENT: Final = "# Where `make setup` or pip has put it.\n"
+_VENV: Final = "/opt/forgeone/.venv"
+_DOCS: Final = "/opt/forgeone/docs"
+_CERTIFI: Final = f"{layout.SITE}/certifi/cacert.pem"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """The finished tree, as it is to be packed."""
+
+    root: Path
+    stamp: Stamp
+
+
+def build(work: Path, epoch: int) -> Bundle:
+    """Make the tree below ``work``, an empty directory.
+
+    :param epoch: seconds, the time of everything in it.
+    :raises ForgeError: what is missing for it, or fails.
+    """
+    stamp = Stamp(VERSION, layout.arch(debian.architecture()), epoch)
+    root = work / f"{layout.NAME}-{VERSION}"
+    (root / "bin").mkdir(parents=True)
+    arch = stamp.arch
+    packages = debian.packages((*python.PACKAGES, *programs.PACKAGES), work)
+    files = Files(packages, arch.multiarch)
+    interpreter = python.place_interpreter(files, root)
+    wheels = python.place_wheels(interpreter, files, arch, root)
+    python.strip(root)
+    commands = python.place_project(root, work)
+    python.place_agent(root, work)
+    python.place_commands(commands, interpreter, root)
+    owners = [*interpreter.owners, *programs.place_programs(programs.PROGRAMS, files, root)]
+    owners += programs.place_libraries(root, files, arch)
+    relocated = programs.relocatable(root, arch)
+    place_native(root, arch, commands)
+    place_shared(root, VERSION, _unique(owners))
+    # Where it lies now it is run once, to compile its modules; then it is made to lie on a node.
+    run([root / layout.RELOCATE])
+    python.place_bytecode(root, VERSION)
+    run([root / layout.RELOCATE, layout.prefix(VERSION)])
+    components = (
+        Component("forgeone", layout.NAME, VERSION),
+        *(Component("debian", owner.name, owner.version) for owner in _unique(owners)),
+        *(wheel for wheel in wheels if wheel.name != layout.NAME),
+    )
+    system = platform.freedesktop_os_release()
+    release = f"{system['ID']}/{system.get('VERSION_CODENAME', '')}"
+    (root / sbom.PLACE).write_text(sbom.encode(components[1:], VERSION, release, epoch))
+    said = Contents(
+        version=VERSION,
+        arch=arch.machine,
+        flavour="standard",
+        python=interpreter.version,
+        commands=tuple(sorted(commands)),
+        relocated=relocated,
+        components=components,
+    )
+    (root / layout.MANIFEST).write_text(manifest.encode(root, said))
+    return Bundle(root, stamp)
+
+
+def place_native(root: Path, arch: Arch, commands: Iterable[str]) -> None:
+    """Compile ``relocate``, and a launcher for each command and for Python."""
+    field = (f"-DFIELD={layout.FIELD}", f'-DLOADER="{arch.loader}"')
+    run([*_COMPILER, *field, "-o", root / layout.RELOCATE, _NATIVE / "relocate.c"])
+    for name in ("python3", *commands):
+        run([*_COMPILER, f'-DCOMMAND="{name}"', "-o", root / "bin" / name, _NATIVE / "launcher.c"])
+
+
+def place_shared(root: Path, version: str, owners: Sequence[Package]) -> None:
+    """The unit, the documentation, licences of all that is in it, and authorities for hosts that have none."""
+    share = root / "share"
+    (root / layout.UNIT).parent.mkdir(parents=True)
+    (root / layout.UNIT).write_text(unit((layout.REPOSITORY / _UNIT).read_text(), version))
+    shutil.copytree(layout.REPOSITORY / "docs", share / "doc")
+    for name in ("README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copyfile(layout.REPOSITORY / name, share / "doc" / name)
+    for owner in owners:
+        told = owner.tree / "usr" / "share" / "doc" / owner.name / "copyright"
+        if told.exists():
+            (share / "licenses").mkdir(exist_ok=True)
+            shutil.copyfile(told, share / "licenses" / owner.name)
+    shutil.copyfile(root / _CERTIFI, root / layout.AUTHORITIES)
+
+
+def unit(text: str, version: str) -> str:
+    """The service for a bundle of this version, out of the one for a checkout.
+
+    It names the version's own directory, so that a command of the unit is always of the daemon's version.
+    """
+    prefix = layout.prefix(version)
+    return text.replace(_UNIT_COMMENT, "").replace(_VENV, prefix).replace(_DOCS, f"{prefix}/share/doc")
+
+
+def _unique(packages: Iterable[Package]) -> tuple[Package, ...]:
+    return tuple({package.name: package for package in packages}.values())
