@@ -116,12 +116,19 @@ def read_public_key(path: Path) -> PublicKey:
 
     :raises FailedPrecondition: others than root and this process's user can write it, or it is no such key.
     """
+    return public_key(_read(path, untrusted, fix=f"chown root {path}; chmod go-w {path}"), str(path), path.name)
+
+
+def public_key(data: bytes, where: str, name: str) -> PublicKey:
+    """The public key of a PEM text, called ``name``; ``where`` is for errors.
+
+    :raises FailedPrecondition: it is no such key.
+    """
     from forgeone_shim.attestation import algorithms
 
-    data = _read(path, untrusted, fix=f"chown root {path}; chmod go-w {path}")
     if b"PRIVATE KEY" in data:
-        raise FailedPrecondition(f"{path}: holds a private key", fix="put the public one there")
-    return _public(algorithms.public(data, str(path)), path.name)
+        raise FailedPrecondition(f"{where}: holds a private key", fix="put the public one there")
+    return _public(algorithms.public(data, where), name)
 
 
 def read_trusted(directory: Path) -> tuple[PublicKey, ...]:

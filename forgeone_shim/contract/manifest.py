@@ -50,8 +50,7 @@ _KINDS: Final = {
 }
 _PROPAGATION: Final = {"HostToContainer": "rslave", "Bidirectional": "rshared"}
 _PROFILES: Final = {"RuntimeDefault": "runtime-default", "Localhost": "localhost", "Unconfined": "unconfined"}
-# Where a workload has its pods' template.
-_TEMPLATES: Final = {
+TEMPLATES: Final[Mapping[str, tuple[str, ...]]] = {
     "Pod": (),
     "PodTemplate": ("template",),
     "CronJob": ("spec", "jobTemplate", "spec", "template"),
@@ -59,6 +58,7 @@ _TEMPLATES: Final = {
         ("DaemonSet", "Deployment", "Job", "ReplicaSet", "ReplicationController", "StatefulSet"), ("spec", "template")
     ),
 }
+"""Where each kind that makes pods has their template; a pod is its own."""
 _SUFFIXES: Final = {
     "": Decimal(1),
     **{letter: Decimal(1000) ** power for power, letter in enumerate("kMGTPE", 1)},
@@ -120,12 +120,15 @@ def answers(policies: Policies, manifest: Manifest, points: Sequence[Point]) -> 
             bound, refused = None, Ruling(allowed=False, rule=error.field, reason=why)
         for point in points:
             if (point in OF_PODS) is (facts.container is None):
-                ruling = policies.judge(point, _bound(facts, bound, manifest)) if bound is not None else refused
+                ruling = policies.judge(point, held_to(facts, bound, manifest)) if bound is not None else refused
                 yield Answer(manifest.name, container, point, ruling)
 
 
-def _bound(facts: Facts, bound: Bound, manifest: Manifest) -> Facts:
-    """As the node would make it so: with a limit of processes, and without packet sockets that nobody asked for."""
+def held_to(facts: Facts, bound: Bound, manifest: Manifest) -> Facts:
+    """The facts of a pod or a container under a contract, as a node would make it so.
+
+    It has a limit of processes then, and no packet sockets that nobody asked for.
+    """
     container, profile = facts.container, bound.contract.profile
     if container is not None and profile.resources.pids:
         container = replace(container, pids=profile.resources.pids)
@@ -168,16 +171,22 @@ def _pods(where: str, value: object, assumed: Assumed, namespace: str) -> Iterat
     if kind == "List":
         for item in top.nodes("items"):
             yield from _pods(item.where, item.value, assumed, namespace)
-    elif kind in _TEMPLATES:
-        template = top
-        for part in _TEMPLATES[kind]:
-            template = template.node(part)
+    elif kind in TEMPLATES:
+        template = template_of(top, kind)
         name = template.node("metadata").text("name") or top.node("metadata").text("name") or "unnamed"
         space = top.node("metadata").text("namespace") or namespace
-        yield _manifest(f"{kind}/{name}" if template is not top else name, name, space, template, assumed)
+        yield described(f"{kind}/{name}" if template is not top else name, name, space, template, assumed)
 
 
-def _manifest(title: str, name: str, namespace: str, template: Node, assumed: Assumed) -> Manifest:
+def template_of(top: Node, kind: str) -> Node:
+    """Where an object of one of :data:`TEMPLATES` says what its pods are."""
+    for part in TEMPLATES[kind]:
+        top = top.node(part)
+    return top
+
+
+def described(title: str, name: str, namespace: str, template: Node, assumed: Assumed) -> Manifest:
+    """The pod of a template. ``title`` is what answers call it. :raises InvalidInput: naming the field."""
     metadata, spec = template.node("metadata"), template.node("spec")
     context = spec.node("securityContext")
     given = [*spec.nodes("initContainers"), *spec.nodes("containers"), *spec.nodes("ephemeralContainers")]

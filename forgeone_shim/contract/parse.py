@@ -25,6 +25,10 @@ from forgeone_shim.errors import ForgeError, InvalidInput
 
 PREFIX: Final = "zta.forgeone.dev/"
 DOCUMENT: Final = "contract"
+"""JSON or YAML, plain or signed
+
+All of these in [one document](policies.md#contracts).
+"""
 NOTHING: Final = "none"
 """The empty list, as the value of an annotation."""
 _MAX_SHOWN: Final = 100
@@ -85,7 +89,7 @@ NO_OFFER: Final = Offer()
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """Whose annotations they are."""
+    """Whose annotations they are. A name that is not known yet is empty, and in every scope."""
 
     namespace: str
     name: str
@@ -194,7 +198,7 @@ def _check_key(key: str, name: str, dot: str, of: str) -> None:
 
 def _check_scope(where: str, scope: Scope, pod: Pod) -> None:
     for key, globs, name in (("namespaces", scope.namespaces, pod.namespace), ("pods", scope.pods, pod.name)):
-        if globs and not any(patterns.matches(glob, name) for glob in globs):
+        if globs and name and not any(patterns.matches(glob, name) for glob in globs):
             raise InvalidInput(f"{where}: scope.{key}", f"{name!r} is not among {', '.join(globs)[:200]}")
 
 

@@ -159,7 +159,7 @@ class Policies:
         named = bound.contract.runtime_policy_id
         if named and (named not in self._all or not self._all[named].is_for(bound.namespace)):
             raise InvalidInput(
-                "runtime_policy_id", f"there is no policy {named!r} on this node for namespace {bound.namespace!r}"
+                "runtime_policy_id", f"there is no policy {named!r} here for namespace {bound.namespace!r}"
             )
         names = tuple(self._names(bound.contract, bound.namespace))
         try:
