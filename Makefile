@@ -65,6 +65,10 @@ types: setup ## mypy --strict
 imports: setup ## which room may import which
 	@$(BIN)/lint-imports
 
+.PHONY: reference
+reference: setup ## write the generated parts of docs: configuration, annotations, commands
+	@$(BIN)/python -m hack.reference
+
 .PHONY: bench
 bench: setup ## a pod's life in milliseconds, beside containerd; BENCH="--help" shows more
 	@$(SUDO) $(BIN)/python -m hack.bench.debian $(BENCH)

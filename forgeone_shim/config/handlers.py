@@ -51,12 +51,20 @@ class Handler:
 
     name: str = ""
     engine: str = DEFAULT_ENGINE
+    """What runs the pod's containers; `"native"` unless given. `"auto"`: [chosen](auto.md) for each pod."""
     cni_conf_dir: str = ""
+    """Where the network configuration of its pods is, if not where everybody's is."""
     privileged_without_host_devices: bool = False
+    """`true`: privileged containers have only the devices that they ask for, and may use no others."""
     seccomp_profile: str = ""
+    """The file of the profile that RuntimeDefault means in its pods, as in `native.seccomp_default_profile`."""
     seccomp: str = ""
     default_env: tuple[str, ...] = ()
+    """Variables `NAME=value` of its pods' containers that say nothing else of them, nor their images."""
     wasm_only: bool = False
+    """`true`, with `engine = "wasm"`: its pods run WebAssembly and nothing else. A container of another image is
+    refused, which the native engine would run otherwise.
+    """
 
     def __post_init__(self) -> None:
         if not self.engine:
@@ -121,9 +129,14 @@ def parse(name: str, text: str) -> Handler:
     return Handler(name=name, **table)
 
 
+def file_keys() -> tuple[str, ...]:
+    """What a file may say."""
+    return tuple(item.name for item in fields(Handler) if item.name not in _READ)
+
+
 def _hints() -> dict[str, Any]:
     hints = get_type_hints(Handler)
-    return {item.name: hints[item.name] for item in fields(Handler) if item.name not in _READ}
+    return {name: hints[name] for name in file_keys()}
 
 
 def _handler(path: Path) -> Handler:

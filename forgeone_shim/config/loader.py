@@ -138,6 +138,18 @@ def _from_file(path: Path, *, required: bool) -> dict[str, object]:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("config", f"{path} cannot be read: {error}") from None
+    return _from_toml(text, path)
+
+
+def parsed(text: str, path: Path) -> Config:
+    """The configuration that a file of this text makes, without flags and environment.
+
+    :raises InvalidInput: it is not TOML, a key is unknown, or its value has the wrong type or is out of bounds.
+    """
+    return build(_from_toml(text, path))
+
+
+def _from_toml(text: str, path: Path) -> dict[str, object]:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -258,18 +270,19 @@ def _toml_lines(section: object, prefix: str) -> Iterator[str]:
         if is_dataclass(value):
             nested.append((prefix + item.name, value))
         else:
-            yield f"{item.name} = {_toml(value)}"
+            yield f"{item.name} = {toml(value)}"
     for path, value in nested:
         yield ""
         yield f"[{path}]"
         yield from _toml_lines(value, path + ".")
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """A value of the model as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, str):
         # TOML's basic string: control characters, the quote and the backslash are escaped, all else is itself.
         return '"' + "".join(_escape(character) for character in value) + '"'

@@ -82,9 +82,26 @@ class NetworkRule:
     """
 
     egress: tuple[Peer, ...] | None = None
+    """list of `PEER [PROTOCOL[/PORTS]]`
+
+    Whom the pod may talk to. PEER is a range (`10.0.0.0/8`), `pod:NAMESPACE/NAME` or `pod:NAMESPACE/*` of this node, or
+    `any`; PROTOCOL `tcp`, `udp`, `sctp`, `icmp` or `any`; PORTS such as `80+443+8000-8999`. Of pods alone.
+    """
     ingress: tuple[Peer, ...] | None = None
+    """list of `PEER [PROTOCOL[/PORTS]]`
+
+    Who may talk to the pod. Of pods alone.
+    """
     node: bool = True
+    """permission
+
+    For the node itself to come in besides: probes, host ports. Of pods alone.
+    """
     dns: bool = True
+    """permission
+
+    To ask its name servers besides. Of pods alone.
+    """
 
     @property
     def restricts(self) -> bool:
@@ -108,8 +125,20 @@ class Ceilings:
     """
 
     memory: int | None = None
+    """bytes, `64Mi`
+
+    The highest limit of memory; a container without a limit is refused.
+    """
     cpu: int | None = None
+    """`2`, `0.5`, `500m`
+
+    The highest limit of CPUs; a container without a limit is refused.
+    """
     pids: int | None = None
+    """a number
+
+    Its limit of processes and threads.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +146,15 @@ class BusRule:
     """Subjects of the message bus, in NATS' words (``*`` is one token, a ``>`` at the end one or more)."""
 
     publish: tuple[str, ...] | None = None
+    """list of subjects, `shop.orders.*`, `shop.>`
+
+    What it may publish on the message bus. Kept for it; nothing is refused over it here.
+    """
     subscribe: tuple[str, ...] | None = None
+    """list of subjects
+
+    What it may subscribe to, likewise.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,19 +167,66 @@ class TrustProfile:
     """
 
     trust_label: str = ""
+    """a label
+
+    What it is called by policies' rules. Somebody's word, unless the contract is signed.
+    """
     images: tuple[ImageRule, ...] | None = None
+    """list, `GLOB` or `GLOB@sha256:HEX`
+
+    Images that may be used, and mounted, by their whole repository, without a tag: `*` is anything but `/`, `**`
+    anything.
+    """
     capabilities: tuple[str, ...] | None = None
+    """list, with or without `CAP_`
+
+    The most that a process of it could have.
+    """
     privileged: bool = True
+    """permission
+
+    To be privileged.
+    """
     host_network: bool = True
+    """permission
+
+    To use the host's network.
+    """
     host_pid: bool = True
+    """permission
+
+    To see the host's processes.
+    """
     host_ipc: bool = True
+    """permission
+
+    To use the host's IPC.
+    """
     host_paths: tuple[HostPath, ...] | None = None
+    """list, `/PATH` or `/PATH:ro`
+
+    Directories and files of the host that may be mounted, with all below them. Symlinks are followed first.
+    """
     volumes: tuple[str, ...] | None = None
+    """list of `config-map`, `csi`, `downward-api`, `empty-dir`, `host-path`, `image`, `persistent`, `projected`,
+    `secret`
+
+    Kinds of volumes that may be mounted. The token of a service account is `projected`; what is not in the kubelet's
+    directory of the pod is `host-path`.
+    """
     resources: Ceilings = Ceilings()
     network: NetworkRule | None = None
     bus: BusRule = BusRule()
     snapshot: bool = True
+    """permission
+
+    To have its memory written to a file, and to come from one.
+    """
     mixed_engines: bool = True
+    """permission
+
+    For its pod to have containers of several engines.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +234,31 @@ class Rbac:
     """What may be done to a container while it lives."""
 
     exec: bool = True
+    """permission
+
+    For commands to be executed in it, by people, probes and hooks, and for an ephemeral container to share its
+    processes (`kubectl debug --target`).
+    """
     attach: bool = True
+    """permission
+
+    To be attached to.
+    """
     port_forward: bool = True
+    """permission
+
+    For its ports to be forwarded. Of pods alone.
+    """
     checkpoint: bool = True
+    """permission
+
+    To be checkpointed.
+    """
     update: bool = True
+    """permission
+
+    For its limits to be changed.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,8 +269,20 @@ class Behaviour:
     """
 
     watch: bool = False
+    """`true`
+
+    Its system calls, or its calls to the host, are watched.
+    """
     on_drift: str = "report"
+    """`report`, `pause`, `stop`
+
+    What is done when it behaves otherwise than its baseline.
+    """
     baseline: str = ""
+    """`sha256:HEX`
+
+    The baseline that is meant, which has it watched, too; without it, the one that is pinned for its image.
+    """
 
     @property
     def watched(self) -> bool:
@@ -185,9 +302,25 @@ class Contract:
     """
 
     runtime_policy_id: str = ""
+    """a policy's name
+
+    The policy of the node that applies besides its floors, in place of the default one.
+    """
     trusted_issuers: tuple[str, ...] | None = None
+    """list, `key:sha256:HEX`, `x509:SUBJECT`, `keyless:IDENTITY`
+
+    One of them must have signed the image, and each image that is mounted.
+    """
     minimum_entropy: int = 0
+    """bits, 0 to 65536
+
+    Fresh seed that it must have had since its state could last have been copied, to start and to resume.
+    """
     exec_mode: str = ""
+    """`native`, `wasm`, `microvm`
+
+    The engine that must run it.
+    """
     profile: TrustProfile = field(default_factory=TrustProfile)
     rbac: Rbac = field(default_factory=Rbac)
     behaviour: Behaviour = field(default_factory=Behaviour)
