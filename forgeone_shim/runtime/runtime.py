@@ -45,6 +45,7 @@ from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime import absent, choose
 from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.behaviours import Behaviours
+from forgeone_shim.runtime.beside import Beside
 from forgeone_shim.runtime.checkpoints import Checkpoints, RestoredContainer
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.containers import Containers
@@ -116,6 +117,7 @@ class Runtime:
         self._containers.watched_by(self._watching)
         parts.identity.watched_by(self._watching.standing)
         self.behaviours = Behaviours(self._watching, images, parts.chronicle)
+        self.beside = Beside(parts.sandboxes, parts.containers, parts.handlers, images, parts.chronicle)
         self._running = Running(parts, self._watching)
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)

@@ -115,6 +115,10 @@ class Table(Generic[R]):
             id_ = self._ids.get(key)
             return None if id_ is None else self._entries.get(id_)
 
+    def has(self, id_: str) -> bool:
+        """Whether there is a record of exactly that id."""
+        return id_ in self._entries
+
     def find(self, id_: str) -> Entry[R]:
         """By id or unique prefix; NotFound, or InvalidInput where the prefix fits several."""
         if not id_:

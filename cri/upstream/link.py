@@ -1,0 +1,226 @@
+"""A connection to another CRI runtime. What it answers stays bytes, and what it refuses stays in its own words."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, Final
+from urllib.parse import quote
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+
+from cri.api import runtime_pb2 as pb
+from cri.call import Call, Metadata, Relayed
+
+RUNTIME: Final[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["RuntimeService"]
+IMAGE: Final[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["ImageService"]
+METHODS: Final = MappingProxyType({method.name: method for service in (RUNTIME, IMAGE) for method in service.methods})
+"""Every method of CRI; no two services have one of the same name."""
+
+_OPTIONS: Final = (
+    # Go's servers refuse the path of a socket as the name of a host.
+    ("grpc.default_authority", "localhost"),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # What is passed on is bounded where it is served.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # It is on this host: trying costs nothing, and a runtime that is back is missed by every pod.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+# What belongs to one connection, or is said anew on the next.
+_HOP: Final = frozenset({"user-agent", "content-type", "te"})
+_DETAILS: Final = "grpc-status-details-bin"
+
+
+class Link:
+    """Calls to the runtime at a socket, which need not be there yet. Thread-safe."""
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+        self._channel = grpc.insecure_channel(f"unix:{quote(socket)}", options=_OPTIONS)
+        self._unary: Mapping[str, Any] = {
+            name: self._channel.unary_unary(_path(method), _serialized)
+            for name, method in METHODS.items()
+            if not method.server_streaming
+        }
+        self._streams: Mapping[str, Any] = {
+            name: self._channel.unary_stream(_path(method), _serialized)
+            for name, method in METHODS.items()
+            if method.server_streaming
+        }
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._retired = False
+        self._on_retire: set[Callable[[], object]] = set()
+
+    def ask(self, name: str, request: Message, call: Call) -> bytes:
+        """The answer, waited for in this thread: for what does not take long, as its client cannot cancel it.
+
+        :raises Relayed: it refused or failed, or does not answer (UNAVAILABLE).
+        """
+        with self._busy(), _relaying():
+            return bytes(
+                self._unary[name](request, timeout=call.deadline.remaining(), metadata=forwarded(call.metadata()))
+            )
+
+    def begin(self, name: str, request: Message, call: Call, at_most: float | None = None) -> Callable[[], bytes]:
+        """Ask without waiting: the returned function does, and fails as :meth:`ask` does.
+
+        It is cancelled when the client goes away, or after ``at_most`` seconds.
+        """
+        self._enter()
+        try:
+            future = self._unary[name].future(
+                request, timeout=call.deadline.remaining(at_most), metadata=forwarded(call.metadata())
+            )
+        except BaseException:
+            self._leave()
+            raise
+        future.add_done_callback(lambda _: self._leave())
+
+        def cancel() -> None:
+            future.cancel()
+
+        def wait() -> bytes:
+            with _relaying():
+                return bytes(future.result())
+
+        call.deadline.listen(cancel)
+        return wait
+
+    def answers(self, call: Call, *, patient: bool, at_most: float) -> None:
+        """Return once the runtime answers; ``patient``: as soon as it is there, however long that takes.
+
+        :raises Relayed: it does not in ``at_most`` seconds, the client goes away, or this link is retired.
+        """
+        future = self._unary["Version"].future(
+            pb.VersionRequest(),
+            timeout=call.deadline.remaining(None if patient else at_most),
+            metadata=forwarded(call.metadata()),
+            wait_for_ready=patient,
+        )
+
+        def cancel() -> None:
+            future.cancel()
+
+        forget = self.when_retired(cancel)
+        call.deadline.listen(cancel)
+        try:
+            with _relaying():
+                future.result()
+        finally:
+            forget()
+            call.deadline.ignore(cancel)
+
+    def stream(self, name: str, request: Message, call: Call) -> Stream:
+        """The answers as they come. It is cancelled when the client goes away, or this link is retired."""
+        return Stream(
+            self,
+            self._streams[name](
+                request,
+                timeout=call.deadline.remaining(),
+                metadata=forwarded(call.metadata()),
+            ),
+            call,
+        )
+
+    def retire(self) -> None:
+        """Take no new streams, end those there are, and close the connection once the calls under way have ended."""
+        with self._lock:
+            self._retired = True
+            told, idle = list(self._on_retire), not self._under_way
+        for cancel in told:
+            cancel()
+        if idle:
+            self._close()
+
+    def when_retired(self, tell: Callable[[], object]) -> Callable[[], None]:
+        """Have ``tell`` called by :meth:`retire`, at once if that has been; the returned function takes that back."""
+        with self._lock:
+            self._on_retire.add(tell)
+            retired = self._retired
+        if retired:
+            tell()
+        return lambda: self._on_retire.discard(tell)
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def _enter(self) -> None:
+        with self._lock:
+            self._under_way += 1
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._under_way -= 1
+            last = self._retired and not self._under_way
+        if last:
+            self._close()
+
+    def _close(self) -> None:
+        # The last call may end in the connection's own thread, which closing waits for.
+        threading.Thread(target=self._channel.close, name="upstream-close", daemon=True).start()
+
+
+class Stream:
+    """Answers of one call, iterated by one thread; :meth:`close` may be called by any."""
+
+    def __init__(self, link: Link, call: Any, of: Call) -> None:
+        self._call = call
+        self._forget: Callable[[], None] = lambda: None
+        self._forget = link.when_retired(self.close)
+        of.deadline.listen(self.close)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """:raises Relayed: it ended with a failure, or was cancelled."""
+        try:
+            with _relaying():
+                for answer in self._call:
+                    yield bytes(answer)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Want no more."""
+        self._call.cancel()
+        self._forget()
+
+
+def forwarded(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
+    """What of a client's metadata goes on to the next server: traces, say, and nothing of the connection."""
+    return tuple((key, value) for key, value in metadata if key not in _HOP and not key.startswith((":", "grpc-")))
+
+
+def _trailing(metadata: Iterable[Any]) -> tuple[tuple[str, str | bytes], ...]:
+    return tuple((key, value) for key, value in metadata if key == _DETAILS or not key.startswith((":", "grpc-")))
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _serialized(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+@contextmanager
+def _relaying() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise Relayed(error.code(), error.details() or "", _trailing(error.trailing_metadata() or ())) from None
+    except grpc.FutureCancelledError:
+        raise Relayed(grpc.StatusCode.CANCELLED, "the client went away") from None

@@ -1,0 +1,290 @@
+"""RuntimeService of two runtimes: each verb is ours, the other one's, or both's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import Message
+
+from cri.api import runtime_pb2 as pb
+from cri.call import Call, Relayed
+from cri.upstream import lists, merge
+from cri.upstream.choice import Choice, Side
+from cri.upstream.events import Both
+from cri.upstream.link import RUNTIME, Link
+from cri.upstream.side import Links, RuntimePort, Sides, contract_of
+from forgeone_shim.errors import NotFound
+
+PATIENCE: Final = 5.0
+"""Seconds that Status waits for the other runtime: one that hangs is told of, and not waited for with it."""
+
+BY_POD: Final = frozenset(
+    {
+        "StopPodSandbox",
+        "RemovePodSandbox",
+        "PodSandboxStatus",
+        "UpdatePodSandboxResources",
+        "PortForward",
+        "PodSandboxStats",
+        "CheckpointPod",
+    }
+)
+"""Verbs of one pod."""
+
+BY_CONTAINER: Final = frozenset(
+    {
+        "StartContainer",
+        "StopContainer",
+        "RemoveContainer",
+        "ContainerStatus",
+        "UpdateContainerResources",
+        "ReopenContainerLog",
+        "ExecSync",
+        "Exec",
+        "Attach",
+        "ContainerStats",
+        "CheckpointContainer",
+    }
+)
+"""Verbs of one container."""
+
+# What takes its time, and must end when its client goes away.
+_LONG: Final = frozenset(
+    {
+        "RunPodSandbox",
+        "StopPodSandbox",
+        "RemovePodSandbox",
+        "CreateContainer",
+        "StartContainer",
+        "StopContainer",
+        "RemoveContainer",
+        "ExecSync",
+        "CheckpointContainer",
+        "CheckpointPod",
+        "RestorePod",
+    }
+)
+# CRI: "must not return an error" for what is not there; older runtimes do.
+_IDEMPOTENT: Final = frozenset({"StopPodSandbox", "RemovePodSandbox", "StopContainer", "RemoveContainer"})
+_ENDS_POD: Final = frozenset({"StopPodSandbox", "RemovePodSandbox"})
+# Nobody has been told anything of the other runtime by these.
+_NO_ANSWER: Final = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+)
+
+Behaviour = Callable[[Any, Call], Any]
+
+
+class RuntimeFront:
+    """The verbs by their names, in :attr:`verbs`, over our own servicer."""
+
+    def __init__(self, own: object, runtime: RuntimePort, links: Links, sides: Sides, choice: Choice) -> None:
+        self._own: Mapping[str, Behaviour] = {method.name: getattr(own, method.name) for method in RUNTIME.methods}
+        self._runtime, self._links, self._sides, self._choice = runtime, links, sides, choice
+        special: dict[str, Callable[[Any, Link, Call], Any]] = {
+            "Status": self._status,
+            "UpdateRuntimeConfig": self._update_config,
+            "RunPodSandbox": self._run,
+            "RestorePod": self._restore,
+            "CreateContainer": self._create,
+            "ListMetricDescriptors": self._descriptors,
+        }
+        self.verbs: Mapping[str, Behaviour] = MappingProxyType(
+            {
+                "Version": self._own["Version"],
+                "RuntimeConfig": self._own["RuntimeConfig"],
+                "GetContainerEvents": Both(self._own["GetContainerEvents"], links),
+                **{name: self._beside(name, does) for name, does in special.items()},
+                **{name: self._beside(name, self._of_pod(name)) for name in BY_POD},
+                **{name: self._beside(name, self._of_container(name)) for name in BY_CONTAINER},
+                **{name: self._beside(name, self._list(name)) for name in lists.LISTS},
+                **{name: self._stream(name) for name in lists.STREAMS},
+            }
+        )
+
+    def _beside(self, name: str, does: Callable[[Any, Link, Call], Any]) -> Behaviour:
+        """A verb that is ours alone while there is no other runtime."""
+        own, links = self._own[name], self._links
+
+        def verb(request: Any, call: Call) -> Any:
+            link = links.now
+            return own(request, call) if link is None else does(request, link, call)
+
+        return verb
+
+    # -- one pod or container
+
+    def _of_pod(self, name: str) -> Callable[[Any, Link, Call], Any]:
+        def verb(request: Any, link: Link, call: Call) -> Any:
+            side = self._sides.of_pod(request.pod_sandbox_id, link, call)
+            answer = self._either(name, side, request, link, call)
+            if name in _ENDS_POD:
+                self._choice.wanted.gone(request.pod_sandbox_id)
+            return answer
+
+        return verb
+
+    def _of_container(self, name: str) -> Callable[[Any, Link, Call], Any]:
+        def verb(request: Any, link: Link, call: Call) -> Any:
+            side = self._sides.of_container(request.container_id, link, call)
+            return self._either(name, side, request, link, call)
+
+        return verb
+
+    def _either(self, name: str, side: Side, request: Message, link: Link, call: Call) -> Any:
+        if side is Side.OURS:
+            return self._own[name](request, call)
+        try:
+            return link.begin(name, request, call)() if name in _LONG else link.ask(name, request, call)
+        except Relayed as error:
+            if error.code is grpc.StatusCode.NOT_FOUND and name in _IDEMPOTENT:
+                return b""
+            raise
+
+    # -- what is made
+
+    def _run(self, request: pb.RunPodSandboxRequest, link: Link, call: Call) -> Any:
+        """By its handler. A pod with a contract is not started where nobody would keep it."""
+        if self._sides.of_handler(request.runtime_handler) is Side.OURS:
+            return self._own["RunPodSandbox"](request, call)
+        self._without_contract(request.config, request.config.annotations, request.runtime_handler, call)
+        answer = link.begin("RunPodSandbox", request, call)()
+        id_ = pb.RunPodSandboxResponse.FromString(answer).pod_sandbox_id
+        self._runtime.beside.forwarded(id_, _pod(request.config), request.runtime_handler, link.socket)
+        return answer
+
+    def _restore(self, request: pb.RestorePodRequest, link: Link, call: Call) -> Any:
+        if self._sides.of_handler(request.runtime_handler) is Side.OURS:
+            return self._own["RestorePod"](request, call)
+        self._without_contract(request.config, request.config.annotations, request.runtime_handler, call)
+        for one in request.container_configs:
+            self._without_contract(request.config, one.annotations, request.runtime_handler, call)
+        answer = link.begin("RestorePod", request, call)()
+        id_ = pb.RestorePodResponse.FromString(answer).pod_sandbox_id
+        self._runtime.beside.forwarded(id_, _pod(request.config), request.runtime_handler, link.socket)
+        return answer
+
+    def _create(self, request: pb.CreateContainerRequest, link: Link, call: Call) -> Any:
+        """Where its pod is. An image that is on the other side alone is looked for here from now on."""
+        side = self._sides.of_pod(request.pod_sandbox_id, link, call)
+        image = request.config.image
+        if side is Side.OURS:
+            try:
+                return self._own["CreateContainer"](request, call)
+            except NotFound as error:
+                if error.noun != "image" or self._runtime.beside.has_image(image.image):
+                    raise
+                self._wanted(request, side)
+                raise NotFound(
+                    error.noun, error.name, where="ForgeOne", fix="it is pulled for this pod at the next attempt"
+                ) from error
+        self._without_contract(request.sandbox_config, request.config.annotations, "", call)
+        try:
+            return link.begin("CreateContainer", request, call)()
+        except Relayed as error:
+            if error.code not in _NO_ANSWER and not _has_image(link, image, call):
+                self._wanted(request, side)
+            raise
+
+    def _wanted(self, request: pb.CreateContainerRequest, side: Side) -> None:
+        image = request.config.image
+        self._choice.wanted.mark((image.image, image.user_specified_image), side, request.pod_sandbox_id)
+
+    def _without_contract(
+        self, config: pb.PodSandboxConfig, annotations: Mapping[str, str], handler: str, call: Call
+    ) -> None:
+        annotation = contract_of(annotations)
+        if annotation:
+            self._runtime.beside.refuse(_pod(config), annotation, handler, call.deadline)
+
+    # -- lists
+
+    def _list(self, name: str) -> Callable[[Any, Link, Call], Any]:
+        own = self._own[name]
+
+        def verb(request: Any, link: Link, call: Call) -> Any:
+            if self._ours_alone(request):
+                return own(request, call)
+            return lists.unary(name, own, request, link, call)
+
+        return verb
+
+    def _stream(self, name: str) -> Behaviour:
+        own = self._own[name]
+
+        def verb(request: Any, call: Call) -> Iterator[Message | bytes]:
+            link = self._links.now
+            if link is None or self._ours_alone(request):
+                yield from own(request, call)
+            else:
+                yield from lists.stream(name, own, request, link, call)
+
+        return verb
+
+    def _ours_alone(self, request: Any) -> bool:
+        wanted = getattr(request, "filter", None)
+        if wanted is None:
+            return False
+        return self._sides.only_ours(wanted.id, getattr(wanted, "pod_sandbox_id", ""))
+
+    def _descriptors(self, request: pb.ListMetricDescriptorsRequest, link: Link, call: Call) -> Any:
+        theirs = link.begin("ListMetricDescriptors", request, call)
+        ours: pb.ListMetricDescriptorsResponse = self._own["ListMetricDescriptors"](request, call)
+        try:
+            upstream = pb.ListMetricDescriptorsResponse.FromString(theirs())
+        except Relayed as error:
+            if error.code is grpc.StatusCode.UNIMPLEMENTED:
+                return ours
+            raise
+        return pb.ListMetricDescriptorsResponse(descriptors=merge.descriptors(ours.descriptors, upstream.descriptors))
+
+    # -- the node
+
+    def _status(self, request: pb.StatusRequest, link: Link, call: Call) -> pb.StatusResponse:
+        status = link.begin("Status", request, call, PATIENCE)
+        driver = link.begin("RuntimeConfig", pb.RuntimeConfigRequest(), call, PATIENCE)
+        ours: pb.StatusResponse = self._own["Status"](request, call)
+        here: pb.RuntimeConfigResponse = self._own["RuntimeConfig"](pb.RuntimeConfigRequest(), call)
+        upstream: merge.Upstream | str
+        try:
+            upstream = merge.Upstream(pb.StatusResponse.FromString(status()), _driver(driver))
+        except Relayed as error:
+            upstream = f"{link.socket} does not answer: {error}"
+        return merge.status(ours, upstream, default=self._links.default, driver=here.linux.cgroup_driver)
+
+    def _update_config(self, request: pb.UpdateRuntimeConfigRequest, link: Link, call: Call) -> Any:
+        theirs = link.begin("UpdateRuntimeConfig", request, call)
+        ours = self._own["UpdateRuntimeConfig"](request, call)
+        try:
+            theirs()
+        except Relayed as error:
+            if error.code is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+        return ours
+
+
+def _pod(config: pb.PodSandboxConfig) -> dict[str, Any]:
+    of = config.metadata
+    return {"namespace": of.namespace, "name": of.name, "uid": of.uid, "attempt": of.attempt}
+
+
+def _driver(answer: Callable[[], bytes]) -> pb.CgroupDriver.ValueType | None:
+    """``None``: it does not tell, as those before CRI 1.28."""
+    try:
+        return pb.RuntimeConfigResponse.FromString(answer()).linux.cgroup_driver
+    except Relayed as error:
+        if error.code is grpc.StatusCode.UNIMPLEMENTED:
+            return None
+        raise
+
+
+def _has_image(link: Link, image: pb.ImageSpec, call: Call) -> bool:
+    """Whether the other runtime has it; as far as can be told now."""
+    try:
+        answer = link.ask("ImageStatus", pb.ImageStatusRequest(image=pb.ImageSpec(image=image.image)), call)
+    except Relayed:
+        return True
+    return pb.ImageStatusResponse.FromString(answer).HasField("image")
