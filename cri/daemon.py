@@ -20,6 +20,8 @@ from cri.runtime.service import RuntimeService
 from cri.server import Server, unobserved
 from cri.signals import Signals
 from cri.streaming.server import StreamingServer
+from cri.upstream import front
+from cri.upstream.side import Links
 from forgeone_shim.config.loader import load, load_or_exit
 from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
@@ -62,14 +64,14 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
     :raises ForgeError: the runtime or the socket cannot be had.
     """
     runtime = Runtime.open(config)
-    streaming = StreamingServer(config.streaming, runtime)
+    streaming, links = StreamingServer(config.streaming, runtime), Links(config.upstream)
     exposition = _exposition(config, runtime, streaming)
     try:
         streaming.start()
-        reload = Reload(config, read, runtime, streaming)
+        reload = Reload(config, read, runtime, streaming, links)
         server = Server(
             config.grpc,
-            services(config, runtime, reload, streaming),
+            front.services(services(config, runtime, reload, streaming), runtime, links),
             path=Path(config.socket),
             gid=config.socket_gid,
             observe=exposition.calls if exposition else unobserved,
@@ -87,6 +89,7 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
         if exposition:
             exposition.stop()
         streaming.stop()
+        links.close()
         _close(runtime)
 
 

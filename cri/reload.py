@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from cri.streaming.server import StreamingServer
+from cri.upstream.side import Links
 from forgeone_shim.config import logging
 from forgeone_shim.config.model import Config
 from forgeone_shim.config.reload import Outcome, Reloader
@@ -26,13 +27,18 @@ def shown(config: Config) -> dict[str, str]:
 
 
 class Reload:
-    """Applies a configuration to a runtime, to streaming, the log and what Status shows, and tells systemd."""
+    """Applies a configuration to a runtime, to streaming, the other runtime's link, the log and what Status shows."""
 
     def __init__(
-        self, config: Config, read: Callable[[], Config], runtime: Runtime, streaming: StreamingServer
+        self,
+        config: Config,
+        read: Callable[[], Config],
+        runtime: Runtime,
+        streaming: StreamingServer,
+        upstream: Links,
     ) -> None:
         self.info = shown(config)
-        self._runtime, self._streaming = runtime, streaming
+        self._runtime, self._streaming, self._upstream = runtime, streaming, upstream
         self._reloader = Reloader(config, read, self._apply)
 
     def __call__(self) -> Outcome:
@@ -55,6 +61,7 @@ class Reload:
     def _apply(self, config: Config) -> tuple[str, ...]:
         changed = self._runtime.reconfigure(config)
         self._streaming.reconfigure(config.streaming)
+        self._upstream.follow(config.upstream)
         logging.change(config.log)
         self.info.update(shown(config))
         return changed
