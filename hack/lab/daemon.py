@@ -55,6 +55,7 @@ class Daemon:
     :param environ: more environment for the process.
     :param settings: keys of the configuration that differ, by their dotted names (``native.log_rate``).
     :param repository: the checkout whose forgeoned it is.
+    :param program: the beginning of the command line of another forgeoned than that.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Daemon:
         environ: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
         repository: Path = REPOSITORY,
+        program: Sequence[str] = (),
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="forgeone-lab-"))
         # As /run and /var/lib are: the root of a pod with a user namespace passes through to its own.
         self.directory.chmod(0o711)
         self.tag = secrets.token_hex(3)
         self._environ, self._repository = dict(environ or {}), repository
+        self._program = list(program) or [sys.executable, "-m", "cri.daemon"]
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
         self._lock = threading.Lock()
@@ -118,7 +121,7 @@ class Daemon:
 
         :raises RuntimeError: it ended, or said nothing in time; carries the end of its log.
         """
-        argv = [sys.executable, "-m", "cri.daemon", "--config", str(self.config_file)]
+        argv = [*self._program, "--config", str(self.config_file)]
         self._process = notify.start(argv, {**_inherited(), **self._environ}, self.log, cwd=self._repository)
         # Calls that others make while there is no daemon leave a channel that tries again only after a while.
         grpc.channel_ready_future(self.channel).result(patient(_READY_SECONDS))
