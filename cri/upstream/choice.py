@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final, Protocol
 
 from forgeone_shim.errors import InvalidInput
@@ -53,7 +52,7 @@ class Pod:
     """A ready pod."""
 
     key: PodKey
-    annotations: Mapping[str, str] = MappingProxyType({})
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class Pods(Protocol):
@@ -75,7 +74,7 @@ class Asked:
 
     image: str
     handler: str = ""
-    annotations: Mapping[str, str] = MappingProxyType({})
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class Wanted:
