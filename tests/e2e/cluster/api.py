@@ -16,6 +16,8 @@ Json = Mapping[str, Any]
 _NOT_FOUND: Final = 404
 _EVENTS: Final = 8
 _LOOK_AGAIN: Final = 3
+_OVERHEADS: Final = {"microvm": {"memory": "240Mi"}, "auto": {"memory": "240Mi"}}
+"""What an engine needs of a pod's control group besides what the containers may have."""
 _FROM_NOW: Final = {"resource_version": "0"}
 """Begin a watch with what the API server has at hand, which may be a moment old. Without it a server waits for its
 store, in vain where that is too old to tell how far it is."""
@@ -162,6 +164,30 @@ class Cluster:
         )
         return str(answer.data.decode())
 
+    def lines(self, namespace: str, name: str, count: int, container: str = "main") -> list[str]:
+        """The first lines of a container's log, as soon as there are so many; fewer where it ends before.
+
+        Raises:
+            urllib3.exceptions.ReadTimeoutError: There are not so many within a minute.
+        """
+        answer = self.core.read_namespaced_pod_log(
+            name,
+            namespace,
+            container=container,
+            follow=True,
+            _preload_content=False,
+            _request_timeout=patient(60),
+        )
+        try:
+            data = b""
+            for piece in answer.stream(None):
+                data += piece
+                if data.count(b"\n") >= count:
+                    break
+            return data.decode().splitlines()[:count]
+        finally:
+            answer.close()
+
     def get(self, namespace: str, service: str, path: str, port: int = 80) -> tuple[int, str]:
         """Status and body of what a Service answers, asked through the API server."""
         try:
@@ -223,6 +249,8 @@ class Cluster:
     def runtime_class(self, name: str, engine: str) -> Iterator[str]:
         """A RuntimeClass of an engine's handler, for the nodes that have it."""
         body: dict[str, Any] = {"metadata": {"name": name}, "handler": f"forgeone-{engine}"}
+        if engine in _OVERHEADS:
+            body["overhead"] = {"podFixed": _OVERHEADS[engine]}
         if len(self.handlers().get(body["handler"], ())) < len(self.nodes()):
             # Nodes without ForgeOne are no place for these pods: the installer's label tells them apart.
             body["scheduling"] = {"nodeSelector": {f"forgeone.dev/engine-{engine}": "true"}}
