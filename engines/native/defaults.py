@@ -26,6 +26,11 @@ Json = dict[str, Any]
 
 DEVICES_ANNOTATION: Final = names.HOST_ANNOTATION
 CGROUP_ANNOTATION: Final = "forgeone.dev/cgroup-writable"
+"""pod; whoever writes the pod
+
+`true`: its containers can write to their cgroups (v2), to have cgroups of their own below. Refused with
+PERMISSION_DENIED where `native.cgroup_writable` is `never`.
+"""
 CGROUP_WRITABLE: Final = ("never", "annotation", "always")
 
 _ALL = "ALL"

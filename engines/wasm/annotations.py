@@ -16,10 +16,35 @@ from forgeone_shim.errors import InvalidInput
 PREFIX: Final = "wasm.forgeone.dev/"
 
 EXEC: Final = "wasm.forgeone.dev/exec"
+"""pod; whoever writes the pod
+
+Exported functions, with commas between them, that an exec into a WebAssembly container may name as its command; each
+runs in a fresh instance of the container's module.
+"""
 MEMORY_MAX: Final = "wasm.forgeone.dev/memory-max"
+"""pod; whoever writes the pod
+
+Bytes, `64Mi`, that each linear memory may grow to; a growth beyond is refused to the guest. Without it the container's
+memory limit.
+"""
 CPU_BUDGET: Final = "wasm.forgeone.dev/cpu-budget"
+"""pod; whoever writes the pod
+
+CPU time, `1.5s`, after which the guest traps: exit code 134, reason `CPUBudgetExceeded`.
+"""
 CPU_SLICE: Final = "wasm.forgeone.dev/cpu-slice"
+"""pod; whoever writes the pod
+
+CPU time, `10ms`, after which the guest, in its next loop or call, lets others that wait for the processor have a turn,
+again and again. Metered code, like a budget's, is a third slower. Not for an HTTP server, whose requests have a thread
+each.
+"""
 TRACE: Final = "wasm.forgeone.dev/trace"
+"""pod; whoever writes the pod
+
+`true`: every call of the guest into the host is [recorded](operate.md#traces). Of core modules alone; a component is
+refused.
+"""
 _KEYS: Final = (EXEC, MEMORY_MAX, CPU_BUDGET, CPU_SLICE, TRACE)
 
 _BYTES: Final = re.compile(r"([1-9][0-9]{0,18})(Ki|Mi|Gi)?")

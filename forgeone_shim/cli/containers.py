@@ -6,13 +6,18 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli.client import PATIENCE, Client, Noun, Target
 from forgeone_shim.errors import FailedPrecondition
 
-LOG_ANNOTATION = "forgeone.dev/log-directory"
+LOG_ANNOTATION: Final = "forgeone.dev/log-directory"
+"""pod; `forge run`
+
+The pod's log directory, which `forge rm` removes with the pod: only where its name ends with the pod's uid and it is no
+symlink.
+"""
 
 # `forge run` gives a pod and its container one name; whoever stops or removes that means all of it.
 _PODS_FIRST = (Noun.POD, Noun.CONTAINER)

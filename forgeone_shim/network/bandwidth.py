@@ -10,6 +10,11 @@ from forgeone_shim.errors import InvalidInput
 from forgeone_shim.network.cni.quantity import parse_quantity
 
 INGRESS: Final = "kubernetes.io/ingress-bandwidth"
+"""pod; whoever writes the pod
+
+Bits a second the pod may receive and send, `10M`, between 1k and 1P: on the built-in network, and by the CNI plugin
+that declares the capability `bandwidth`.
+"""
 EGRESS: Final = "kubernetes.io/egress-bandwidth"
 
 # Bounds of Kubernetes' own validation, in bits a second.

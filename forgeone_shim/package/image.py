@@ -23,10 +23,23 @@ from forgeone_shim.registry.origin import Origin
 
 _OWN: Final = "forgeone.dev/"
 NAME: Final = "forgeone.dev/package"
+"""image; forgeoned
+
+Of a [package](packages.md): its name and version, and the ids of the trusted keys that signed it.
+"""
 SIGNERS: Final = "forgeone.dev/package-signers"
 MEMORY: Final = "forgeone.dev/package-memory"
+"""image; forgeoned
+
+The limits that a package suggests, in bytes and thousandths of a CPU; a container of it has them where neither it nor
+its pod says any. No registry can say these, and the next: from an image that is no package they are taken off.
+"""
 CPU: Final = "forgeone.dev/package-cpu"
 CONTRACT: Final = "forgeone.dev/package-contract"
+"""image; forgeoned
+
+The contract that a package asks for its containers, as a document; it is joined with theirs.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,11 @@ LAYERS: Final = frozenset(
     }
 )
 VARIANT: Final = "module.wasm.image/variant"
-"""The annotation of an image of ordinary layers: ``compat``, or ``compat-smart`` where only its command can tell."""
+"""image; who builds it
+
+`compat`: this image of ordinary layers is WebAssembly, whatever platform it says; `compat-smart`: where the command
+names a `.wasm` or `.wat` file.
+"""
 
 ARCHITECTURE: Final = "wasm"
 _ARCHITECTURES: Final = frozenset({ARCHITECTURE, "wasm32"})

@@ -18,7 +18,12 @@ from forgeone_shim.registry.modules import VARIANT
 from forgeone_shim.runtime import process
 
 ANNOTATION: Final = "run.oci.handler"
-"""As crun has it, of a container or its pod: ``wasm``, or ``wasm-smart`` where the command decides."""
+"""container, or pod; whoever writes the pod
+
+In a pod of WebAssembly, or one whose engine is [chosen](auto.md): `wasm` has the [wasm
+engine](operate.md#webassembly-images) run the container whatever its image says, `wasm-smart` where its command names a
+`.wasm` or `.wat` file. As crun knows it; its other values mean nothing here.
+"""
 
 _EXEC_MODE: Final = "zta.forgeone.dev/exec_mode"
 _SUFFIXES: Final = (".wasm", ".wat")

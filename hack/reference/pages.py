@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from hack.reference import commands, configuration, contracts
+from hack.reference import annotation_keys, commands, configuration, contracts
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BLOCKS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "docs/configuration.md": {"keys": configuration.keys, "handlers": configuration.handler_keys},
-    "docs/annotations.md": {"contracts": contracts.rows},
+    "docs/annotations.md": {"annotations": annotation_keys.rows, "contracts": contracts.rows},
     "docs/cli.md": {"forge": commands.forge},
 }
 """Of each page, the generated blocks by their names."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,9 @@ def test_every_annotation_of_the_code_is_documented_and_no_other() -> None:
         name
         for room in ("cri", "forgeone_shim", "engines")
         for path in (ROOT / room).rglob("*.py")
+        # What is said of nodes and to an API server are no annotations of pods.
+        if not path.is_relative_to(ROOT / "forgeone_shim/node")
+        and not path.is_relative_to(ROOT / "forgeone_shim/cluster")
         for name in key.findall(path.read_text())
     }
     code |= {f"{parse.PREFIX}{name}" for name in (parse.DOCUMENT, *parse.FIELDS)}
@@ -64,11 +69,51 @@ def test_every_test_that_shows_a_promise_exists() -> None:
     assert [number for number, here, shown in rows if not shown and here != "not yet"] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
-def test_links_between_documents_lead_somewhere(page: str) -> None:
+PAGES = ["README.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def prose(path: Path) -> str:
+    """A page without its examples."""
+    return re.sub(r"^(```|~~~).*?^\1", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def anchors(path: Path) -> set[str]:
+    """The headings of a page, as GitHub makes anchors of them, and those that it makes itself."""
+    seen: Counter[str] = Counter()
+    found = set(re.findall(r"<a (?:id|name)=\"([^\"]+)\"", path.read_text()))
+    for title in re.findall(r"^#{1,6} +(.+?) *#*$", prose(path), re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).lower()
+        slug = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_pages_and_headings_that_are_there(page: str) -> None:
     path = ROOT / page
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-    assert [link for link in links if not (path.parent / link).exists()] == []
+    dead = []
+    for target, anchor in LINK.findall(prose(path)):
+        there = (path.parent / target).resolve() if target else path
+        if not there.exists():
+            dead.append(f"{target} is not there")
+        elif anchor and there.suffix == ".md" and anchor not in anchors(there):
+            dead.append(f"{target}#{anchor} has no heading")
+    assert dead == []
+
+
+def test_anchors_are_those_of_github(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text('# A `[b]` C-d!\n## Who may? [x](y)\n## Same\n## Same\n```\n# no heading\n```\n<a id="own"></a>\n')
+    assert anchors(page) == {"a-b-c-d", "who-may-x", "same", "same-1", "own"}
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text()
+    pages = [path.name for path in ROOT.glob("docs/*.md") if path.name != "README.md"]
+    assert [page for page in pages if f"({page})" not in index] == []
 
 
 def test_targets_named_in_the_documents_exist() -> None:
