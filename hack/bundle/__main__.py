@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from forgeone_shim.errors import ForgeError, InvalidInput
@@ -40,7 +41,6 @@ def make(output: Path, *, with_deb: bool = False, with_image: bool = False) -> l
     :raises ForgeError: what is missing for it, or fails.
     """
     output.mkdir(parents=True, exist_ok=True)
-    made = []
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.resolve()) as name:
         work = Path(name)
         bundle = build(work, epoch())
@@ -51,10 +51,10 @@ def make(output: Path, *, with_deb: bool = False, with_image: bool = False) -> l
             writers.append((f"{layout.NAME}_{stamp.version}_{stamp.arch.debian}.deb", deb.write))
         if with_image:
             writers.append((f"{stem}.oci.tar", artifacts.write_image))
-        for file, write in writers:
-            write(bundle.root, work / file, stamp)
-            made.append((work / file).replace(output / file))
-    return made
+        # Compressing is most of it, and leaves the interpreter's lock alone.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda one: one[1](bundle.root, work / one[0], stamp), writers))
+        return [(work / file).replace(output / file) for file, _ in writers]
 
 
 def epoch() -> int:

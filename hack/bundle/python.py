@@ -29,6 +29,8 @@ _UNUSED: Final = (
     *("__pycache__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo"),
     *("sitecustomize.py", "EXTERNALLY-MANAGED"),
 )
+# Kubernetes' second client, for asyncio, has half of all bytecode; CEL's extensions are large, and nobody loads them.
+_UNUSED_SITE: Final = ("bin", "kubernetes/aio", "cel_expr_python/ext", "*/tests", "*/io/tests")
 _MANYLINUX_OLDEST: Final = 5
 _COMPILE_SECONDS: Final = 300.0
 _NAME: Final = re.compile(r"[-_.]+")
@@ -99,7 +101,9 @@ def place_wheels(interpreter: Interpreter, files: Files, arch: Arch, root: Path)
         layout.REPOSITORY / _LOCK,
     ]
     run([*pip, "--target", site, *tags, *exact], env={"PIP_USER": "0"})
-    shutil.rmtree(site / "bin", ignore_errors=True)
+    for pattern in _UNUSED_SITE:
+        for path in list(site.glob(pattern)):
+            shutil.rmtree(path)
     for path in [*site.rglob("direct_url.json"), *site.rglob("REQUESTED")]:
         path.unlink()
     return tuple(

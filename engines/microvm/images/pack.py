@@ -45,8 +45,9 @@ def main() -> NoReturn:
     if os.getppid() != order.parent:
         os._exit(1)
     # Times of files are kept: Python, for one, compares its bytecode's with the source's.
-    argv = [order.program, "--quiet", "-U", _ID, f"/{_FILE}", f"/{_TREE}"]
-    os.execve(order.program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
+    program = str(Path(order.program).resolve())
+    argv = [program, "--quiet", "-U", _ID, f"/{_FILE}", f"/{_TREE}"]
+    os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
 
 
 def _enter(order: Order) -> None:
@@ -61,6 +62,12 @@ def _enter(order: Order) -> None:
         elif source.is_dir():
             target.mkdir()
             mounts.bind(source, target, readonly=True)
+    # A program from elsewhere has its libraries in the directory beside its own.
+    home = Path(order.program).resolve().parent.parent
+    if len(home.parts) > 1 and home.parts[1] not in _SYSTEM:
+        target = root.joinpath(*home.parts[1:])
+        target.mkdir(parents=True)
+        mounts.bind(home, target, readonly=True)
     (root / _TREE).mkdir()
     mounts.bind(order.tree, root / _TREE, readonly=True)
     (root / _FILE).touch()
