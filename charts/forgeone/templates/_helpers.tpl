@@ -112,3 +112,39 @@ seccompProfile: {type: RuntimeDefault}
 {{- end }}
 {{- end }}
 {{ end }}
+
+{{/* Who runs pods that name no class: with another runtime beside, that one unless `config` says otherwise. */}}
+{{- define "forgeone.defaultEngine" -}}
+{{- if eq .Values.installer.mode "replace" -}}native
+{{- else if eq (dig "upstream" "default_runtime" "upstream" .Values.config) "forgeone" -}}native
+{{- else -}}none
+{{- end }}
+{{- end }}
+
+{{/* What webhooks have in common. Never asked about the release's own namespace: it has to come up without itself. */}}
+{{- define "forgeone.webhookEntry" -}}
+{{- $given := .root.Values.admission.namespaceSelector }}
+{{- $own := dict "key" "kubernetes.io/metadata.name" "operator" "NotIn" "values" (list .root.Release.Namespace) -}}
+admissionReviewVersions: [v1]
+sideEffects: None
+matchPolicy: Equivalent
+failurePolicy: {{ .root.Values.admission.webhook.failurePolicy }}
+timeoutSeconds: {{ .root.Values.admission.webhook.timeoutSeconds }}
+clientConfig:
+  service:
+    name: {{ include "forgeone.admissionName" .root }}
+    namespace: {{ .root.Release.Namespace }}
+    path: {{ .path }}
+    port: 443
+namespaceSelector:
+  {{- with $given.matchLabels }}
+  matchLabels:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  matchExpressions:
+    {{- append ($given.matchExpressions | default list) $own | toYaml | nindent 4 }}
+{{- with .root.Values.admission.webhook.objectSelector }}
+objectSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
