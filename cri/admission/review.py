@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -36,7 +35,6 @@ MAX_WARNINGS: Final = 8
 # not cut, as long as there are few.
 MAX_WARNING: Final = 250
 MAX_MESSAGE: Final = 2000
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 _KUBELET: Final = "system:node:"
 # What of a refusal is told to logs and metrics: what kind of thing it was, and no word of the object's author.
 _CAUSES: Final[Sequence[tuple[str, tuple[str, ...]]]] = (
@@ -83,7 +81,7 @@ class Verdict:
     by: str = ""
     reason: str = ""
     warnings: tuple[str, ...] = ()
-    notes: Mapping[str, str] = NOTHING
+    notes: Mapping[str, str] = field(default_factory=dict)
     patch: tuple[Mapping[str, str], ...] = ()
 
 

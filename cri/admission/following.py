@@ -1,0 +1,218 @@
+"""What of the cluster reviews are decided by, followed as it changes: policies, issuers, RuntimeClasses.
+
+What cannot be used leaves what was there before in force, as on nodes. What is lost sight of stays as it was last seen.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, cast
+
+import structlog
+
+from cri.admission import api, known
+from cri.admission.api import Cluster, Listing
+from cri.admission.known import Known
+from cri.admission.metrics import Metrics
+from cri.admission.options import Options
+from forgeone_shim.attestation import keys
+from forgeone_shim.attestation.keys import MAX_KEYS, SUFFIXES, PublicKey
+from forgeone_shim.cluster import objects
+from forgeone_shim.cluster.watch import Watch
+from forgeone_shim.cluster.wire import Came, Gone, Listed, Told, Trouble
+from forgeone_shim.contract.policy import Policy
+from forgeone_shim.errors import ForgeError, InvalidInput
+
+CLASSES: Final = "/apis/node.k8s.io/v1/runtimeclasses"
+POLICIES: Final = f"/apis/{objects.GROUP}/{objects.VERSION}/{objects.PLURAL}"
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("admission")
+
+
+class Stopped(Exception):
+    """Nothing is followed any more."""
+
+
+class Store(Protocol):
+    """Objects of one kind."""
+
+    what: str
+
+    def put(self, name: str, given: Mapping[str, Any] | None) -> None:
+        """It is so now; ``None``: it is gone. :raises ForgeError: it cannot be used, and nothing has changed."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+
+class PolicyStore:
+    """ZTAPolicy objects, read as nodes read them."""
+
+    what = "policies"
+
+    def __init__(self) -> None:
+        self.all: dict[str, Policy] = {}
+
+    def put(self, name: str, given: Mapping[str, Any] | None) -> None:
+        """:raises InvalidInput: no node could use it."""
+        if given is None:
+            self.all.pop(name, None)
+        else:
+            self.all[name] = objects.policy_of(given)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+
+class ClassStore:
+    """RuntimeClasses: the handler of each."""
+
+    what = "runtimeclasses"
+
+    def __init__(self) -> None:
+        self.all: dict[str, str] = {}
+
+    def put(self, name: str, given: Mapping[str, Any] | None) -> None:
+        """A RuntimeClass has a handler, or it is none."""
+        handler = given.get("handler") if given is not None else None
+        if isinstance(handler, str):
+            self.all[name] = handler
+        else:
+            self.all.pop(name, None)
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+
+class IssuerStore:
+    """A ConfigMap with public keys, one in each of its keys that ends as files of keys do."""
+
+    what = "issuers"
+
+    def __init__(self) -> None:
+        self.all: tuple[PublicKey, ...] = ()
+
+    def put(self, name: str, given: Mapping[str, Any] | None) -> None:
+        """:raises ForgeError: one of them is none: whoever put it there meant something by it."""
+        texts = {key: str(value).encode() for key, value in _part(given, "data")}
+        for key, value in _part(given, "binaryData"):
+            try:
+                texts[key] = base64.b64decode(str(value), validate=True)
+            except (binascii.Error, ValueError):
+                raise InvalidInput(f"configmaps/{name}: {key}", "is no base64") from None
+        found = {key: text for key, text in texts.items() if key.endswith(SUFFIXES)}
+        if len(found) > MAX_KEYS:
+            raise InvalidInput(f"configmaps/{name}", f"has {len(found)} keys, more than {MAX_KEYS}")
+        self.all = tuple(keys.public_key(found[key], f"configmaps/{name}: {key}", key) for key in sorted(found))
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+
+class Follower:
+    """Follows one listing into one store, in a thread of its own."""
+
+    def __init__(
+        self, listing: Listing, store: Store, changed: Callable[[], None], meters: Metrics, end: threading.Event
+    ) -> None:
+        """:param changed: is told, in that thread, when there is something new after a whole list."""
+        self._store, self._changed, self._meters, self._end = store, changed, meters, end
+        self._bad: set[str] = set()
+        self.listed = False
+        # The interface asks for more than following takes.
+        self._watch = Watch(cast(Any, listing), self._tell, self._seen, self._wait)
+        self._thread = threading.Thread(target=self._run, name=store.what, daemon=True)
+
+    @property
+    def what(self) -> str:
+        """The kind."""
+        return self._store.what
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._watch.run()
+        except Stopped:
+            return
+
+    def _seen(self, name: str, given: Mapping[str, Any] | None) -> None:
+        try:
+            self._store.put(name, given)
+            self._bad.discard(name)
+        except ForgeError as error:
+            if name not in self._bad:
+                _log.warning("not used", what=self._store.what, name=name, why=str(error))
+            self._bad.add(name)
+
+    def _tell(self, told: Told) -> None:
+        if self._end.is_set():
+            raise Stopped
+        if isinstance(told, Trouble):
+            self._meters.interrupted(self._store.what)
+            _log.warning("not followed", what=self._store.what, why=told.why)
+            return
+        self.listed = self.listed or isinstance(told, Listed)
+        if self.listed and isinstance(told, (Came, Gone, Listed)):
+            self._meters.known(self._store.what, len(self._store), len(self._bad))
+            self._changed()
+
+    def _wait(self, seconds: float) -> None:
+        if self._end.wait(seconds):
+            raise Stopped
+
+
+class Following:
+    """All that is followed, as one thing that is known."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        options: Options,
+        use: Callable[[Known], None],
+        lacks: Callable[[frozenset[str]], None],
+        meters: Metrics,
+    ) -> None:
+        """:param use: is given what is known, once all of it has been seen; ``lacks`` what has not been."""
+        self._options, self._use, self._lacks = options, use, lacks
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._policies, self._classes, self._issuers = PolicyStore(), ClassStore(), IssuerStore()
+        listings: list[tuple[Listing, Store]] = [(Listing(cluster, CLASSES), self._classes)]
+        if options.policies:
+            listings.append((Listing(cluster, POLICIES), self._policies))
+        if options.issuers:
+            place = Listing(cluster, api.configmaps(options.namespace), options.issuers)
+            listings.append((place, self._issuers))
+        self._followers = [Follower(listing, store, self._changed, meters, self._end) for listing, store in listings]
+
+    def start(self) -> None:
+        """Begin to follow."""
+        self._lacks(self._missing())
+        for one in self._followers:
+            one.start()
+
+    def stop(self) -> None:
+        """End it; threads that wait for the API server end with the process."""
+        self._end.set()
+
+    def _missing(self) -> frozenset[str]:
+        return frozenset(one.what for one in self._followers if not one.listed)
+
+    def _changed(self) -> None:
+        with self._lock:
+            missing = self._missing()
+            if not missing:
+                issuers = self._issuers.all if self._options.issuers else None
+                self._use(known.of(self._options, list(self._policies.all.values()), issuers, dict(self._classes.all)))
+            self._lacks(missing)
+
+
+def _part(given: Mapping[str, Any] | None, key: str) -> list[tuple[str, object]]:
+    found = (given or {}).get(key)
+    return list(found.items()) if isinstance(found, dict) else []

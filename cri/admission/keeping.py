@@ -1,0 +1,196 @@
+"""Certificates kept in a Secret, and webhook configurations told of their authorities, by whichever replica is first.
+
+Each change names the version that it is of, so that of two replicas one is told to look again. API servers are told
+before anything is shown that they could not know.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+import structlog
+
+from cri.admission import api, certificates
+from cri.admission.api import CONFLICT, NOT_FOUND, Cluster, Listing
+from cri.admission.certificates import Pair, State, Terms
+from cri.admission.options import Options
+from forgeone_shim.cluster.watch import ApiError, Watch
+from forgeone_shim.cluster.wire import Told
+from forgeone_shim.errors import ForgeError, Unavailable
+
+CONFIGURATIONS: Final = "/apis/admissionregistration.k8s.io/v1"
+VALIDATING: Final = f"{CONFIGURATIONS}/validatingwebhookconfigurations"
+MUTATING: Final = f"{CONFIGURATIONS}/mutatingwebhookconfigurations"
+_ATTEMPTS: Final = 10
+_DELAY: Final = (1.0, 60.0)
+# threading takes no longer waits than this many seconds, and clocks may be set meanwhile.
+_LONGEST: Final = 86400.0
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("admission")
+
+
+class Keeper:
+    """One replica's part in it, in a thread of its own."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        options: Options,
+        use: Callable[[Pair], None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """:param use: takes the serving certificate, whenever it is another."""
+        self._cluster, self._options, self._use, self._now = cluster, options, use, now
+        self._terms = Terms(
+            names=certificates.server_names(options.service, options.namespace),
+            certificate=timedelta(days=options.certificate_days),
+            ca=timedelta(days=options.ca_days),
+        )
+        self._used: Pair | None = None
+        self._wake, self._end = threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=self._run, name="certificates", daemon=True)]
+        places = [Listing(cluster, api.secrets(options.namespace), options.secret)]
+        places += [Listing(cluster, VALIDATING, name) for name in options.validating]
+        places += [Listing(cluster, MUTATING, name) for name in options.mutating]
+        self._threads += [
+            threading.Thread(target=self._follow, args=(place,), name=place.name, daemon=True) for place in places
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for one in self._threads:
+            one.start()
+
+    def stop(self) -> None:
+        """End it; threads that wait for the API server end with the process."""
+        self._end.set()
+        self._wake.set()
+
+    def keep(self) -> datetime:
+        """Do what is to be done now, and say when there is something next.
+
+        :raises ForgeError: the API server refused, or changed its mind too often.
+        """
+        try:
+            state = self._kept()
+            bundle = certificates.bundle(state, self._now())
+            for path, names in ((VALIDATING, self._options.validating), (MUTATING, self._options.mutating)):
+                for name in names:
+                    self._told(f"{path}/{name}", bundle)
+        except ApiError as error:
+            raise Unavailable(f"certificates: {error}") from error
+        if state.tls is not None and state.tls != self._used:
+            self._use(state.tls)
+            self._used = state.tls
+        return certificates.due(state)
+
+    def _run(self) -> None:
+        delay = _DELAY[0]
+        while not self._end.is_set():
+            self._wake.clear()
+            try:
+                left = (self.keep() - self._now()).total_seconds()
+                delay = _DELAY[0]
+            except ForgeError as error:
+                _log.warning("certificates not kept", why=str(error))
+                left, delay = delay, min(delay * 2, _DELAY[1])
+                # What another replica does is no reason to ask a server more often that just refused.
+                self._end.wait(left)
+                continue
+            self._wake.wait(max(0.0, min(left, _LONGEST)))
+
+    def _kept(self) -> State:
+        """What the Secret has, made whole and new where it is time."""
+        place = api.secrets(self._options.namespace)
+        for _ in range(_ATTEMPTS):
+            try:
+                found: Mapping[str, Any] | None = self._cluster.read(f"{place}/{self._options.secret}")
+            except ApiError as error:
+                if error.status != NOT_FOUND:
+                    raise
+                found = None
+            data = found.get("data") if found is not None else None
+            state = certificates.read(data if isinstance(data, dict) else {})
+            made = certificates.renewed(state, self._terms, self._now())
+            if made is state:
+                return state
+            try:
+                self._write(place, found, made)
+            except ApiError as error:
+                if error.status == CONFLICT:
+                    continue
+                raise
+            _log.info("certificates renewed", secret=self._options.secret, authority=made.ca != state.ca)
+            return made
+        raise Unavailable(f"secrets/{self._options.secret}: others change it all the time")
+
+    def _write(self, place: str, found: Mapping[str, Any] | None, made: State) -> None:
+        if found is None:
+            metadata = {"name": self._options.secret, "namespace": self._options.namespace}
+            secret = {"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata}
+            self._cluster.create(place, {**secret, "data": certificates.written(made)})
+        else:
+            # With the resourceVersion that was read.
+            body = {**found, "data": certificates.written(made)}
+            self._cluster.replace(f"{place}/{self._options.secret}", body)
+
+    def _told(self, path: str, bundle: bytes) -> None:
+        """The webhooks of a configuration that call this service believe these authorities."""
+        for _ in range(_ATTEMPTS):
+            try:
+                found = self._cluster.read(path)
+            except ApiError as error:
+                if error.status != NOT_FOUND:
+                    raise
+                # It comes with its first event.
+                return
+            changed = self._believing(found, base64.b64encode(bundle).decode())
+            if changed == found:
+                return
+            try:
+                self._cluster.replace(path, changed)
+            except ApiError as error:
+                if error.status == CONFLICT:
+                    continue
+                raise
+            _log.info("authorities told", configuration=path.rpartition("/")[2])
+            return
+        raise Unavailable(f"{path}: others change it all the time")
+
+    def _believing(self, found: Mapping[str, Any], bundle: str) -> Mapping[str, Any]:
+        service = {"namespace": self._options.namespace, "name": self._options.service}
+        webhooks = []
+        for one in found.get("webhooks") or ():
+            settings = one.get("clientConfig") or {}
+            called = settings.get("service") or {}
+            if {key: called.get(key) for key in service} == service:
+                one = {**one, "clientConfig": {**settings, "caBundle": bundle}}  # noqa: PLW2901
+            webhooks.append(one)
+        return {**found, "webhooks": webhooks}
+
+    def _follow(self, place: Listing) -> None:
+        def tell(_: Told) -> None:
+            if self._end.is_set():
+                raise _Stopped
+
+        def wait(seconds: float) -> None:
+            if self._end.wait(seconds):
+                raise _Stopped
+
+        def seen(name: str, given: Mapping[str, Any] | None) -> None:
+            del name, given
+            self._wake.set()
+
+        try:
+            # The interface asks for more than following takes.
+            Watch(cast(Any, place), tell, seen, wait).run()
+        except _Stopped:
+            return
+
+
+class _Stopped(Exception):
+    """Nothing is kept any more."""
