@@ -69,6 +69,10 @@ imports: setup ## which room may import which
 reference: setup ## write the generated parts of docs: configuration, annotations, commands
 	@$(BIN)/python -m hack.reference
 
+.PHONY: pictures
+pictures: setup ## take the pictures of forge in docs anew
+	@$(SUDO) $(BIN)/python -m hack.pictures
+
 .PHONY: bench
 bench: setup ## a pod's life in milliseconds, beside containerd; BENCH="--help" shows more
 	@$(SUDO) $(BIN)/python -m hack.bench.debian $(BENCH)

@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     run = verb("run", "run an image or a .forgepkg as a pod, show its output and pass on its exit code", login)
     run.add_argument("--name", default="", help="the pod's name (default: the image's and six random letters)")
     run.add_argument(
-        "--engine", default="", choices=("native", "wasm", "microvm"), help="default: what the image is for"
+        "--engine", default="", choices=("native", "wasm", "microvm", "auto"), help="default: what the image is for"
     )
     run.add_argument("--handler", default="", help="a runtime handler, by its name")
     run.add_argument("-i", "--stdin", action="store_true", help="pass standard input on")
