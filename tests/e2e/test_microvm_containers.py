@@ -173,12 +173,15 @@ def test_the_network_is_the_pods(guest: Guest) -> None:
     script = (
         "ip -o a; ip r; ip -6 r; cat /proc/net/arp /proc/sys/net/core/somaxconn"
         " /proc/sys/net/ipv4/conf/eth7/rp_filter /sys/class/net/eth7/address /sys/class/net/eth7/mtu"
+        " /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range"
     )
     _, out, _ = guest.run(sh(script))
     for word in (
         *("inet 127.0.0.1/8", "inet 10.9.0.5/24", "inet6 fd00::5/64", "default via 169.254.1.1 dev eth7"),
         *("169.254.1.1 dev eth7 scope link", "default via fd00::1 dev eth7", "metric 77", "ee:ee:ee:ee:ee:ee"),
         *("\n777\n", "\n2\n", "\n02:11:22:33:44:55\n", "\n1400\n"),
+        # The kernel's own, as the pod does not ask for what most do.
+        *("\n1024\n", "\n1\t0\n"),
     ):
         assert word in out, word
     assert not any("fd00::5" in line and "tentative" in line for line in out.splitlines())

@@ -47,10 +47,13 @@ def test_an_image_that_is_pulled_for_machines_is_a_disk_by_then(daemon: Daemon) 
 
 def test_a_container_has_a_kernel_and_a_root_of_its_own(pod: VmPod, busybox: str) -> None:
     said = pod.output(
-        busybox, "sh", "-c", "uname -r; hostname; id -u; cat /proc/1/comm; echo x > /new && cat /new; echo err >&2"
+        busybox,
+        *("sh", "-c"),
+        "uname -r; hostname; id -u; cat /proc/1/comm; echo x > /new && cat /new; cd /proc/sys/net/ipv4;"
+        " cat ip_unprivileged_port_start ping_group_range; echo err >&2",
     ).splitlines()
     assert said[0] != os.uname().release
-    assert said[1:] == ["tester", "0", "sh", "x", "err"]
+    assert said[1:] == ["tester", "0", "sh", "x", "0", "0\t2147483647", "err"]
 
 
 def test_exit_codes_signals_and_the_reason_are_told(pod: VmPod, busybox: str) -> None:

@@ -24,7 +24,7 @@ from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import syscall_error
 
 # Another number, another directory: for when the same files would be put together in another way.
-_RECIPE: Final = 2
+_RECIPE: Final = 3
 _WORK: Final = ".making-"
 # So many sets stay, 55 MB each.
 _KEPT: Final = 3
@@ -36,6 +36,7 @@ class Recipe:
 
     source: Installed | Package
     agent: agent.Sources | Path
+    urgent: tuple[str, ...]
     modules: tuple[str, ...]
     key: str
 
@@ -49,11 +50,11 @@ def plan(settings: BootSettings) -> Recipe:
     """What is to be done. :raises ForgeError: what is missing for it."""
     source = sources.find(settings)
     program = agent.find(settings.agent)
-    wanted = modules.wanted(settings.vmm)
-    hashed = sha256(f"{_RECIPE} {wanted} {modules.LATER} {cmdline.LINES}\n".encode())
+    urgent, wanted = modules.urgent(settings.vmm), modules.wanted(settings.vmm)
+    hashed = sha256(f"{_RECIPE} {urgent} {wanted} {modules.LATER} {cmdline.LINES}\n".encode())
     for line in (*_said(source), program.digest if isinstance(program, agent.Sources) else _digest(program)):
         hashed.update(line.encode() + b"\n")
-    return Recipe(source, program, wanted, hashed.hexdigest())
+    return Recipe(source, program, urgent, wanted, hashed.hexdigest())
 
 
 def assemble(settings: BootSettings, root: Path, deadline: Deadline) -> BootSet:
@@ -94,20 +95,26 @@ def make(recipe: Recipe, place: Path, deadline: Deadline) -> None:
 
 
 def initrd(
-    program: bytes, found: Sequence[Module], later: Sequence[Module] = (), asked: Sequence[tuple[str, ...]] = ()
+    program: bytes,
+    found: Sequence[Module],
+    later: Sequence[Module] = (),
+    asked: Sequence[tuple[str, ...]] = (),
+    *,
+    urgent: int,
 ) -> bytes:
-    """The agent as ``/init``, the modules, and ``/modules``, which has their paths in the order to load them in.
+    """The agent as ``/init``, the modules, and their paths in the order to load them in.
 
-    Those for ``later`` are listed in ``/later``, by the words that are ``asked`` with.
+    The first ``urgent`` are listed in ``/modules``, the others in ``/rest``, and those for ``later`` in ``/later``, by
+    the words that are ``asked`` with.
     """
-    paths = [_path(module.name) for module in found]
-    listed = "".join(f"/{path}\n" for path in paths).encode()
+    paths = [f"/{_path(module.name)}\n" for module in found]
     words = "".join(f"{word} {' '.join(f'/{_path(name)}' for name in names)}\n" for word, *names in asked).encode()
     return cpio.archive(
         (
             *(cpio.directory(path) for path in ("dev", "lib", "lib/modules", "proc", "run", "sys")),
             cpio.file("init", program, 0o755),
-            cpio.file("modules", listed),
+            cpio.file("modules", "".join(paths[:urgent]).encode()),
+            cpio.file("rest", "".join(paths[urgent:]).encode()),
             cpio.file("later", words),
             *(cpio.file(_path(module.name), module.image) for module in (*found, *later)),
         )
@@ -129,7 +136,9 @@ def _contents(recipe: Recipe, work: Path, deadline: Deadline) -> dict[str, bytes
     deadline.check("the kernel was unpacked")
     tree = modules.scan(source.modules)
     loaded = modules.resolve(recipe.modules, tree)
-    archive = initrd(program, loaded, *modules.later(modules.LATER, loaded, tree))
+    # What the urgent ones depend on comes first, too.
+    urgent = len(modules.resolve(recipe.urgent, tree))
+    archive = initrd(program, loaded, *modules.later(modules.LATER, loaded, tree), urgent=urgent)
     said = Manifest(
         release=found.release,
         kernel=_item(found.image),

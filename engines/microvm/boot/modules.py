@@ -17,11 +17,18 @@ from engines.microvm.boot.elf import Elf
 from forgeone_shim.errors import FailedPrecondition, syscall_error
 
 _TRANSPORT: Final = {
-    "qemu": ("virtio_mmio", "virtio_console", "virtio_blk", "virtio_scsi", "sd_mod"),
-    "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport", "virtio_blk"),
-    "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport", "virtio_blk"),
+    "qemu": ("virtio_mmio", "virtio_console"),
+    "firecracker": ("virtio_mmio", "vmw_vsock_virtio_transport"),
+    "cloud-hypervisor": ("virtio_pci", "vmw_vsock_virtio_transport"),
 }
-_COMMON: Final = ("virtio_rng", "virtio_net", "erofs", "overlay", "ext4", "fuse", "virtio_balloon")
+_DISKS: Final = {
+    "qemu": ("virtio_blk", "virtio_scsi", "sd_mod"),
+    "firecracker": ("virtio_blk",),
+    "cloud-hypervisor": ("virtio_blk",),
+}
+# What a machine has to have before it is a pod's, and what only before there are containers.
+_POD: Final = ("virtio_net", "fuse")
+_CONTAINERS: Final = ("virtio_rng", "erofs", "overlay", "ext4", "virtio_balloon")
 # For containers with NET_ADMIN, as those that lead a pod's connections to a proxy beside it: loaded when the guest's
 # kernel asks for them. iptables-legacy would ask by itself, in vain. A tunnel's device asks when it is opened.
 LATER: Final = (
@@ -36,9 +43,14 @@ _SIGNATURE: Final = 12
 _SUFFIXES: Final = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
 
 
+def urgent(vmm: str) -> tuple[str, ...]:
+    """What a machine of that monitor (``microvm.vmm``) needs to be a pod's: first how it is reached."""
+    return (*_TRANSPORT[vmm], *_POD)
+
+
 def wanted(vmm: str) -> tuple[str, ...]:
-    """What a machine of that monitor (``microvm.vmm``) needs: first how it is reached, and its disks."""
-    return (*_TRANSPORT[vmm], *_COMMON)
+    """All that it needs, first what is :func:`urgent`."""
+    return (*urgent(vmm), *_DISKS[vmm], *_CONTAINERS)
 
 
 @dataclass(frozen=True, slots=True)

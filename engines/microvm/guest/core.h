@@ -14,6 +14,11 @@
 void agent_reap(void);
 /* Serves the port (non-blocking) for ever. `share`: the process that serves the share, 0: none. */
 _Noreturn void agent_run(int port, pid_t share);
+/*
+ * main.c: what only containers need is there from now on, a tenth of a second of an emulated machine's time. Before there
+ * are any: what nobody has sealed before could be written to.
+ */
+void machine_complete(void);
 /* main.c: the end. The machine goes off; what is still to be sent has been. */
 _Noreturn void machine_off(void);
 /* No way to go on: the host is told why, and the machine goes off. */

@@ -258,13 +258,13 @@ static int attach(int program, int cgroup)
 /* For containers without devices of their own: to check a program takes the kernel longer than all else of a cgroup. */
 static int common = -1;
 
-int devices_prepare(struct err *err)
+int devices_prepare(int cgroup, struct err *err)
 {
 	struct rules rules;
 	begin(&rules);
 	answer(&rules, 0);
 	common = load(&rules);
-	return common < 0 ? fail_errno(err, "restrict devices") : 0;
+	return common < 0 || attach(common, cgroup) < 0 ? fail_errno(err, "restrict devices") : 0;
 }
 
 int devices_restrict(int cgroup, const struct fields *request, struct err *err)

@@ -16,8 +16,8 @@ int terminal_open(const struct program *program, int root, struct stdio *stdio, 
 /* /dev/console of a container with a terminal is that terminal. */
 int terminal_console(int root, const struct stdio *stdio, struct err *err);
 
-/* What is needed to restrict those of most containers. */
-int devices_prepare(struct err *err);
+/* What is needed to restrict those of most containers; `cgroup` is restricted first. */
+int devices_prepare(int cgroup, struct err *err);
 /*
  * From now on processes of the cgroup can open the devices that every container has and those of DEVICE, and make, but
  * not open, the nodes of others: a disk of another container's is none of theirs.

@@ -20,8 +20,9 @@
 #include "share.h"
 #include "vsock.h"
 
-/* In the initrd: an absolute path a line, in the order in which they are loaded. */
+/* In the initrd: an absolute path a line, in the order in which they are loaded; the rest is for containers alone. */
 #define MODULES "modules"
+#define REST "rest"
 #define PORTS "/sys/class/virtio-ports"
 #define SCAN "/sys/module/scsi_mod/parameters/scan"
 /* Of descriptors, for all that descends from here; what fs.nr_open allows at most. */
@@ -96,13 +97,13 @@ static void load(int initrd, const char *path)
 	unlinkat(initrd, path, 0);
 }
 
-static void load_modules(int initrd)
+static void load_modules(int initrd, const char *name)
 {
 	char line[512];
-	int fd = openat(initrd, MODULES, O_RDONLY | O_CLOEXEC);
+	int fd = openat(initrd, name, O_RDONLY | O_CLOEXEC);
 	FILE *list = fd < 0 ? NULL : fdopen(fd, "r");
 	if (!list && errno != ENOENT)
-		stop(MODULES);
+		stop(name);
 	while (list && fgets(line, sizeof line, list)) {
 		line[strcspn(line, "\n")] = 0;
 		/* There are no disks yet. To look at each of a controller's 256 places takes as long as half of the modules. */
@@ -110,8 +111,6 @@ static void load_modules(int initrd)
 		if (line[0] == '/')
 			load(initrd, line + 1);
 	}
-	/* The driver looks again when it has missed that one came. */
-	file_put(AT_FDCWD, SCAN, "sync", 4);
 	if (list)
 		fclose(list);
 }
@@ -126,6 +125,20 @@ static void seal(int initrd)
 	if (mount(NULL, INITRD, NULL, flags, NULL) < 0 || fchdir(initrd) < 0 || mount(NULL, ".", NULL, flags, NULL) < 0 ||
 	    chdir("/") < 0)
 		stop("seal the initrd");
+	close(initrd);
+}
+
+static int initrd = -1;
+
+void machine_complete(void)
+{
+	if (initrd < 0)
+		return;
+	load_modules(initrd, REST);
+	/* The driver looks again when it has missed that one came. */
+	file_put(AT_FDCWD, SCAN, "sync", 4);
+	seal(initrd);
+	initrd = -1;
 }
 
 /* The path of the port of that name; it may not be there yet. */
@@ -242,13 +255,11 @@ int main(int count, char **words)
 	int port;
 	if (getpid() != 1)
 		return count == 4 ? later_load(words[3]) : 1;
-	int initrd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	initrd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	enter_root();
 	settle();
 	int events = listen_for_devices();
-	load_modules(initrd);
-	seal(initrd);
-	close(initrd);
+	load_modules(initrd, MODULES);
 	pid_t server = vsock_there() ? open_connections(&port) : open_ports(events, &port);
 	close(events);
 	/* A reader that takes the processor from a writer at each of its lines costs both twice as much. */

@@ -55,6 +55,18 @@ static void put_u32(struct message *message, uint16_t type, uint32_t value)
 	put(message, type, &value, sizeof value);
 }
 
+/* Kept: what an emulated machine does for the first time costs it the most. */
+static int route = -1;
+
+static int connect_route(void)
+{
+	struct timeval bound = {.tv_sec = WAIT_S};
+	if (route >= 0)
+		return 0;
+	route = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, K_NETLINK_ROUTE);
+	return route < 0 ? -1 : setsockopt(route, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof bound);
+}
+
 /* Sends it, and reads the kernel's word on it: 0, or -1 and errno. */
 static int ask(const struct message *message)
 {
@@ -63,18 +75,18 @@ static int ask(const struct message *message)
 		int32_t error;
 		unsigned char rest[1024];
 	} answer;
-	struct timeval bound = {.tv_sec = WAIT_S};
-	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, K_NETLINK_ROUTE);
-	if (fd < 0)
+	if (connect_route() < 0)
 		return -1;
-	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof bound);
 	int error = EPROTO;
 	ssize_t got;
-	if (send(fd, message, message->header.len, 0) < 0 || (got = recv(fd, &answer, sizeof answer, 0)) < 0)
+	if (send(route, message, message->header.len, 0) < 0 || (got = recv(route, &answer, sizeof answer, 0)) < 0) {
 		error = errno;
-	else if ((size_t)got >= sizeof answer.header + sizeof answer.error && answer.header.type == K_NLMSG_ERROR)
+		/* An answer that is late is not the next one's. */
+		close(route);
+		route = -1;
+	} else if ((size_t)got >= sizeof answer.header + sizeof answer.error && answer.header.type == K_NLMSG_ERROR) {
 		error = -answer.error;
-	close(fd);
+	}
 	errno = error;
 	return error ? -1 : 0;
 }
@@ -127,30 +139,37 @@ static int compare(const void *left, const void *right)
 	return (one > other) - (one < other);
 }
 
-/* The interface of the index-th device, in the kernel's order; 0: there are fewer. */
-static unsigned device(unsigned index)
+/* The interfaces of devices, in the kernel's order: all of them are there from the beginning. */
+static struct {
+	unsigned links[64], count;
+	/* Of the first. */
+	char name[IF_NAMESIZE];
+} devices;
+
+static void find_devices(void)
 {
-	unsigned found[64], count = 0;
 	DIR *links = opendir("/sys/class/net");
 	struct dirent *entry;
 	if (!links)
-		return 0;
-	while ((entry = readdir(links)) && count < sizeof found / sizeof *found) {
+		return;
+	while ((entry = readdir(links)) && devices.count < sizeof devices.links / sizeof *devices.links) {
 		char path[NAME_MAX + 16];
 		if (entry->d_name[0] == '.')
 			continue;
 		snprintf(path, sizeof path, "%s/device", entry->d_name);
-		if (faccessat(dirfd(links), path, F_OK, 0) == 0 && (found[count] = if_nametoindex(entry->d_name)))
-			count++;
+		if (faccessat(dirfd(links), path, F_OK, 0) == 0 && (devices.links[devices.count] = if_nametoindex(entry->d_name)))
+			devices.count++;
 	}
 	closedir(links);
-	qsort(found, count, sizeof *found, compare);
-	return index < count ? found[index] : 0;
+	qsort(devices.links, devices.count, sizeof *devices.links, compare);
+	if (devices.count && !if_indextoname(devices.links[0], devices.name))
+		devices.name[0] = 0;
 }
 
-int net_loopback(struct err *err)
+int net_prepare(struct err *err)
 {
 	struct message message;
+	find_devices();
 	struct k_ifinfomsg *link = begin(&message, K_RTM_NEWLINK, 0, sizeof *link);
 	link->index = (int)if_nametoindex("lo");
 	link->flags = link->change = K_IFF_UP;
@@ -169,8 +188,8 @@ static int set_link(const struct fields *group, unsigned link_index, const char 
 		put(&message, K_IFLA_ADDRESS, mac.data, mac.size);
 	if (fields_has(group, T_MTU))
 		put_u32(&message, K_IFLA_MTU, (uint32_t)fields_u64(group, T_MTU, 0));
-	char now[IF_NAMESIZE] = "";
-	if (!if_indextoname(link_index, now) || strcmp(now, name) != 0)
+	/* Nearly always there is one, and it is called as the pod's. */
+	if (link_index != devices.links[0] || strcmp(devices.name, name) != 0)
 		put(&message, K_IFLA_IFNAME, name, strlen(name) + 1);
 	return ask(&message) < 0 ? refused(err, "set up", name) : 0;
 }
@@ -259,7 +278,7 @@ static int add_routes(const struct fields *group, unsigned link, bool gateways, 
 int net_interface(const struct fields *group, unsigned index, struct err *err)
 {
 	const char *name = fields_text(group, T_NAME, "");
-	unsigned link = device(index);
+	unsigned link = index < devices.count ? devices.links[index] : 0;
 	struct fields it;
 	struct field each;
 	if (!link) {

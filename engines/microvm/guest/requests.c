@@ -126,6 +126,7 @@ static int quiesce(struct err *err)
 {
 	if (requests.set_up)
 		return fail(err, EBUSY, "quiesce", "the machine is a pod's already");
+	machine_complete();
 	if (pod_prepare(err) < 0)
 		return -1;
 	sync();
@@ -239,6 +240,11 @@ void request_handle(unsigned kind, uint32_t id, unsigned char *payload, size_t s
 		answer_failed(id, &err);
 	else
 		port_word(K_REPLY, id, reply.data, reply.size);
+	if (kind == K_SETUP) {
+		/* While the host goes on with what it has to do for the pod. */
+		port_out();
+		machine_complete();
+	}
 	if (kind == K_POWEROFF && result == 0) {
 		port_drain(GOODBYE_MS);
 		machine_off();

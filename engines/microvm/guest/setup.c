@@ -19,6 +19,9 @@
 /* Bytes of a /dev/shm that nobody has said a size of. */
 #define SHM_SIZE (64u << 20)
 
+/* No id of a container has a dot. */
+#define FIRST_GROUP ".first"
+
 static const char *const DIRECTORIES[] = {"/etc", "/run", "/run/pod", POD_SHM, POD_DIRECTORIES};
 
 /* ---- sysctls ------------------------------------------------------------------------------------------------- */
@@ -47,6 +50,78 @@ static int sysctl(int root, const char *name, const char *value)
 	return written == (ssize_t)strlen(value) ? 0 : -1;
 }
 
+/* What nodes give their pods unless they are told otherwise is so before a machine is a pod's; `before` it was that. */
+static struct usual {
+	const char *name, *value;
+	char before[32];
+} usual[] = {
+	{"net.ipv4.ip_unprivileged_port_start", "0", ""},
+	{"net.ipv4.ping_group_range", "0 2147483647", ""},
+};
+
+static struct usual *usual_of(const char *name)
+{
+	for (struct usual *one = usual; one < usual + sizeof usual / sizeof *usual; one++)
+		if (*one->before && strcmp(one->name, name) == 0)
+			return one;
+	return NULL;
+}
+
+static int sysctl_read(int root, const char *name, char *value, size_t size)
+{
+	char path[128];
+	sysctl_path(name, path, sizeof path);
+	int fd = openat(root, path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, value, size - 1);
+	if (fd >= 0)
+		close(fd);
+	value[got > 0 ? got : 0] = 0;
+	return got > 0 && (size_t)got < size - 1 ? 0 : -1;
+}
+
+/* One that this kernel does not have, or does not let be so, is the pod's to fail at. */
+static int prepare_sysctls(struct err *err)
+{
+	int root = open("/proc/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (root < 0)
+		return fail_errno(err, "open /proc/sys");
+	for (struct usual *one = usual; one < usual + sizeof usual / sizeof *usual; one++)
+		if (sysctl_read(root, one->name, one->before, sizeof one->before) < 0 || sysctl(root, one->name, one->value) < 0)
+			one->before[0] = 0;
+	close(root);
+	return 0;
+}
+
+static bool mentions(const struct fields *request, const char *name)
+{
+	struct fields it = *request;
+	struct field each;
+	while (fields_each(&it, T_SYSCTL, &each)) {
+		struct fields group = field_group(&each);
+		if (strcmp(fields_text(&group, T_NAME, ""), name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What is usual, but not this pod's. */
+static int restore_sysctls(const struct fields *request, struct err *err)
+{
+	for (struct usual *one = usual; one < usual + sizeof usual / sizeof *usual; one++) {
+		if (!*one->before || mentions(request, one->name))
+			continue;
+		int root = open("/proc/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		int result = root < 0 || sysctl(root, one->name, one->before) < 0 ? -1 : 0;
+		if (result < 0)
+			fail(err, errno, "restore a sysctl", "%s: %s", one->name, strerror(errno));
+		if (root >= 0)
+			close(root);
+		if (result < 0)
+			return -1;
+	}
+	return 0;
+}
+
 /*
  * Sets those that are there, or with `rest` those that were not: an interface's come with its name, while others have
  * to stand before it gets its addresses.
@@ -56,15 +131,17 @@ static int set_sysctls(const struct fields *request, bool *done, bool rest, stru
 	struct fields it = *request;
 	struct field each;
 	size_t index = 0;
-	int root = open("/proc/sys", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	if (root < 0)
-		return fail_errno(err, "open /proc/sys");
+	int root = -1;
 	while (fields_each(&it, T_SYSCTL, &each)) {
 		struct fields group = field_group(&each);
 		const char *name = fields_text(&group, T_NAME, ""), *value = fields_text(&group, T_VALUE, "");
+		const struct usual *known = usual_of(name);
 		bool *set = &done[index++];
+		*set = *set || (known && strcmp(known->value, value) == 0);
 		if (*set)
 			continue;
+		if (root < 0 && (root = open("/proc/sys", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
+			return fail_errno(err, "open /proc/sys");
 		*set = sysctl(root, name, value) == 0;
 		if (!*set && (rest || errno != ENOENT)) {
 			char field[sizeof err->field];
@@ -74,7 +151,8 @@ static int set_sysctls(const struct fields *request, bool *done, bool rest, stru
 			return fail_field(err, field);
 		}
 	}
-	close(root);
+	if (root >= 0)
+		close(root);
 	return 0;
 }
 
@@ -101,7 +179,9 @@ static int set_kernel(const struct fields *request, struct err *err)
 	bool *done = calloc(count + 1, sizeof *done);
 	if (!done)
 		return fail_errno(err, "allocate");
-	int result = set_sysctls(request, done, false, err);
+	int result = restore_sysctls(request, err);
+	if (result == 0)
+		result = set_sysctls(request, done, false, err);
 	if (result == 0)
 		result = set_network(request, err);
 	if (result == 0)
@@ -112,17 +192,30 @@ static int set_kernel(const struct fields *request, struct err *err)
 
 /* ---- names and files ------------------------------------------------------------------------------------------- */
 
-static int write_new(const char *path, mode_t mode, const char *text, struct err *err)
+/* Open since the machine was prepared: of what it does as a pod's, each thing it does first costs an emulated one most. */
+static struct identity {
+	const char *path;
+	int fd;
+} identities[] = {{"/etc/machine-id", -1}, {POD_BOOT_ID, -1}};
+
+static int open_identities(struct err *err)
 {
-	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, mode);
-	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text)) {
-		fail(err, errno, "write", "%s: %s", path, strerror(errno));
-		if (fd >= 0)
-			close(fd);
-		return -1;
+	for (struct identity *one = identities; one < identities + sizeof identities / sizeof *identities; one++) {
+		one->fd = open(one->path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0444);
+		if (one->fd < 0)
+			return fail(err, errno, "make", "%s: %s", one->path, strerror(errno));
 	}
-	close(fd);
 	return 0;
+}
+
+static int write_once(struct identity *one, const char *text, struct err *err)
+{
+	ssize_t size = (ssize_t)strlen(text);
+	int result = write(one->fd, text, (size_t)size) == size ? 0 : -1;
+	if (result < 0)
+		fail(err, errno, "write", "%s: %s", one->path, strerror(errno));
+	close(one->fd);
+	return result;
 }
 
 /*
@@ -137,10 +230,10 @@ static int write_identity(const char *id, struct err *err)
 		return fail_field(err, "machine_id");
 	}
 	snprintf(line, sizeof line, "%s\n", id);
-	if (write_new("/etc/machine-id", 0444, line, err) < 0)
+	if (write_once(&identities[0], line, err) < 0)
 		return -1;
 	snprintf(line, sizeof line, "%.8s-%.4s-4%.3s-%c%.3s-%.12s\n", id, id + 8, id + 13, variant, id + 17, id + 20);
-	return write_new(POD_BOOT_ID, 0444, line, err);
+	return write_once(&identities[1], line, err);
 }
 
 static int set_names(const struct fields *request, struct err *err)
@@ -170,6 +263,16 @@ static int make_directories(struct err *err)
 	return 0;
 }
 
+/* With the first group the kernel changes code of its own, which an emulator translates anew; back with the last one. */
+static int prepare_group(struct err *err)
+{
+	int cgroup = cgroup_make(FIRST_GROUP, err);
+	int result = cgroup < 0 ? -1 : devices_prepare(cgroup, err);
+	if (cgroup >= 0)
+		close(cgroup);
+	return result;
+}
+
 int pod_prepare(struct err *err)
 {
 	static bool prepared;
@@ -177,8 +280,8 @@ int pod_prepare(struct err *err)
 		return 0;
 	/* One that failed half-way is no pod's. */
 	prepared = true;
-	return make_directories(err) < 0 || mount_shm(SHM_SIZE, 0, err) < 0 || cgroups_prepare(err) < 0 ||
-		       devices_prepare(err) < 0 || net_loopback(err) < 0
+	return make_directories(err) < 0 || open_identities(err) < 0 || prepare_sysctls(err) < 0 || mount_shm(SHM_SIZE, 0, err) < 0 || cgroups_prepare(err) < 0 ||
+		       prepare_group(err) < 0 || net_prepare(err) < 0
 		   ? -1
 		   : 0;
 }

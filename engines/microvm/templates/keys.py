@@ -11,7 +11,7 @@ from typing import Final
 from engines.microvm.vmm.base import Accel, Machine
 
 # Another one for each change of what is saved, or of how a driver makes the same machine.
-_VERSION: Final = 3
+_VERSION: Final = 4
 _KHZ: Final = re.compile(r"(?<=\btsc_early_khz=)\d+")
 # A clock is measured a little differently each time; another host's differs by more than this.
 _STEP_KHZ: Final = 1000

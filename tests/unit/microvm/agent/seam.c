@@ -42,6 +42,10 @@ int main(void)
 	agent_run(port, 0);
 }
 
+void machine_complete(void)
+{
+}
+
 void machine_off(void)
 {
 	for (struct container *one = containers; one; one = one->next)
