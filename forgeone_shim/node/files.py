@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ def read(path: Path) -> bytes | None:
 
 
 def replace(path: Path, content: bytes, *, mode: int) -> None:
-    """Have ``path`` hold ``content``, on disk. Its directory is made; an owner that it had stays.
+    """Have ``path`` hold ``content``, on disk. Its directory is made; an owner and a mode that it had stay.
 
     :raises InternalError: it cannot be written; ``path`` is then as it was.
     """
@@ -39,6 +40,7 @@ def replace(path: Path, content: bytes, *, mode: int) -> None:
                 with contextlib.suppress(FileNotFoundError):
                     had = path.stat()
                     os.fchown(file.fileno(), had.st_uid, had.st_gid)
+                    os.fchmod(file.fileno(), stat.S_IMODE(had.st_mode))
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).rename(path)

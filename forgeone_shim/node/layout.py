@@ -26,9 +26,13 @@ STATE: Final = "/var/lib/forgeone-node"
 JOURNAL: Final = f"{STATE}/journal.json"
 RECORD: Final = f"{STATE}/installed.json"
 OUTCOME: Final = f"{STATE}/outcome.json"
+GIVEN: Final = f"{STATE}/config.toml"
+STAGING: Final = f"{PREFIX}/staging"
+INSTALLING_UNIT: Final = "forgeone-install.service"
 LOCK: Final = f"{STATE}/lock"
 FINDINGS: Final = "/run/forgeone-node/host.json"
 
+_LINKS: Final = 40
 _VERSION: Final = re.compile(r"[0-9][0-9A-Za-z.+~_-]{0,63}")
 
 
@@ -42,15 +46,32 @@ class Layout:
         if not self.root.is_absolute() or not self.root.is_dir():
             raise InvalidInput("--host-root", f"{self.root} is not a directory", fix="give an absolute path")
 
-    def at(self, path: str) -> Path:
-        """Where a path of the node's is seen.
+    def at(self, path: str, *, follow: bool = False) -> Path:
+        """Where a path of the node's is seen, its symlinks taken as the node takes them; the last one if ``follow``.
 
-        :raises InvalidInput: it is not absolute, or goes up.
+        :raises InvalidInput: the path is not absolute, or its links go round.
         """
-        parts = Path(path).parts
-        if not path.startswith("/") or ".." in parts:
+        if not path.startswith("/"):
             raise InvalidInput("path", f"{path!r} is not an absolute path of the node")
-        return self.root.joinpath(*parts[1:])
+        rest, found, links = [part for part in reversed(path.split("/")) if part not in {"", "."}], list[str](), 0
+        while rest:
+            part = rest.pop()
+            if part in {"", "."}:
+                continue
+            if part == "..":
+                found = found[:-1]
+                continue
+            here = self.root.joinpath(*found, part)
+            if (rest or follow) and here.is_symlink():
+                links += 1
+                if links > _LINKS:
+                    raise InvalidInput("path", f"{path!r}: its symlinks go round")
+                target = str(here.readlink())
+                found = [] if target.startswith("/") else found
+                rest += reversed(target.split("/"))
+                continue
+            found.append(part)
+        return self.root.joinpath(*found)
 
     @property
     def foreign(self) -> bool:

@@ -1,0 +1,60 @@
+"""Nodes of a cluster given back by their agents, asked for by an annotation and waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from forgeone_shim.deadline import Deadline
+from forgeone_shim.errors import NotFound
+from forgeone_shim.node import labels
+from forgeone_shim.node.cluster import Cluster, Conflict, Node
+from forgeone_shim.node.labels import How
+
+_WATCH: Final = 60
+
+
+def retire(cluster: Cluster, names: Sequence[str], how: How, deadline: Deadline) -> Mapping[str, str]:
+    """Ask the agents of these nodes (none: of all that have a ForgeOne); the reasons of those that have one still.
+
+    Such a node is asked no more, and stays as it was.
+
+    :raises ForgeError: the API server refuses, or does not answer.
+    """
+    asked = list(names) or [node.name for node in cluster.nodes(labels.VERSION)[0]]
+    clean = {labels.UNINSTALL: str(how), labels.UNINSTALLED: None, labels.FAILED: None}
+    for name in asked:
+        cluster.patch_node(name, {"metadata": {"annotations": clean}})
+    left = _awaited(cluster, frozenset(asked), deadline)
+    for name in left:
+        _withdraw(cluster, name)
+    return left
+
+
+def _awaited(cluster: Cluster, asked: frozenset[str], deadline: Deadline) -> Mapping[str, str]:
+    while True:
+        nodes, since = cluster.nodes(labels.UNINSTALL)
+        left = {node.name: _reason(node) for node in nodes if node.name in asked and _has(node)}
+        if all(left.values()):
+            return left
+        if deadline.passed:
+            return {name: reason or "its agent has not given it back in time" for name, reason in left.items()}
+        try:
+            for _ in cluster.watch_nodes(since, int(deadline.remaining(_WATCH) or 0) + 1, selector=labels.UNINSTALL):
+                break
+        except Conflict:
+            continue
+
+
+def _has(node: Node) -> bool:
+    return labels.UNINSTALLED not in node.annotations
+
+
+def _reason(node: Node) -> str:
+    return node.annotations.get(labels.FAILED, "")
+
+
+def _withdraw(cluster: Cluster, name: str) -> None:
+    with suppress(NotFound):
+        cluster.patch_node(name, {"metadata": {"annotations": {labels.UNINSTALL: None, labels.FAILED: None}}})
