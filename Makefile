@@ -13,6 +13,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BENCH ?=
 # Arguments of the soak.
 SOAK ?=
+# Arguments of hack.kind's up.
+KIND ?=
 # Arguments of pytest in the guest (and --driver, --shell; see hack/guest).
 E2E ?=
 PROTOS := $(wildcard cri/api/*.proto forgeone_shim/rpc/*.proto)
@@ -46,6 +48,16 @@ e2e: setup ## the tests that need root
 .PHONY: e2e-v2
 e2e-v2: setup ## those in a guest with systemd and cgroup v2; E2E="tests/e2e/test_usage.py -k x"
 	@$(SUDO) $(BIN)/python -m hack.guest $(E2E)
+
+.PHONY: cluster
+cluster: setup ## the tests of a Kubernetes cluster, against that of KUBECONFIG
+	@$(BIN)/python -m pytest -p no:cacheprovider tests/e2e/cluster
+
+.PHONY: kind
+kind: setup ## a kind cluster whose nodes run ForgeOne, the chart on it, and its tests; KIND="--mode replace"
+	@$(BIN)/python -m hack.kind up $(KIND)
+	@$(BIN)/python -m hack.kind install
+	@$(BIN)/python -m hack.kind test
 
 .PHONY: fmt
 fmt: setup ## format the code
