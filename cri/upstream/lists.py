@@ -22,43 +22,34 @@ STREAMS: Final[Mapping[str, str]] = MappingProxyType(
         "StreamContainers": "ListContainers",
         "StreamContainerStats": "ListContainerStats",
         "StreamPodSandboxStats": "ListPodSandboxStats",
-        "StreamPodSandboxMetrics": "ListPodSandboxMetrics",
     }
 )
 """Each list in pieces, and the same as a whole."""
 
 LISTS: Final = frozenset(STREAMS.values())
 
-_OPTIONAL: Final = frozenset({"ListPodSandboxMetrics", "StreamPodSandboxMetrics"})
-"""What an older runtime lacks without a kubelet losing sight of its pods; stats it looks for elsewhere then."""
-
 Behaviour = Callable[[Any, Call], Any]
 
 
-def unary(name: str, ours: Behaviour, request: Message, link: Link, call: Call) -> bytes:
+def unary(name: str, own: Behaviour, request: Message, link: Link, call: Call) -> bytes:
     """One list of both.
 
     :raises Relayed: the other runtime's is not to be had.
     """
     theirs = link.begin(name, request, call)
-    mine: Message = ours(request, call)
-    try:
-        # Repeated fields of two messages in a row are those of one (protobuf's encoding, "Last One Wins").
-        return mine.SerializeToString() + theirs()
-    except Relayed as error:
-        if error.code is grpc.StatusCode.UNIMPLEMENTED and name in _OPTIONAL:
-            return mine.SerializeToString()
-        raise
+    ours: Message = own(request, call)
+    # Repeated fields of two messages in a row are those of one (protobuf's encoding, "Last One Wins").
+    return ours.SerializeToString() + theirs()
 
 
-def stream(name: str, ours: Behaviour, request: Message, link: Link, call: Call) -> Iterator[Message | bytes]:
+def stream(name: str, own: Behaviour, request: Message, link: Link, call: Call) -> Iterator[Message | bytes]:
     """The same in pieces, also of a runtime that has no such verb.
 
     :raises Relayed: the other runtime's is not to be had; after ours.
     """
     theirs = link.stream(name, request, call)
     try:
-        yield from ours(request, call)
+        yield from own(request, call)
         answered = False
         try:
             for piece in theirs:
@@ -77,12 +68,7 @@ def _whole(name: str, request: Message, link: Link, call: Call) -> Iterator[Mess
     whole = STREAMS[name]
     asked = GetMessageClass(METHODS[whole].input_type)()
     asked.MergeFromString(request.SerializeToString())
-    try:
-        answer = GetMessageClass(METHODS[whole].output_type).FromString(link.ask(whole, asked, call))
-    except Relayed as error:
-        if error.code is grpc.StatusCode.UNIMPLEMENTED and whole in _OPTIONAL:
-            return
-        raise
+    answer = GetMessageClass(METHODS[whole].output_type).FromString(link.ask(whole, asked, call))
     entries = getattr(answer, _entries(METHODS[whole].output_type).name)
     piece = GetMessageClass(METHODS[name].output_type)
     field = _entries(METHODS[name].output_type).name

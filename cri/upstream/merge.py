@@ -97,16 +97,6 @@ def images(ours: Iterable[pb.Image], upstream: Iterable[pb.Image]) -> list[pb.Im
     return list(found.values())
 
 
-def descriptors(
-    ours: Iterable[pb.MetricDescriptor], upstream: Iterable[pb.MetricDescriptor]
-) -> list[pb.MetricDescriptor]:
-    """Every metric that either has; of one name ours, whose labels are as Kubernetes names them."""
-    found = {one.name: one for one in ours}
-    for one in upstream:
-        found.setdefault(one.name, one)
-    return list(found.values())
-
-
 def filesystems(
     ours: pb.ImageFsInfoResponse,
     upstream: pb.ImageFsInfoResponse,

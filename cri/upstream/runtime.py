@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from cri.upstream import lists, merge
 from cri.upstream.choice import Choice, Side
 from cri.upstream.events import Both
 from cri.upstream.link import RUNTIME, Link
+from cri.upstream.metrics import MetricVerbs
 from cri.upstream.side import Links, RuntimePort, Sides, contract_of
 from forgeone_shim.errors import NotFound
 
@@ -84,13 +85,16 @@ class RuntimeFront:
     def __init__(self, own: object, runtime: RuntimePort, links: Links, sides: Sides, choice: Choice) -> None:
         self._own: Mapping[str, Behaviour] = {method.name: getattr(own, method.name) for method in RUNTIME.methods}
         self._runtime, self._links, self._sides, self._choice = runtime, links, sides, choice
+        metrics = MetricVerbs(self._own)
         special: dict[str, Callable[[Any, Link, Call], Any]] = {
             "Status": self._status,
             "UpdateRuntimeConfig": self._update_config,
             "RunPodSandbox": self._run,
             "RestorePod": self._restore,
             "CreateContainer": self._create,
-            "ListMetricDescriptors": self._descriptors,
+            "ListMetricDescriptors": metrics.descriptors,
+            "ListPodSandboxMetrics": metrics.pods,
+            "StreamPodSandboxMetrics": metrics.pieces,
         }
         self.verbs: Mapping[str, Behaviour] = MappingProxyType(
             {
@@ -100,8 +104,8 @@ class RuntimeFront:
                 **{name: self._beside(name, does) for name, does in special.items()},
                 **{name: self._beside(name, self._of_pod(name)) for name in BY_POD},
                 **{name: self._beside(name, self._of_container(name)) for name in BY_CONTAINER},
-                **{name: self._beside(name, self._list(name)) for name in lists.LISTS},
-                **{name: self._stream(name) for name in lists.STREAMS},
+                **{name: self._beside(name, self._list(name, lists.unary)) for name in lists.LISTS},
+                **{name: self._beside(name, self._list(name, lists.stream)) for name in lists.STREAMS},
             }
         )
 
@@ -202,44 +206,17 @@ class RuntimeFront:
 
     # -- lists
 
-    def _list(self, name: str) -> Callable[[Any, Link, Call], Any]:
+    def _list(self, name: str, both: Callable[..., Any]) -> Callable[[Any, Link, Call], Any]:
         own = self._own[name]
 
         def verb(request: Any, link: Link, call: Call) -> Any:
-            if self._ours_alone(request):
-                return own(request, call)
-            return lists.unary(name, own, request, link, call)
-
-        return verb
-
-    def _stream(self, name: str) -> Behaviour:
-        own = self._own[name]
-
-        def verb(request: Any, call: Call) -> Iterator[Message | bytes]:
-            link = self._links.now
-            if link is None or self._ours_alone(request):
-                yield from own(request, call)
-            else:
-                yield from lists.stream(name, own, request, link, call)
+            return own(request, call) if self._ours_alone(request) else both(name, own, request, link, call)
 
         return verb
 
     def _ours_alone(self, request: Any) -> bool:
-        wanted = getattr(request, "filter", None)
-        if wanted is None:
-            return False
+        wanted = request.filter
         return self._sides.only_ours(wanted.id, getattr(wanted, "pod_sandbox_id", ""))
-
-    def _descriptors(self, request: pb.ListMetricDescriptorsRequest, link: Link, call: Call) -> Any:
-        theirs = link.begin("ListMetricDescriptors", request, call)
-        ours: pb.ListMetricDescriptorsResponse = self._own["ListMetricDescriptors"](request, call)
-        try:
-            upstream = pb.ListMetricDescriptorsResponse.FromString(theirs())
-        except Relayed as error:
-            if error.code is grpc.StatusCode.UNIMPLEMENTED:
-                return ours
-            raise
-        return pb.ListMetricDescriptorsResponse(descriptors=merge.descriptors(ours.descriptors, upstream.descriptors))
 
     # -- the node
 
