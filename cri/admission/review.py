@@ -191,7 +191,7 @@ def _settled(request: _Request, subject: _Subject) -> bool:
         return True
     if request.operation != "UPDATE" or request.old_object is None or request.object is None:
         return False
-    if "deletionTimestamp" in (request.object.get("metadata") or {}):
+    if "deletionTimestamp" in Node(subject.kind, request.object).node("metadata").given:
         return True
     before = _pod_of(subject.kind, request.old_object, request.namespace)
     if subject.is_pod:
