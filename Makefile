@@ -59,6 +59,10 @@ kind: setup ## a kind cluster whose nodes run ForgeOne, the chart on it, and its
 	@$(BIN)/python -m hack.kind install
 	@$(BIN)/python -m hack.kind test
 
+.PHONY: chart
+chart: setup ## write what of the chart is made from the code
+	@$(BIN)/python -m hack.chart
+
 .PHONY: fmt
 fmt: setup ## format the code
 	@$(BIN)/ruff format .

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    make_wsgi_app,
+)
 
 from cri.exposition.calls import Calls
 from cri.exposition.containers import ContainerCollector
@@ -28,6 +34,7 @@ class Exposition:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         node, containers = CollectorRegistry(), CollectorRegistry()
         self.calls = Calls(node)
+        self._node = node
         node.register(NodeCollector(runtime, rooms))
         ProcessCollector(registry=node)
         containers.register(ContainerCollector(runtime))
@@ -37,6 +44,10 @@ class Exposition:
     def port(self) -> int:
         """What it listens on."""
         return self._server.port
+
+    def text(self) -> bytes:
+        """What the node would answer now, in Prometheus' text format."""
+        return generate_latest(self._node)
 
     def start(self) -> None:
         """Listen.

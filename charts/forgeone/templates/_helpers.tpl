@@ -136,6 +136,7 @@ clientConfig:
     namespace: {{ .root.Release.Namespace }}
     path: {{ .path }}
     port: 443
+{{- if not .cluster }}
 namespaceSelector:
   {{- with $given.matchLabels }}
   matchLabels:
@@ -146,5 +147,6 @@ namespaceSelector:
 {{- with .root.Values.admission.webhook.objectSelector }}
 objectSelector:
   {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end }}
