@@ -11,8 +11,10 @@ Each run has namespaces and RuntimeClasses of its own, and removes them. In the 
     ``none`` where nothing (no kube-proxy) makes addresses of Services work.
 ``FORGEONE_TEST_REBOOT``
     A command that reboots the node whose name it is given as its last argument.
+``FORGEONE_TEST_POLICIES``
+    ``none`` where nodes follow no policies of the cluster.
 ``FORGEONE_TEST_CHART_VALUES``
-    A file of values that the chart's test gives to helm besides its own.
+    A file of values that the chart's tests give to helm besides their own: of an image that nodes can pull.
 
 ===============  =====================================================================================================
 ``cluster``      the API server (whole session)
@@ -71,8 +73,8 @@ class Classes:
 
 @pytest.fixture(scope="session")
 def run() -> str:
-    """The name of this run, which all of its objects have."""
-    return f"forgeone-e2e-{uuid.uuid4().hex[:6]}"
+    """The name of this run, which all of its objects have. One that begins with ``forgeone-`` would say an engine."""
+    return f"e2e-forgeone-{uuid.uuid4().hex[:6]}"
 
 
 @pytest.fixture(scope="session")

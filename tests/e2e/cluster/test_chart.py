@@ -1,0 +1,284 @@
+"""The chart in this cluster: installed, changed, taken away; what it refuses, and the policies that nodes follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from kubernetes.client.exceptions import ApiException
+
+from hack.bundle.layout import REPOSITORY
+from hack.lab.settings import patient
+from tests.e2e.cluster.api import Cluster, absent_is_fine, condition, main, over, ready
+from tests.e2e.cluster.conftest import ENGINES, Classes, Images, Web
+from tests.e2e.cluster.objects import Object, deployment, pod, shell
+
+CHART: Final = REPOSITORY / "charts/forgeone"
+GROUP: Final = ("zta.forgeone.dev", "v1alpha1")
+POLICIES: Final = "ztapolicies"
+_SECONDS: Final = 300
+_BAD: Final = {"zta.forgeone.dev/no_such_field": "true"}
+
+Helm = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def helm(cluster: Cluster) -> Helm:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    program = shutil.which("helm", path=path)
+    if program is None:
+        pytest.skip("there is no helm: make setup")
+
+    def call(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [program, "--kubeconfig", os.environ["KUBECONFIG"], *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=patient(_SECONDS + 60))
+        assert done.returncode == 0 or not check, f"{words}: {done.stderr}{done.stdout}"
+        return done
+
+    return call
+
+
+def has_policies(cluster: Cluster) -> bool:
+    """The cluster knows what a ZTAPolicy is."""
+    try:
+        cluster.custom.list_cluster_custom_object(*GROUP, POLICIES)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def values(cluster: Cluster, run: str, namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Values of a release that has nothing in common with another one, and looks at the tests' namespace alone."""
+    here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    document = {
+        "fullnameOverride": run,
+        "runtimeClasses": {engine: {"name": f"{run}-chart-{engine}"} for engine in ENGINES},
+        "installer": {"enabled": False},
+        "crds": {"install": not has_policies(cluster)},
+        "admission": {"mode": "policy", "namespaceSelector": here},
+    }
+    path = tmp_path_factory.mktemp("chart") / "values.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, run: str, namespace: str, helm: Helm, values: Path) -> Iterator[str]:
+    there = json.loads(helm("list", "--all-namespaces", "--output", "json").stdout)
+    if any(one["chart"].startswith("forgeone-") for one in there):
+        pytest.skip("a release of the chart is in this cluster already, and there can be but one")
+    brings_policies = not has_policies(cluster)
+    try:
+        change(helm, run, namespace, values)
+        yield run
+    finally:
+        helm("uninstall", run, "--namespace", namespace, "--ignore-not-found", "--wait")
+        if brings_policies:
+            # A release leaves it behind on purpose: with it all policies would go.
+            remove_definition(cluster)
+
+
+def remove_definition(cluster: Cluster) -> None:
+    """Take away the kind ZTAPolicy, and all that are of it."""
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{POLICIES}.{GROUP[0]}"
+    with absent_is_fine():
+        cluster.connection.call_api(
+            *cluster.connection.param_serialize("DELETE", path, auth_settings=["BearerToken"])
+        ).read()
+
+
+def change(helm: Helm, release: str, namespace: str, values: Path, *options: str) -> None:
+    """Install the chart, or change its release."""
+    given = os.environ.get("FORGEONE_TEST_CHART_VALUES")
+    more = ("--values", given) if given else ()
+    helm(
+        *("upgrade", "--install", release, str(CHART), "--namespace", namespace),
+        *("--values", str(values), *more, *options, "--wait", "--timeout", f"{_SECONDS}s"),
+    )
+
+
+def ours(cluster: Cluster, release: str) -> list[str]:
+    """What the cluster has of a release."""
+    kinds = {
+        "node.k8s.io/v1": ("runtimeclasses",),
+        "rbac.authorization.k8s.io/v1": ("clusterroles", "clusterrolebindings", "roles", "rolebindings"),
+        "admissionregistration.k8s.io/v1": (
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
+            "validatingwebhookconfigurations",
+            "mutatingwebhookconfigurations",
+        ),
+    }
+    found = []
+    for group, plurals in kinds.items():
+        for plural in plurals:
+            name, version = group.split("/")
+            selector = f"app.kubernetes.io/instance={release}"
+            listed = cluster.custom.list_cluster_custom_object(name, version, plural, label_selector=selector)
+            found += [f"{plural}/{one['metadata']['name']}" for one in listed["items"]]
+    return found
+
+
+def until_refused(cluster: Cluster, namespace: str, body: Object) -> str:
+    """What the API server says of a pod as soon as it refuses it: a new policy counts after a moment."""
+    deadline = time.monotonic() + patient(30)
+    while time.monotonic() < deadline:
+        try:
+            cluster.core.create_namespaced_pod(namespace, body, dry_run="All")
+        except ApiException as error:
+            return str(json.loads(error.body)["message"])
+        # No event tells when every replica of the API server has taken a policy in.
+        time.sleep(0.5)
+    raise AssertionError("the API server takes the pod")
+
+
+@pytest.mark.parametrize("engine", ["native", "microvm", "auto"])
+def test_pods_run_by_the_chart_s_runtime_classes(
+    cluster: Cluster, namespace: str, images: Images, classes: Classes, release: str, engine: str
+) -> None:
+    assert classes[engine]
+    body = pod(f"by-{engine}", shell(images.busybox, "echo here"), runtime_class=f"{release}-chart-{engine}")
+    body["spec"]["restartPolicy"] = "Never"
+    done = cluster.run(namespace, body, over, seconds=90)
+    assert done.status.phase == "Succeeded"
+    # The scheduler counts what the engine itself needs, and asks for a node that has it.
+    assert done.spec.overhead["memory"] and "forgeone.dev/ready" in done.spec.node_selector
+
+
+def test_a_component_runs_by_the_chart_s_runtime_class(
+    cluster: Cluster, namespace: str, web: Web, classes: Classes, release: str
+) -> None:
+    assert classes["wasm"]
+    body = pod("by-wasm", runtime_class="")
+    body["spec"] = web("wasm") | {"runtimeClassName": f"{release}-chart-wasm"}
+    cluster.run(namespace, body)
+
+
+def test_a_contract_that_is_none_is_refused_as_it_is_applied(
+    cluster: Cluster, namespace: str, images: Images, release: str
+) -> None:
+    body = pod("bad", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=_BAD)
+    assert "no_such_field" in until_refused(cluster, namespace, body)
+    whole = deployment("bad", body["spec"], annotations=_BAD)
+    with pytest.raises(ApiException, match="no_such_field"):
+        cluster.apps.create_namespaced_deployment(namespace, whole, dry_run="All")
+
+
+def test_a_contract_is_taken(cluster: Cluster, namespace: str, images: Images, release: str) -> None:
+    good = {"zta.forgeone.dev/privileged": "false", "zta.forgeone.dev/egress": "none"}
+    body = pod("good", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=good)
+    cluster.core.create_namespaced_pod(namespace, body, dry_run="All")
+
+
+@pytest.fixture
+def followed(cluster: Cluster, release: str) -> None:
+    if os.environ.get("FORGEONE_TEST_POLICIES") == "none":
+        pytest.skip("nodes of this cluster follow no policies of it: FORGEONE_TEST_POLICIES is none")
+
+
+def demand(cluster: Cluster, name: str, **spec: Any) -> None:
+    """Make a ZTAPolicy."""
+    body = {"apiVersion": "/".join(GROUP), "kind": "ZTAPolicy", "metadata": {"name": name}, "spec": spec}
+    cluster.custom.create_cluster_custom_object(*GROUP, POLICIES, body)
+
+
+def withdraw(cluster: Cluster, name: str) -> None:
+    """Remove a ZTAPolicy."""
+    with absent_is_fine():
+        cluster.custom.delete_cluster_custom_object(*GROUP, POLICIES, name)
+
+
+def test_a_policy_that_is_applied_denies_pods_until_it_is_deleted(
+    cluster: Cluster, namespace: str, run: str, images: Images, release: str, followed: None
+) -> None:
+    policy = f"{run}-no-host-ipc"
+    demand(cluster, policy, floor=True, namespaces=[namespace], contract={"profile": {"host_ipc": False}})
+    try:
+        refused = ""
+        for attempt in range(20):
+            # It is in force a moment after it is applied; no event tells when.
+            name = f"denied-{attempt}"
+            body = pod(name, shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native")
+            body["spec"]["hostIPC"] = True
+            cluster.core.create_namespaced_pod(namespace, body)
+            told = cluster.pod(namespace, name, lambda one: ready(one) or events(cluster, namespace, one))
+            if not ready(told):
+                refused = cluster.event(namespace, name, "FailedCreatePodSandBox")
+                break
+            cluster.remove_pod(namespace, name)
+        assert policy in refused and "host_ipc" in refused
+    finally:
+        withdraw(cluster, policy)
+    cluster.pod(namespace, name, ready, seconds=90)
+
+
+def events(cluster: Cluster, namespace: str, pod: Any) -> bool:
+    """Whether the pod's sandbox was refused; asked whenever the pod changes."""
+    return any(line.startswith("FailedCreatePodSandBox") for line in cluster.events(namespace, pod.metadata.name))
+
+
+def test_a_policy_that_no_node_can_use_says_so(
+    cluster: Cluster, run: str, namespace: str, release: str, followed: None
+) -> None:
+    policy = f"{run}-broken"
+    rule = {"name": "r", "at": ["create"], "expression": "container.no_such_field == 1"}
+    demand(cluster, policy, floor=True, namespaces=[namespace], rules=[rule])
+    try:
+        deadline = time.monotonic() + patient(30)
+        said: dict[str, Any] = {}
+        while not said and time.monotonic() < deadline:
+            found = cluster.custom.get_cluster_custom_object(*GROUP, POLICIES, policy)
+            conditions = found.get("status", {}).get("conditions", [])
+            said = next((one for one in conditions if one["type"] == "Accepted" and one["status"] == "False"), {})
+            time.sleep(0.5)
+        assert "no_such_field" in said["message"]
+    finally:
+        withdraw(cluster, policy)
+
+
+def test_a_release_is_changed_while_its_pods_run(
+    cluster: Cluster, namespace: str, images: Images, release: str, helm: Helm, values: Path
+) -> None:
+    stays = pod("stays", shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native")
+    before = main(cluster.run(namespace, stays)).container_id
+    change(helm, release, namespace, values, "--set", "admission.mode=none", "--set", "commonLabels.changed=yes")
+    left = ours(cluster, release)
+    assert not any("admission" in one for one in left)
+    found = cluster.node.read_runtime_class(f"{release}-chart-native")
+    assert found.metadata.labels["changed"] == "yes"
+    helm("rollback", release, "--namespace", namespace, "--wait")
+    body = pod("bad-again", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=_BAD)
+    assert "no_such_field" in until_refused(cluster, namespace, body)
+    after = cluster.core.read_namespaced_pod("stays", namespace)
+    assert (main(after).container_id, main(after).restart_count, condition(after, "Ready")) == (before, 0, "True")
+
+
+def test_the_chart_s_own_test_passes(release: str, namespace: str, helm: Helm) -> None:
+    if not os.environ.get("FORGEONE_TEST_CHART_VALUES"):
+        pytest.skip("its pods need the chart's image: FORGEONE_TEST_CHART_VALUES names no values with one")
+    helm("test", release, "--namespace", namespace, "--timeout", f"{_SECONDS}s")
+
+
+def test_a_release_that_is_removed_leaves_its_pods_and_policies(
+    cluster: Cluster, namespace: str, images: Images, release: str, helm: Helm
+) -> None:
+    stays = pod("outlives", shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native")
+    before = main(cluster.run(namespace, stays)).container_id
+    assert ours(cluster, release)
+    helm("uninstall", release, "--namespace", namespace, "--wait")
+    assert ours(cluster, release) == []
+    assert has_policies(cluster)
+    after = cluster.core.read_namespaced_pod("outlives", namespace)
+    assert (main(after).container_id, condition(after, "Ready")) == (before, "True")
