@@ -21,14 +21,16 @@ from cri.server import Server, unobserved
 from cri.signals import Signals
 from cri.streaming.server import StreamingServer
 from cri.upstream import front
+from cri.upstream.about import about
 from cri.upstream.side import Links
 from forgeone_shim.config.loader import load, load_or_exit
 from forgeone_shim.config.logging import setup
 from forgeone_shim.config.model import Config
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError
 from forgeone_shim.kernel import notify
 from forgeone_shim.rpc import node_pb2
-from forgeone_shim.rpc.node import NodeServicer
+from forgeone_shim.rpc.node import NodeServicer, Upstream, nobody
 from forgeone_shim.runtime.runtime import Runtime
 from forgeone_shim.version import VERSION
 
@@ -45,7 +47,11 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("forgeoned")
 
 
 def services(
-    config: Config, runtime: RuntimePort, reload: Reload, streaming: StreamingPort
+    config: Config,
+    runtime: RuntimePort,
+    reload: Reload,
+    streaming: StreamingPort,
+    upstream: Callable[[Deadline], Upstream] = nobody,
 ) -> Mapping[ServiceDescriptor, object]:
     """What is served on the socket."""
     described = pb.DESCRIPTOR.services_by_name
@@ -54,7 +60,7 @@ def services(
             runtime, info=reload.info, message_limit=config.grpc.max_message_bytes, streaming=streaming
         ),
         described["ImageService"]: ImageService(runtime),
-        node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime, reload),
+        node_pb2.DESCRIPTOR.services_by_name["Node"]: NodeServicer(runtime, reload, upstream),
     }
 
 
@@ -71,7 +77,7 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
         reload = Reload(config, read, runtime, streaming, links)
         server = Server(
             config.grpc,
-            front.services(services(config, runtime, reload, streaming), runtime, links),
+            front.services(services(config, runtime, reload, streaming, about(links)), runtime, links),
             path=Path(config.socket),
             gid=config.socket_gid,
             observe=exposition.calls if exposition else unobserved,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from cri.api import runtime_pb2 as cri
@@ -14,6 +15,8 @@ from forgeone_shim.rpc import node_pb2
 from forgeone_shim.version import VERSION
 
 _PAUSED = "Paused"
+# A handler that only ForgeOne has.
+_OURS = "forgeone-native"
 
 
 def pods(client: Client, args: argparse.Namespace) -> int:
@@ -22,7 +25,7 @@ def pods(client: Client, args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json(items)
         return 0
-    engines = _engines(client).pods
+    engines, other = _engines(client).pods, _upstream(client)
     rows = [
         (
             short(item.id),
@@ -31,7 +34,7 @@ def pods(client: Client, args: argparse.Namespace) -> int:
             enum_name(cri.PodSandboxState, item.state, "SANDBOX_"),
             age(item.created_at),
             item.runtime_handler or "(default)",
-            engines[item.id].engine if item.id in engines else "",
+            engines[item.id].engine if item.id in engines else other.name,
         )
         for item in items
     ]
@@ -48,7 +51,7 @@ def containers(client: Client, args: argparse.Namespace) -> int:
         return 0
     names = {item.id: item.metadata.name for item in client.pods()}
     paused = set(client.call(client.node.ListPausedContainers, node_pb2.ListPausedContainersRequest()).container_ids)
-    engines = _engines(client).containers
+    engines, other = _engines(client).containers, _upstream(client)
     rows = [
         (
             short(item.id),
@@ -57,7 +60,7 @@ def containers(client: Client, args: argparse.Namespace) -> int:
             _PAUSED if item.id in paused else enum_name(cri.ContainerState, item.state, "CONTAINER_"),
             age(item.created_at),
             names.get(item.pod_sandbox_id, short(item.pod_sandbox_id)),
-            engines.get(item.id, ""),
+            engines.get(item.id, other.name),
         )
         for item in items
     ]
@@ -70,37 +73,72 @@ def _engines(client: Client) -> Any:
     return client.call(client.node.ListEngines, node_pb2.ListEnginesRequest())
 
 
+def _upstream(client: Client) -> Any:
+    """The other runtime, whose are the pods that no engine has."""
+    return client.call(client.node.GetUpstream, node_pb2.GetUpstreamRequest())
+
+
 def images(client: Client, args: argparse.Namespace) -> int:
     """Every image, a line per tag."""
     items = sorted(client.call(client.images.ListImages, cri.ListImagesRequest()).images, key=_first_name)
     if args.output == "json":
         print_json(items)
         return 0
+    owners = _owners(client)
     rows = [
-        (name, tag, short(item.id), _platform(client, item.id), size(item.size), "pinned" if item.pinned else "")
+        (
+            name,
+            tag,
+            short(item.id),
+            _platform(client, item.id),
+            size(item.size),
+            *([owners(item.id)] if owners else []),
+            "pinned" if item.pinned else "",
+        )
         for item in items
         for name, tag in image_names(item.repo_tags, item.repo_digests)
     ]
-    sys.stdout.write(table(("IMAGE", "TAG", "IMAGE ID", "PLATFORM", "SIZE", ""), rows))
+    runtime = ("RUNTIME",) if owners else ()
+    sys.stdout.write(table(("IMAGE", "TAG", "IMAGE ID", "PLATFORM", "SIZE", *runtime, ""), rows))
     return 0
+
+
+def _owners(client: Client) -> Callable[[str], str] | None:
+    """Says which of two runtimes have an image of that id; ``None`` where there is one only."""
+    other = _upstream(client)
+    if not other.socket:
+        return None
+    ours = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(runtime_handler=_OURS)))
+    here = {item.id for item in client.call(client.images.ListImages, ours).images}
+    there = set(other.image_ids)
+    return lambda id_: ", ".join(
+        name for name, ids in (("forgeone", here), (other.name or "upstream", there)) if id_ in ids
+    )
 
 
 def _platform(client: Client, image_id: str) -> str:
     """What an image is for; one that was removed meanwhile is for nothing."""
     request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
     told = json.loads(client.call(client.images.ImageStatus, request).info.get("info", "{}"))
+    if "imageSpec" in told:
+        # The other runtime's words.
+        return "/".join(filter(None, (told["imageSpec"].get(key, "") for key in ("os", "architecture"))))
     return "artifact" if told.get("artifact") and not told.get("module") else str(told.get("platform", ""))
 
 
 def version(client: Client, args: argparse.Namespace) -> int:
     """Both ends of the socket."""
-    server = client.call(client.runtime.Version, cri.VersionRequest())
+    server, other = client.call(client.runtime.Version, cri.VersionRequest()), _upstream(client)
+    beside = {"socket": other.socket, "name": other.name, "version": other.version, "problem": other.problem}
     if args.output == "json":
-        print_json({"forge": VERSION, "forgeoned": server.runtime_version, "cri": server.runtime_api_version})
+        told = {"forge": VERSION, "forgeoned": server.runtime_version, "cri": server.runtime_api_version}
+        print_json(told | ({"upstream": beside} if other.socket else {}))
         return 0
     sys.stdout.write(
         f"forge {VERSION}\n{server.runtime_name} {server.runtime_version}, CRI {server.runtime_api_version}\n"
     )
+    if other.socket:
+        sys.stdout.write(f"upstream {f'{other.name} {other.version}'.strip() or other.problem} at {other.socket}\n")
     return 0
 
 

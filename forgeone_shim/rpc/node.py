@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any, Protocol
 
@@ -94,6 +95,22 @@ class Node(Protocol):
         """What containers do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The other runtime behind the socket; without a ``socket`` there is none. ``problem``: why it does not answer."""
+
+    socket: str = ""
+    name: str = ""
+    version: str = ""
+    problem: str = ""
+    image_ids: tuple[str, ...] = ()
+
+
+def nobody(_deadline: Deadline) -> Upstream:
+    """There is no other runtime."""
+    return Upstream()
+
+
 class Call(Protocol):
     """The call under way, as the server hands it to a method beside the request."""
 
@@ -105,10 +122,16 @@ class Call(Protocol):
 class NodeServicer(BehaviourMethods):
     """``forgeone.v1.Node`` over a runtime."""
 
-    def __init__(self, node: Node, reload: Callable[[], Outcome]) -> None:
-        """``reload`` reads the configuration again and says what became of it."""
+    def __init__(
+        self, node: Node, reload: Callable[[], Outcome], upstream: Callable[[Deadline], Upstream] = nobody
+    ) -> None:
+        """``reload`` reads the configuration again and says what came of it; ``upstream`` tells of another runtime."""
         super().__init__(node)
-        self._node, self._reload = node, reload
+        self._node, self._reload, self._upstream = node, reload, upstream
+
+    def GetUpstream(self, _request: node_pb2.GetUpstreamRequest, call: Call) -> node_pb2.GetUpstreamResponse:
+        """The runtime that other handlers' pods run on."""
+        return node_pb2.GetUpstreamResponse(**asdict(self._upstream(call.deadline)))
 
     def Reload(self, _request: node_pb2.ReloadRequest, _call: Call) -> node_pb2.ReloadResponse:
         """What applies now, and what waits for a restart."""

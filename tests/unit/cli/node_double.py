@@ -208,6 +208,8 @@ class Images(_Partly):
         self.requests: list[Any] = []
         self.asked: list[Any] = []
         self.reloaded: Any = node_pb2.ReloadResponse()
+        self.upstream: Any = node_pb2.GetUpstreamResponse()
+        self.ours: dict[str, Any] = {}
         self.paused: set[str] = set()
         self.engines = node_pb2.ListEnginesResponse()
         self.documents: dict[str, Any] = {}
@@ -227,7 +229,8 @@ class Images(_Partly):
 
     def ListImages(self, request: Any, call: Any) -> Any:
         wanted = request.filter.image.image
-        return cri.ListImagesResponse(images=[one for name, one in self.here.items() if wanted in {"", name, one.id}])
+        here = self.ours if request.filter.image.runtime_handler else self.here
+        return cri.ListImagesResponse(images=[one for name, one in here.items() if wanted in {"", name, one.id}])
 
     def ImageStatus(self, request: Any, call: Any) -> Any:
         self.asked.append(request.image)
@@ -254,6 +257,9 @@ class Images(_Partly):
 
     def Reload(self, request: Any, call: Any) -> Any:
         return self.reloaded
+
+    def GetUpstream(self, request: Any, call: Any) -> Any:
+        return self.upstream
 
     def PauseContainer(self, request: Any, call: Any) -> Any:
         self.paused.add(request.container_id)

@@ -280,3 +280,36 @@ def test_reload_names_what_changed_and_what_waits(node: NodeDouble, forge: Forge
     assert capsys.readouterr().out == "log.level: changed\nroot: needs a restart\n"
     assert forge("reload", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out) == {"changed": ["log.level"], "needsRestart": ["root"]}
+
+
+def test_of_two_runtimes_it_is_told_whose_things_are(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
+    assert forge("run", "-d", "--name", "ours", "reg/app:1") == 0
+    assert forge("run", "-d", "--name", "theirs", "reg/app:1") == 0
+    ours, _ = node.pods.pods
+    first, _ = node.pods.containers
+    node.images.engines.pods[ours].engine = "native"
+    node.images.engines.containers[first] = "native"
+    both, only = (cri.Image(id=f"sha256:{letter * 64}", repo_tags=[f"reg/{letter}:1"]) for letter in "ab")
+    node.images.here = {"a": both, "b": only}
+    node.images.ours = {"a": both}
+    node.images.upstream = node_pb2.GetUpstreamResponse(
+        socket="/run/c.sock", name="containerd", version="2.4", image_ids=[both.id, only.id]
+    )
+    capsys.readouterr()
+    for verb in ("pods", "ps"):
+        assert forge(verb) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert {name: line.split()[-1] for line in lines for name in ("ours", "theirs") if name in line.split()} == {
+            "ours": "native",
+            "theirs": "containerd",
+        }
+    assert forge("images") == 0
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert "forgeone, containerd" in first
+    assert "containerd" in second
+    assert "forgeone" not in second
+    assert forge("version") == 0
+    assert "upstream containerd 2.4 at /run/c.sock\n" in capsys.readouterr().out
+    node.images.upstream = node_pb2.GetUpstreamResponse(socket="/run/c.sock", problem="UNAVAILABLE: no")
+    assert forge("version", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)["upstream"]["problem"] == "UNAVAILABLE: no"
