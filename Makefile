@@ -89,6 +89,10 @@ reference: setup ## write the generated parts of docs: configuration, annotation
 pictures: setup ## take the pictures of forge in docs anew
 	@$(SUDO) $(BIN)/python -m hack.pictures
 
+.PHONY: bundle
+bundle: setup ## what nodes are given, in dist: an archive, a Debian package, an OCI image
+	@$(BIN)/python -m hack.bundle --deb --image
+
 .PHONY: bench
 bench: setup ## a pod's life in milliseconds, beside containerd; BENCH="--help" shows more
 	@$(SUDO) $(BIN)/python -m hack.bench.debian $(BENCH)

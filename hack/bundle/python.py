@@ -183,6 +183,7 @@ def place_bytecode(root: Path, version: str) -> None:
     options: list[str | Path] = [
         "-q",
         "-q",
+        "-f",
         "--invalidation-mode",
         "unchecked-hash",
         "-s",

@@ -102,7 +102,7 @@ static void find(const char *top)
 int main(int argc, char **argv)
 {
 	char *top = root();
-	char **words = calloc((size_t)argc + 3, sizeof *words);
+	char **words = calloc((size_t)argc + 4, sizeof *words);
 	int count = 0;
 	if (!words)
 		fail("memory");
@@ -113,6 +113,8 @@ int main(int argc, char **argv)
 	find(top);
 	words[count++] = joined(top, "/bin/python3", "");
 	words[count++] = "-I";
+	/* All modules are compiled, and what lies on a node stays as it is in the manifest. */
+	words[count++] = "-B";
 	if (strcmp(COMMAND, "python3") != 0)
 		words[count++] = joined(top, "/lib/forgeone/commands/", COMMAND);
 	for (int word = 1; word < argc; word++)

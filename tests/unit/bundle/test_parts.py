@@ -1,0 +1,94 @@
+"""What the bundle's build decides: which libraries, which bytes instead of which, which unit."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
+from hack.bundle import __main__ as command
+from hack.bundle import blind, build, layout, programs
+
+AMD64, ARM64 = layout.arch("amd64"), layout.arch("arm64")
+NEEDS = {"liba": ("libb", "libc"), "libb": ("libc",), "libc": ("ld",), "ld": (), "libcycle": ("libcycle", "libb")}
+
+
+def closure(*names: str) -> tuple[str, ...]:
+    return programs.closure({"bin/program": names}, NEEDS.__contains__, NEEDS.__getitem__)
+
+
+def test_libraries_of_libraries_are_needed_too() -> None:
+    assert closure("liba") == ("ld", "liba", "libb", "libc")
+
+
+def test_libraries_may_need_each_other() -> None:
+    assert closure("libcycle") == ("ld", "libb", "libc", "libcycle")
+
+
+def test_a_library_that_cannot_be_had_is_named_with_who_needs_it() -> None:
+    with pytest.raises(FailedPrecondition, match=r"libb needs libz"):
+        programs.closure({"bin/program": ("libb",)}, {"libb"}.__contains__, {"libb": ("libz",)}.__getitem__)
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"))))
+def test_a_closure_holds_what_each_of_it_needs(needs: dict[str, list[str]]) -> None:
+    found = programs.closure({"root": tuple("ab")}, lambda _: True, lambda name: needs.get(name, []))
+    assert {"a", "b"} <= set(found)
+    assert all(set(needs.get(name, [])) <= set(found) for name in found)
+
+
+@pytest.mark.parametrize("arch", [AMD64, ARM64], ids=lambda arch: arch.debian)
+def test_paths_are_replaced_by_others_as_long_that_no_host_can_have(arch: layout.Arch) -> None:
+    for name, pairs in blind.replacements(arch).items():
+        content = b"before\0" + b"\0".join(old for old, _ in pairs) + b"\0behind"
+        changed = blind.blinded(name, content, arch)
+        assert len(changed) == len(content)
+        for old, new in pairs:
+            assert old not in changed
+            for path in new.strip(b"\0").split(b"\0"):
+                assert path.startswith((b"/dev/null/", b"/sys/"))
+
+
+def test_a_release_that_has_a_path_elsewhere_is_refused() -> None:
+    with pytest.raises(InternalError, match=r"ld\.so\.cache"):
+        blind.blinded(AMD64.loader, b"nothing", AMD64)
+
+
+def test_a_library_that_follows_no_path_stays_as_it_is() -> None:
+    assert blind.blinded("libz.so.1", b"/etc/ld.so.cache", AMD64) == b"/etc/ld.so.cache"
+
+
+def test_the_unit_is_of_its_version_and_of_no_checkout() -> None:
+    text = build.unit((layout.REPOSITORY / "hack/systemd/forgeoned.service").read_text(), "1.2.3")
+    assert "ExecStart=/opt/forgeone/versions/1.2.3/bin/forgeoned\n" in text
+    assert "ExecReload=/opt/forgeone/versions/1.2.3/bin/forge reload\n" in text
+    assert "Documentation=file:/opt/forgeone/versions/1.2.3/share/doc/operate.md\n" in text
+    assert ".venv" not in text
+    assert "make setup" not in text
+
+
+def test_bundles_are_made_for_processors_that_are_known() -> None:
+    with pytest.raises(FailedPrecondition, match="riscv64"):
+        layout.arch("riscv64")
+
+
+@pytest.mark.parametrize("given", ["", "-1", "1.5", "now", "١"])
+def test_the_time_of_all_files_is_a_number_of_seconds(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", given)
+    with pytest.raises(InvalidInput, match="SOURCE_DATE_EPOCH"):
+        command.epoch()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert command.epoch() == 1_700_000_000
+
+
+def test_the_projects_commands_can_be_scripts_of_the_bundle() -> None:
+    declared = tomllib.loads((layout.REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {"forge", "forgeoned"} <= set(declared)
+    for name, target in declared.items():
+        module, _, function = target.partition(":")
+        assert function.isidentifier(), name
+        assert (layout.REPOSITORY / Path(*module.split("."))).with_suffix(".py").exists(), name
