@@ -158,7 +158,7 @@ class Containers:
             of_pod=sandbox.engine,
             handlers=handlers,
             wasm_only=only,
-            free=sandbox.handler.chooses,
+            free=sandbox.handler.chooses and self._p.scheduler.has(WASM_ENGINE),
         )
         id_ = os.urandom(32).hex()
         stop_signal = spec.stop_signal or image.config.stop_signal or "SIGTERM"

@@ -99,13 +99,16 @@ class Sandboxes:
         if not record.handler.chooses:
             return record
         record = self._p.guard.bound(record, deadline)
+        tried: list[SandboxRecord] = []
         try:
-            found = self._p.scheduler.placements(record.spec, record.contract, only)
+            for one in self._p.scheduler.placements(record.spec, record.contract, only):
+                tried.append(replace(record, engine=one.engine, placed=one.reason))
+                if self._p.guard.would_start(tried[-1]):
+                    return tried[-1]
         except FailedPrecondition as error:
             raise self._p.guard.unplaced(record, error, deadline) from error
-        made = [replace(record, engine=one.engine, placed=one.reason) for one in found]
-        # Where policies allow none of them, the first is what the denial is about.
-        return next(filter(self._p.guard.would_start, made), made[0])
+        # Policies allow none of them: the first is what the denial is about.
+        return tried[0]
 
     def _plan(self, spec: SandboxSpec) -> SandboxRecord:
         handler = self._p.handlers.find(spec.runtime_handler)

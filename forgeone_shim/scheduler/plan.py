@@ -6,7 +6,7 @@ engine taken for it. Where nothing is demanded, what the pod needs goes before w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,36 +38,38 @@ class Placement:
 
 
 def plan(
-    wanted: Wanted, *, order: Sequence[str], isolate_labels: Sequence[str], unfit: Mapping[str, str]
-) -> tuple[Placement, ...]:
-    """At least one, the best first.
+    wanted: Wanted, *, order: Sequence[str], isolate_labels: Sequence[str], unfit: Callable[[str], str]
+) -> Iterator[Placement]:
+    """At least one, the best first. An engine is asked about when its turn comes.
 
     :param order: the engines that there may be, the preferred ones first.
-    :param unfit: engines of ``order`` that this pod cannot have here, each with why.
+    :param unfit: why this pod cannot have an engine here; empty where it can.
     :raises FailedPrecondition: there is none, or what is demanded cannot be had here.
     """
     demanded, reason = _demanded(wanted, isolate_labels)
-    if demanded and demanded not in order:
+    if demanded:
+        yield _met(demanded, reason, order, unfit)
+        return
+    preferred, why = _preferred(wanted)
+    passed: list[str] = []
+    for engine in sorted(order, key=lambda engine: engine != preferred):
+        if cannot := unfit(engine):
+            passed.append(f"{engine} cannot: {cannot}")
+            continue
+        told = why if engine == preferred else "first in scheduler.order" if engine == order[0] else "next in order"
+        yield Placement(engine, "; ".join((told, *passed)))
+    if len(passed) == len(order):
+        raise FailedPrecondition(f"no engine of scheduler.order can run it: {'; '.join(passed)}")
+
+
+def _met(demanded: str, reason: str, order: Sequence[str], unfit: Callable[[str], str]) -> Placement:
+    if demanded not in order:
         raise FailedPrecondition(
             f"{reason}, and pods of this handler are never run by {demanded}", fix="add it to scheduler.order"
         )
-    if demanded and demanded in unfit:
-        raise FailedPrecondition(f"{reason}, and {demanded} cannot run it: {unfit[demanded]}")
-    if demanded:
-        return (Placement(demanded, reason),)
-    preferred, why = _preferred(wanted)
-    ranked = sorted(order, key=lambda engine: engine != preferred)
-    passed: list[str] = []
-    found = []
-    for engine in ranked:
-        if engine in unfit:
-            passed.append(f"{engine} cannot: {unfit[engine]}")
-            continue
-        told = why if engine == preferred else "first in scheduler.order" if engine == order[0] else "next in order"
-        found.append(Placement(engine, "; ".join((told, *passed))))
-    if not found:
-        raise FailedPrecondition(f"no engine of scheduler.order can run it: {'; '.join(passed)}")
-    return tuple(found)
+    if cannot := unfit(demanded):
+        raise FailedPrecondition(f"{reason}, and {demanded} cannot run it: {cannot}")
+    return Placement(demanded, reason)
 
 
 def _demanded(wanted: Wanted, isolate_labels: Sequence[str]) -> tuple[str, str]:

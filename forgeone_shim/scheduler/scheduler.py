@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import reduce
 from typing import Final
@@ -32,8 +32,10 @@ class Scheduler:
         """For pods to come."""
         self._config = config
 
-    def placements(self, spec: SandboxSpec, contract: Contract, only: str = "") -> tuple[Placement, ...]:
+    def placements(self, spec: SandboxSpec, contract: Contract, only: str = "") -> Iterator[Placement]:
         """The engines that a pod may get under the contract that holds for it, the best first; at least one.
+
+        Each is looked for when it is asked for.
 
         :param only: the one that it had, where it comes from a checkpoint.
         :raises FailedPrecondition: there is none, or what is demanded cannot be had here.
@@ -50,7 +52,7 @@ class Scheduler:
             wanted(spec, contract),
             order=order,
             isolate_labels=config.isolate_labels,
-            unfit={engine: why for engine in order if (why := self._unfit(engine, spec, expected))},
+            unfit=lambda engine: self._unfit(engine, spec, expected),
         )
 
     def _unfit(self, engine: str, spec: SandboxSpec, expected: Expected) -> str:
@@ -67,6 +69,10 @@ class Scheduler:
             return ""
         problems = (one for one in self._engines[engine].problems() if one.fatal or one.unusable)
         return next((one.what for one in problems), "")
+
+    def has(self, engine: str) -> bool:
+        """Whether it is among those that may be chosen."""
+        return engine in self._config.order
 
     def possible(self) -> tuple[str, ...]:
         """The engines that some pod could get now, the preferred one first."""

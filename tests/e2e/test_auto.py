@@ -111,13 +111,28 @@ def engine_of(pod: Pod, container_id: str) -> object:
     return engine["name"]
 
 
+def _options(pod: Pod, how: str) -> None:
+    options = pod.config.linux.security_context.namespace_options
+    if how == "shared processes":
+        options.pid = pb.POD
+    elif how == "user namespace":
+        options.userns_options.mode = pb.POD
+        options.userns_options.uids.add(host_id=65536 * 9, container_id=0, length=65536)
+        options.userns_options.gids.add(host_id=65536 * 9, container_id=0, length=65536)
+
+
+@pytest.mark.parametrize("how", ["plain", "shared processes", "user namespace"])
 def test_programs_and_modules_of_one_pod_are_run_by_what_runs_them(
-    node: Daemon, program: str, module_image: str
+    node: Daemon, program: str, module_image: str, how: str
 ) -> None:
-    pod = auto(node).run()
-    config = pod.container(module_image, name="module")
-    del config.command[:]
-    module, main = pod.start(config), pod.start(pod.container(program))
+    pod = auto(node)
+    _options(pod, how)
+    pod.run()
+    configs = [pod.container(module_image, name="module"), pod.container(program)]
+    del configs[0].command[:]
+    for config in configs:
+        config.linux.security_context.namespace_options.CopyFrom(pod.config.linux.security_context.namespace_options)
+    module, main = map(pod.start, configs)
     assert pod.wait(module).exit_code == 0
     assert pod.log(module) == "from a module\n"
     assert (engine_of(pod, module), engine_of(pod, main)) == ("wasm", "native")

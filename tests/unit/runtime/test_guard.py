@@ -18,7 +18,7 @@ from forgeone_shim.contract.model import Behaviour, Contract, NetworkRule, Rbac,
 from forgeone_shim.contract.policies import Policies
 from forgeone_shim.contract.policy import Policy
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import Denied, InvalidInput, Kind, Unavailable, UntrustedImage
+from forgeone_shim.errors import Denied, FailedPrecondition, InvalidInput, Kind, Unavailable, UntrustedImage
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.package import image as packaged
 from forgeone_shim.package import media
@@ -208,6 +208,26 @@ def test_a_pod_is_asked_about_before_anything_of_it_is_made_from_a_checkpoint() 
     assert raised.value.kind is Kind.DENIED
     ((_, told),) = around.asked
     assert told.container is None
+
+
+def test_a_pod_without_an_engine_is_bound_and_asked_about_in_silence() -> None:
+    around = Around(deny=frozenset({Point.SANDBOX}))
+    bound = guard(around).bound(replace(POD, bound=Bound()), Deadline())
+    assert bound.bound == CONTRACT
+    assert not guard(around).would_start(replace(bound, engine="wasm"))
+    assert guard(Around()).would_start(replace(bound, engine="wasm"))
+    assert around.asked[0][1].runtime.engine == "wasm"
+    assert around.noted == []
+
+
+def test_a_pod_that_no_engine_can_run_is_denied_by_the_scheduler_and_recorded() -> None:
+    around = Around()
+    error = guard(around).unplaced(POD, FailedPrecondition("nobody can", fix="do so"), Deadline())
+    assert str(error) == "denied by scheduler: nobody can (do so) [audit:1]"
+    assert (around.noted[0]["point"], around.noted[0]["rule"]) == ("sandbox", "scheduler")
+    around.refuse = InvalidInput("annotation x", "is no contract")
+    with pytest.raises(Denied, match="denied by annotation x: is no contract"):
+        guard(around).bound(POD, Deadline())
 
 
 def test_what_is_asked_for_is_told() -> None:

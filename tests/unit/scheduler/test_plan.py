@@ -21,7 +21,7 @@ def planned(
     labels: Sequence[str] = ("untrusted",),
     unfit: Mapping[str, str] | None = None,
 ) -> tuple[Placement, ...]:
-    return plan(wanted, order=order, isolate_labels=labels, unfit=unfit or {})
+    return tuple(plan(wanted, order=order, isolate_labels=labels, unfit=lambda engine: (unfit or {}).get(engine, "")))
 
 
 def engines(*args: object, **kwargs: object) -> list[str]:
@@ -81,6 +81,13 @@ def test_a_pod_that_says_it_has_modules_is_one_of_modules() -> None:
 def test_where_nothing_is_left_each_reason_is_told() -> None:
     with pytest.raises(FailedPrecondition, match="native cannot: a; wasm cannot: b"):
         planned(order=("native", "wasm"), labels=(), unfit={"native": "a", "wasm": "b"})
+
+
+def test_an_engine_is_asked_about_when_its_turn_comes() -> None:
+    asked: list[str] = []
+    found = plan(NOTHING, order=ENGINES, isolate_labels=(), unfit=lambda engine: asked.append(engine) or "")
+    assert next(found).engine == "native"
+    assert asked == ["native"]
 
 
 @given(

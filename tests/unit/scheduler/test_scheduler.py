@@ -55,7 +55,7 @@ class Host:
         self.scheduler = Scheduler(cast(Mapping[str, Engine], self.engines), config)
 
     def first(self, spec: SandboxSpec = POD, contract: Contract = UNRESTRICTED, only: str = "") -> tuple[str, str]:
-        found = self.scheduler.placements(spec, contract, only)[0]
+        found = next(self.scheduler.placements(spec, contract, only))
         return found.engine, found.reason
 
 
