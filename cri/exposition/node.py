@@ -56,6 +56,7 @@ def of_status(status: NodeStatus) -> Iterator[Figure]:
         "NetworkReady": status.network,
         "ConfigurationLoaded": status.configuration,
         "AuditLogSound": status.audit,
+        **({"ClusterPoliciesSynced": status.cluster} if status.cluster is not None else {}),
     }
     yield Figure(
         "forgeone_condition",

@@ -19,6 +19,7 @@ def status(node: NodeStatus) -> pb.StatusResponse:
                 _condition("NetworkReady", node.network),
                 _condition("ConfigurationLoaded", node.configuration),
                 _condition("AuditLogSound", node.audit),
+                *([_condition("ClusterPoliciesSynced", node.cluster)] if node.cluster is not None else []),
             ]
         ),
         runtime_handlers=[

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final, get_args, get_origin, get_type_hints
 
-from forgeone_shim.cluster.objects import CRD_NAME, GROUP, KIND, PLURAL, VERSION
+from forgeone_shim.cluster.names import ACCEPTED, CRD_NAME, GROUP, KIND, PLURAL, VERSION
 from forgeone_shim.contract import policy, reader, values
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.contract.model import (
@@ -32,9 +32,6 @@ from forgeone_shim.contract.model import (
 )
 
 Schema = dict[str, Any]
-
-ACCEPTED: Final = "Accepted"
-"""The condition that says whether nodes can use a policy."""
 
 _TEXTS: Final[Mapping[type, Mapping[str, str]]] = {
     Contract: {

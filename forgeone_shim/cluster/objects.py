@@ -11,16 +11,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from forgeone_shim.cluster.names import API_VERSION, GROUP, KIND, PLURAL, VERSION
 from forgeone_shim.contract import policy, values
 from forgeone_shim.contract.policy import Policy
 from forgeone_shim.errors import InvalidInput
 
-GROUP: Final = "zta.forgeone.dev"
-VERSION: Final = "v1alpha1"
-API_VERSION: Final = f"{GROUP}/{VERSION}"
-KIND: Final = policy.KIND
-PLURAL: Final = "ztapolicies"
-CRD_NAME: Final = f"{PLURAL}.{GROUP}"
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "KIND",
+    "PLURAL",
+    "VERSION",
+    "file_of",
+    "name_of",
+    "place",
+    "policies_of",
+    "policy_of",
+    "read",
+]
 
 _SHOWN: Final = 100
 

@@ -31,14 +31,24 @@ MAX_POLICIES: Final = 256
 class Policies:
     """All of them, as they were when they were read. Immutable, and so safe to ask from many threads."""
 
-    def __init__(self, policies: Sequence[Policy] = (), issuers: Sequence[PublicKey] = (), default: str = "") -> None:
-        """:raises InvalidInput: two have one name, or there is no ``default`` among them."""
+    def __init__(
+        self,
+        policies: Sequence[Policy] = (),
+        issuers: Sequence[PublicKey] = (),
+        default: str = "",
+        *,
+        default_may_come: bool = False,
+    ) -> None:
+        """:param default_may_come: until the default one is there, whatever would be made under it is denied.
+
+        :raises InvalidInput: two have one name, or there is no ``default`` among them.
+        """
         self._all = {one.name: one for one in sorted(policies, key=lambda one: one.name)}
         if len(self._all) < len(policies):
             names = [one.name for one in policies]
             twice = next(one for one in policies if names.count(one.name) > 1)
             raise InvalidInput(twice.path or "policies", f"metadata.name: {twice.name!r} is another policy's, too")
-        if default and default not in self._all:
+        if default and default not in self._all and not default_may_come:
             raise InvalidInput(
                 "contract.default_policy",
                 f"there is no policy {default!r}",
@@ -54,7 +64,7 @@ class Policies:
 
         :raises InvalidInput: a file of either cannot be used; all of them are refused then.
         """
-        return cls(read(directory), _keys(issuers), default)
+        return cls(read(directory), read_issuers(issuers), default)
 
     @property
     def all(self) -> tuple[Policy, ...]:
@@ -92,6 +102,8 @@ class Policies:
         offer = parse.offered(
             annotations, container, pod=parse.Pod(namespace, name), issuers=self._issuers, package=package
         )
+        if self._default and self._default not in self._all and not offer.contract.runtime_policy_id:
+            raise InvalidInput("contract.default_policy", f"there is no policy {self._default!r} on this node yet")
         if offer is parse.NO_OFFER and not self._all:
             return Bound(namespace=namespace)
         return self._bound(
@@ -172,7 +184,8 @@ class Policies:
     def _names(self, held: Contract, namespace: str) -> Iterator[str]:
         """Of the policies that apply: floors, then the one that is named or the default."""
         last = held.runtime_policy_id
-        if not last and self._default and self._all[self._default].is_for(namespace):
+        default = self._all.get(self._default)
+        if not last and default is not None and default.is_for(namespace):
             last = self._default
         yield from (one.name for one in self._floors if one.name != last and one.is_for(namespace))
         if last:
@@ -255,7 +268,21 @@ def read(directory: Path) -> tuple[Policy, ...]:
     return tuple(one.value for one in found if one.value is not None)
 
 
-def _keys(directory: Path) -> tuple[PublicKey, ...]:
+def joined(files: Sequence[Policy], cluster: Sequence[Policy]) -> tuple[tuple[Policy, ...], frozenset[str]]:
+    """Those of a node's files, and of the cluster's those without a namesake among them; the names of the others.
+
+    Whoever may write to the cluster must not be able to take away what the node's administrator demands.
+    """
+    names = {one.name for one in files}
+    shadowed = frozenset(one.name for one in cluster if one.name in names)
+    return (*files, *(one for one in cluster if one.name not in shadowed)), shadowed
+
+
+def read_issuers(directory: Path) -> tuple[PublicKey, ...]:
+    """The public keys of those whose contracts count as signed.
+
+    :raises InvalidInput: a file of the directory cannot be used.
+    """
     try:
         return read_trusted(directory)
     except FailedPrecondition as error:

@@ -67,9 +67,10 @@ def rights(known: int) -> int:
     return found
 
 
-def restrict(known: int, beneath: int, allowed: int) -> None:
+def restrict(known: int, beneath: int, allowed: int, *more: tuple[int, int]) -> None:
     """Leave this thread ``allowed`` of the rights beneath a directory (a descriptor) and none anywhere else.
 
+    ``more`` are others, or files, each with what is left there besides.
     Where version ``known`` can, it may signal no process either that is not restricted with it. Needs
     ``no_new_privs``. Raises OSError.
     """
@@ -80,8 +81,9 @@ def restrict(known: int, beneath: int, allowed: int) -> None:
     size = ctypes.sizeof(attr) if scopes else 8
     ruleset = syscall(LANDLOCK_CREATE_RULESET, ctypes.byref(attr), size, 0)
     try:
-        rule = _PathBeneath(allowed & handled, beneath)
-        syscall(LANDLOCK_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
+        for where, left in ((beneath, allowed), *more):
+            rule = _PathBeneath(left & handled, where)
+            syscall(LANDLOCK_ADD_RULE, ruleset, _PATH_BENEATH, ctypes.byref(rule), 0)
         syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

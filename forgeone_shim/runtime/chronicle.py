@@ -127,6 +127,10 @@ class Chronicle:
         """The configuration was read again, and cannot be used."""
         self.note("node.configuration.refused", "node", reason=why)
 
+    def synced(self, changed: Sequence[str], policies: str) -> None:
+        """Policies of the cluster that came, changed or went."""
+        self.note("node.policies.synced", "node", changed=list(changed), policies=policies)
+
     def stopped(self) -> None:
         """forgeoned ends; containers go on."""
         self.note("node.stopped", "node", pid=os.getpid())

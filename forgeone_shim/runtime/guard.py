@@ -5,7 +5,7 @@ Nothing is made, changed or reached into before its verb has asked here. What ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -122,8 +122,17 @@ class Surroundings(Protocol):
 class Guard:
     """Thread-safe. Every question is answered under the policies of that moment."""
 
-    def __init__(self, judge: Judge, witness: Witness, endorser: Endorser, around: Surroundings) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        witness: Witness,
+        endorser: Endorser,
+        around: Surroundings,
+        waiting: Callable[[Mapping[str, str]], str] = lambda _: "",
+    ) -> None:
+        """:param waiting: why a pod with these annotations may not be judged yet; empty: it may."""
         self._judge, self._witness, self._endorser, self._around = judge, witness, endorser, around
+        self._waiting = waiting
         self._node = facts.node()
 
     def follow(self, judge: Judge) -> bool:
@@ -178,6 +187,10 @@ class Guard:
         self._pod(Point.RESTORE, record, deadline)
 
     def _pod(self, point: Point, record: SandboxRecord, deadline: Deadline) -> SandboxRecord:
+        if why := self._waiting(record.spec.annotations):
+            ruling = Ruling(allowed=False, rule="cluster.required", reason=why)
+            raise self._denied(point, record, ruling, deadline)
+        # Only now: they may just have come.
         judge = self._judge
         try:
             record = replace(record, bound=_bound(judge, record.spec))

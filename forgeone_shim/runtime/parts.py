@@ -19,6 +19,7 @@ from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
+from forgeone_shim.runtime.inforce import InForce
 from forgeone_shim.runtime.janitor import Janitor
 from forgeone_shim.runtime.labels import Labeller
 from forgeone_shim.runtime.paths import Paths
@@ -53,6 +54,7 @@ class Parts:
     labeller: Labeller
     identity: Identity
     guard: Guard
+    policies: InForce
     around: Around
     chronicle: Chronicle
 

@@ -54,6 +54,16 @@ class Paths:
         return self.root / "keys"
 
     @property
+    def cluster(self) -> Path:
+        """The last known policies of the cluster."""
+        return self.root / "cluster"
+
+    @property
+    def cluster_scratch(self) -> Path:
+        """Files that the watch of the cluster needs while it runs."""
+        return self.state / "cluster"
+
+    @property
     def layers(self) -> Path:
         """Unpacked image layers."""
         return self.root / "layers"

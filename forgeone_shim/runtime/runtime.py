@@ -21,10 +21,10 @@ from forgeone_shim import abi
 from forgeone_shim.audit import log as audit
 from forgeone_shim.audit.ledger import Ledger
 from forgeone_shim.audit.log import AuditLog
+from forgeone_shim.cluster.policies import ClusterPolicies
 from forgeone_shim.config import handlers as handler_files
 from forgeone_shim.config.handlers import AUTO_ENGINE
 from forgeone_shim.config.model import Config
-from forgeone_shim.contract.policies import Policies, directory_of
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.devices.blockio import Classes
 from forgeone_shim.dna.source import Source
@@ -42,7 +42,7 @@ from forgeone_shim.network.cni import wellknown
 from forgeone_shim.network.network import Network
 from forgeone_shim.registry.model import Image
 from forgeone_shim.registry.service import ImageService
-from forgeone_shim.runtime import absent, choose
+from forgeone_shim.runtime import absent, choose, inforce
 from forgeone_shim.runtime.around import Around
 from forgeone_shim.runtime.behaviours import Behaviours
 from forgeone_shim.runtime.beside import Beside
@@ -53,6 +53,7 @@ from forgeone_shim.runtime.events import EventHub, Feed, Happening
 from forgeone_shim.runtime.guard import Guard
 from forgeone_shim.runtime.handlers import Handlers
 from forgeone_shim.runtime.identity import Identity
+from forgeone_shim.runtime.inforce import InForce, Users
 from forgeone_shim.runtime.insight import Insight
 from forgeone_shim.runtime.inspection import Inspection
 from forgeone_shim.runtime.janitor import Janitor
@@ -148,7 +149,7 @@ class Runtime:
         paths = Paths(Path(config.root), Path(config.state))
         paths.prepare()
         files = handler_files.read(Path(config.handlers_dir))
-        contracts = _policies(config)
+        named = inforce.read(config)
         locks = [_take(path) for path in paths.locks]
         store = StateStore(paths.database)
         log = AuditLog.open(
@@ -169,6 +170,8 @@ class Runtime:
             return None
 
         chronicle = Chronicle(log, sandbox, arguments=config.audit.arguments)
+        cluster = ClusterPolicies(paths.cluster, paths.cluster_scratch, config.cluster)
+        policies = InForce(named, cluster)
 
         def layers_in_use() -> set[str]:
             return {layer for entry in containers.all() for layer in entry.record.used_layers}
@@ -219,12 +222,13 @@ class Runtime:
                 lambda: (entry.record.selinux for entry in sandboxes.all()),
             ),
             identity=identity,
-            guard=Guard(contracts, chronicle, images, around),
+            guard=Guard(policies.policies, chronicle, images, around, cluster.waiting),
+            policies=policies,
             chronicle=chronicle,
             around=around,
         )
         runtime = cls(parts, images, log, locks, readiness)
-        chronicle.started(config, contracts.digest)
+        chronicle.started(config, parts.guard.policies)
         runtime._checkpoints.sweep()
         Recovery(parts, runtime._sandboxes, runtime._containers, runtime._recheck).run()
         runtime._watching.recover()
@@ -233,6 +237,7 @@ class Runtime:
         # So that a source that is stuck is known before a container counts on it.
         parts.pool.submit(identity.source.health)
         parts.pool.submit(readiness.all, images.list(), runtime._warming)
+        policies.begin(Users(parts.guard.follow, runtime._policies_changed, chronicle.synced))
         return runtime
 
     def reconfigure(self, config: Config) -> tuple[str, ...]:
@@ -241,7 +246,7 @@ class Runtime:
         :raises ForgeError: it cannot be used; nothing has changed then.
         """
         before, files = self._p.handlers.all(), handler_files.read(Path(config.handlers_dir))
-        contracts = _policies(config)
+        named = inforce.read(config)
         plain = asdict(config)
         # All are asked before any changes, and cannot fail after that.
         takes = [engine.reconfigure(plain) for engine in self._p.engines.values()]
@@ -253,11 +258,14 @@ class Runtime:
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         self._p.around.follow(config)
         edited = [key for take in takes for key in take()]
-        if self._p.guard.follow(contracts):
+        if self._p.policies.reread(named, config.cluster):
             edited.append("policies")
-            self._p.pool.submit(self._recheck.all)
+            self._policies_changed()
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *policies, *(f"handler {name}" for name in sorted(different)))
+
+    def _policies_changed(self) -> None:
+        self._p.pool.submit(self._recheck.all)
 
     def configuration_loaded(self, changed: Sequence[str], waiting: Sequence[str]) -> None:
         """The last reload was not refused: keys and files that changed, and those that wait for a restart."""
@@ -273,6 +281,7 @@ class Runtime:
 
     def close(self) -> None:
         """Let go of everything but the containers, which go on."""
+        self._p.policies.close()
         self._warming.abandon()
         self.images.close()
         self.meter.close()
@@ -585,7 +594,8 @@ class Runtime:
         network = Condition(ready, reason, message)
         problem = self._log.problem()
         log = Condition(False, "AuditLogNotSound", problem) if problem else Condition(ready=True)
-        return NodeStatus(self._runtime_condition(), network, tuple(handlers), self._configuration, log)
+        cluster = self._p.policies.condition()
+        return NodeStatus(self._runtime_condition(), network, tuple(handlers), self._configuration, log, cluster)
 
     def _runtime_condition(self) -> Condition:
         for name, engine in self._p.engines.items():
@@ -635,7 +645,8 @@ class Runtime:
 
     def figures(self) -> Iterable[Figure]:
         """What there is to tell of this node besides what its verbs do."""
-        return self._chronicle.figures()
+        yield from self._chronicle.figures()
+        yield from self._p.policies.figures()
 
     def image_filesystem(self) -> FilesystemUsage:
         """What images take."""
@@ -649,11 +660,6 @@ class Runtime:
             container_bytes, container_inodes = self._p.rootfs.usage(entry.record.id)
             used, inodes = used + container_bytes, inodes + container_inodes
         return FilesystemUsage(str(self._p.paths.root), used, inodes, time.time_ns())
-
-
-def _policies(config: Config) -> Policies:
-    given = config.contract
-    return Policies.load(directory_of(given), Path(given.issuers_dir), given.default_policy)
 
 
 def _take(path: Path) -> int:

@@ -89,7 +89,8 @@ class HandlerStatus:
 class NodeStatus:
     """Answer to CRI Status. ``configuration`` is not ready when the last reload was refused.
 
-    ``audit`` is not ready while the audit log cannot be written, or after it was found damaged.
+    ``audit`` is not ready while the audit log cannot be written, or after it was found damaged. ``cluster`` is not
+    ready while policies of the cluster do not come, or cannot be used; without a cluster there is none.
     """
 
     runtime: Condition
@@ -97,6 +98,7 @@ class NodeStatus:
     handlers: tuple[HandlerStatus, ...]
     configuration: Condition = Condition(ready=True)
     audit: Condition = Condition(ready=True)
+    cluster: Condition | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+from forgeone_shim.cluster import objects
 from forgeone_shim.contract import facts, parse, policy, reader, render
 from forgeone_shim.contract.facts import Point
 from forgeone_shim.contract.model import PAYLOAD_TYPE, UNRESTRICTED, VOLUME_KINDS
@@ -15,7 +17,8 @@ from forgeone_shim.contract.model import PAYLOAD_TYPE, UNRESTRICTED, VOLUME_KIND
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = (DOCS / "policies.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-POLICIES = [block for block in BLOCKS if "kind: ZTAPolicy" in block]
+POLICIES = [block for block in BLOCKS if "kind: ZTAPolicy" in block and objects.API_VERSION not in block]
+OBJECTS = [block for block in BLOCKS if objects.API_VERSION in block]
 CONTRACTS = [block for block in BLOCKS if "kind:" not in block]
 DIGEST = "a" * 64
 
@@ -23,6 +26,11 @@ DIGEST = "a" * 64
 @pytest.mark.parametrize("text", POLICIES)
 def test_a_policy_that_is_shown_can_be_used(text: str) -> None:
     assert policy.parse("it.yaml", text.encode()).rules
+
+
+@pytest.mark.parametrize("text", OBJECTS)
+def test_an_object_that_is_shown_can_be_used(text: str) -> None:
+    assert objects.policy_of(yaml.safe_load(text)).contract != UNRESTRICTED
 
 
 def contract_of(text: str) -> reader.Document:
