@@ -26,6 +26,7 @@ CONFIGURATIONS: Final = "/apis/admissionregistration.k8s.io/v1"
 VALIDATING: Final = f"{CONFIGURATIONS}/validatingwebhookconfigurations"
 MUTATING: Final = f"{CONFIGURATIONS}/mutatingwebhookconfigurations"
 _ATTEMPTS: Final = 10
+_GRACE: Final = 5.0
 _DELAY: Final = (1.0, 60.0)
 # threading takes no longer waits than this many seconds, and clocks may be set meanwhile.
 _LONGEST: Final = 86400.0
@@ -66,9 +67,11 @@ class Keeper:
             one.start()
 
     def stop(self) -> None:
-        """End it; threads that wait for the API server end with the process."""
+        """End it, after what is under way; threads that wait for the API server end with the process."""
         self._end.set()
         self._wake.set()
+        if self._threads[0].ident is not None:
+            self._threads[0].join(_GRACE)
 
     def keep(self) -> datetime:
         """Do what is to be done now, and say when there is something next.

@@ -1,0 +1,161 @@
+"""What is known of the cluster follows it, and what cannot be used leaves what was there."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cri.admission import api, following, review
+from cri.admission.following import Following
+from cri.admission.known import Known
+from cri.admission.metrics import Metrics
+from cri.admission.options import Options
+from forgeone_shim.attestation.keys import SigningKey
+from forgeone_shim.cluster import objects
+from forgeone_shim.contract.parse import PREFIX
+from forgeone_shim.errors import FailedPrecondition
+from tests.unit.admission.api_double import ApiDouble, served
+from tests.unit.admission.test_review import question
+
+KEY, OTHER = SigningKey.generate(), SigningKey.generate()
+ISSUERS = f"{api.configmaps('forgeone-system')}/issuers"
+
+
+def policy(name: str, **spec: Any) -> dict[str, Any]:
+    return {"apiVersion": objects.API_VERSION, "kind": objects.KIND, "metadata": {"name": name}, "spec": spec}
+
+
+class Seen:
+    """What reviews would be decided by."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.known: Known | None = None
+        self.missing: list[frozenset[str]] = []
+
+    def use(self, known: Known) -> None:
+        with self.changed:
+            self.known = known
+            self.changed.notify_all()
+
+    def lacks(self, missing: frozenset[str]) -> None:
+        with self.changed:
+            self.missing.append(missing)
+            self.changed.notify_all()
+
+    def until(self, holds: Callable[[Known], bool]) -> Known:
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.known is not None and holds(self.known), 10)
+            assert self.known is not None
+            return self.known
+
+    def names(self) -> Callable[[Known], list[str]]:
+        return lambda known: [one.name for one in known.certain.all]
+
+
+@contextmanager
+def followed(kubeconfig: str, **of: Any) -> Iterator[tuple[Seen, Metrics]]:
+    seen, meters = Seen(), Metrics()
+    one = Following(
+        api.Cluster(kubeconfig), Options(handlers={}, issuers="issuers", **of), seen.use, seen.lacks, meters
+    )
+    one.start()
+    try:
+        yield seen, meters
+    finally:
+        one.stop()
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[tuple[ApiDouble, str]]:
+    with served(tmp_path) as (found, kubeconfig):
+        found.put(f"{following.CLASSES}/strong", {"handler": "forgeone-microvm"})
+        found.put(f"{following.POLICIES}/gold", policy("gold", contract={"exec_mode": "microvm"}))
+        found.put(ISSUERS, {"data": {"one.pub": KEY.public.pem().decode(), "README": "no key"}})
+        yield found, kubeconfig
+
+
+def names(known: Known) -> list[str]:
+    return [one.name for one in known.certain.all]
+
+
+def test_nothing_is_known_before_all_of_it_is(double: tuple[ApiDouble, str]) -> None:
+    found, kubeconfig = double
+    with followed(kubeconfig) as (seen, _):
+        known = seen.until(lambda known: True)
+        assert names(known) == ["gold"]
+        assert known.classes == {"strong": "forgeone-microvm"}
+        assert [key.id for key in known.certain.issuers] == [KEY.public.id]
+        with seen.changed:
+            assert seen.changed.wait_for(lambda: seen.missing[-1] == frozenset(), 10)
+        assert seen.missing[0] == {"runtimeclasses", "policies", "issuers"}
+        del found
+
+
+def test_changes_count_as_they_come(double: tuple[ApiDouble, str]) -> None:
+    found, kubeconfig = double
+    asked = json.dumps(question({f"{PREFIX}runtime_policy_id": "silver"})).encode()
+    with followed(kubeconfig) as (seen, _):
+        assert not review.validate(asked, seen.until(lambda known: True)).allowed
+        found.put(f"{following.POLICIES}/silver", policy("silver"))
+        assert review.validate(asked, seen.until(lambda known: "silver" in names(known))).allowed
+        found.drop(f"{following.POLICIES}/silver")
+        assert not review.validate(asked, seen.until(lambda known: "silver" not in names(known))).allowed
+        found.put(f"{following.CLASSES}/plain", {"handler": "forgeone-native"})
+        assert seen.until(lambda known: len(known.classes) == 2).runtime_class("native") == "plain"
+        found.put(ISSUERS, {"data": {"two.pem": OTHER.public.pem().decode()}})
+        seen.until(lambda known: [key.id for key in known.certain.issuers] == [OTHER.public.id])
+        found.drop(ISSUERS)
+        seen.until(lambda known: known.certain.issuers == ())
+
+
+def test_what_cannot_be_used_leaves_what_was_there(double: tuple[ApiDouble, str]) -> None:
+    found, kubeconfig = double
+    with followed(kubeconfig) as (seen, meters):
+        seen.until(lambda known: True)
+        found.put(f"{following.POLICIES}/gold", policy("gold", contract={"exce_mode": "wasm"}))
+        found.put(ISSUERS, {"data": {"one.pub": "no key"}})
+        found.put(f"{following.POLICIES}/last", policy("last"))
+        known = seen.until(lambda known: "last" in names(known))
+        assert names(known) == ["gold", "last"]
+        assert known.certain.all[0].contract.exec_mode == "microvm"
+        assert [key.id for key in known.certain.issuers] == [KEY.public.id]
+        assert b'forgeone_admission_unusable{what="policies"} 1.0' in meters.text()
+        # Mended, it counts.
+        found.put(f"{following.POLICIES}/gold", policy("gold", contract={"exec_mode": "wasm"}))
+        seen.until(lambda known: known.certain.all[0].contract.exec_mode == "wasm")
+
+
+def test_more_than_one_page_is_one_list(double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found, kubeconfig = double
+    monkeypatch.setattr(api, "PAGE", 2)
+    for number in range(7):
+        found.put(f"{following.POLICIES}/p{number}", policy(f"p{number}"))
+    with followed(kubeconfig) as (seen, _):
+        assert len(names(seen.until(lambda known: True))) == 8
+
+
+def test_a_cluster_that_refuses_leaves_it_waiting(double: tuple[ApiDouble, str]) -> None:
+    found, kubeconfig = double
+    found.refused[following.POLICIES] = 403
+    with followed(kubeconfig) as (seen, meters):
+        with seen.changed:
+            assert seen.changed.wait_for(lambda: seen.missing[-1] == {"policies"}, 10)
+        assert seen.known is None
+        while b'interruptions_total{what="policies"}' not in meters.text():
+            threading.Event().wait(0.01)
+    with followed(kubeconfig, policies=False) as (seen, _):
+        assert names(seen.until(lambda known: True)) == []
+
+
+def test_without_an_api_server_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="the API server is not known"):
+        api.Cluster()
+    with pytest.raises(FailedPrecondition, match="the API server is not known"):
+        api.Cluster(str(tmp_path / "none"))
