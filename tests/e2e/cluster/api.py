@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -197,6 +198,12 @@ class Cluster:
         except ApiException as error:
             return int(error.status), str(error.body)
         return int(said.status), said.data.decode()
+
+    def raw(self, path: str) -> Any:
+        """The JSON of a path of the API server's."""
+        request = self.connection.param_serialize("GET", path, auth_settings=["BearerToken"])
+        answer = self.connection.call_api(*request)
+        return json.loads(answer.read())
 
     def events(self, namespace: str, name: str) -> list[str]:
         """The newest events of an object, oldest first."""
