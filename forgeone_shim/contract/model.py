@@ -169,7 +169,8 @@ class TrustProfile:
     trust_label: str = ""
     """a label
 
-    What it is called by policies' rules. Somebody's word, unless the contract is signed.
+    What it is called by policies' rules, and by `scheduler.isolate_labels`. Somebody's word, unless the contract is
+    signed.
     """
     images: tuple[ImageRule, ...] | None = None
     """list, `GLOB` or `GLOB@sha256:HEX`
@@ -319,7 +320,7 @@ class Contract:
     exec_mode: str = ""
     """`native`, `wasm`, `microvm`
 
-    The engine that must run it.
+    The engine that must run it, and that a node [chooses](auto.md) for the pod where its handler leaves that open.
     """
     profile: TrustProfile = field(default_factory=TrustProfile)
     rbac: Rbac = field(default_factory=Rbac)
