@@ -11,12 +11,14 @@ from typing import Any, Final
 
 from forgeone_shim.attestation import keys
 from forgeone_shim.cli.output import print_json, printable, table
-from forgeone_shim.cluster import crd
+from forgeone_shim.cluster import crd, objects
+from forgeone_shim.cluster.store import NOTHING, Store
 from forgeone_shim.config import loader
 from forgeone_shim.contract import parse, policies, policy, render
 from forgeone_shim.contract.policies import Policies
 from forgeone_shim.contract.policy import Policy
 from forgeone_shim.errors import ForgeError, InvalidInput, NotFound, syscall_error
+from forgeone_shim.runtime.paths import Paths
 
 # A manifest may be as large as what an API server takes (etcd's limit for a request).
 _MAX_FILE: Final = 3 * 1024 * 1024
@@ -46,11 +48,12 @@ def listing(args: argparse.Namespace) -> int:
             ", ".join(one.namespaces) or "all" + (f" but {', '.join(one.excepted)}" if one.excepted else ""),
             str(len(one.rules)),
             ", ".join(_demands(one)) or "-",
+            _source(one),
             one.path,
         )
         for one in known.all
     ]
-    sys.stdout.write(table(("NAME", "APPLIES", "NAMESPACES", "RULES", "DEMANDS", "FILE"), rows))
+    sys.stdout.write(table(("NAME", "APPLIES", "NAMESPACES", "RULES", "DEMANDS", "FROM", "FILE"), rows))
     return 0
 
 
@@ -87,6 +90,10 @@ def _warnings(known: Policies) -> Iterator[str]:
             yield f"policy {one.name} cannot be named where all floors apply: {error}"
 
 
+def _source(one: Policy) -> str:
+    return "cluster" if one.path == objects.place(one.name) else "node"
+
+
 def _demands(one: Policy) -> list[str]:
     found = ["a signed contract"] if one.signed else []
     return found + (["a verified image"] if one.verified else []) + list(render.restrictions(one.contract))
@@ -98,6 +105,7 @@ def _summary(known: Policies, one: Policy) -> dict[str, Any]:
     return {
         "name": one.name,
         "path": one.path,
+        "source": _source(one),
         "digest": one.digest,
         "floor": one.floor,
         "default": one.name == known.default,
@@ -116,10 +124,19 @@ def _summary(known: Policies, one: Policy) -> dict[str, Any]:
 
 def of(args: argparse.Namespace) -> Policies:
     """Those that the command line names, or else the node's."""
-    config = loader.load(["--config", args.config] if args.config else [], os.environ).contract
+    whole = loader.load(["--config", args.config] if args.config else [], os.environ)
+    config = whole.contract
     default = _default(args, config.default_policy if not args.policies else "")
     if not args.policies:
-        return Policies(policies.read(policies.directory_of(config)), _issuers(args, config.issuers_dir), default)
+        synced = bool(whole.cluster.kubeconfig)
+        kept = Store(Paths(Path(whole.root), Path(whole.state)).cluster).load() if synced else NOTHING
+        for name, why in kept.broken.items():
+            sys.stderr.write(f"forge: policy {printable(name)} of the cluster: {printable(why)}\n")
+        own = policies.read(policies.directory_of(config))
+        joined, shadowed = policies.joined(own, [kept.policies[name] for name in sorted(kept.policies)])
+        for name in sorted(shadowed):
+            sys.stderr.write(f"forge: policy {name} of the cluster is not in force: a file has that name\n")
+        return Policies(joined, _issuers(args, config.issuers_dir), default, default_may_come=synced)
     # Of a directory that somebody names, it is asked what it says and not who could have written it.
     directory = Path(args.policies)
     if not directory.is_dir():

@@ -10,6 +10,8 @@ import pytest
 
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.cli.main import main
+from forgeone_shim.cluster import names, objects
+from forgeone_shim.cluster.store import Store
 
 CONTRACT = """
 scope: {namespaces: [shop]}
@@ -300,3 +302,29 @@ def test_what_is_mostly_not_meant_is_told(forge: Any, lab: Path) -> None:
 def test_a_directory_that_is_not_there_is_told(forge: Any, lab: Path) -> None:
     assert forge("contract", "test", "--policies", "none", "pod.yaml").code == 1
     assert forge("contract", "lint", "none.yaml").code == 1
+
+
+def test_policies_of_the_cluster_are_listed_with_those_of_files(forge: Any, lab: Path) -> None:
+    """The last known ones, of a node that has a cluster."""
+    store = Store(lab / "root" / "cluster")
+    (lab / "root").mkdir()
+    store.prepare()
+    for name in ("theirs", "floor"):
+        spec = {"floor": True, "contract": {"rbac": {"exec": False}}}
+        given = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": name}, "spec": spec}
+        store.write(name, objects.file_of(given))
+    config = lab / "forgeone.toml"
+    told = forge("policy", "list", "--config", str(config))
+    assert "theirs" not in told.out
+    config.write_text(f'root = "{lab / "root"}"\n{config.read_text()}[cluster]\nkubeconfig = "/k"\n')
+    told = forge("policy", "list", "--config", str(config))
+    listed = {line.split()[0]: line.split()[-2:] for line in told.out.splitlines()[1:]}
+    assert listed == {"floor": ["node", str(lab / "policies/floor.yaml")], "theirs": ["cluster", "ztapolicies/theirs"]}
+    assert "policy floor of the cluster is not in force: a file has that name" in told.err
+    assert [one["source"] for one in forge("policy", "list", "-o", "json", "--config", str(config)).json] == [
+        "node",
+        "cluster",
+    ]
+    (lab / "root/cluster/policies/theirs.json").write_text("{")
+    told = forge("policy", "list", "--config", str(config))
+    assert "policy theirs of the cluster: ztapolicies/theirs: is not JSON" in told.err
