@@ -26,13 +26,13 @@ def of(policies: Policies, pod: Manifest, bound: Bound, containers: Mapping[str,
         ruling = policies.judge(Point.SANDBOX, manifest.held_to(pod.pod, bound, pod))
         if not ruling.allowed:
             yield f"a node would deny the pod: {ruling.by}: {ruling.reason}"
+    certain = {id(one): replace(one, contract=_certain(one.contract, engine)) for one in (bound, *containers.values())}
     for one in pod.containers:
         name = one.container.name if one.container is not None else ""
         held = containers.get(name, bound)
         if held.contract == UNRESTRICTED:
             continue
-        told = replace(held, contract=_certain(held.contract, engine))
-        field, why = judge.violated(Point.CREATE, manifest.held_to(one, told, pod))
+        field, why = judge.violated(Point.CREATE, manifest.held_to(one, certain[id(held)], pod))
         if field:
             yield f"a node would deny container {name!r}: {field}: {why}"
 

@@ -20,7 +20,7 @@ from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.cluster import objects
 from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.errors import FailedPrecondition
-from tests.unit.admission.api_double import ApiDouble, served
+from hack.lab.api import ApiDouble, served
 from tests.unit.admission.test_review import question
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()

@@ -16,7 +16,7 @@ from cri.admission.certificates import Pair
 from cri.admission.keeping import Keeper
 from cri.admission.options import Options
 from forgeone_shim.errors import Unavailable
-from tests.unit.admission.api_double import ApiDouble, served
+from hack.lab.api import ApiDouble, served
 
 OPTIONS = Options(handlers={}, validating=("hook",), mutating=("hook",))
 SECRET = f"{api.secrets(OPTIONS.namespace)}/{OPTIONS.secret}"

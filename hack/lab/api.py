@@ -1,4 +1,4 @@
-"""An API server as far as the webhook asks it: objects with versions, lists, watches, conflicts. HTTP on loopback."""
+"""An API server as far as forgeone-admission asks it: objects with versions, lists, watches, conflicts. On loopback."""
 
 from __future__ import annotations
 
@@ -107,7 +107,8 @@ def _handler(api: ApiDouble) -> type[BaseHTTPRequestHandler]:
             seen = int(query["resourceVersion"])
             while True:
                 with api.changed:
-                    api.changed.wait_for(lambda last=seen: api.ended or api.version > last)
+                    while not api.ended and api.version <= seen:
+                        api.changed.wait()
                     if api.ended:
                         break
                     events = [one for one in api.history if one[0] > seen and _of(one[2], path, query)]
