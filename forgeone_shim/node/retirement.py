@@ -9,7 +9,7 @@ from typing import Final
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound
 from forgeone_shim.node import labels
-from forgeone_shim.node.cluster import Cluster, Conflict, Node
+from forgeone_shim.node.cluster import Cluster, Conflict
 from forgeone_shim.node.labels import How
 
 _WATCH: Final = 60
@@ -33,26 +33,17 @@ def retire(cluster: Cluster, names: Sequence[str], how: How, deadline: Deadline)
 
 
 def _awaited(cluster: Cluster, asked: frozenset[str], deadline: Deadline) -> Mapping[str, str]:
+    """A node that is given back has no version any more."""
     while True:
-        nodes, since = cluster.nodes(labels.UNINSTALL)
-        left = {node.name: _reason(node) for node in nodes if node.name in asked and _has(node)}
+        nodes, since = cluster.nodes(labels.VERSION)
+        left = {node.name: node.annotations.get(labels.FAILED, "") for node in nodes if node.name in asked}
         if all(left.values()):
             return left
         if deadline.passed:
             return {name: reason or "its agent has not given it back in time" for name, reason in left.items()}
-        try:
-            for _ in cluster.watch_nodes(since, int(deadline.remaining(_WATCH) or 0) + 1, selector=labels.UNINSTALL):
+        with suppress(Conflict):
+            for _ in cluster.watch_nodes(since, int(deadline.remaining(_WATCH) or 0) + 1, selector=labels.VERSION):
                 break
-        except Conflict:
-            continue
-
-
-def _has(node: Node) -> bool:
-    return labels.UNINSTALLED not in node.annotations
-
-
-def _reason(node: Node) -> str:
-    return node.annotations.get(labels.FAILED, "")
 
 
 def _withdraw(cluster: Cluster, name: str) -> None:

@@ -81,7 +81,10 @@ def command(tree: Tree, unit: str) -> tuple[Word, ...]:
     # What files say wins, wherever the unit names them (systemd.exec(5), EnvironmentFile=).
     for item in sources:
         variables |= _environment(tree, item)
-    return tuple(_expanded(start, variables))
+    words = tuple(_expanded(start, variables))
+    if not words:
+        raise InvalidInput(start.file, f"ExecStart={start.value} comes to nothing")
+    return words
 
 
 def _assignments(tree: Tree, unit: str) -> Iterator[_Assignment]:
