@@ -196,7 +196,7 @@ def test_whatever_else_a_configuration_says_it_says_still(others: dict[str, obje
     before = others | ({"containerRuntimeEndpoint": endpoint} if endpoint else {})
     text = yaml.safe_dump(before, default_flow_style=False, allow_unicode=True) if before else ""
     changes = kubelet.pointed(unit("--config=/c", **{"/c": text}), Choice.AUTO, NEW)
-    assert yaml.safe_load(changes["/c"]) == others | {"containerRuntimeEndpoint": NEW}
+    assert yaml.safe_load(changes["/c"]) == (yaml.safe_load(text) or {}) | {"containerRuntimeEndpoint": NEW}
 
 
 @given(st.text(max_size=200), st.text(max_size=100))
