@@ -9,7 +9,7 @@ import base64
 import binascii
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -122,8 +122,7 @@ class Follower:
         self._store, self._changed, self._meters, self._end = store, changed, meters, end
         self._bad: set[str] = set()
         self.listed = False
-        # The interface asks for more than following takes.
-        self._watch = Watch(cast(Any, listing), self._tell, self._seen, self._wait)
+        self._watch = Watch(listing, self._tell, self._seen, self._wait)
         self._thread = threading.Thread(target=self._run, name=store.what, daemon=True)
 
     @property

@@ -10,7 +10,7 @@ import base64
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import structlog
 
@@ -189,8 +189,7 @@ class Keeper:
             self._wake.set()
 
         try:
-            # The interface asks for more than following takes.
-            Watch(cast(Any, place), tell, seen, wait).run()
+            Watch(place, tell, seen, wait).run()
         except _Stopped:
             return
 

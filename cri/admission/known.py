@@ -11,7 +11,7 @@ from typing import Final
 
 from cri.admission.options import ENGINES, Options
 from forgeone_shim.attestation.keys import PublicKey
-from forgeone_shim.config.handlers import BUILT_IN_PREFIX
+from forgeone_shim.config.handlers import BUILT_IN_PREFIX, DEFAULT_ENGINE
 from forgeone_shim.contract.policies import Policies
 from forgeone_shim.contract.policy import NamedRule, Policy
 
@@ -39,7 +39,7 @@ class Known:
     foreseen: Policies = field(default_factory=Policies)
     classes: Mapping[str, str] = field(default_factory=dict)
     handlers: Mapping[str, str] = field(default_factory=dict)
-    default: str = "native"
+    default: str = DEFAULT_ENGINE
     fill: bool = False
 
     def engine(self, runtime_class: str) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from forgeone_shim.config import checks
+from forgeone_shim.config.handlers import DEFAULT_ENGINE
 from forgeone_shim.contract import values
 from forgeone_shim.contract.model import EXEC_MODES
 from forgeone_shim.errors import InvalidInput
@@ -71,7 +72,7 @@ class Options:
     node_policies: tuple[str, ...] = ()
     default_policy: str = ""
     issuers: str = ""
-    default_engine: str = "native"
+    default_engine: str = DEFAULT_ENGINE
     handlers: Mapping[str, str]
     fill: bool = False
     max_connections: int = 128
@@ -97,7 +98,7 @@ class Options:
         for name, engine in self.handlers.items():
             values.label("--handler", name)
             checks.one_of("--handler", engine, ENGINES)
-        checks.one_of("--default-engine", self.default_engine, ("", *ENGINES))
+        checks.one_of("--default-engine", self.default_engine, ("", DEFAULT_ENGINE))
         for key, number, low, high in (
             ("port", self.port, 1, 65535),
             ("certificate-days", self.certificate_days, 1, 3650),
@@ -187,7 +188,10 @@ class _Reader:
         self._one("--default-policy", "NAME", "", "as contract.default_policy of the nodes")
         self._one("--issuers", "NAME", "", "a ConfigMap with the public keys of contract.issuers_dir")
         self._choice(
-            "--default-engine", (*ENGINES, NONE), known.default_engine, "of pods without a RuntimeClass; none: not ours"
+            "--default-engine",
+            (DEFAULT_ENGINE, NONE),
+            DEFAULT_ENGINE,
+            "of pods without a RuntimeClass; none: they are another runtime's",
         )
         self._many("--handler", "NAME=ENGINE", "a runtime handler that nodes have in a file of their own")
         self._flag("--fill-runtime-class", "give pods the RuntimeClass of the engine that their contract demands")

@@ -31,14 +31,18 @@ class ApiError(Exception):
         self.status, self.after = status, after
 
 
-class Api(Protocol):
-    """What is asked of an API server about ZTAPolicy objects. Each raises :class:`ApiError`."""
+class Source(Protocol):
+    """Objects of one kind, as an API server has them. Each raises :class:`ApiError`."""
 
     def page(self, token: str) -> Mapping[str, Any]:
         """A part of a list of all, as new as can be; ``token`` is where the part before ended."""
 
     def watch(self, version: str) -> Iterator[Mapping[str, Any]]:
         """What happened since that version, until the server ends it."""
+
+
+class Api(Source, Protocol):
+    """What is asked of an API server about ZTAPolicy objects. Each raises :class:`ApiError`."""
 
     def mark(self, name: str, patch: Mapping[str, Any]) -> None:
         """Merge into an object's status (RFC 7396), if it is still of the version that the patch names."""
@@ -62,7 +66,7 @@ class Watch:
 
     def __init__(
         self,
-        api: Api,
+        api: Source,
         tell: Callable[[Told], None],
         seen: Callable[[str, Mapping[str, Any] | None], None],
         wait: Callable[[float], None],

@@ -166,8 +166,6 @@ def test_a_recorded_policy_holds_for_a_recorded_pod() -> None:
         ("wasm", "forgeone-native", "native", "the pod's engine is native, and wasm is demanded"),
         ("native", "forgeone-microvm", "native", "the pod's engine is microvm, and native is demanded"),
         ("native", None, "native", ""),
-        ("microvm", None, "microvm", ""),
-        ("microvm", None, "auto", ""),
         ("microvm", None, "native", "the pod names no RuntimeClass, and 'forgeone-microvm' has that engine"),
         ("microvm", None, "", "spec.runtimeClassName: is missing: pods without are another runtime's"),
         ("wasm", "house", "native", ""),
