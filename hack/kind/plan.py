@@ -137,9 +137,9 @@ def test(settings: Settings, place: Place, python: str, arguments: Sequence[str]
     """The tests of a cluster, against this one."""
     environment = {
         "KUBECONFIG": str(place.kubeconfig),
-        "FORGEONE_TEST_REGISTRY": settings.registry_outside,
-        "FORGEONE_TEST_REGISTRY_INSIDE": settings.registry_inside,
-        "FORGEONE_TEST_REBOOT": "docker restart",
+        "LAB_REGISTRY": settings.registry_outside,
+        "LAB_REGISTRY_INSIDE": settings.registry_inside,
+        "LAB_REBOOT": "docker restart",
     }
     return Step((python, "-m", "pytest", "-p", "no:cacheprovider", TESTS, *arguments), env=environment)
 

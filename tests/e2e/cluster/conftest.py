@@ -4,16 +4,16 @@ Each run has namespaces and RuntimeClasses of its own, and removes them. In the 
 
 ``KUBECONFIG``
     The cluster, with the rights of its administrator. Without it all of this is skipped.
-``FORGEONE_TEST_REGISTRY``, ``FORGEONE_TEST_REGISTRY_INSIDE``
+``LAB_REGISTRY``, ``LAB_REGISTRY_INSIDE``
     A registry without TLS and passwords that the images of the tests are pushed to (``127.0.0.1:5000``), and its name
     for the nodes, where that is another one.
-``FORGEONE_TEST_SERVICES``
+``LAB_SERVICES``
     ``none`` where nothing (no kube-proxy) makes addresses of Services work.
-``FORGEONE_TEST_REBOOT``
+``LAB_REBOOT``
     A command that reboots the node whose name it is given as its last argument.
-``FORGEONE_TEST_POLICIES``
+``LAB_POLICIES``
     ``none`` where nodes follow no policies of the cluster.
-``FORGEONE_TEST_CHART_VALUES``
+``LAB_CHART_VALUES``
     A file of values that the chart's tests give to helm besides their own: of an image that nodes can pull.
 
 ===============  =====================================================================================================
@@ -91,13 +91,13 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def images(cluster: Cluster) -> Images:
-    outside = os.environ.get("FORGEONE_TEST_REGISTRY", "127.0.0.1:5000")
-    inside = os.environ.get("FORGEONE_TEST_REGISTRY_INSIDE", outside)
+    outside = os.environ.get("LAB_REGISTRY", "127.0.0.1:5000")
+    inside = os.environ.get("LAB_REGISTRY_INSIDE", outside)
     host, _, port = outside.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, ValueError) as error:
-        pytest.skip(f"no registry for the tests' images at {outside}: {error}; see FORGEONE_TEST_REGISTRY")
+        pytest.skip(f"no registry for the tests' images at {outside}: {error}; see LAB_REGISTRY")
     # In both answers the same: whoever balances between engines need not know which one it was.
     site = [lab_images.Entry("www/h", b"Hello\n"), lab_images.Entry("www/index.html", b"Hello\n")]
     busybox = lab_images.push(outside, "forgeone-e2e/busybox:1", lab_images.busybox(extra=site))

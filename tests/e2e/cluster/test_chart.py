@@ -102,7 +102,7 @@ def remove_definition(cluster: Cluster) -> None:
 
 def change(helm: Helm, release: str, namespace: str, values: Path, *options: str) -> None:
     """Install the chart, or change its release."""
-    given = os.environ.get("FORGEONE_TEST_CHART_VALUES")
+    given = os.environ.get("LAB_CHART_VALUES")
     more = ("--values", given) if given else ()
     helm(
         *("upgrade", "--install", release, str(CHART), "--namespace", namespace),
@@ -185,8 +185,8 @@ def test_a_contract_is_taken(cluster: Cluster, namespace: str, images: Images, r
 
 @pytest.fixture
 def followed(cluster: Cluster, release: str) -> None:
-    if os.environ.get("FORGEONE_TEST_POLICIES") == "none":
-        pytest.skip("nodes of this cluster follow no policies of it: FORGEONE_TEST_POLICIES is none")
+    if os.environ.get("LAB_POLICIES") == "none":
+        pytest.skip("nodes of this cluster follow no policies of it: LAB_POLICIES is none")
 
 
 def demand(cluster: Cluster, name: str, **spec: Any) -> None:
@@ -262,8 +262,8 @@ def test_a_release_is_changed_while_its_pods_run(
 
 
 def test_the_chart_s_own_test_passes(release: str, namespace: str, helm: Helm) -> None:
-    if not os.environ.get("FORGEONE_TEST_CHART_VALUES"):
-        pytest.skip("its pods need the chart's image: FORGEONE_TEST_CHART_VALUES names no values with one")
+    if not os.environ.get("LAB_CHART_VALUES"):
+        pytest.skip("its pods need the chart's image: LAB_CHART_VALUES names no values with one")
     helm("test", release, "--namespace", namespace, "--timeout", f"{_SECONDS}s")
 
 

@@ -112,9 +112,9 @@ def memory(cluster: Cluster, pod: Any) -> int:
 def test_pods_run_again_after_their_node_was_rebooted(
     cluster: Cluster, namespace: str, images: Images, web: Web, classes: Classes
 ) -> None:
-    reboot = os.environ.get("FORGEONE_TEST_REBOOT")
+    reboot = os.environ.get("LAB_REBOOT")
     if not reboot:
-        pytest.skip("no node is rebooted: FORGEONE_TEST_REBOOT names no command")
+        pytest.skip("no node is rebooted: LAB_REBOOT names no command")
     seen = {"volumeMounts": [{"name": "seen", "mountPath": "/seen"}]}
     program = "echo started >> /seen/starts; exec sleep 100000"
     first = shell(images.busybox, program, **seen)

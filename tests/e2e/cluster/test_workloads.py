@@ -29,8 +29,8 @@ def services(cluster: Cluster, namespace: str, web: Web, classes: Classes) -> di
 @pytest.fixture(scope="module")
 def inside(cluster: Cluster, namespace: str, images: Images, classes: Classes) -> str:
     """The name of a pod that can reach Services."""
-    if os.environ.get("FORGEONE_TEST_SERVICES") == "none":
-        pytest.skip("this cluster has nothing that makes addresses of Services work: FORGEONE_TEST_SERVICES is none")
+    if os.environ.get("LAB_SERVICES") == "none":
+        pytest.skip("this cluster has nothing that makes addresses of Services work: LAB_SERVICES is none")
     cluster.run(namespace, pod("client", shell(images.busybox, "exec sleep 100000"), runtime_class=classes["native"]))
     return "client"
 

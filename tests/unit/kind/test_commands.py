@@ -129,7 +129,7 @@ def test_the_tests_are_told_where_the_cluster_is(tmp_path: Path) -> None:
     step = plan.test(Settings(), plan.Place(tmp_path), "python", ["-k", "probes"])
     assert step.argv[-3:] == ("tests/e2e/cluster", "-k", "probes")
     assert step.env["KUBECONFIG"] == str(tmp_path / "kubeconfig")
-    assert step.env["FORGEONE_TEST_REGISTRY_INSIDE"] == "forgeone-registry:5000"
+    assert step.env["LAB_REGISTRY_INSIDE"] == "forgeone-registry:5000"
 
 
 def test_arguments_of_pytest_are_passed_on(tmp_path: Path, called: Path) -> None:
