@@ -128,7 +128,7 @@ seccompProfile: {type: RuntimeDefault}
 admissionReviewVersions: [v1]
 sideEffects: None
 matchPolicy: Equivalent
-failurePolicy: {{ .root.Values.admission.webhook.failurePolicy }}
+failurePolicy: {{ ternary "Ignore" .root.Values.admission.webhook.failurePolicy (default false .cluster) }}
 timeoutSeconds: {{ .root.Values.admission.webhook.timeoutSeconds }}
 clientConfig:
   service:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -16,14 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 from cri.admission import metrics as admission_metrics
 from cri.admission import options, policy
 from cri.exposition.exposition import Exposition
+from cri.exposition.node import of_status
 from forgeone_shim.cli.main import parser
 from forgeone_shim.cluster import crd, objects
+from forgeone_shim.cluster.policies import ClusterPolicies
 from forgeone_shim.config.loader import keys
 from forgeone_shim.config.loader import parsed as read
 from forgeone_shim.config.loader import values as flat_values
-from forgeone_shim.config.model import MetricsConfig
+from forgeone_shim.config.model import ClusterConfig, MetricsConfig
 from forgeone_shim.node import layout
 from forgeone_shim.runtime.chronicle import Chronicle
+from forgeone_shim.runtime.views import Condition, NodeStatus
 from hack.chart import generated, readme, schema
 from hack.chart.__main__ import main
 from tests.unit.chart.rendering import CASES, CHART, NAMESPACE, Object, kinds, of, refusal, render
@@ -190,6 +196,13 @@ def test_the_webhook_is_never_asked_about_itself_or_the_system() -> None:
             assert webhook["sideEffects"] == "None" and "caBundle" not in webhook["clientConfig"]
 
 
+def test_a_policy_can_be_changed_while_the_webhook_is_down() -> None:
+    found = {one["name"]: one for one in of(render("webhook.yaml"), "ValidatingWebhookConfiguration")["webhooks"]}
+    assert found["contracts.forgeone.dev"]["failurePolicy"] == "Fail"
+    assert found["policies.forgeone.dev"]["failurePolicy"] == "Ignore"
+    assert found["policies.forgeone.dev"]["rules"][0]["resources"] == ["ztapolicies"]
+
+
 def test_its_own_namespace_is_left_out_whatever_is_selected() -> None:
     selector = of(render("everything.yaml"), "ValidatingWebhookConfiguration")["webhooks"][0]["namespaceSelector"]
     assert selector["matchLabels"] == {"contracts": "checked"}
@@ -225,11 +238,15 @@ def test_samples_are_policies_that_nodes_and_the_api_server_take(path: Any) -> N
 # -- Prometheus
 
 
+@functools.cache
 def told() -> set[str]:
     """The names of all that forgeoned and the webhook tell."""
     runtime = FakeRuntime()
     chronicle = Chronicle(None, lambda _: None)  # type: ignore[arg-type]
-    made = Exposition(MetricsConfig(address="127.0.0.1:0"), runtime, [chronicle.figures])
+    with tempfile.TemporaryDirectory() as name:
+        policies = ClusterPolicies(Path(name), Path(name), ClusterConfig(kubeconfig="/x"))
+        policies.close()
+    made = Exposition(MetricsConfig(address="127.0.0.1:0"), runtime, [chronicle.figures, policies.figures])
     made.calls("Version", "OK", 0.1)
     texts = [made.text().decode(), admission_metrics.Metrics().text().decode()]
     families = [family for text in texts for family in parsed(text)]
@@ -272,14 +289,9 @@ def test_alerts_ask_for_what_there_is() -> None:
 def test_alerts_name_conditions_that_there_are() -> None:
     text = " ".join(rule["expr"] for rule in alerts())
     conditions = {one for found in re.findall(r'condition=~?"([^"]+)"', text) for one in found.split("|")}
-    exposition = Exposition(MetricsConfig(address="127.0.0.1:0"), FakeRuntime())
-    known = {
-        sample.labels["condition"]
-        for family in parsed(exposition.text().decode())
-        for sample in family.samples
-        if family.name == "forgeone_condition"
-    }
-    assert conditions == known
+    fine = Condition(ready=True)
+    [told_of, _] = of_status(NodeStatus(fine, fine, (), cluster=fine))
+    assert conditions == {labels[0] for labels, _ in told_of.values}
 
 
 def test_the_jobs_that_alerts_name_are_those_of_the_monitors() -> None:
