@@ -13,7 +13,7 @@ from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import ForgeError, Unavailable
 from forgeone_shim.node import bundle as bundles
-from forgeone_shim.node import files, kubelet, layout, plan, units, versions
+from forgeone_shim.node import files, kubelet, layout, leftovers, plan, units, versions
 from forgeone_shim.node.bundle import Bundle
 from forgeone_shim.node.journal import Journal, Outcome, Record, Store
 from forgeone_shim.node.layout import Layout
@@ -110,7 +110,10 @@ class Installer:
                     purge=removal.purge,
                 )
             if not dry_run and record is not None:
+                network = self._config().network
                 self._worker.carry_out(journal, deadline)
+                if removal.service and not self.node.foreign:
+                    leftovers.remove(network)
                 self._tidy(purge=removal.purge)
             return journal
 
