@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cri.api import runtime_pb2 as cri
-from forgeone_shim.cli.client import Client, Noun
+from forgeone_shim.cli.client import Client, Noun, RemoteError
 from forgeone_shim.cli.output import age, enum_name, print_json, short, size, table
 from forgeone_shim.rpc import node_pb2
 from forgeone_shim.version import VERSION
@@ -70,12 +70,22 @@ def containers(client: Client, args: argparse.Namespace) -> int:
 
 def _engines(client: Client) -> Any:
     """Which engine has what; a pod that came meanwhile is not in it."""
-    return client.call(client.node.ListEngines, node_pb2.ListEnginesRequest())
+    return _told(client, client.node.ListEngines, node_pb2.ListEnginesRequest(), node_pb2.ListEnginesResponse())
 
 
 def _upstream(client: Client) -> Any:
     """The other runtime, whose are the pods that no engine has."""
-    return client.call(client.node.GetUpstream, node_pb2.GetUpstreamRequest())
+    return _told(client, client.node.GetUpstream, node_pb2.GetUpstreamRequest(), node_pb2.GetUpstreamResponse())
+
+
+def _told(client: Client, method: Callable[..., Any], request: object, nothing: Any) -> Any:
+    """What a forgeoned that is older than this command, while a node is upgraded, has not got is left out."""
+    try:
+        return client.call(method, request)
+    except RemoteError as error:
+        if error.code != "UNIMPLEMENTED":
+            raise
+        return nothing
 
 
 def images(client: Client, args: argparse.Namespace) -> int:

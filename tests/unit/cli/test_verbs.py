@@ -7,11 +7,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli import main as cli
+from forgeone_shim.errors import Unimplemented
 from forgeone_shim.rpc import node_pb2
 from tests.unit.cli.conftest import Forge
 from tests.unit.cli.node_double import NodeDouble
@@ -313,3 +315,18 @@ def test_of_two_runtimes_it_is_told_whose_things_are(node: NodeDouble, forge: Fo
     node.images.upstream = node_pb2.GetUpstreamResponse(socket="/run/c.sock", problem="UNAVAILABLE: no")
     assert forge("version", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out)["upstream"]["problem"] == "UNAVAILABLE: no"
+
+
+def test_listings_of_an_older_forgeoned_leave_out_what_it_does_not_tell(
+    node: NodeDouble, forge: Forge, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(*_: Any) -> None:
+        raise Unimplemented("not in this version")
+
+    assert forge("run", "-d", "-q", "--name", "web", "reg/app:1") == 0
+    for method in ("ListEngines", "GetUpstream"):
+        monkeypatch.setattr(type(node.images), method, older)
+    capsys.readouterr()
+    for verb in ("pods", "ps"):
+        assert forge(verb) == 0
+        assert "web" in capsys.readouterr().out
