@@ -72,14 +72,13 @@ def server_names(service: str, namespace: str) -> tuple[str, ...]:
 
 
 def read(data: Mapping[str, object]) -> State:
-    """What a Secret's ``data`` has. What is none of it, or not whole, counts as not there, and is made anew."""
-    old = _decoded(data, "old.crt")
-    return State(
-        ca=_pair(data, "ca"),
-        next=_pair(data, "next"),
-        old=old if _certificate(old) else b"",
-        tls=_pair(data, "tls"),
-    )
+    """What a Secret's ``data`` has. What is none of it, or not whole, counts as not there, and is made anew.
+
+    An authority without its key is one of before: what it has signed is still shown.
+    """
+    ca = _pair(data, "ca")
+    old = _decoded(data, "old.crt" if ca is not None else "ca.crt")
+    return State(ca=ca, next=_pair(data, "next"), old=old if _certificate(old) else b"", tls=_pair(data, "tls"))
 
 
 def written(state: State) -> dict[str, str]:
@@ -119,7 +118,7 @@ def renewed(state: State, terms: Terms, now: datetime) -> State:
 
 
 def _certified(tls: Pair | None, ca: Pair, terms: Terms, now: datetime) -> Pair:
-    if tls is None or not _signed(tls, ca) or now >= tls.at(RENEWED):
+    if tls is None or not signed(tls, ca) or now >= tls.at(RENEWED):
         return _serving(ca, terms.names, terms, now)
     # Those of another replica stay: two that are told different names must not take turns for ever.
     held = _names(tls)
@@ -170,7 +169,7 @@ def _certificate(pem: bytes) -> x509.Certificate | None:
         return None
 
 
-def _signed(tls: Pair, ca: Pair) -> bool:
+def signed(tls: Pair, ca: Pair) -> bool:
     """Whether that authority did."""
     try:
         tls.parsed.verify_directly_issued_by(ca.parsed)

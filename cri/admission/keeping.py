@@ -25,6 +25,9 @@ from forgeone_shim.errors import ForgeError, Unavailable
 CONFIGURATIONS: Final = "/apis/admissionregistration.k8s.io/v1"
 VALIDATING: Final = f"{CONFIGURATIONS}/validatingwebhookconfigurations"
 MUTATING: Final = f"{CONFIGURATIONS}/mutatingwebhookconfigurations"
+SETTLING: Final = 2.0
+"""Seconds that API servers have to hear of an authority before it is shown to them."""
+
 _ATTEMPTS: Final = 10
 _GRACE: Final = 5.0
 _DELAY: Final = (1.0, 60.0)
@@ -86,10 +89,17 @@ class Keeper:
                     self._told(f"{path}/{name}", bundle)
         except ApiError as error:
             raise Unavailable(f"certificates: {error}") from error
-        if state.tls is not None and state.tls != self._used:
-            self._use(state.tls)
-            self._used = state.tls
+        self._show(state)
         return certificates.due(state)
+
+    def _show(self, state: State) -> None:
+        if state.tls is None or state.ca is None or state.tls == self._used:
+            return
+        if self._used is not None and not certificates.signed(self._used, state.ca):
+            # An authority that nobody expected, as its key was lost: API servers take a moment to hear of it.
+            self._end.wait(SETTLING)
+        self._use(state.tls)
+        self._used = state.tls
 
     def _run(self) -> None:
         delay = _DELAY[0]

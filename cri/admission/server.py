@@ -25,7 +25,7 @@ from forgeone_shim.errors import syscall_error
 IDLE: Final = 120.0
 """Seconds that a connection may wait for its next request: longer than the 90 after which an API server closes it."""
 BACKLOG: Final = 128
-_BODIES: Final = 4
+_BODIES: Final = 2
 """Of the largest size, at a time."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

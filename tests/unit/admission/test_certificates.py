@@ -108,6 +108,10 @@ def test_what_is_spoiled_is_made_anew(key: str, value: str) -> None:
     made = certificates.renewed(_spoiled(state, key, value), TERMS, NOW)
     assert made.tls is not None
     assert (made.ca == state.ca) is key.startswith("tls")
+    # What it has signed is still shown for a moment.
+    assert state.ca is not None and state.tls is not None
+    if key == "ca.key":
+        assert believed(certificates.bundle(made, NOW), state.tls, NOW)
     assert believed(certificates.bundle(made, NOW), made.tls, NOW)
 
 

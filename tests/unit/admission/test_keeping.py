@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -102,6 +103,25 @@ def test_a_renewed_certificate_is_used_by_the_others_and_needs_telling_nobody(do
     sleeper.keep()
     assert first[-1] == later[-1] != first[0]
     assert found.writes == [SECRET, *PLACES, SECRET]
+
+
+def test_an_authority_that_nobody_expected_is_told_a_moment_before_it_is_shown(
+    double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kubeconfig = double
+    used: list[Pair] = []
+    shown: list[float] = []
+    monkeypatch.setattr(keeping, "SETTLING", 0.2)
+    one = Keeper(api.Cluster(kubeconfig), OPTIONS, lambda pair: (used.append(pair), shown.append(time.monotonic())))
+    one.keep()
+    (before,) = bundles(found)
+    data = {key: value for key, value in found.objects[SECRET]["data"].items() if key != "ca.key"}
+    found.put(SECRET, found.objects[SECRET] | {"data": data})
+    began = time.monotonic()
+    one.keep()
+    assert shown[1] - began >= 0.2
+    (after,) = bundles(found)
+    assert base64.b64decode(after).endswith(base64.b64decode(before))
 
 
 def test_a_configuration_that_does_not_exist_yet_or_is_refused(double: tuple[ApiDouble, str]) -> None:
