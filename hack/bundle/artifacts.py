@@ -16,7 +16,8 @@ from typing import IO, Any, Final
 from hack.bundle import layout, manifest
 from hack.bundle.layout import Arch
 
-_LEVEL: Final = 6
+LEVEL: Final = 4
+"""Of gzip: half the time that the usual 6 takes, for a twentieth more bytes."""
 _DIRECTORY: Final = 0o755
 _PATH: Final = f"{layout.CURRENT}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSWD: Final = "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\n"
@@ -144,7 +145,7 @@ class _Hashing(io.RawIOBase):
 @contextmanager
 def _compressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
     # The header has neither name nor time.
-    with gzip.GzipFile("", "wb", _LEVEL, file, 0) as out:
+    with gzip.GzipFile("", "wb", LEVEL, file, 0) as out:
         yield out  # type: ignore[misc]  # typeshed: GzipFile is an IO in all but name
 
 

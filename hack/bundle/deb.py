@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from hack.bundle import layout, manifest
+from hack.bundle import artifacts, layout, manifest
 from hack.bundle.artifacts import Stamp
 from hack.bundle.commands import run
 
@@ -59,7 +59,8 @@ def write(root: Path, target: Path, stamp: Stamp) -> None:
     for name in _COMMANDS:
         command = tree / "usr" / "bin" / name
         command.parent.mkdir(parents=True, exist_ok=True)
-        command.symlink_to(f"{layout.CURRENT}/bin/{name}")
+        # Not by way of ``current``, which `forge node uninstall` takes away.
+        command.symlink_to(f"{layout.prefix(stamp.version)}/bin/{name}")
     config = tree / "etc" / "forgeone" / "config.toml"
     config.parent.mkdir(parents=True)
     config.write_text(_CONFIG)
@@ -67,7 +68,7 @@ def write(root: Path, target: Path, stamp: Stamp) -> None:
     size = sum(path.lstat().st_size for path in tree.rglob("*") if path.is_file()) // 1024
     _control(tree / "DEBIAN", stamp, size)
     # An older dpkg, as on the oldest systems served, knows no zstd; xz takes two minutes.
-    options = ["--root-owner-group", "-Zgzip", "-z6"]
+    options = ["--root-owner-group", "-Zgzip", f"-z{artifacts.LEVEL}"]
     run(["dpkg-deb", *options, "--build", tree, target], env={"SOURCE_DATE_EPOCH": str(stamp.epoch)})
     shutil.rmtree(tree)
 
