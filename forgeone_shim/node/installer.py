@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from forgeone_shim.errors import ForgeError, Unavailable
 from forgeone_shim.node import bundle as bundles
 from forgeone_shim.node import files, kubelet, layout, leftovers, plan, units, versions
 from forgeone_shim.node.bundle import Bundle
-from forgeone_shim.node.journal import Journal, Outcome, Record, Store
+from forgeone_shim.node.journal import Busy, Journal, Outcome, Record, Store
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.plan import Seen, Way, Wish
 from forgeone_shim.node.tree import NodeTree
@@ -63,10 +64,9 @@ class Installer:
 
         :raises ForgeError: it cannot be undone.
         """
-        if self.store.journal() is None:
-            return False
-        with self.store.locked():
+        with contextlib.suppress(Busy), self.store.locked():
             return self._worker.recover(wait=False)
+        return False
 
     def install(self, directory: str, wish: Wish, keep: int, deadline: Deadline, *, dry_run: bool = False) -> Journal:
         """Have the node run the bundle in ``directory`` (``auto``: the one that this process is of).
@@ -84,6 +84,7 @@ class Installer:
                     laid=self._laid(bundle, thorough=not dry_run),
                     superfluous=versions.superfluous(self.node, bundle.version, keep),
                     running=self._replaced(chosen, deadline) if wish.service else (),
+                    packaged=bundle.version in versions.packaged(self.node),
                 )
                 journal = plan.install(seen, wish, bundle, chosen)
             if not dry_run and (journal.steps or journal.after or journal.record != record):
@@ -98,9 +99,10 @@ class Installer:
         with self._alone(dry_run=dry_run):
             with self._told(plan.UNINSTALL, dry_run=dry_run):
                 record = self.store.record()
-                seen = self._seen(record, service=removal.service)
+                packaged = record is not None and record.version in versions.packaged(self.node)
+                seen = self._seen(record, service=removal.service, packaged=packaged)
                 if layout.UNIT in seen.active:
-                    seen = self._seen(record, service=removal.service, running=self._own(record, removal, deadline))
+                    seen = dataclasses.replace(seen, running=self._own(record, removal, deadline))
                 journal = plan.uninstall(
                     seen,
                     self._trees(purge=removal.purge),
@@ -145,6 +147,7 @@ class Installer:
         laid: str = "",
         superfluous: tuple[str, ...] = (),
         running: tuple[str, ...] = (),
+        packaged: bool = False,
     ) -> Seen:
         soon = Deadline.after(30)
         active = frozenset(unit for unit in _SERVICES if service and self._services.active(unit, soon))
@@ -157,6 +160,7 @@ class Installer:
             superfluous=superfluous,
             active=active,
             running=running,
+            packaged=packaged,
         )
 
     def _laid(self, bundle: Bundle, *, thorough: bool) -> str:

@@ -25,6 +25,10 @@ _MODE: Final = 0o600
 T = TypeVar("T")
 
 
+class Busy(FailedPrecondition):
+    """Somebody works on the node."""
+
+
 class Edit(msgspec.Struct, frozen=True):
     """A file of the kubelet's: what it held, and what the installer wrote."""
 
@@ -109,7 +113,7 @@ class Store:
     def locked(self) -> Iterator[None]:
         """Nobody else installs. Whoever does is not waited for: what it leaves is not what was planned for.
 
-        :raises FailedPrecondition: somebody else does.
+        :raises Busy: somebody else does.
         """
         path = self._node.at(layout.LOCK)
         with contextlib.ExitStack() as stack:
@@ -120,7 +124,7 @@ class Store:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 what = "another forge node is at work on this node"
-                raise FailedPrecondition(what, fix=f"wait for it; {path} is its lock") from None
+                raise Busy(what, fix=f"wait for it; {path} is its lock") from None
             except OSError as error:
                 raise syscall_error("lock", path, error) from None
             yield

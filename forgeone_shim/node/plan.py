@@ -30,7 +30,8 @@ class Seen:
     """What a node is. ``laid``: the bundle's version is there, as it should be (``same``), or otherwise (``other``).
 
     ``links`` are where those of :data:`forgeone_shim.node.units.LINKS` lead, ``active`` are services that run, and
-    ``running`` are the names of pods that stand in the way.
+    ``running`` are the names of pods in the way. ``packaged``: the version is a package manager's, and so are
+    its unit and ``current``.
     """
 
     files: Files
@@ -41,6 +42,7 @@ class Seen:
     superfluous: tuple[str, ...] = ()
     active: frozenset[str] = frozenset()
     running: tuple[str, ...] = ()
+    packaged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,26 +152,29 @@ def uninstall(seen: Seen, trees: Iterable[str], *, service: bool, drain: bool, f
         steps += [Settle(layout.UNIT, layout.UNIT in seen.active), Unit(Do.STOP, layout.UNIT)]
         steps.append(Unit(Do.STOP, layout.PREPARE_UNIT))
     for path, target in seen.links.items():
-        steps += _link(path, None, target)
+        steps += _link(path, None, target) if target == units.LINKS[path] else []
     for path in (units.SERVICE, units.PREPARE):
         steps += _file(seen.files, path, None, _MODE)
     config = seen.files.read(layout.CONFIG)
     if config is not None and (purge or config == record.config):
         steps += _file(seen.files, layout.CONFIG, None, _MODE)
-    steps += _link(layout.CURRENT, None, seen.current)
+    steps += [] if seen.packaged else _link(layout.CURRENT, None, seen.current)
     if service:
         steps.append(Unit(Do.RELOAD))
     return Journal(verb=UNINSTALL, steps=tuple(steps), record=None, after=tuple(trees))
 
 
 def _own_files(seen: Seen, bundle: Bundle) -> Iterable[Step]:
-    for path, content in units.units(bundle.version, bundle.service).items():
+    prefix = layout.CURRENT if seen.packaged else layout.version_directory(bundle.version)
+    wanted = units.units(prefix, None if seen.packaged else bundle.service)
+    for path, content in wanted.items():
         old = seen.files.read(path)
         if old is not None and not old.startswith(units.HEAD.encode()):
             raise FailedPrecondition(f"{path} was not written by forge node", fix="remove it, pods go on without it")
         yield from _file(seen.files, path, content, _MODE)
     for path, target in units.LINKS.items():
-        yield from _link(path, target, seen.links[path])
+        if target in wanted:
+            yield from _link(path, target, seen.links[path])
 
 
 def _file(files: Files, path: str, content: bytes | None, mode: int) -> list[Step]:

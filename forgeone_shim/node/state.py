@@ -93,7 +93,8 @@ def _drift(node: Layout, record: Record, endpoint: str) -> tuple[str, ...]:
     expected = layout.version_directory(record.version).removeprefix(f"{layout.PREFIX}/")
     if files.readlink(node.at(layout.CURRENT)) != expected:
         found.append(f"{layout.CURRENT} does not lead to {expected}")
-    found += [f"{path} is gone" for path in (units.SERVICE, units.PREPARE) if files.read(node.at(path)) is None]
+    written = (units.PREPARE,) if record.version in versions.packaged(node) else (units.SERVICE, units.PREPARE)
+    found += [f"{path} is gone" for path in written if files.read(node.at(path)) is None]
     if record.edits and endpoint and kubelet.socket_of(endpoint) != layout.SOCKET:
         found.append(f"the kubelet is to use {endpoint}")
     return tuple(found)

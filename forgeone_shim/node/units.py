@@ -37,8 +37,7 @@ WantedBy={service}
 """
 
 
-def units(version: str, service: bytes) -> Mapping[str, bytes]:
-    """The units of a version, by their paths; ``service`` is its bundle's."""
-    prefix = layout.version_directory(version)
+def units(prefix: str, service: bytes | None) -> Mapping[str, bytes]:
+    """The units of the version in ``prefix``, by their paths; ``service`` is its bundle's (``None``: there is one)."""
     prepare = HEAD + _PREPARE.format(prefix=prefix, service=layout.UNIT)
-    return {SERVICE: HEAD.encode() + service, PREPARE: prepare.encode()}
+    return {PREPARE: prepare.encode()} | ({} if service is None else {SERVICE: HEAD.encode() + service})

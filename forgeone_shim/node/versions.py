@@ -100,7 +100,7 @@ def superfluous(node: Layout, current: str, keep: int) -> tuple[str, ...]:
     others = [path for path in _directories(node) if path.name != current]
     whole = [path for path in others if not path.name.startswith(".")]
     old = whole[: max(0, len(whole) - (keep - 1))]
-    hidden = [path for path in others if path.name.startswith(".")]
+    hidden = [path for path in others if path.name.startswith(".") and path.suffix[1:] in {_NEW, _OLD, _GONE}]
     kept = packaged(node)
     return tuple(
         f"{layout.VERSIONS}/{path.name}"

@@ -231,11 +231,22 @@ def test_a_version_that_was_changed_on_the_node_is_laid_out_again(node: Node) ->
     assert node.text(layout.CURRENT + "/bin/forge") == "forge 1.0.0"
 
 
-def test_a_version_of_a_package_stays_where_it_is(node: Node) -> None:
-    node.install()
-    lab.write(node.root, {"/var/lib/dpkg/info/forgeone.list": "/.\n/opt/forgeone/versions/1.0.0/bin\n"})
+def test_a_version_of_a_package_stays_the_packages(node: Node) -> None:
+    place = lab.bundle(node.root / "opt/forgeone/versions/1.0.0", "1.0.0")
+    (node.root / "opt/forgeone/current").symlink_to("versions/1.0.0")
+    unit = "/lib/systemd/system/forgeoned.service"
+    listed = "/.\n/opt/forgeone/versions/1.0.0/bin\n"
+    lab.write(node.root, {"/var/lib/dpkg/info/forgeone.list": listed, unit: "[Service]\n"})
+    enabled = node.root / "etc/systemd/system/multi-user.target.wants/forgeoned.service"
+    enabled.parent.mkdir(parents=True)
+    enabled.symlink_to(unit)
+    before = lab.snapshot(node.root)
+    node.installer.install(str(place), Wish(), 2, NEVER)
+    assert not (node.root / "etc/systemd/system/forgeoned.service").exists()
+    prepare = node.text("/etc/systemd/system/forgeone-prepare.service")
+    assert "/opt/forgeone/current/bin/forge node prepare" in prepare
     node.uninstall()
-    assert versions.present(node.layout) == ("1.0.0",)
+    assert lab.snapshot(node.root) == before
 
 
 def test_pods_keep_a_node_from_being_given_back_until_they_are_stopped(node: Node) -> None:
@@ -313,8 +324,10 @@ def test_a_kubelet_that_was_pointed_elsewhere_since_is_left_there(node: Node) ->
 
 
 def test_only_one_works_on_a_node_at_a_time(node: Node) -> None:
-    with node.store.locked(), pytest.raises(FailedPrecondition, match="another forge node is at work"):
-        node.install()
+    with node.store.locked():
+        with pytest.raises(FailedPrecondition, match="another forge node is at work"):
+            node.install()
+        assert not node.installer.recover()
 
 
 def test_a_dry_run_changes_nothing(node: Node) -> None:
