@@ -12,7 +12,6 @@ from forgeone_shim.config.handlers import DEFAULT_ENGINE
 from forgeone_shim.config.model import SchedulerConfig
 from forgeone_shim.contract.model import Contract
 from forgeone_shim.devices.names import HOST_ANNOTATION
-from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.scheduler.plan import Placement, Wanted, plan
 
 _MODULES: Final = "wasm.forgeone.dev/"
@@ -41,19 +40,14 @@ class Scheduler:
         :raises FailedPrecondition: there is none, or what is demanded cannot be had here.
         """
         config = self._config
-        if only and only not in config.order:
-            raise FailedPrecondition(
-                f"the checkpoint is of the {only} engine, and pods of this handler are never run by it",
-                fix="add it to scheduler.order",
-            )
         expected = Expected(watched=contract.behaviour.watched, classes=_has_classes(spec))
-        order = [engine for engine in config.order if only in ("", engine)]
-        return plan(
-            wanted(spec, contract),
-            order=order,
-            isolate_labels=config.isolate_labels,
-            unfit=lambda engine: self._unfit(engine, spec, expected),
-        )
+
+        def unfit(engine: str) -> str:
+            if only not in ("", engine):
+                return f"its checkpoint is of the {only} engine"
+            return self._unfit(engine, spec, expected)
+
+        return plan(wanted(spec, contract), order=config.order, isolate_labels=config.isolate_labels, unfit=unfit)
 
     def _unfit(self, engine: str, spec: SandboxSpec, expected: Expected) -> str:
         found = self._engines.get(engine)

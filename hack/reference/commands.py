@@ -19,15 +19,16 @@ def forge() -> str:
     verbs = list(_verbs(top))
     parts += [f"| [`forge {name}`](#forge-{name}) | {text} |" for name, text, _ in verbs]
     for name, _, one in verbs:
-        parts += ["", *_command(f"forge {name}", one)]
+        parts += ["", *_command(f"forge {name}", one, 2)]
     return "\n".join(parts)
 
 
-def _command(name: str, one: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
+def _command(name: str, one: argparse.ArgumentParser, level: int, told: str = "") -> Iterator[str]:
+    """Its section and those of the commands below it; ``told`` is what is said where it says nothing of itself."""
     yield from (f"{'#' * level} {name}", "")
     yield from (f"    {name}{_usage(one)}", "")
-    if one.description:
-        yield from (_text(one.description, one), "")
+    if description := one.description or (told and f"{told[0].upper()}{told[1:]}."):
+        yield from (_text(description, one), "")
     rows = [_row(action, one) for action in one._actions if not _common(action)]
     if rows:
         yield from ("| argument | meaning |", "|---|---|", *rows)
@@ -35,9 +36,7 @@ def _command(name: str, one: argparse.ArgumentParser, level: int = 2) -> Iterato
         yield from ("", _text(one.epilog, one))
     for verb, text, below in _verbs(one):
         yield ""
-        if not below.description:
-            below.description = f"{text[:1].upper()}{text[1:]}."
-        yield from _command(f"{name} {verb}", below, level + 1)
+        yield from _command(f"{name} {verb}", below, level + 1, text)
 
 
 def _common(action: argparse.Action) -> bool:

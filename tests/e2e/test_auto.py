@@ -95,7 +95,8 @@ def node(registry: Registry) -> Iterator[Daemon]:
 @pytest.fixture(scope="module")
 def module_image(node: Daemon, push: Push) -> str:
     name = push("auto-module:1", image({"app.wasm": guest(say("from a module\n"))}))
-    node.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=name)), timeout=patient(60))
+    wanted = pb.ImageSpec(image=name, runtime_handler="forgeone-auto")
+    node.images.PullImage(pb.PullImageRequest(image=wanted), timeout=patient(60))
     return name
 
 

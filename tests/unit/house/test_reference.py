@@ -78,7 +78,7 @@ def test_a_command_is_told_with_its_arguments_and_those_below_it() -> None:
     top.add_argument("names", nargs="+", metavar="name")
     below = top.add_subparsers(dest="verb", required=False).add_parser("go", help="walk")
     below.add_argument("--how", choices=("fast", "slow"), required=True)
-    text = "\n".join(commands._command("x", top))
+    text = "\n".join(commands._command("x", top, 2))
     assert "    x [OPTIONS] name ... [COMMAND]\n" in text
     assert "| `-n N, --number N` | how many \\| much (default: `3`) |" in text
     assert "### x go" in text

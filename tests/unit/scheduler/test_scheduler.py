@@ -134,8 +134,10 @@ def test_the_handler_has_the_features_that_all_of_its_engines_share() -> None:
 
 def test_a_pod_from_a_checkpoint_has_the_engine_that_it_had() -> None:
     assert Host("microvm", "native").first(only="native")[0] == "native"
-    with pytest.raises(FailedPrecondition, match=r"checkpoint is of the wasm engine.*never run by it"):
+    with pytest.raises(FailedPrecondition, match=r"^no engine .* microvm cannot: its checkpoint is of the wasm engine"):
         Host("microvm", "native").first(only="wasm")
+    with pytest.raises(FailedPrecondition, match=r"demands microvm .* its checkpoint is of the native engine"):
+        Host("microvm", "native").first(contract=Contract(exec_mode="microvm"), only="native")
 
 
 @pytest.mark.parametrize(
