@@ -144,19 +144,18 @@ class _Connection(DBusConnection):  # type: ignore[misc] # jeepney says nothing 
 
 
 def _connected(node: Layout, deadline: Deadline) -> _Connection:
-    refused: OSError = FileNotFoundError("there is no systemd")
     for path, bus in ((_BUS, True), (_PRIVATE, False)):
         try:
             sock = prep_socket(str(node.at(path, follow=True)), timeout=deadline.remaining(_SECONDS))
-        except (FileNotFoundError, ConnectionRefusedError) as error:
-            refused = error
+        except (FileNotFoundError, ConnectionRefusedError):
             continue
         try:
             return _Connection(sock, deadline, bus=bus)
         except BaseException:
             sock.close()
             raise
-    raise refused
+    what = f"there is no systemd: neither {node.at(_BUS)} nor {node.at(_PRIVATE)} answers"
+    raise Unavailable(what, fix="--service none starts nothing")
 
 
 def _started(bus: _Connection, start: Message, unit: str) -> tuple[Any, ...]:
