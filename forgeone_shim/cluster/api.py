@@ -32,7 +32,16 @@ _AFTER_MAX: Final = 600.0
 _EVENT_MAX: Final = 8 << 20
 # Keys of a kubeconfig that name files whose contents are used as they are when a client is made.
 _FILES: Final = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
-_FAILURES: Final = (ConfigException, HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
+_FAILURES: Final = (
+    ConfigException,
+    HTTPError,
+    yaml.YAMLError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 
 
 class Server:
