@@ -12,6 +12,7 @@ import pytest
 
 from forgeone_shim.config.loader import keys, to_toml
 from forgeone_shim.config.model import Config
+from forgeone_shim.config.reload import LIVE
 from forgeone_shim.contract import parse
 from forgeone_shim.lifecycle.machine import diagram
 
@@ -32,6 +33,15 @@ def test_documented_defaults_are_the_defaults() -> None:
     for name, value in tomllib.loads(to_toml(Config())).items():
         flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
     assert {key: tomllib.loads(f"x = {default}")["x"] for key, default in documented().items()} == flat
+
+
+def test_the_keys_that_count_at_once_are_those_that_a_reload_changes() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    table = page[page.index("These count at once") : page.index("The answer and the log name")]
+    cells = [
+        key for line in table.splitlines() for key in re.findall(r"`([^`]+)`", line.removeprefix("|").partition("|")[0])
+    ]
+    assert {f"{key[1:-1]}." if key.startswith("[") else key.rstrip("*") for key in cells} == set(LIVE)
 
 
 def test_the_state_diagram_is_the_generated_one() -> None:
