@@ -64,9 +64,9 @@ class Cluster:
         settings.retries = False
         self._client = client.ApiClient(settings)
 
-    def read(self, path: str) -> Mapping[str, Any]:
+    def read(self, path: str, seconds: float = _ANSWER) -> Mapping[str, Any]:
         """An object, or a list. :raises ApiError: it cannot be had."""
-        return self._document("GET", path)
+        return self._document("GET", path, seconds=seconds)
 
     def create(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """A new object below ``path``. :raises ApiError: CONFLICT where there is one of that name."""
@@ -88,8 +88,10 @@ class Cluster:
         finally:
             answer.close()
 
-    def _document(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        answer = self._asked(method, path, body, _ANSWER)
+    def _document(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float = _ANSWER
+    ) -> Mapping[str, Any]:
+        answer = self._asked(method, path, body, seconds)
         try:
             found = json.loads(answer.data)
         except _FAILURES as error:
@@ -106,7 +108,7 @@ class Cluster:
             request = self._client.param_serialize(
                 method, path, query_params=[], header_params=headers, body=body, auth_settings=["BearerToken"]
             )
-            answer = self._client.call_api(*request, _request_timeout=(_CONNECT, seconds)).response
+            answer = self._client.call_api(*request, _request_timeout=(min(_CONNECT, seconds), seconds)).response
         except ApiException as error:
             raise ApiError(int(error.status or 0), str(error.reason)[:300]) from error
         except _FAILURES as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -21,13 +22,18 @@ from cri.admission.options import Options
 from forgeone_shim.attestation import keys
 from forgeone_shim.attestation.keys import MAX_KEYS, SUFFIXES, PublicKey
 from forgeone_shim.cluster import objects
-from forgeone_shim.cluster.watch import Watch
+from forgeone_shim.cluster.watch import ApiError, Watch
 from forgeone_shim.cluster.wire import Came, Gone, Listed, Told, Trouble
 from forgeone_shim.contract.policy import Policy
 from forgeone_shim.errors import ForgeError, InvalidInput
 
 CLASSES: Final = "/apis/node.k8s.io/v1/runtimeclasses"
 POLICIES: Final = f"/apis/{objects.GROUP}/{objects.VERSION}/{objects.PLURAL}"
+
+ASKED_FOR: Final = 1.0
+"""Seconds that an API server has to say whether it has a policy, while a pod waits."""
+ASKED_AGAIN: Final = 1.0
+_ASKED_MAX: Final = 16
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("admission")
 
@@ -178,7 +184,8 @@ class Following:
         meters: Metrics,
     ) -> None:
         """:param use: is given what is known, once all of it has been seen; ``lacks`` what has not been."""
-        self._options, self._use, self._lacks = options, use, lacks
+        self._cluster, self._options, self._use, self._lacks = cluster, options, use, lacks
+        self._asking, self._asked = threading.Lock(), dict[str, tuple[float, Policy | None]]()
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._policies, self._classes, self._issuers = PolicyStore(), ClassStore(), IssuerStore()
@@ -200,6 +207,30 @@ class Following:
         """End it; threads that wait for the API server end with the process."""
         self._end.set()
 
+    def look_for(self, policy: str) -> Known | None:
+        """What is known with that policy, asked of the API server; ``None``: it has none of that name, or is not asked.
+
+        What was just answered is not asked again. It is not kept: what is followed will have it, or has it no more.
+        """
+        # Reviews have a time of their own, and an API server that is slow may have many waiting.
+        if not self._options.policies or not self._asking.acquire(timeout=ASKED_FOR):
+            return None
+        try:
+            now = time.monotonic()
+            self._asked = {name: one for name, one in self._asked.items() if now - one[0] < ASKED_AGAIN}
+            if policy not in self._asked and len(self._asked) < _ASKED_MAX:
+                self._asked[policy] = now, self._read(policy)
+            _, found = self._asked.get(policy, (now, None))
+        finally:
+            self._asking.release()
+        return self._together(found) if found is not None else None
+
+    def _read(self, policy: str) -> Policy | None:
+        try:
+            return objects.policy_of(self._cluster.read(f"{POLICIES}/{policy}", ASKED_FOR))
+        except (ApiError, InvalidInput):
+            return None
+
     def _missing(self) -> frozenset[str]:
         return frozenset(one.what for one in self._followers if not one.listed)
 
@@ -207,9 +238,13 @@ class Following:
         with self._lock:
             missing = self._missing()
             if not missing:
-                issuers = self._issuers.all if self._options.issuers else None
-                self._use(known.of(self._options, list(self._policies.all.values()), issuers, dict(self._classes.all)))
+                self._use(self._together())
             self._lacks(missing)
+
+    def _together(self, *more: Policy) -> Known:
+        issuers = self._issuers.all if self._options.issuers else None
+        policies = [*self._policies.all.values(), *more]
+        return known.of(self._options, policies, issuers, dict(self._classes.all))
 
 
 def _part(given: Mapping[str, Any] | None, key: str) -> list[tuple[str, object]]:

@@ -84,6 +84,7 @@ def serve(settings: Options, signals: Signals) -> None:
         server.start()
         following = Following(cluster, settings, service.follow, ready.cluster, meters)
         stack.callback(following.stop)
+        service.asking(following.look_for)
         following.start()
         if settings.tls_dir:
             directory = tls.Directory(Path(settings.tls_dir), use)

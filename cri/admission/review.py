@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +36,7 @@ MAX_WARNINGS: Final = 8
 MAX_WARNING: Final = 250
 MAX_MESSAGE: Final = 2000
 _KUBELET: Final = "system:node:"
+_GROUPS: Final = frozenset({"", "apps", "batch"})
 # What of a refusal is told to logs and metrics: what kind of thing it was, and no word of the object's author.
 _CAUSES: Final[Sequence[tuple[str, tuple[str, ...]]]] = (
     ("engine", ("exec_mode", "runtimeClassName")),
@@ -82,18 +83,23 @@ class Verdict:
     reason: str = ""
     warnings: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    absent: str = ""
     patch: tuple[Mapping[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``body`` goes to the API server; the rest, which has nothing of the object, to logs and metrics."""
+    """``body`` goes to the API server; the rest, but for ``absent``, has nothing of the object.
+
+    ``absent`` is the policy that a contract names and that is not known: it may just have been made.
+    """
 
     body: bytes
     uid: str
     kind: str
     allowed: bool
     cause: str = ""
+    absent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,14 @@ def _validated(request: _Request, known: Known) -> Verdict:
     try:
         return _judged(subject, known)
     except InvalidInput as error:
-        return _refused(error.field, error.reason, error.fix)
+        return replace(_refused(error.field, error.reason, error.fix), absent=_absent(error, subject))
+
+
+def _absent(error: InvalidInput, subject: _Subject) -> str:
+    if error.field != "runtime_policy_id":
+        return ""
+    pod = Pod(subject.namespace, subject.name)
+    return parse.offered(subject.annotations, pod=pod).contract.runtime_policy_id
 
 
 def _policy(request: _Request) -> Verdict:
@@ -173,7 +186,7 @@ def _policy(request: _Request) -> Verdict:
 
 def _subject(request: _Request) -> _Subject | None:
     """``None`` for what has no pod in it, nor makes any."""
-    if request.object is None or request.kind.kind not in manifest.TEMPLATES:
+    if request.object is None or request.kind.kind not in manifest.TEMPLATES or request.kind.group not in _GROUPS:
         return None
     return _pod_of(request.kind.kind, request.object, request.namespace)
 
@@ -200,20 +213,9 @@ def _settled(request: _Request, subject: _Subject) -> bool:
 
 
 def _judged(subject: _Subject, known: Known) -> Verdict:
-    pod = Pod(subject.namespace, subject.name)
-    offer = parse.offered(subject.annotations, pod=pod, issuers=known.certain.issuers)
     engine = _engine(subject, known)
-    if engine == OTHERS:
-        if not subject.ours:
-            return Verdict()
-        return _refused(
-            "spec.runtimeClassName",
-            "is missing: pods without are another runtime's, which keeps no contract",
-            "name a RuntimeClass of ForgeOne",
-        )
-    if engine is None:
-        told = f"nothing is known here of RuntimeClass {subject.runtime_class!r}: another runtime keeps no contract"
-        return Verdict(warnings=(told,) if subject.ours else ())
+    if engine is None or engine == OTHERS:
+        return _elsewhere(subject, known)
     bound = known.certain.bind(subject.annotations, namespace=subject.namespace, name=subject.name)
     wanted = _fits(bound, subject, engine, known)
     if engine == ANY:
@@ -222,7 +224,7 @@ def _judged(subject: _Subject, known: Known) -> Verdict:
     names = [one.container.name for one in described.containers if one.container] if described else []
     bounds = {name: _of_container(known, subject, name, engine) for name in _named(subject)}
     refused = wanted or _refused_by(known, bound, described)
-    notes = {"engine": engine or ANY, "policies": ",".join(bound.policies), "signers": ",".join(offer.signers)}
+    notes = {"engine": engine or ANY, "policies": ",".join(bound.policies), "signers": ",".join(bound.signers)}
     notes = {key: value for key, value in notes.items() if value}
     if refused is not None:
         return Verdict(by=refused.by, reason=refused.reason, notes=notes)
@@ -232,6 +234,22 @@ def _judged(subject: _Subject, known: Known) -> Verdict:
     if described is not None:
         warnings += forecast.of(known.foreseen, described, bound, bounds, engine)
     return Verdict(warnings=tuple(warnings), notes=notes)
+
+
+def _elsewhere(subject: _Subject, known: Known) -> Verdict:
+    """Of a pod that another runtime has, or may have."""
+    if not subject.ours:
+        return Verdict()
+    pod = Pod(subject.namespace, subject.name)
+    parse.offered(subject.annotations, pod=pod, issuers=known.certain.issuers)
+    if not subject.runtime_class:
+        return _refused(
+            "spec.runtimeClassName",
+            "is missing: pods without are another runtime's, which keeps no contract",
+            "name a RuntimeClass of ForgeOne",
+        )
+    told = f"nothing is known here of RuntimeClass {subject.runtime_class!r}: another runtime keeps no contract"
+    return Verdict(warnings=(told,))
 
 
 def _engine(subject: _Subject, known: Known) -> str | None:
@@ -309,9 +327,9 @@ def _filled(request: _Request, known: Known) -> Verdict:
         return Verdict()
     try:
         name = _demanded_class(subject, known)
-    except InvalidInput:
+    except InvalidInput as error:
         # It is refused when it is validated.
-        return Verdict()
+        return Verdict(absent=_absent(error, subject))
     if not name:
         return Verdict()
     return Verdict(
@@ -338,7 +356,8 @@ def _answer(request: _Request, verdict: Verdict) -> Answer:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(msgspec.json.encode(verdict.patch)).decode()
     body = msgspec.json.encode({"apiVersion": API_VERSION, "kind": KIND, "response": response})
-    return Answer(body, request.uid, request.kind.kind, allowed, "" if allowed else _cause(verdict.by))
+    cause = "" if allowed else _cause(verdict.by)
+    return Answer(body, request.uid, request.kind.kind, allowed, cause, verdict.absent)
 
 
 def _cause(by: str) -> str:

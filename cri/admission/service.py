@@ -49,7 +49,12 @@ class Service:
         """:param callers: who may ask for reviews, by common name; empty: any with a certificate; ``None``: anybody."""
         self._meters, self._callers = meters, callers
         self._known: Known | None = None
+        self._look_for: Callable[[str], Known | None] = lambda _: None
         self._lacking: frozenset[str] = frozenset({"the cluster"})
+
+    def asking(self, look_for: Callable[[str], Known | None]) -> None:
+        """Whom to ask for a policy that is not known: what is known with it, or ``None`` where there is none."""
+        self._look_for = look_for
 
     def follow(self, known: Known) -> None:
         """From now on this is known."""
@@ -91,6 +96,9 @@ class Service:
         began = time.perf_counter()
         try:
             answer = _REVIEWS[path](body, known)
+            # Applied together with its pods, a policy may not have been heard of yet.
+            if answer.absent and (newer := self._look_for(answer.absent)) is not None:
+                answer = _REVIEWS[path](body, newer)
         except InvalidInput as error:
             _log.warning("no review", path=path, bytes=len(body))
             return Response(400, f"{error}\n".encode())

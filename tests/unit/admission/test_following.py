@@ -16,6 +16,7 @@ from cri.admission.following import Following
 from cri.admission.known import Known
 from cri.admission.metrics import Metrics
 from cri.admission.options import Options
+from cri.admission.service import Caller, Service
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.cluster import objects
 from forgeone_shim.contract.parse import PREFIX
@@ -159,3 +160,38 @@ def test_without_an_api_server_there_is_an_error(tmp_path: Path) -> None:
         api.Cluster()
     with pytest.raises(FailedPrecondition, match="the API server is not known"):
         api.Cluster(str(tmp_path / "none"))
+
+
+def test_a_policy_that_was_just_made_is_looked_for(
+    double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kubeconfig = double
+    seen, meters = Seen(), Metrics()
+    # Nothing is followed: as if no event had come yet.
+    one = Following(api.Cluster(kubeconfig), Options(handlers={}), seen.use, seen.lacks, meters)
+    answering = Service(meters)
+    answering.follow(Known())
+    body = json.dumps(question({f"{PREFIX}runtime_policy_id": "gold"})).encode()
+    filling = json.dumps(question({f"{PREFIX}runtime_policy_id": "last"})).encode()
+
+    def allowed(data: bytes = body) -> bool:
+        response = answering.respond("POST", "/validate", data, Caller())
+        return bool(json.loads(response.body)["response"]["allowed"])
+
+    assert not allowed()
+    answering.asking(one.look_for)
+    asked: list[str] = []
+    read = api.Cluster.read
+    monkeypatch.setattr(
+        api.Cluster, "read", lambda self, path, seconds=1.0: asked.append(path) or read(self, path, seconds)
+    )
+    # It demands a machine, which is told as if it had been known.
+    assert not allowed()
+    assert asked == [f"{following.POLICIES}/gold"]
+    found.put(f"{following.POLICIES}/last", policy("last"))
+    assert allowed(filling)
+    # Not for every pod that names one that is not there.
+    missing = json.dumps(question({f"{PREFIX}runtime_policy_id": "none"})).encode()
+    assert not allowed(missing)
+    assert not allowed(missing)
+    assert asked.count(f"{following.POLICIES}/none") == 1
