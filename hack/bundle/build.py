@@ -23,6 +23,7 @@ _UNIT: Final = "hack/systemd/forgeoned.service"
 _UNIT_COMMENT: Final = "# Where `make setup` or pip has put it.\n"
 _VENV: Final = "/opt/forgeone/.venv"
 _DOCS: Final = "/opt/forgeone/docs"
+_MUSL: Final = Path("/usr/share/doc/musl-dev/copyright")
 _CERTIFI: Final = f"{layout.SITE}/certifi/cacert.pem"
 
 
@@ -98,11 +99,14 @@ def place_shared(root: Path, version: str, owners: Sequence[Package]) -> None:
     shutil.copytree(layout.REPOSITORY / "docs", share / "doc")
     for name in ("README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copyfile(layout.REPOSITORY / name, share / "doc" / name)
+    (share / "licenses").mkdir()
     for owner in owners:
         told = owner.tree / "usr" / "share" / "doc" / owner.name / "copyright"
         if told.exists():
-            (share / "licenses").mkdir(exist_ok=True)
             shutil.copyfile(told, share / "licenses" / owner.name)
+    # In what is static.
+    if _MUSL.exists():
+        shutil.copyfile(_MUSL, share / "licenses" / "musl")
     shutil.copyfile(root / _CERTIFI, root / layout.AUTHORITIES)
 
 

@@ -32,7 +32,6 @@ Maintainer: {maintainer}
 Installed-Size: {size}
 Section: admin
 Priority: optional
-Homepage: https://forgeone.dev
 Depends: init-system-helpers (>= 1.54~)
 Recommends: kmod
 Suggests: qemu-system-x86

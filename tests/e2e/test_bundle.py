@@ -326,5 +326,23 @@ def test_an_upgraded_package_keeps_a_version_until_no_pod_needs_it(bare: BareHos
     assert not bare.path("/opt/forgeone").exists()
 
 
+def test_a_package_leaves_a_node_that_the_installer_has_set_up_to_it(bare: BareHost, tmp_path: Path) -> None:
+    first, second = (small(version, tmp_path) for version in ("1.0", "1.1"))
+    bring(first, bare)
+    record = bare.path("/var/lib/forgeone-node/installed.json")
+    record.parent.mkdir()
+    record.touch()
+    unit = bare.path("/etc/systemd/system/forgeoned.service")
+    unit.write_text(f"[Service]\nExecStart={layout.VERSIONS}/1.0/bin/forgeoned\n")
+    bring(second, bare)
+    assert os.readlink(bare.path(layout.CURRENT)) == "versions/1.0"
+    assert versions(bare) == {"1.0", "1.1"}
+    bare.run("dpkg", "--remove", "forgeone", code=1)
+    assert versions(bare) == {"1.0", "1.1"}
+    record.unlink()
+    bare.run("dpkg", "--purge", "forgeone")
+    assert not bare.path("/opt/forgeone").exists()
+
+
 def versions(host: BareHost) -> set[str]:
     return set(os.listdir(host.path(layout.VERSIONS)))

@@ -15,8 +15,7 @@
 extern char **environ;
 
 /* What changes how the loader, libc, OpenSSL or Python find their files. */
-static const char *const DROPPED[] = {"LD_", "PYTHON", "LC_", "LANG", "OPENSSL_", "GCONV_PATH=", "LOCPATH=", "NLSPATH=", "GLIBC_TUNABLES=",
-	"MALLOC_", NULL};
+static const char *const DROPPED[] = {"LD_", "PYTHON", "LC_", "LANG", "OPENSSL_", "GCONV_PATH=", "LOCPATH=", "NLSPATH=", NULL};
 
 /* Where distributions keep the authorities that they trust: Debian, Fedora and RHEL, SUSE, others. */
 static const char *const AUTHORITIES[] = {"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem",
