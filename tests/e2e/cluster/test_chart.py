@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,20 +76,45 @@ def values(cluster: Cluster, run: str, namespace: str, tmp_path_factory: pytest.
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release of the chart: the tests' ``own``, or one that was there before them and stays."""
+
+    name: str
+    namespace: str
+    own: bool
+
+    def runtime_class(self, engine: str) -> str:
+        """The RuntimeClass of an engine."""
+        return f"{self.name}-chart-{engine}" if self.own else f"forgeone-{engine}"
+
+
 @pytest.fixture(scope="module")
-def release(cluster: Cluster, run: str, namespace: str, helm: Helm, values: Path) -> Iterator[str]:
-    there = json.loads(helm("list", "--all-namespaces", "--output", "json").stdout)
-    if any(one["chart"].startswith("forgeone-") for one in there):
-        pytest.skip("a release of the chart is in this cluster already, and there can be but one")
+def release(cluster: Cluster, run: str, namespace: str, helm: Helm, values: Path) -> Iterator[Release]:
+    listed = json.loads(helm("list", "--all", "--all-namespaces", "--output", "json").stdout)
+    there = [one for one in listed if one["chart"].startswith("forgeone-")]
+    if there:
+        # There can be but one, of whatever name: an API server needs no more than one of its policies.
+        if there[0]["status"] != "deployed":
+            pytest.skip(f"a release of the chart in this cluster is {there[0]['status']}")
+        yield Release(there[0]["name"], there[0]["namespace"], own=False)
+        return
     brings_policies = not has_policies(cluster)
     try:
         change(helm, run, namespace, values)
-        yield run
+        yield Release(run, namespace, own=True)
     finally:
         helm("uninstall", run, "--namespace", namespace, "--ignore-not-found", "--wait")
         if brings_policies:
             # A release leaves it behind on purpose: with it all policies would go.
             remove_definition(cluster)
+
+
+@pytest.fixture
+def own(release: Release) -> Release:
+    if not release.own:
+        pytest.skip(f"the release {release.name} was in this cluster before the tests, and is left as it is")
+    return release
 
 
 def remove_definition(cluster: Cluster) -> None:
@@ -100,12 +126,12 @@ def remove_definition(cluster: Cluster) -> None:
         ).read()
 
 
-def change(helm: Helm, release: str, namespace: str, values: Path, *options: str) -> None:
+def change(helm: Helm, name: str, namespace: str, values: Path, *options: str) -> None:
     """Install the chart, or change its release."""
     given = os.environ.get("LAB_CHART_VALUES")
     more = ("--values", given) if given else ()
     helm(
-        *("upgrade", "--install", release, str(CHART), "--namespace", namespace),
+        *("upgrade", "--install", name, str(CHART), "--namespace", namespace),
         *("--values", str(values), *more, *options, "--wait", "--timeout", f"{_SECONDS}s"),
     )
 
@@ -125,9 +151,9 @@ def ours(cluster: Cluster, release: str) -> list[str]:
     found = []
     for group, plurals in kinds.items():
         for plural in plurals:
-            name, version = group.split("/")
+            api, version = group.split("/")
             selector = f"app.kubernetes.io/instance={release}"
-            listed = cluster.custom.list_cluster_custom_object(name, version, plural, label_selector=selector)
+            listed = cluster.custom.list_cluster_custom_object(api, version, plural, label_selector=selector)
             found += [f"{plural}/{one['metadata']['name']}" for one in listed["items"]]
     return found
 
@@ -147,10 +173,10 @@ def until_refused(cluster: Cluster, namespace: str, body: Object) -> str:
 
 @pytest.mark.parametrize("engine", ["native", "microvm", "auto"])
 def test_pods_run_by_the_chart_s_runtime_classes(
-    cluster: Cluster, namespace: str, images: Images, classes: Classes, release: str, engine: str
+    cluster: Cluster, namespace: str, images: Images, classes: Classes, release: Release, engine: str
 ) -> None:
     assert classes[engine]
-    body = pod(f"by-{engine}", shell(images.busybox, "echo here"), runtime_class=f"{release}-chart-{engine}")
+    body = pod(f"by-{engine}", shell(images.busybox, "echo here"), runtime_class=release.runtime_class(engine))
     body["spec"]["restartPolicy"] = "Never"
     done = cluster.run(namespace, body, over, seconds=90)
     assert done.status.phase == "Succeeded"
@@ -159,32 +185,32 @@ def test_pods_run_by_the_chart_s_runtime_classes(
 
 
 def test_a_component_runs_by_the_chart_s_runtime_class(
-    cluster: Cluster, namespace: str, web: Web, classes: Classes, release: str
+    cluster: Cluster, namespace: str, web: Web, classes: Classes, release: Release
 ) -> None:
     assert classes["wasm"]
     body = pod("by-wasm", runtime_class="")
-    body["spec"] = web("wasm") | {"runtimeClassName": f"{release}-chart-wasm"}
+    body["spec"] = web("wasm") | {"runtimeClassName": release.runtime_class("wasm")}
     cluster.run(namespace, body)
 
 
 def test_a_contract_that_is_none_is_refused_as_it_is_applied(
-    cluster: Cluster, namespace: str, images: Images, release: str
+    cluster: Cluster, namespace: str, images: Images, release: Release
 ) -> None:
-    body = pod("bad", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=_BAD)
+    body = pod("bad", shell(images.busybox, "true"), runtime_class=release.runtime_class("native"), annotations=_BAD)
     assert "no_such_field" in until_refused(cluster, namespace, body)
     whole = deployment("bad", body["spec"], annotations=_BAD)
     with pytest.raises(ApiException, match="no_such_field"):
         cluster.apps.create_namespaced_deployment(namespace, whole, dry_run="All")
 
 
-def test_a_contract_is_taken(cluster: Cluster, namespace: str, images: Images, release: str) -> None:
+def test_a_contract_is_taken(cluster: Cluster, namespace: str, images: Images, release: Release) -> None:
     good = {"zta.forgeone.dev/privileged": "false", "zta.forgeone.dev/egress": "none"}
-    body = pod("good", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=good)
+    body = pod("good", shell(images.busybox, "true"), runtime_class=release.runtime_class("native"), annotations=good)
     cluster.core.create_namespaced_pod(namespace, body, dry_run="All")
 
 
 @pytest.fixture
-def followed(cluster: Cluster, release: str) -> None:
+def followed(cluster: Cluster, release: Release) -> None:
     if os.environ.get("LAB_POLICIES") == "none":
         pytest.skip("nodes of this cluster follow no policies of it: LAB_POLICIES is none")
 
@@ -215,10 +241,12 @@ def verdict(cluster: Cluster, name: str) -> dict[str, Any]:
 
 
 def test_a_policy_that_is_applied_denies_pods_until_it_is_deleted(
-    cluster: Cluster, namespace: str, run: str, images: Images, release: str, followed: None
+    cluster: Cluster, namespace: str, run: str, images: Images, release: Release, followed: None
 ) -> None:
     policy, name = f"{run}-no-host-ipc", "denied"
-    body = pod(name, shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native", hostIPC=True)
+    body = pod(
+        name, shell(images.busybox, "exec sleep 100000"), runtime_class=release.runtime_class("native"), hostIPC=True
+    )
     demand(cluster, policy, floor=True, namespaces=[namespace], contract={"profile": {"host_ipc": False}})
     try:
         assert verdict(cluster, policy)["status"] == "True"
@@ -232,7 +260,7 @@ def test_a_policy_that_is_applied_denies_pods_until_it_is_deleted(
 
 
 def test_a_policy_that_no_node_can_use_says_so(
-    cluster: Cluster, run: str, namespace: str, release: str, followed: None
+    cluster: Cluster, run: str, namespace: str, release: Release, followed: None
 ) -> None:
     policy = f"{run}-broken"
     rule = {"name": "r", "at": ["create"], "expression": "container.no_such_field == 1"}
@@ -245,36 +273,36 @@ def test_a_policy_that_no_node_can_use_says_so(
 
 
 def test_a_release_is_changed_while_its_pods_run(
-    cluster: Cluster, namespace: str, images: Images, release: str, helm: Helm, values: Path
+    cluster: Cluster, namespace: str, images: Images, own: Release, helm: Helm, values: Path
 ) -> None:
-    stays = pod("stays", shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native")
+    stays = pod("stays", shell(images.busybox, "exec sleep 100000"), runtime_class=own.runtime_class("native"))
     before = main(cluster.run(namespace, stays)).container_id
-    change(helm, release, namespace, values, "--set", "admission.mode=none", "--set", "commonLabels.changed=yes")
-    left = ours(cluster, release)
+    change(helm, own.name, namespace, values, "--set", "admission.mode=none", "--set", "commonLabels.changed=yes")
+    left = ours(cluster, own.name)
     assert not any("admission" in one for one in left)
-    found = cluster.node.read_runtime_class(f"{release}-chart-native")
+    found = cluster.node.read_runtime_class(own.runtime_class("native"))
     assert found.metadata.labels["changed"] == "yes"
-    helm("rollback", release, "--namespace", namespace, "--wait")
-    body = pod("bad-again", shell(images.busybox, "true"), runtime_class=f"{release}-chart-native", annotations=_BAD)
+    helm("rollback", own.name, "--namespace", namespace, "--wait")
+    body = pod("bad-again", shell(images.busybox, "true"), runtime_class=own.runtime_class("native"), annotations=_BAD)
     assert "no_such_field" in until_refused(cluster, namespace, body)
     after = cluster.core.read_namespaced_pod("stays", namespace)
     assert (main(after).container_id, main(after).restart_count, condition(after, "Ready")) == (before, 0, "True")
 
 
-def test_the_chart_s_own_test_passes(release: str, namespace: str, helm: Helm) -> None:
-    if not os.environ.get("LAB_CHART_VALUES"):
+def test_the_chart_s_own_test_passes(release: Release, helm: Helm) -> None:
+    if release.own and not os.environ.get("LAB_CHART_VALUES"):
         pytest.skip("its pods need the chart's image: LAB_CHART_VALUES names no values with one")
-    helm("test", release, "--namespace", namespace, "--timeout", f"{_SECONDS}s")
+    helm("test", release.name, "--namespace", release.namespace, "--timeout", f"{_SECONDS}s")
 
 
 def test_a_release_that_is_removed_leaves_its_pods_and_policies(
-    cluster: Cluster, namespace: str, images: Images, release: str, helm: Helm
+    cluster: Cluster, namespace: str, images: Images, own: Release, helm: Helm
 ) -> None:
-    stays = pod("outlives", shell(images.busybox, "exec sleep 100000"), runtime_class=f"{release}-chart-native")
+    stays = pod("outlives", shell(images.busybox, "exec sleep 100000"), runtime_class=own.runtime_class("native"))
     before = main(cluster.run(namespace, stays)).container_id
-    assert ours(cluster, release)
-    helm("uninstall", release, "--namespace", namespace, "--wait")
-    assert ours(cluster, release) == []
+    assert ours(cluster, own.name)
+    helm("uninstall", own.name, "--namespace", namespace, "--wait")
+    assert ours(cluster, own.name) == []
     assert has_policies(cluster)
     after = cluster.core.read_namespaced_pod("outlives", namespace)
     assert (main(after).container_id, condition(after, "Ready")) == (before, "True")

@@ -62,17 +62,18 @@ def test_a_change_of_a_config_map_is_seen(
     program = 'until [ "$(cat /config/word)" = after ]; do sleep 0.5; done; echo seen'
     body = pod(
         name,
-        shell(images.busybox, "cat /config/word; " + program, volumeMounts=mounts("config", "/config")),
+        shell(images.busybox, "cat /config/word; echo; " + program, volumeMounts=mounts("config", "/config")),
         runtime_class=classes[engine],
         restartPolicy="Never",
         volumes=[{"name": "config", "configMap": {"name": name}}],
     )
     cluster.run(namespace, body)
+    assert cluster.lines(namespace, name, 1) == ["before"]
     cluster.core.patch_namespaced_config_map(name, namespace, {"data": {"word": "after"}})
     # A kubelet looks soon at the volumes of a pod that has changed, and else within its period of a minute or two.
     cluster.core.patch_namespaced_pod(name, namespace, {"metadata": {"annotations": {"look": "again"}}})
     assert cluster.pod(namespace, name, over, seconds=150).status.phase == "Succeeded"
-    assert cluster.logs(namespace, name) == "beforeseen\n"
+    assert cluster.logs(namespace, name) == "before\nseen\n"
 
 
 def test_a_service_account_s_token_and_a_secret_are_there(

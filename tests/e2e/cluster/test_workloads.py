@@ -95,5 +95,6 @@ def test_a_rolling_update_from_engine_to_engine_fails_no_request(
         cluster.deploy(namespace, deployment("rolling", web(engine), replicas=2))
     cluster.exec(namespace, "asks", "kill", "-TERM", "1")
     cluster.pod(namespace, "asks", over)
-    good, bad = (int(part.split()[0]) for part in cluster.logs(namespace, "asks").strip().split(","))
+    told = cluster.logs(namespace, "asks").splitlines()[-1]
+    good, bad = (int(part.split()[0]) for part in told.split(","))
     assert bad == 0 and good > 50
