@@ -166,6 +166,35 @@ def test_a_restored_container_that_is_never_started_can_be_removed(pod: Pod, bus
 
 
 @with_criu
+def test_a_restored_pod_whose_engine_is_open_gets_the_one_that_it_was_saved_on(
+    pod: Pod, busybox: str, tmp_path: Path
+) -> None:
+    config = pod.container(busybox, "sh", "-c", COUNT)
+    id_ = pod.start(config)
+    _await_count(pod, id_, 1)
+    request = pb.CheckpointPodRequest(pod_sandbox_id=pod.id, output_path=str(tmp_path), container_ids=[id_])
+    pod.daemon.runtime.CheckpointPod(request, timeout=60)
+    other, demanding = Pod.plan(pod.daemon), Pod.plan(pod.daemon)
+    demanding.config.annotations["zta.forgeone.dev/exec_mode"] = "wasm"
+    first, second = (
+        pb.RestorePodRequest(
+            checkpoint_path=str(tmp_path),
+            config=one.config,
+            container_configs=[config],
+            runtime_handler="forgeone-auto",
+        )
+        for one in (other, demanding)
+    )
+    answer = pod.daemon.runtime.RestorePod(first, timeout=60)
+    other.id, made = answer.pod_sandbox_id, answer.restored_containers[0].container_id
+    pod.daemon.runtime.StartContainer(pb.StartContainerRequest(container_id=made), timeout=60)
+    assert other.status(made).state == pb.CONTAINER_RUNNING
+    other.remove()
+    with pytest.raises(grpc.RpcError, match=r"denied by scheduler: .* its checkpoint is of the native engine"):
+        pod.daemon.runtime.RestorePod(second, timeout=60)
+
+
+@with_criu
 def test_a_restore_of_something_else_is_refused_and_leaves_nothing(pod: Pod, busybox: str, tmp_path: Path) -> None:
     daemon = pod.daemon
     config = pod.container(busybox, "sh", "-c", COUNT)
