@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import jsonschema
 import promql_parser
 import pytest
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from cri.admission import metrics as admission_metrics
 from cri.admission import options, policy
+from cri.api import runtime_pb2 as pb
 from cri.exposition.exposition import Exposition
 from cri.exposition.node import of_status
 from forgeone_shim.cli.main import parser
@@ -27,6 +29,7 @@ from forgeone_shim.config.loader import keys
 from forgeone_shim.config.loader import parsed as read
 from forgeone_shim.config.loader import values as flat_values
 from forgeone_shim.config.model import ClusterConfig, MetricsConfig
+from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.node import layout
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.views import Condition, NodeStatus
@@ -284,6 +287,17 @@ def test_alerts_ask_for_what_there_is() -> None:
         assert asked and asked <= known, rule["alert"]
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert {"summary", "description"} <= {*rule["annotations"]}
+
+
+def test_labels_are_asked_for_by_values_that_they_have() -> None:
+    text = json.dumps([rule["expr"] for rule in alerts()]) + (CHART / "files/dashboard.json").read_text()
+    text = text.replace('\\"', '"')
+    states = set(re.findall(r'[{,]state="([^"]+)"', text))
+    methods = set(re.findall(r'method="([^"]+)"', text))
+    assert states == {"running"} <= {str(one) for one in State}
+    assert methods and methods <= {one.name for one in pb.DESCRIPTOR.services_by_name["RuntimeService"].methods}
+    codes = {code for found in re.findall(r'code!?=~"([^"]+)"', text) for code in found.split("|")}
+    assert codes <= {code.name for code in grpc.StatusCode}
 
 
 def test_alerts_name_conditions_that_there_are() -> None:
