@@ -30,6 +30,7 @@ from forgeone_shim.errors import ForgeError, InvalidInput
 CLASSES: Final = "/apis/node.k8s.io/v1/runtimeclasses"
 POLICIES: Final = f"/apis/{objects.GROUP}/{objects.VERSION}/{objects.PLURAL}"
 
+FAILED_DELAY: Final = 10.0
 ASKED_FOR: Final = 1.0
 """Seconds that an API server has to say whether it has a policy, while a pod waits."""
 ASKED_AGAIN: Final = 1.0
@@ -141,10 +142,16 @@ class Follower:
         self._thread.start()
 
     def _run(self) -> None:
-        try:
-            self._watch.run()
-        except Stopped:
-            return
+        while True:
+            try:
+                self._watch.run()
+            except Stopped:
+                return
+            except Exception as error:
+                # Of what no one expects, an object that is not as it has to be; the next list may be without it.
+                _log.error("following failed", what=self._store.what, error=type(error).__name__)
+                if self._end.wait(FAILED_DELAY):
+                    return
 
     def _seen(self, name: str, given: Mapping[str, Any] | None) -> None:
         try:
