@@ -87,6 +87,8 @@ class HostHands:
         pending = [said(step) for step in planned.steps]
         if found.unfinished:
             pending.append(f"{found.unfinished} that was cut off")
+        if not pending:
+            self._tidy()
         return Condition(
             version=found.version,
             ready=found.ready,
@@ -101,15 +103,17 @@ class HostHands:
         if args.service == "none":
             self._installer.install(args.bundle, self._wish(), args.keep, deadline)
             return
+        if self._systemd.active(layout.INSTALLING_UNIT, deadline):
+            # Of an agent before this one, and perhaps of another version: what is left to do is seen when it has ended.
+            self._systemd.join(layout.INSTALLING_UNIT, Deadline.after(args.timeout + _BEYOND))
+            return
         bundle = opened(args.bundle)
         home = layout.version_directory(bundle.version)
         if bundles.stamp(self._node.at(home)) != bundle.digest:
             home = layout.STAGING
             versions.stage(self._node, bundle, home, deadline)
-        try:
-            self._execute([f"{home}/bin/forge", *self._words(home)])
-        finally:
-            versions.remove(self._node.at(layout.STAGING))
+        self._execute([f"{home}/bin/forge", *self._words(home)])
+        self._tidy()
 
     def uninstall(self, how: How) -> None:
         """As the protocol says."""
@@ -151,6 +155,12 @@ class HostHands:
             files.replace(self._node.at(layout.GIVEN), asked.config, mode=0o600)
             words.append(f"--config={layout.GIVEN}")
         return words
+
+    def _tidy(self) -> None:
+        """What was copied to the host to install from, unless that is still under way: its agent may have ended."""
+        staging = self._node.at(layout.STAGING)
+        if staging.exists() and not self._systemd.active(layout.INSTALLING_UNIT, Deadline.after(_ASKED)):
+            versions.remove(staging)
 
     def _execute(self, argv: list[str]) -> None:
         result = self._systemd.execute(layout.INSTALLING_UNIT, argv, Deadline.after(self._args.timeout + _BEYOND))

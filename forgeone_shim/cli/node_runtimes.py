@@ -9,7 +9,7 @@ from typing import Final
 import grpc
 
 from cri.api import runtime_pb2 as cri
-from forgeone_shim.cli.client import Client, RemoteError
+from forgeone_shim.cli.client import Client, RemoteError, unreachable
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition, Unavailable
 from forgeone_shim.node.work import Pod
@@ -67,7 +67,8 @@ def condition(socket: Path, deadline: Deadline) -> tuple[str, str]:
                 cri.VersionRequest(), timeout=deadline.remaining(_CALL), wait_for_ready=socket.exists()
             )
         except grpc.RpcError as error:
-            raise Unavailable(f"no answer from {socket}: {error.details() or error.code().name}") from None
+            why = unreachable(str(socket)) or error.details() or error.code().name
+            raise Unavailable(f"no answer from {socket}: {why}") from None
         status = client.call(client.runtime.Status, cri.StatusRequest(), deadline.remaining(_CALL)).status
     conditions = {item.type: item for item in status.conditions}
     ready = conditions.get("RuntimeReady")

@@ -227,7 +227,8 @@ def _dropins(tree: Tree, directory: str) -> Iterator[str]:
 def _configuration(tree: Tree, path: str) -> dict[str, object]:
     content = tree.read(path)
     if content is None:
-        raise InvalidInput(path, "does not exist, yet the kubelet is to read it")
+        fix = "kubeadm join makes it; before that, --kubelet none, and criSocket in kubeadm's configuration"
+        raise InvalidInput(path, "does not exist, yet the kubelet is to read it", fix=fix)
     return _mapping(path, content)
 
 

@@ -144,7 +144,7 @@ def uninstall(seen: Seen, trees: Iterable[str], *, service: bool, drain: bool, f
         )
     steps: list[Step] = []
     back, found = _back(seen.files, record)
-    steps += _restarted(back, found, seen, service=service)
+    steps += _restarted(back, found, seen)
     if service and layout.UNIT in seen.active:
         beside = record.upstream if record.mode == BESIDE else ""
         steps.append(Sweep(layout.SOCKET, beside, 0 if force else 30, strict=not force))
@@ -202,13 +202,14 @@ def _pointed(seen: Seen, wish: Wish, chosen: Way, changes: Mapping[str, bytes]) 
         )
     if chosen.kubelet is None or not (changes or (replaced and seen.running)):
         return []
-    if not wish.service:
-        return [File(path, new, seen.files.read(path), _MODE) for path, new in changes.items()]
-    steps: list[Step] = [Settle(kubelet.UNIT, kubelet.UNIT in seen.active)]
-    if replaced:
-        steps += [Unit(Do.STOP, kubelet.UNIT), Sweep(chosen.upstream)]
-    steps += [File(path, new, seen.files.read(path), _MODE) for path, new in changes.items()]
-    return [*steps, Unit(Do.RESTART, kubelet.UNIT), _healthy(chosen.kubelet)]
+    written: list[Step] = [File(path, new, seen.files.read(path), _MODE) for path, new in changes.items()]
+    swept: list[Step] = [Sweep(chosen.upstream)] if replaced and wish.service else []
+    if kubelet.UNIT not in seen.active:
+        # One that does not run yet, as before a node joins, is not this installation's to start.
+        return [*swept, *written]
+    stopped = [Unit(Do.STOP, kubelet.UNIT)] if replaced else []
+    restarted: list[Step] = [Unit(Do.RESTART, kubelet.UNIT), _healthy(chosen.kubelet)]
+    return [Settle(kubelet.UNIT, active=True), *stopped, *swept, *written, *restarted]
 
 
 def _back(files: Files, record: Record) -> tuple[Mapping[str, bytes], Kubelet | None]:
@@ -232,12 +233,11 @@ def _back(files: Files, record: Record) -> tuple[Mapping[str, bytes], Kubelet | 
     return back, found
 
 
-def _restarted(back: Mapping[str, bytes], found: Kubelet | None, seen: Seen, *, service: bool) -> list[Step]:
+def _restarted(back: Mapping[str, bytes], found: Kubelet | None, seen: Seen) -> list[Step]:
     written: list[Step] = [File(path, new, seen.files.read(path), _MODE) for path, new in back.items()]
-    if not written or not service or found is None:
+    if not written or found is None or kubelet.UNIT not in seen.active:
         return written
-    settle = Settle(kubelet.UNIT, kubelet.UNIT in seen.active)
-    return [settle, *written, Unit(Do.RESTART, kubelet.UNIT), _healthy(found)]
+    return [Settle(kubelet.UNIT, active=True), *written, Unit(Do.RESTART, kubelet.UNIT), _healthy(found)]
 
 
 def _healthy(found: Kubelet) -> Healthy:

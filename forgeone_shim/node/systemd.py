@@ -98,7 +98,7 @@ class Systemd:
                 return 0
 
     def execute(self, unit: str, argv: Sequence[str], deadline: Deadline) -> str:
-        """Run a program to its end as a unit of its own; joins the one of that name that runs already.
+        """Run a program to its end as a unit of its own; one of that name that runs already is waited for instead.
 
         Returns systemd's word for how that went: ``done``, or another.
 
@@ -114,6 +114,14 @@ class Systemd:
         start = new_method_call(_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", (unit, "fail", properties, []))
         with self._bus(deadline) as bus:
             return _finished(bus, lambda: _started(bus, start, unit))
+
+    def join(self, unit: str, deadline: Deadline) -> None:
+        """Wait until a unit of :meth:`execute` has ended, however it does; one that is gone has.
+
+        :raises Unavailable: systemd does not answer in time.
+        """
+        with self._bus(deadline) as bus, contextlib.suppress(NotFound):
+            _finished(bus, lambda: _call(bus, new_method_call(_MANAGER, "StartUnit", "ss", (unit, "fail"))))
 
     @contextlib.contextmanager
     def _bus(self, deadline: Deadline) -> Iterator[_Connection]:

@@ -273,6 +273,16 @@ def test_in_another_runtimes_place_its_pods_are_stopped_while_the_kubelet_is(nod
     assert not (node.root / "etc/forgeone/config.toml").exists()
 
 
+def test_a_kubelet_that_does_not_run_is_not_started(node: Node) -> None:
+    node.services.running.clear()
+    node.install()
+    assert "forgeone.sock" in node.text("/var/lib/kubelet/kubeadm-flags.env")
+    assert node.services.running == {"forgeoned.service", "forgeone-prepare.service"}
+    node.uninstall()
+    assert node.text("/var/lib/kubelet/kubeadm-flags.env") == lab.KUBEADM_FLAGS
+    assert not node.services.running
+
+
 def test_without_systemd_files_alone_are_written(node: Node) -> None:
     before = lab.snapshot(node.root)
     node.install(service=False)

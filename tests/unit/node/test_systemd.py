@@ -163,6 +163,12 @@ def test_a_program_runs_as_a_unit_and_one_that_runs_already_is_joined(systemd: S
     assert manager.asked[-1] == ("StartUnit", ("install.service", "fail"))
 
 
+def test_a_unit_that_runs_is_waited_for_and_one_that_is_gone_is_not(systemd: Systemd, manager: Manager) -> None:
+    manager.results["install.service"] = "failed"
+    systemd.join("install.service", soon())
+    systemd.join("none.service", soon())
+
+
 def test_a_host_without_systemd_says_so(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="there is no systemd"):
         Systemd(Layout(tmp_path)).reload(soon())
