@@ -35,7 +35,7 @@ STOP_GRACE: Final = 5.0
 """Seconds that requests under way have after that."""
 
 _CERTIFICATE: Final = "a certificate"
-_LEAVING: Final = "nothing: it is being stopped"
+_LEAVING: Final = "its end"
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("admission")
 
