@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from forgeone_shim.cli import main as cli
+from forgeone_shim.cli.node_agent import HostHands
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.node import layout
 from forgeone_shim.node.journal import Store
+from forgeone_shim.node.labels import How
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.steps import Do
 from forgeone_shim.node.systemd import Systemd
@@ -141,18 +144,31 @@ def test_a_nodes_life(node: Node, busybox: str) -> None:
     node.install("0.1.2")
     assert node.status()["answers"] == "0.1.2"
 
-    # As the agent has it done: by a unit of the host's own.
-    home = layout.version_directory("0.1.2")
-    argv = [f"{home}/bin/forge", "node", "uninstall", "--drain", f"--timeout={int(patient(90))}"]
-    result = SYSTEMD.execute(layout.INSTALLING_UNIT, argv, Deadline.after(patient(120)))
-    assert result == "done", _journal()
-    assert FLAGS.read_text() == before
+    # As the agent has it done: by a unit of the host's own, from a copy on the host.
+    words = ["node", "agent", f"--bundle={node.tmp / '0.1.2'}", f"--config={given}", f"--timeout={int(patient(90))}"]
+    hands = HostHands(HOST, cli.parser().parse_args(words))
+    seen = hands.look()
+    assert (seen.pending, seen.ready, seen.version) == ((), True, "0.1.2"), seen
+    assert "native" in seen.engines
+    hands.uninstall(How.DRAIN)
+    _given_back(before)
+    assert hands.look().pending
+    hands.install()
+    assert not Path(layout.STAGING).exists()
+    seen = hands.look()
+    assert (seen.pending, seen.ready) == ((), True), seen
+    hands.uninstall(How.REFUSE)
+    _given_back(before)
+
+
+def _given_back(flags: str) -> None:
+    assert FLAGS.read_text() == flags
     assert not Path(layout.CURRENT).is_symlink()
     assert not Path(layout.VERSIONS).exists()
     assert not Path("/sys/class/net/forge0").exists()
+    assert not Path("/run/forgeone").exists()
     assert not _active("forgeoned.service")
     assert _active("kubelet.service")
-    assert not Path("/run/forgeone").exists()
 
 
 def test_a_unit_that_fails_says_so(node: Node) -> None:
