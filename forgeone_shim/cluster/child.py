@@ -91,13 +91,14 @@ def confine(scratch: Path) -> None:
 
 def main() -> NoReturn:
     """The program; its only argument is an :class:`Order`."""
-    from forgeone_shim.cluster.api import Server
-
     order = msgspec.json.decode(sys.argv[1], type=Order)
     end = socket.socket(fileno=LINK)
     end.set_inheritable(False)
     scratch = Path(order.scratch)
     confine(scratch)
+    # Only now: it is large, and nobody of this project has written it.
+    from forgeone_shim.cluster.api import Server
+
     link = Link(end)
     server = Server(Path(order.kubeconfig), scratch)
     # Each its own: a connection that waits for one must not hold up the other.

@@ -156,10 +156,15 @@ class Daemon:
         if self._process is not None:
             # Its fork server stays as long as it does.
             ignore |= {self._process.pid, *leaks.fork_servers(str(self.directory))}
+
+        def found() -> list[str]:
+            alive = leaks.watches(self._process.pid) if self._process is not None else ()
+            return leaks.left(self.marks, ignore | {*alive})
+
         until = time.monotonic() + patient(_SETTLE_SECONDS)
-        while (found := leaks.left(self.marks, ignore)) != list(expected) and time.monotonic() < until:
+        while (now := found()) != list(expected) and time.monotonic() < until:
             time.sleep(0.05)
-        return found
+        return now
 
     def close(self) -> None:
         """Stop the process and take away all that it may have left: mounts, bridge, nftables table, cgroup, files."""

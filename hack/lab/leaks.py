@@ -83,6 +83,17 @@ def fork_servers(directory: str) -> Iterator[int]:
                 yield pid
 
 
+def watches(forgeoned: int) -> Iterator[int]:
+    """The process that watches a cluster for that forgeoned, of which there is one at most."""
+    for entry in Path("/proc").iterdir():
+        try:
+            status, command = (entry / "status").read_text(), (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"\nPPid:\t{forgeoned}\n" in status and b"forgeone_shim.cluster.child" in command:
+            yield int(entry.name)
+
+
 def sweep(marks: Marks, bridge: str, table: str) -> None:
     """End and take away whatever carries a mark, and what a forgeoned keeps between its runs. Fails on nothing."""
     for pid, _ in processes(marks, (os.getpid(),)):

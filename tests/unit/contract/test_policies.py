@@ -33,7 +33,7 @@ from forgeone_shim.contract.facts import (
 from forgeone_shim.contract.judge import Ruling
 from forgeone_shim.contract.model import UNRESTRICTED, Ceilings, Contract, ImageRule, Rbac, TrustProfile
 from forgeone_shim.contract.parse import PREFIX
-from forgeone_shim.contract.policies import Policies, directory_of, read
+from forgeone_shim.contract.policies import Policies, directory_of, joined, read
 from forgeone_shim.errors import InvalidInput
 from tests.unit.contract import test_parse
 
@@ -596,3 +596,29 @@ def test_what_a_package_asks_and_cannot_have_refuses_its_container(
             {f"{PREFIX}{key}": value for key, value in given.items()}, "c", namespace="n", name="p", package=asked
         )
     assert field in caught.value.field
+
+
+# -- of a cluster
+
+
+def test_a_default_that_may_come_denies_what_would_be_made_under_it_until_it_is_there() -> None:
+    waiting = Policies([made(), made("floor", floor=True)], default="later", default_may_come=True)
+    with pytest.raises(InvalidInput, match="there is no policy 'later' on this node yet") as caught:
+        bound(waiting)
+    assert caught.value.field == "contract.default_policy"
+    assert bound(waiting, {"runtime_policy_id": "house"}).policies == ("floor", "house")
+    # What ran before it was asked for goes on under what there is.
+    before = Bound(namespace="shop")
+    assert waiting.rebind(before).policies == ("floor",)
+    assert waiting.judge(Point.RECOVER, replace(FACTS, contract=before)).allowed
+    there = Policies([made("later", contract={"minimum_entropy": 8})], default="later", default_may_come=True)
+    assert bound(there).policies == ("later",)
+    with pytest.raises(InvalidInput):
+        bound(Policies(default="later", default_may_come=True))
+
+
+def test_a_file_goes_before_an_object_of_its_name() -> None:
+    mine, theirs, other = made("a", floor=True), made("a"), made("b")
+    assert joined([mine], [theirs, other]) == ((mine, other), frozenset({"a"}))
+    assert joined([], [theirs, other]) == ((theirs, other), frozenset())
+    assert joined([mine], []) == ((mine,), frozenset())

@@ -331,3 +331,15 @@ def test_a_container_of_a_package_is_bound_with_what_the_package_asks() -> None:
         image = replace(IMAGE, artifact=artifact, annotations=said)
         guard(around).create(POD, CONTAINER, image, (), Deadline())
         assert around.package == expected
+
+
+@pytest.mark.parametrize("verb", ["sandbox", "restore"])
+def test_a_pod_that_has_to_wait_is_denied_before_anything_is_asked(verb: str) -> None:
+    around = Around()
+    made = Guard(around, around, around, around, lambda given: "" if "static" in given else "not yet")
+    with pytest.raises(Denied, match=r"denied by cluster\.required: not yet"):
+        getattr(made, verb)(POD, Deadline())
+    assert around.bindings == [] and around.noted[0]["rule"] == "cluster.required"
+    static = replace(POD, spec=replace(POD.spec, annotations={"static": ""}))
+    getattr(made, verb)(static, Deadline())
+    assert around.bindings
