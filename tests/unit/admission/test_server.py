@@ -177,14 +177,23 @@ def test_logs_have_nothing_of_what_was_looked_at(server: Server) -> None:
     assert logs[0]["cause"] == "contract"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_older_tls_is_refused(server: Server) -> None:
-    context = believing()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    connection = connect(server, context)
-    connection.connect()
-    assert connection.sock.version() in {"TLSv1.2", "TLSv1.3"}
-    connection.close()
-    assert tls.context(pair(STATE)).minimum_version is ssl.TLSVersion.TLSv1_2
+    for version, taken in (
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ):
+        context = believing()
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        context.minimum_version = context.maximum_version = version
+        connection = connect(server, context)
+        if taken:
+            assert ask(connection, "GET", "/healthz")[0] == 200
+        else:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                connection.connect()
+        connection.close()
 
 
 def test_a_new_certificate_counts_for_new_connections(server: Server) -> None:
