@@ -102,7 +102,7 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
 def _exposition(config: Config, runtime: Runtime, streaming: StreamingServer) -> Exposition | None:
     if not config.metrics.address:
         return None
-    # The library costs some megabytes, which nodes that nobody looks at do not pay.
+    # The library costs time and memory, which nodes that nobody looks at do not pay.
     from cri.exposition.exposition import Exposition
 
     return Exposition(config.metrics, runtime, (runtime.figures, streaming.figures))
