@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from forgeone_shim.errors import ForgeError
 from forgeone_shim.node import files, kubelet, layout, units, versions
@@ -13,7 +15,23 @@ from forgeone_shim.node.journal import Record, Store
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.tree import NodeTree
 
-_ENGINE = "engine "
+_ENGINE: Final = "engine "
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    unusable: bool = False
+
+
+class _Check(msgspec.Struct, frozen=True):
+    name: str
+    ok: bool
+    problems: tuple[_Problem, ...] = ()
+
+
+class _Findings(msgspec.Struct, frozen=True):
+    """What ``forge doctor -o json`` says, as far as it matters here."""
+
+    checks: tuple[_Check, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +89,15 @@ def read(node: Layout, ask: Callable[[Path], tuple[str, str]]) -> State:
 
 
 def engines(node: Layout) -> tuple[str, ...]:
-    """The engines that this host can run, by what ``forge node prepare`` has found."""
+    """The engines whose pods this host can run, by what ``forge node prepare`` has found; none before it has looked."""
     try:
-        report = json.loads(files.read(node.at(layout.FINDINGS)) or b"{}")
-        checks = [(str(check["name"]), bool(check["ok"])) for check in report.get("checks", ())]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        found = msgspec.json.decode(files.read(node.at(layout.FINDINGS)) or b"{}", type=_Findings)
+    except msgspec.DecodeError:
         return ()
-    return tuple(name.removeprefix(_ENGINE) for name, ok in checks if ok and name.startswith(_ENGINE))
+    able = (
+        check.name for check in found.checks if check.ok and not any(problem.unusable for problem in check.problems)
+    )
+    return tuple(name.removeprefix(_ENGINE) for name in able if name.startswith(_ENGINE))
 
 
 def _endpoint(node: Layout) -> tuple[str, str]:

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from engines.base import Problem
+from forgeone_shim.cli import doctor
 from forgeone_shim.cli import main as cli
+from forgeone_shim.cli.host import Check, Finding
+from forgeone_shim.node import layout, state
 from tests.unit.node import lab
 
 
@@ -91,6 +95,21 @@ def test_drift_is_told(tmp_path: Path, words: list[str], capsys: pytest.CaptureF
     capsys.readouterr()
     assert cli.main(["node", "status", *words, "-o", "json"]) == 1
     assert json.loads(capsys.readouterr().out)["drift"] == []
+
+
+def test_engines_are_those_whose_pods_the_host_can_run(tmp_path: Path) -> None:
+    node = lab.node(tmp_path / "root")
+    assert state.engines(node) == ()
+    checks = [
+        Check("cgroups"),
+        Check("engine native", (Finding(Problem("slow", "", fatal=False)),)),
+        Check("engine wasm", absent=True),
+        Check("engine microvm", (Finding(Problem("no QEMU", "", fatal=False, unusable=True)),)),
+    ]
+    lab.write(node.root, {layout.FINDINGS: json.dumps(doctor.report(checks))})
+    assert state.engines(node) == ("native",)
+    lab.write(node.root, {layout.FINDINGS: '{"checks": 7}'})
+    assert state.engines(node) == ()
 
 
 def test_what_is_wrong_with_a_command_is_said(
