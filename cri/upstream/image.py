@@ -142,6 +142,7 @@ class Around:
         self._runtime, self._link, self._call = runtime, link, call
         self._ours: list[Pod] | None = None
         self._listed: list[pb.PodSandbox] | None = None
+        self._theirs: list[Pod] | None = None
         self._silent = False
 
     def ours(self) -> Sequence[Pod]:
@@ -155,10 +156,12 @@ class Around:
 
     def upstream(self) -> Sequence[Pod]:
         """The other runtime's; none while it does not answer."""
-        return [
-            Pod(PodKey(of.namespace, of.name, of.uid, of.attempt), dict(item.annotations))
-            for item, of in ((item, item.metadata) for item in self._pods())
-        ]
+        if self._theirs is None:
+            self._theirs = [
+                Pod(PodKey(of.namespace, of.name, of.uid, of.attempt), dict(item.annotations))
+                for item, of in ((item, item.metadata) for item in self._pods())
+            ]
+        return self._theirs
 
     def active(self, since: int) -> frozenset[Side] | None:
         """Who has had pods or containers made since then; ``None`` while the other runtime does not answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote
@@ -66,10 +66,12 @@ class Link:
 
         :raises Relayed: it refused or failed, or does not answer (UNAVAILABLE).
         """
+        left = call.deadline.remaining()
+        if left is None:
+            # Then only the client's going ends the wait for a runtime that hangs.
+            return self.begin(name, request, call)()
         with self._busy(), _relaying():
-            return bytes(
-                self._unary[name](request, timeout=call.deadline.remaining(), metadata=forwarded(call.metadata()))
-            )
+            return bytes(self._unary[name](request, timeout=left, metadata=forwarded(call.metadata())))
 
     def begin(self, name: str, request: Message, call: Call, at_most: float | None = None) -> Callable[[], bytes]:
         """Ask without waiting: the returned function does, and fails as :meth:`ask` does.
@@ -84,16 +86,20 @@ class Link:
         except BaseException:
             self._leave()
             raise
-        future.add_done_callback(lambda _: self._leave())
 
         def cancel() -> None:
             future.cancel()
+
+        def done(_: object) -> None:
+            call.deadline.ignore(cancel)
+            self._leave()
 
         def wait() -> bytes:
             with _relaying():
                 return bytes(future.result())
 
         call.deadline.listen(cancel)
+        future.add_done_callback(done)
         return wait
 
     def answers(self, call: Call, *, patient: bool, at_most: float) -> None:
@@ -180,9 +186,10 @@ class Stream:
 
     def __init__(self, link: Link, call: Any, of: Call) -> None:
         self._call = call
-        self._forget: Callable[[], None] = lambda: None
-        self._forget = link.when_retired(self.close)
+        self._undo = ExitStack()
         of.deadline.listen(self.close)
+        self._undo.callback(of.deadline.ignore, self.close)
+        self._undo.callback(link.when_retired(self.close))
 
     def __iter__(self) -> Iterator[bytes]:
         """:raises Relayed: it ended with a failure, or was cancelled."""
@@ -192,11 +199,11 @@ class Stream:
                     yield bytes(answer)
         finally:
             self.close()
+            self._undo.close()
 
     def close(self) -> None:
         """Want no more."""
         self._call.cancel()
-        self._forget()
 
 
 def forwarded(metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:

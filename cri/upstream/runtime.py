@@ -19,7 +19,7 @@ from cri.upstream.metrics import MetricVerbs
 from cri.upstream.side import Links, RuntimePort, Sides, contract_of
 from forgeone_shim.errors import NotFound
 
-PATIENCE: Final = 5.0
+PATIENCE: Final = 10.0
 """Seconds that Status waits for the other runtime: one that hangs is told of, and not waited for with it."""
 
 BY_POD: Final = frozenset(

@@ -25,7 +25,7 @@ def pods(client: Client, args: argparse.Namespace) -> int:
     if args.output == "json":
         print_json(items)
         return 0
-    engines, other = _engines(client).pods, _upstream(client)
+    engines, other = _engines(client).pods, upstream(client)
     rows = [
         (
             short(item.id),
@@ -51,7 +51,7 @@ def containers(client: Client, args: argparse.Namespace) -> int:
         return 0
     names = {item.id: item.metadata.name for item in client.pods()}
     paused = set(client.call(client.node.ListPausedContainers, node_pb2.ListPausedContainersRequest()).container_ids)
-    engines, other = _engines(client).containers, _upstream(client)
+    engines, other = _engines(client).containers, upstream(client)
     rows = [
         (
             short(item.id),
@@ -73,7 +73,7 @@ def _engines(client: Client) -> Any:
     return _told(client, client.node.ListEngines, node_pb2.ListEnginesRequest(), node_pb2.ListEnginesResponse())
 
 
-def _upstream(client: Client) -> Any:
+def upstream(client: Client) -> Any:
     """The other runtime, whose are the pods that no engine has."""
     return _told(client, client.node.GetUpstream, node_pb2.GetUpstreamRequest(), node_pb2.GetUpstreamResponse())
 
@@ -115,7 +115,7 @@ def images(client: Client, args: argparse.Namespace) -> int:
 
 def _owners(client: Client) -> Callable[[str], str] | None:
     """Says which of two runtimes have an image of that id; ``None`` where there is one only."""
-    other = _upstream(client)
+    other = upstream(client)
     if not other.socket:
         return None
     ours = cri.ListImagesRequest(filter=cri.ImageFilter(image=cri.ImageSpec(runtime_handler=_OURS)))
@@ -138,7 +138,7 @@ def _platform(client: Client, image_id: str) -> str:
 
 def version(client: Client, args: argparse.Namespace) -> int:
     """Both ends of the socket."""
-    server, other = client.call(client.runtime.Version, cri.VersionRequest()), _upstream(client)
+    server, other = client.call(client.runtime.Version, cri.VersionRequest()), upstream(client)
     beside = {"socket": other.socket, "name": other.name, "version": other.version, "problem": other.problem}
     if args.output == "json":
         told = {"forge": VERSION, "forgeoned": server.runtime_version, "cri": server.runtime_api_version}

@@ -21,6 +21,7 @@ from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli import client as clients
 from forgeone_shim.cli import containers, images, local, logs
 from forgeone_shim.cli.client import Client
+from forgeone_shim.cli.listing import upstream
 from forgeone_shim.cli.pull import credentials, pull
 from forgeone_shim.cli.remote import Detach
 from forgeone_shim.cli.stream import Session
@@ -73,8 +74,10 @@ def command(client: Client, args: argparse.Namespace) -> int:
         if args.handler:
             raise InvalidInput("--engine", "has no meaning with --handler")
         args.handler = f"{_HANDLER}{args.engine}"
+    # Beside another runtime pods that name no handler may be that one's, and its images are none of ours.
+    ours = f"{_HANDLER}native" if upstream(client).socket else ""
     plan = make_plan(args, uid=str(uuid.uuid4()), suffix=secrets.token_hex(3))
-    plan = _fitted(client, plan, _image(client, args))
+    plan = _fitted(client, plan, _image(client, args, ours), ours)
     with ExitStack() as undo:
         pod_id, container_id = _create(client, plan, undo, args.stop_timeout)
         if plan.container.tty or plan.container.stdin:
@@ -142,18 +145,18 @@ def make_plan(args: argparse.Namespace, *, uid: str, suffix: str) -> Plan:
     return Plan(pod, container, args.handler, directory)
 
 
-def _fitted(client: Client, plan: Plan, image_id: str) -> Plan:
-    """The plan for what the image turned out to be: its handler, where none was asked for."""
+def _fitted(client: Client, plan: Plan, image_id: str, ours: str) -> Plan:
+    """The plan for what the image turned out to be: its handler, where none was asked for; otherwise it is ``ours``."""
     plan.container.image.image = image_id
-    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id), verbose=True)
+    request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image_id, runtime_handler=ours), verbose=True)
     platform, artifact = _said(client.call(client.images.ImageStatus, request).info)
     name = plan.container.image.user_specified_image
     if is_file(name) and name.endswith(SUFFIX) and artifact != media.ARTIFACT:
         # Of an image nobody asks who signed it.
         raise InvalidInput("image", f"{name} holds an image, and no package", fix="forge images import, then name it")
-    if plan.handler or not is_platform(*(*platform.split("/"), "")[:2]):
+    if plan.handler:
         return plan
-    return replace(plan, handler=f"{_HANDLER}wasm")
+    return replace(plan, handler=f"{_HANDLER}wasm" if is_platform(*(*platform.split("/"), "")[:2]) else ours)
 
 
 def _said(info: Any) -> tuple[str, str]:
@@ -223,7 +226,7 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _image(client: Client, args: argparse.Namespace) -> str:
+def _image(client: Client, args: argparse.Namespace, ours: str) -> str:
     """The id of the image: of a package's file, or pulled when it is not here or when ``--pull always`` asks."""
     if is_file(args.image):
         found = images.send(client, args.image)
@@ -233,7 +236,7 @@ def _image(client: Client, args: argparse.Namespace) -> str:
             )
         return str(found[0].id)
     if args.pull != "always":
-        wanted = cri.ImageSpec(image=args.image, runtime_handler=args.handler)
+        wanted = cri.ImageSpec(image=args.image, runtime_handler=args.handler or ours)
         request = cri.ImageStatusRequest(image=wanted)
         here = client.call(client.images.ImageStatus, request).image.id
         if here:

@@ -284,6 +284,16 @@ def test_reload_names_what_changed_and_what_waits(node: NodeDouble, forge: Forge
     assert json.loads(capsys.readouterr().out) == {"changed": ["log.level"], "needsRestart": ["root"]}
 
 
+def test_beside_another_runtime_what_is_run_here_stays_here(node: NodeDouble, forge: Forge) -> None:
+    assert forge("run", "-d", "-q", "--name", "alone", "reg/app:1") == 0
+    node.images.upstream = node_pb2.GetUpstreamResponse(socket="/run/c.sock")
+    node.images.asked.clear()
+    node.images.info = {"platform": "linux/amd64"}
+    assert forge("run", "-d", "-q", "--name", "beside", "reg/app:1") == 0
+    assert [pod.runtime_handler for pod in node.pods.pods.values()][-1] == "forgeone-native"
+    assert {spec.runtime_handler for spec in node.images.asked} == {"forgeone-native"}
+
+
 def test_of_two_runtimes_it_is_told_whose_things_are(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
     assert forge("run", "-d", "--name", "ours", "reg/app:1") == 0
     assert forge("run", "-d", "--name", "theirs", "reg/app:1") == 0
