@@ -71,7 +71,7 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
     """
     runtime = Runtime.open(config)
     streaming, links = StreamingServer(config.streaming, runtime), Links(config.upstream)
-    exposition = _exposition(config, runtime, streaming)
+    exposition = _exposition(config, runtime, streaming, links)
     try:
         streaming.start()
         reload = Reload(config, read, runtime, streaming, links)
@@ -99,13 +99,13 @@ def serve(config: Config, signals: Signals, read: Callable[[], Config]) -> None:
         _close(runtime)
 
 
-def _exposition(config: Config, runtime: Runtime, streaming: StreamingServer) -> Exposition | None:
+def _exposition(config: Config, runtime: Runtime, streaming: StreamingServer, links: Links) -> Exposition | None:
     if not config.metrics.address:
         return None
     # The library costs time and memory, which nodes that nobody looks at do not pay.
     from cri.exposition.exposition import Exposition
 
-    return Exposition(config.metrics, runtime, (runtime.figures, streaming.figures))
+    return Exposition(config.metrics, runtime, (runtime.figures, streaming.figures, links.figures))
 
 
 def _close(runtime: Runtime) -> None:

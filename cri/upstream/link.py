@@ -38,13 +38,19 @@ _OPTIONS: Final = (
 # What belongs to one connection, or is said anew on the next.
 _HOP: Final = frozenset({"user-agent", "content-type", "te"})
 _DETAILS: Final = "grpc-status-details-bin"
+# Whoever asked waited no longer: that says nothing of who was asked.
+_UNTOLD: Final = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
 
 
 class Link:
-    """Calls to the runtime at a socket, which need not be there yet. Thread-safe."""
+    """Calls to the runtime at a socket, which need not be there yet. Thread-safe.
+
+    ``answers_now`` is whether it answered the last call; ``None`` before the first.
+    """
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
+        self.answers_now: bool | None = None
         self._channel = grpc.insecure_channel(f"unix:{quote(socket)}", options=_OPTIONS)
         self._unary: Mapping[str, Any] = {
             name: self._channel.unary_unary(_path(method), _serialized)
@@ -70,7 +76,7 @@ class Link:
         if left is None:
             # Then only the client's going ends the wait for a runtime that hangs.
             return self.begin(name, request, call)()
-        with self._busy(), _relaying():
+        with self._busy(), self._relaying():
             return bytes(self._unary[name](request, timeout=left, metadata=forwarded(call.metadata())))
 
     def begin(self, name: str, request: Message, call: Call, at_most: float | None = None) -> Callable[[], bytes]:
@@ -95,7 +101,7 @@ class Link:
             self._leave()
 
         def wait() -> bytes:
-            with _relaying():
+            with self._relaying():
                 return bytes(future.result())
 
         call.deadline.listen(cancel)
@@ -120,7 +126,7 @@ class Link:
         forget = self.when_retired(cancel)
         call.deadline.listen(cancel)
         try:
-            with _relaying():
+            with self._relaying():
                 future.result()
         finally:
             forget()
@@ -156,6 +162,17 @@ class Link:
         if retired:
             tell()
         return lambda: self._on_retire.discard(tell)
+
+    @contextmanager
+    def _relaying(self) -> Iterator[None]:
+        try:
+            with _relaying():
+                yield
+        except Relayed as error:
+            if error.code not in _UNTOLD:
+                self.answers_now = error.code is not grpc.StatusCode.UNAVAILABLE
+            raise
+        self.answers_now = True
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

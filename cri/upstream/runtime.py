@@ -179,9 +179,9 @@ class RuntimeFront:
             try:
                 return self._own["CreateContainer"](request, call)
             except NotFound as error:
-                if error.noun != "image" or self._runtime.beside.has_image(image.image):
+                if error.noun != "image" or self._runtime.beside.has_image(error.name):
                     raise
-                self._wanted(request, side)
+                self._wanted(request, side, error.name)
                 raise NotFound(
                     error.noun, error.name, where="ForgeOne", fix="it is pulled for this pod at the next attempt"
                 ) from error
@@ -190,12 +190,14 @@ class RuntimeFront:
             return link.begin("CreateContainer", request, call)()
         except Relayed as error:
             if error.code not in _NO_ANSWER and not _has_image(link, image, call):
-                self._wanted(request, side)
+                self._wanted(request, side, image.image)
             raise
 
-    def _wanted(self, request: pb.CreateContainerRequest, side: Side) -> None:
+    def _wanted(self, request: pb.CreateContainerRequest, side: Side, name: str) -> None:
+        """``name`` is what was not found: the container's image, or one that is a volume of it."""
         image = request.config.image
-        self._choice.wanted.mark((image.image, image.user_specified_image), side, request.pod_sandbox_id)
+        names = (name, image.user_specified_image) if name == image.image else (name,)
+        self._choice.wanted.mark(names, side, request.pod_sandbox_id)
 
     def _without_contract(
         self, config: pb.PodSandboxConfig, annotations: Mapping[str, str], handler: str, call: Call
@@ -229,6 +231,7 @@ class RuntimeFront:
         try:
             upstream = merge.Upstream(pb.StatusResponse.FromString(status()), _driver(driver))
         except Relayed as error:
+            link.answers_now = False
             upstream = f"{link.socket} does not answer: {error}"
         return merge.status(ours, upstream, default=self._links.default, driver=here.linux.cgroup_driver)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -18,6 +18,7 @@ from forgeone_shim.config.model import UpstreamConfig
 from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import InvalidInput, NotFound
+from forgeone_shim.metrics.figures import Figure, gauge
 from forgeone_shim.runtime.views import ContainerView, SandboxView
 
 _ID: Final = 64
@@ -76,6 +77,12 @@ class Links:
     def default(self) -> Side:
         """Who runs the pods that name no handler."""
         return Side(self._default) if self.now is not None else Side.OURS
+
+    def figures(self) -> Iterable[Figure]:
+        """Whether the other runtime answers; nothing where there is none, or nobody has asked it yet."""
+        up = self.now.answers_now if self.now is not None else None
+        if up is not None:
+            yield gauge("forgeone_upstream_up", "Whether the upstream runtime answered the last call: 1, else 0.", up)
 
     def follow(self, config: UpstreamConfig) -> None:
         """From now on this is the configuration; calls under way end where they began."""

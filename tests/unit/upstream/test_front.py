@@ -287,6 +287,21 @@ def test_a_node_is_not_ready_without_the_other_one_and_recovers_by_itself(
     assert len(node.cri.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=PATIENT).items) == 2
 
 
+def test_whether_the_other_one_answers_is_a_figure(node: Front, other: Other) -> None:
+    def up() -> list[float]:
+        return [value for figure in node.links.figures() for _, value in figure.values]
+
+    assert up() == []
+    other.verbs["PodSandboxStatus"] = lacks("PodSandboxStatus")
+    refused(node.cri.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id="b" * 64))
+    assert up() == [1]
+    other.stop()
+    refused(node.cri.ListPodSandbox, pb.ListPodSandboxRequest())
+    assert up() == [0]
+    node.links.follow(UpstreamConfig())
+    assert up() == []
+
+
 def test_one_that_hangs_is_told_of_in_time(node: Front, other: Other, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cri.upstream.runtime.PATIENCE", 0.2)
     let_go = threading.Event()
