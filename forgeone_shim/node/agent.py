@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import select
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ class Agent:
     def __init__(self, cluster: Cluster, turns: Turns, hands: Hands, name: str, habits: Habits) -> None:
         self._cluster, self._turns, self._hands = cluster, turns, hands
         self._name, self._habits = name, habits
-        self._wakes: queue.Queue[str] = queue.Queue()
+        # A node as it has become; ``None``: files have changed.
+        self._wakes: queue.Queue[Node | None] = queue.Queue()
+        self._left: tuple[object, ...] = ()
         self._said = ""
         self._failures = 0
 
@@ -96,17 +99,28 @@ class Agent:
             self._listen(stack)
             threading.Thread(target=self._follow, name="node", daemon=True).start()
             while True:
-                pause = self.step()
-                with suppress(queue.Empty):
-                    self._wakes.get(timeout=pause)
-                    # What comes together is one reason.
-                    while True:
-                        self._wakes.get_nowait()
+                self.rest(self.step())
+
+    def rest(self, seconds: float) -> None:
+        """Until there is a reason to look again, or so long. What the agent did itself is none.
+
+        A try that failed has changed files and put them back, and services follow: they are no reason to try at once.
+        """
+        now = time.monotonic()
+        until, calm = now + seconds, now + (min(seconds, _RETRY) if self._failures else 0.0)
+        while (now := time.monotonic()) < until:
+            try:
+                node = self._wakes.get(timeout=until - now)
+            except queue.Empty:
+                return
+            if _matters(node) != self._left if node is not None else time.monotonic() >= calm:
+                return
 
     def step(self) -> float:
         """Do what there is to do now; returns the seconds after which to look again without a reason."""
         try:
             node = self._cluster.node(self._name)
+            self._left = _matters(node)
             task = labels.task(node, self._habits.pod)
             if task is Task.FORGET:
                 node = self._annotate({labels.UNINSTALL: None, labels.UNINSTALLED: None, labels.FAILED: None})
@@ -189,10 +203,10 @@ class Agent:
         for _ in range(_RETRIES):
             node = self._cluster.node(self._name)
             change = patch(node)
-            if not change:
-                return node
             with suppress(Conflict):
-                return self._cluster.patch_node(self._name, change)
+                node = self._cluster.patch_node(self._name, change) if change else node
+                self._left = _matters(node)
+                return node
         raise Conflict(f"node {self._name} changes all the time")
 
     def _report(self, node: Node, report: Report) -> None:
@@ -212,11 +226,11 @@ class Agent:
         while True:
             with suppress(ForgeError):
                 before = self._cluster.node(self._name)
-                self._wakes.put("node")
+                self._wakes.put(before)
                 for now in self._cluster.watch_nodes(before.version, _WATCH, name=self._name):
                     # A kubelet writes the node's status every now and then.
-                    if now is None or _matters(now) != _matters(before):
-                        self._wakes.put("node")
+                    if now is not None and _matters(now) != _matters(before):
+                        self._wakes.put(now)
                     before = now or before
                 continue
             pause.wait(_RETRY)
@@ -236,7 +250,7 @@ class Agent:
             while True:
                 for descriptor, _ in poll.poll():
                     if watches[descriptor].read().names:
-                        self._wakes.put("files")
+                        self._wakes.put(None)
 
         threading.Thread(target=wait, name="files", daemon=True).start()
 

@@ -55,6 +55,15 @@ def wanted(existing: bytes | None, written: bytes | None, given: bytes | None, k
     return Wanted(existing, False, b"", config)
 
 
+def upstream(existing: bytes | None) -> str:
+    """The other runtime's socket that a file names; empty: it names none.
+
+    :raises InvalidInput: it is not TOML.
+    """
+    section = _table(existing or b"").get("upstream")
+    return str(section.get("socket", "")) if isinstance(section, dict) else ""
+
+
 def _with_upstream(base: bytes, upstream: str) -> bytes:
     table = _table(base)
     section = table.get("upstream", {})

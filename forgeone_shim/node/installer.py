@@ -24,6 +24,7 @@ from forgeone_shim.node.work import Runtimes, Services, Worker, own_pods
 
 AUTO: Final = "auto"
 REFUSED: Final = "refused"
+_OWN: Final = "forgeone"
 _SERVICES: Final = (layout.UNIT, kubelet.UNIT)
 
 
@@ -196,8 +197,10 @@ class Installer:
         kept = versions.packaged(self.node)
         laid = [f"{layout.VERSIONS}/{name}" for name in versions.present(self.node) if name not in kept]
         config = self._config()
-        state = [config.state, str(Path(layout.FINDINGS).parent)]
-        return (*laid, *state, *((config.root, str(Path(layout.CONFIG).parent)) if purge else ()))
+        own = [config.state, str(Path(layout.FINDINGS).parent)]
+        own += [config.root, str(Path(layout.CONFIG).parent)] if purge else []
+        # Whoever has configured `state = "/run"` has more there than forgeoned's.
+        return (*laid, *(path for path in own if _OWN in Path(path).name))
 
     def _config(self) -> Config:
         """The configuration in use; what cannot be read is not what forgeoned runs with."""

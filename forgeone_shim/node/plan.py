@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput
 from forgeone_shim.node import configuration, kubelet, layout, units
 from forgeone_shim.node.bundle import Bundle
 from forgeone_shim.node.journal import Edit, Journal, Record
@@ -72,7 +72,7 @@ def way(files: Files, record: Record | None, wish: Wish) -> Way:
     :raises InvalidInput: that is not known. FailedPrecondition: the kubelet cannot be pointed elsewhere.
     """
     found = None if wish.choice is Choice.NONE else kubelet.discover(files)
-    before = record.upstream if record is not None else ""
+    before = record.upstream if record is not None else configuration.upstream(files.read(layout.CONFIG))
     if found is not None and found.socket != layout.SOCKET:
         before = found.socket
     upstream = kubelet.socket_of(wish.upstream) if wish.upstream else before
@@ -217,31 +217,28 @@ def _back(files: Files, record: Record) -> tuple[Mapping[str, bytes], Kubelet | 
     back = {edit.path: edit.old for edit in record.edits if files.read(edit.path) == edit.new}
     try:
         found = kubelet.discover(Changed(files, back))
-        if found.socket == layout.SOCKET:
-            if not record.endpoint:
-                raise FailedPrecondition(
-                    f"the kubelet uses {layout.SOCKET}, and it was not forge node that told it to",
-                    fix="point it to another runtime first",
-                )
-            back |= kubelet.pointed(Changed(files, back), Choice.AUTO, record.endpoint)
-    except NotFound:
-        return {}, None
-    except FailedPrecondition:
-        if back or record.endpoint:
-            raise
-        return {}, None
+    except ForgeError:
+        # No kubelet, or one that cannot be understood any more, is not kept from having its files back.
+        return back, None
+    if found.socket == layout.SOCKET:
+        if not record.endpoint:
+            raise FailedPrecondition(
+                f"the kubelet uses {layout.SOCKET}, and it was not forge node that told it to",
+                fix="point it to another runtime first",
+            )
+        back |= kubelet.pointed(Changed(files, back), Choice.AUTO, record.endpoint)
     return back, found
 
 
 def _restarted(back: Mapping[str, bytes], found: Kubelet | None, seen: Seen) -> list[Step]:
     written: list[Step] = [File(path, new, seen.files.read(path), _MODE) for path, new in back.items()]
-    if not written or found is None or kubelet.UNIT not in seen.active:
+    if not written or kubelet.UNIT not in seen.active:
         return written
     return [Settle(kubelet.UNIT, active=True), *written, Unit(Do.RESTART, kubelet.UNIT), _healthy(found)]
 
 
-def _healthy(found: Kubelet) -> Healthy:
-    address, port = found.healthz or ("", 0)
+def _healthy(found: Kubelet | None) -> Healthy:
+    address, port = (found.healthz if found is not None else None) or ("", 0)
     return Healthy(address, port)
 
 

@@ -146,6 +146,30 @@ def test_an_installation_that_fails_is_told_and_tried_again_later(api: ApiServer
     assert "unschedulable" not in api.nodes[NODE]["spec"]
 
 
+def test_what_the_agent_changed_itself_is_no_reason_to_look_again(api: ApiServer) -> None:
+    hands = Hands()
+    agent = _agent(api, hands)
+    agent.step()
+    cluster = Cluster(str(api.kubeconfig))
+    begun = time.monotonic()
+    agent._wakes.put(cluster.node(NODE))
+    agent.rest(0.2)
+    assert time.monotonic() - begun >= 0.2
+    agent._wakes.put(None)
+    agent.rest(20)
+    api.change_node(NODE, {"spec": {"unschedulable": True}})
+    agent._wakes.put(cluster.node(NODE))
+    agent.rest(20)
+    hands.pending, hands.fails = ("restart forgeoned.service",), "no"
+    api.change_node(NODE, {"spec": {"unschedulable": None}})
+    agent.step()
+    begun = time.monotonic()
+    # Files that a failed try has changed, and put back.
+    agent._wakes.put(None)
+    agent.rest(0.2)
+    assert time.monotonic() - begun >= 0.2
+
+
 def test_a_node_that_cannot_run_it_says_why(api: ApiServer) -> None:
     hands = Hands(refuses="the kubelet is a part of k3s")
     assert _agent(api, hands).step() == 30.0

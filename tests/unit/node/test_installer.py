@@ -309,6 +309,26 @@ def test_beside_which_runtime_has_to_be_known(node: Node) -> None:
         node.install(choice=Choice.NONE, mode="beside")
 
 
+def test_a_node_that_was_made_with_forgeone_beside_another_runtime_stays_so(node: Node) -> None:
+    flags = lab.KUBEADM_FLAGS.replace(lab.OLD_SOCKET, layout.SOCKET)
+    config = f'[upstream]\nsocket = "{lab.OLD_SOCKET}"\n'
+    lab.write(node.root, {"/var/lib/kubelet/kubeadm-flags.env": flags, layout.CONFIG: config})
+    node.install()
+    record = node.store.record()
+    assert record is not None
+    assert (record.mode, record.upstream, record.edits, record.config) == ("beside", lab.OLD_SOCKET, (), None)
+    with pytest.raises(FailedPrecondition, match="it was not forge node that told it to"):
+        node.uninstall()
+
+
+def test_directories_that_are_not_forgeones_alone_are_not_removed(node: Node) -> None:
+    node.install(config=b'root = "/srv"\nstate = "/run"\n')
+    lab.write(node.root, {"/srv/else": "x", "/run/else": "x"})
+    node.uninstall(purge=True)
+    assert node.text("/srv/else") + node.text("/run/else") == "xx"
+    assert not (node.root / "var/lib/forgeone-node").exists()
+
+
 def test_a_unit_of_somebody_else_is_not_written_over(node: Node) -> None:
     lab.write(node.root, {"/etc/systemd/system/forgeoned.service": "[Service]\nExecStart=/x\n"})
     with pytest.raises(FailedPrecondition, match="was not written by forge node"):
