@@ -366,13 +366,14 @@ class MicrovmConfig:
     """
     kernel: str = ""
     """The guests' kernel: a `bzImage`, an ELF image with a PVH entry, or a Debian package that holds one with its
-    modules. Empty: the newest `/boot/vmlinuz-*` that has modules, else the package that `make setup` has fetched.
+    modules. Empty: the bundle's, else the newest `/boot/vmlinuz-*` that has modules, else the package that `make setup`
+    has fetched.
     """
     modules_dir: str = ""
     """Directory of its modules, with `modules.builtin`. Empty: `/lib/modules/` and the kernel's release."""
     agent: str = ""
-    """The guests' first process, a static executable. Empty: it is compiled from what ForgeOne brings, by `musl-gcc` or
-    `gcc`.
+    """The guests' first process, a static executable. Empty: the bundle's, else it is compiled from what ForgeOne
+    brings, by `musl-gcc` or `gcc`.
     """
     boot_keys: str = "/etc/forgeone/boot.d"
     """Public keys (`*.pem`, `*.pub`) of those whose signed boot manifests count. Files that others than root could

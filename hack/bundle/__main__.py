@@ -1,4 +1,4 @@
-"""Build the node bundle: python -m hack.bundle [--output dist] [--deb] [--image]
+"""Build the node bundle: python -m hack.bundle [--output dist] [--deb] [--image] [--microvm]
 
 SOURCE_DATE_EPOCH (seconds) is the time of all files in it; by default that of the last commit, else 0.
 """
@@ -25,9 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("dist"), help="directory for the artifacts (dist)")
     parser.add_argument("--deb", action="store_true", help="a Debian package, too")
     parser.add_argument("--image", action="store_true", help="an OCI image, too")
+    parser.add_argument("--microvm", action="store_true", help="with QEMU and a kernel for virtual machines")
     options = parser.parse_args(argv)
+    flavour = layout.MICROVM if options.microvm else layout.STANDARD
     try:
-        for path in make(options.output, with_deb=options.deb, with_image=options.image):
+        for path in make(options.output, flavour=flavour, with_deb=options.deb, with_image=options.image):
             sys.stdout.write(f"{path} {path.stat().st_size}\n")
     except ForgeError as error:
         sys.stderr.write(f"bundle: {error}\n")
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make(output: Path, *, with_deb: bool = False, with_image: bool = False) -> list[Path]:
+def make(
+    output: Path, *, flavour: str = layout.STANDARD, with_deb: bool = False, with_image: bool = False
+) -> list[Path]:
     """The artifacts, each there whole or not at all.
 
     :raises ForgeError: what is missing for it, or fails.
@@ -43,12 +47,12 @@ def make(output: Path, *, with_deb: bool = False, with_image: bool = False) -> l
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.resolve()) as name:
         work = Path(name)
-        bundle = build(work, epoch())
+        bundle = build(work, epoch(), flavour)
         stamp = bundle.stamp
-        stem = f"{layout.NAME}-{stamp.version}-{stamp.arch.machine}"
+        stem = f"{layout.NAME}-{stamp.version}-{stamp.arch.machine}{stamp.suffix}"
         writers = [(f"{stem}.tar.gz", artifacts.write_archive)]
         if with_deb:
-            writers.append((f"{layout.NAME}_{stamp.version}_{stamp.arch.debian}.deb", deb.write))
+            writers.append((f"{layout.NAME}{stamp.suffix}_{stamp.version}_{stamp.arch.debian}.deb", deb.write))
         if with_image:
             writers.append((f"{stem}.oci.tar", artifacts.write_image))
         # Compressing is most of it, and leaves the interpreter's lock alone.

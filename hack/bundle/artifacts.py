@@ -31,6 +31,12 @@ class Stamp:
     version: str
     arch: Arch
     epoch: int
+    flavour: str = layout.STANDARD
+
+    @property
+    def suffix(self) -> str:
+        """What names of the flavour that is not the usual one end with."""
+        return "" if self.flavour == layout.STANDARD else f"-{self.flavour}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +99,10 @@ def write_image(root: Path, target: Path, stamp: Stamp) -> None:
             "layers": [_descriptor(f"{kind}.layer.v1.tar+gzip", layer)],
         }
     )
+    tag = f"{stamp.version}{stamp.suffix}"
     names = {
-        "org.opencontainers.image.ref.name": stamp.version,
-        "io.containerd.image.name": f"docker.io/{layout.NAME}/{layout.NAME}:{stamp.version}",
+        "org.opencontainers.image.ref.name": tag,
+        "io.containerd.image.name": f"docker.io/{layout.NAME}/{layout.NAME}:{tag}",
     }
     platform = {"architecture": stamp.arch.debian, "os": "linux"}
     index = {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.version import VERSION
 from hack.bundle import debian, layout, manifest, programs, python, sbom
 from hack.bundle.artifacts import Stamp
@@ -35,17 +36,22 @@ class Bundle:
     stamp: Stamp
 
 
-def build(work: Path, epoch: int) -> Bundle:
+def build(work: Path, epoch: int, flavour: str = layout.STANDARD) -> Bundle:
     """Make the tree below ``work``, an empty directory.
 
     :param epoch: seconds, the time of everything in it.
+    :param flavour: :data:`~hack.bundle.layout.MICROVM` has QEMU and a kernel for virtual machines, too.
     :raises ForgeError: what is missing for it, or fails.
     """
-    stamp = Stamp(VERSION, layout.arch(debian.architecture()), epoch)
+    stamp = Stamp(VERSION, layout.arch(debian.architecture()), epoch, flavour)
+    machines = flavour == layout.MICROVM
+    if machines and stamp.arch.debian != "amd64":
+        raise FailedPrecondition(f"virtual machines run on amd64; this host is {stamp.arch.debian}")
     root = work / f"{layout.NAME}-{VERSION}"
     (root / "bin").mkdir(parents=True)
     arch = stamp.arch
-    packages = debian.packages((*python.PACKAGES, *programs.PACKAGES), work)
+    wanted = (*python.PACKAGES, *programs.PACKAGES, *(programs.MACHINES_PACKAGES if machines else ()))
+    packages = debian.packages(wanted, work)
     files = Files(packages, arch.multiarch)
     interpreter = python.place_interpreter(files, root)
     wheels = python.place_wheels(interpreter, files, arch, root)
@@ -54,6 +60,8 @@ def build(work: Path, epoch: int) -> Bundle:
     python.place_agent(root, work)
     python.place_commands(commands, interpreter, root)
     owners = [*interpreter.owners, *programs.place_programs(programs.PROGRAMS, files, root)]
+    if machines:
+        owners += programs.place_programs(programs.MACHINES, files, root)
     owners += programs.place_libraries(root, files, arch)
     relocated = programs.relocatable(root, arch)
     place_native(root, arch, commands)
@@ -62,10 +70,12 @@ def build(work: Path, epoch: int) -> Bundle:
     run([root / layout.RELOCATE])
     python.place_bytecode(root, VERSION)
     run([root / layout.RELOCATE, layout.prefix(VERSION)])
+    kernel = (python.place_kernel(root, work),) if machines else ()
     components = (
         Component("forgeone", layout.NAME, VERSION),
         *(Component("debian", owner.name, owner.version) for owner in _unique(owners)),
-        *(wheel for wheel in wheels if wheel.name != layout.NAME),
+        *wheels,
+        *kernel,
     )
     system = platform.freedesktop_os_release()
     release = f"{system['ID']}/{system.get('VERSION_CODENAME', '')}"
@@ -73,7 +83,7 @@ def build(work: Path, epoch: int) -> Bundle:
     said = Contents(
         version=VERSION,
         arch=arch.machine,
-        flavour="standard",
+        flavour=flavour,
         python=interpreter.version,
         commands=tuple(sorted(commands)),
         relocated=relocated,

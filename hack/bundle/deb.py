@@ -25,7 +25,7 @@ _CONFIG: Final = """\
 # /opt/forgeone/current/share/doc has every key.
 """
 _CONTROL: Final = """\
-Package: {name}
+Package: {name}{suffix}
 Version: {version}
 Architecture: {arch}
 Maintainer: {maintainer}
@@ -34,8 +34,7 @@ Section: admin
 Priority: optional
 Depends: init-system-helpers (>= 1.54~)
 Recommends: kmod
-Suggests: qemu-system-x86
-Description: Kubernetes container runtime for native, wasm and microVM pods
+{relations}Description: Kubernetes container runtime for native, wasm and microVM pods
  A kubelet speaks CRI to forgeoned, which runs each container on one of three
  engines under a zero-trust contract. This package has a Python, libraries and
  programs of its own below /opt/forgeone and uses none of the system's.
@@ -75,7 +74,10 @@ def write(root: Path, target: Path, stamp: Stamp) -> None:
 def _control(folder: Path, stamp: Stamp, size: int) -> None:
     folder.mkdir(mode=0o755)
     values = {"name": layout.NAME, "version": stamp.version, "arch": stamp.arch.debian, "maintainer": MAINTAINER}
-    (folder / "control").write_text(_CONTROL.format(**values, size=size))
+    other = layout.NAME if stamp.suffix else f"{layout.NAME}-{layout.MICROVM}"
+    relations = f"Conflicts: {other}\nReplaces: {other}\n"
+    relations += f"Provides: {layout.NAME} (= {stamp.version})\n" if stamp.suffix else "Suggests: qemu-system-x86\n"
+    (folder / "control").write_text(_CONTROL.format(**values, suffix=stamp.suffix, relations=relations, size=size))
     (folder / "conffiles").write_text("/etc/forgeone/config.toml\n")
     for name in _NAMES:
         text = (_SCRIPTS / name).read_text().replace("@VERSION@", stamp.version)

@@ -55,15 +55,38 @@ def packages(names: Iterable[str], work: Path) -> tuple[Package, ...]:
     return tuple(found)
 
 
+def archive(name: str, work: Path) -> tuple[Path, str]:
+    """The file of the one package that ``name``, which has no content, depends on; and its version.
+
+    :raises InternalError: apt's reason. :raises FailedPrecondition: there is no such package.
+    """
+    home = work / "apt"
+    listed = run(["apt-cache", *_options(home), "depends", name])
+    found = next((words[1] for line in listed.splitlines() if (words := line.split())[:1] == ["Depends:"]), "")
+    if not found:
+        raise FailedPrecondition(f"the package {name} depends on none")
+    place = work / "archive"
+    place.mkdir()
+    run(["apt-get", "--quiet", *_options(home), "download", found], cwd=place)
+    [file] = place.glob("*.deb")
+    return file, run(["dpkg-deb", "--show", "--showformat=${Version}", file]).strip()
+
+
 def _downloaded(names: Iterable[str], home: Path) -> Sequence[Path]:
     archives = home / "cache" / "archives"
     for folder in (home / "state" / "lists" / "partial", archives / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
-    status = home / "status"
-    status.touch()
+    (home / "status").touch()
+    apt = ["apt-get", "--quiet", "--yes", *_options(home)]
+    run([*apt, "update"])
+    run([*apt, "--download-only", "install", *names])
+    return sorted(archives.glob("*.deb"))
+
+
+def _options(home: Path) -> list[str]:
     options = {
         "Dir::State": home / "state",
-        "Dir::State::status": status,
+        "Dir::State::status": home / "status",
         "Dir::Cache": home / "cache",
         # Apt's own user could not write here, and root need not be there.
         "APT::Sandbox::User": "root",
@@ -71,15 +94,7 @@ def _downloaded(names: Iterable[str], home: Path) -> Sequence[Path]:
         "Acquire::Languages": "none",
         "Acquire::Retries": "3",
     }
-    apt = [
-        "apt-get",
-        "--quiet",
-        "--yes",
-        *(word for key, value in options.items() for word in ("-o", f"{key}={value}")),
-    ]
-    run([*apt, "update"])
-    run([*apt, "--download-only", "install", *names])
-    return sorted(archives.glob("*.deb"))
+    return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
 
 
 class Files:

@@ -42,7 +42,19 @@ PROGRAMS: Final = (
     Program("bin/mkfs.erofs", "bin/mkfs.erofs"),
     Program("bin/nft", "sbin/nft"),
 )
+MACHINES: Final = (
+    Program("bin/qemu-system-x86_64", "bin/qemu-system-x86_64"),
+    # QEMU looks for these beside its own directory: firmware, what enters a kernel, the emulated processor.
+    *(
+        Program(f"share/qemu/{name}", f"share/qemu/{name}")
+        for name in ("bios-microvm.bin", "linuxboot_dma.bin", "pvh.bin")
+    ),
+    Program("lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so", "lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so"),
+)
+"""What virtual machines run by."""
 PACKAGES: Final = ("crun", "conmon", "catatonit", "erofs-utils", "nftables", "libgcc-s1", "libstdc++6")
+MACHINES_PACKAGES: Final = ("qemu-system-x86",)
+KERNEL: Final = "linux-image-cloud-amd64"
 
 
 def needed(paths: Iterable[Path]) -> Mapping[Path, tuple[str, ...]]:
@@ -131,4 +143,4 @@ def _is_elf(path: Path) -> bool:
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
-    target.chmod(0o755)
+    target.chmod(0o755 if target.parent.name == "bin" else 0o644)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from engines.microvm.boot import agent
+from engines.microvm.boot import agent, sources
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import FailedPrecondition
-from hack.bundle import layout
+from hack.bundle import debian, layout, programs
 from hack.bundle.commands import run
 from hack.bundle.debian import Files, Package
 from hack.bundle.layout import Arch
@@ -173,6 +173,13 @@ def place_agent(root: Path, work: Path) -> None:
     ready = root / layout.SITE / "engines" / "microvm" / "guest" / agent.READY.name
     ready.write_bytes(made)
     ready.chmod(0o755)
+
+
+def place_kernel(root: Path, work: Path) -> Component:
+    """Debian's kernel for virtual machines, as its package: what is needed of it is taken out on the node."""
+    archive, version = debian.archive(programs.KERNEL, work)
+    shutil.copyfile(archive, root / layout.SITE / "engines" / "microvm" / "guest" / sources.READY.name)
+    return Component("debian", archive.name.partition("_")[0], version)
 
 
 def place_bytecode(root: Path, version: str) -> None:

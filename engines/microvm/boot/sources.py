@@ -15,6 +15,8 @@ BOOT: Final = Path("/boot")
 MODULES: Final = Path("/lib/modules")
 # Where hack/kernel puts Debian's package, which is not installed: it would become the host's own kernel.
 PACKAGES: Final = Path("/var/cache/forgeone/kernel")
+READY: Final = Path(__file__).resolve().parents[1] / "guest" / "kernel.deb"
+"""Where a package of ForgeOne's has one for machines alone, which comes before the host's own."""
 _PACKAGE: Final = ".deb"
 _NONE: Final = "no kernel for guests was found"
 _NUMBER: Final = re.compile(r"(\d+)")
@@ -36,7 +38,12 @@ class Package:
 
 
 def find(
-    settings: BootSettings, *, boot: Path = BOOT, modules: Path = MODULES, packages: Path = PACKAGES
+    settings: BootSettings,
+    *,
+    ready: Path = READY,
+    boot: Path = BOOT,
+    modules: Path = MODULES,
+    packages: Path = PACKAGES,
 ) -> Installed | Package:
     """What is to be used: of several the newest by its version.
 
@@ -47,6 +54,8 @@ def find(
         return _named(Path(settings.kernel), settings.modules_dir, modules)
     if settings.modules_dir:
         raise InvalidInput("microvm.modules_dir", "is of a kernel, and microvm.kernel names none")
+    if ready.is_file():
+        return Package(ready)
     images = [
         Installed(image, folder)
         for image in boot.glob("vmlinuz-*")

@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.microvm.boot import agent, sources
+from engines.microvm.boot.settings import BootSettings
 from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 from hack.bundle import __main__ as command
-from hack.bundle import blind, build, layout, programs
+from hack.bundle import blind, build, deb, layout, programs
+from hack.bundle.artifacts import Stamp
+from hack.bundle.commands import run
 
 AMD64, ARM64 = layout.arch("amd64"), layout.arch("arm64")
 NEEDS = {"liba": ("libb", "libc"), "libb": ("libc",), "libc": ("ld",), "ld": (), "libcycle": ("libcycle", "libb")}
@@ -69,6 +73,55 @@ def test_the_unit_is_of_its_version_and_of_no_checkout() -> None:
     assert "Documentation=file:/opt/forgeone/versions/1.2.3/share/doc/operate.md\n" in text
     assert ".venv" not in text
     assert "make setup" not in text
+
+
+def test_what_the_bundle_has_for_machines_comes_before_the_hosts_and_after_the_configurations(tmp_path: Path) -> None:
+    ready, boot, lib = tmp_path / "kernel.deb", tmp_path / "boot", tmp_path / "lib"
+    (lib / "6.1.0").mkdir(parents=True)
+    (lib / "6.1.0" / "modules.builtin").touch()
+    boot.mkdir()
+    (boot / "vmlinuz-6.1.0").touch()
+
+    def find(settings: BootSettings) -> sources.Installed | sources.Package:
+        return sources.find(settings, ready=ready, boot=boot, modules=lib, packages=tmp_path / "none")
+
+    assert isinstance(find(BootSettings()), sources.Installed)
+    ready.touch()
+    assert find(BootSettings()) == sources.Package(ready)
+    named = tmp_path / "named.deb"
+    named.touch()
+    assert find(BootSettings(kernel=str(named))) == sources.Package(named)
+
+
+def test_a_compiled_agent_is_compiled_no_more(tmp_path: Path) -> None:
+    ready = tmp_path / "agent"
+    assert agent.find("/named", ready) == Path("/named")
+    assert agent.find("", ready) == agent.sources()
+    ready.touch()
+    assert agent.find("", ready) == ready
+
+
+@pytest.mark.parametrize(
+    ("flavour", "package", "others"),
+    [
+        (layout.STANDARD, "forgeone", ["Conflicts: forgeone-microvm", "Replaces: forgeone-microvm"]),
+        (layout.MICROVM, "forgeone-microvm", ["Conflicts: forgeone", "Provides: forgeone (= 1.2.3)"]),
+    ],
+)
+def test_packages_of_either_flavour_stand_in_for_each_other(
+    flavour: str, package: str, others: list[str], tmp_path: Path
+) -> None:
+    root = tmp_path / "tree"
+    (root / layout.UNIT).parent.mkdir(parents=True)
+    (root / layout.UNIT).write_text("[Unit]\n")
+    made = tmp_path / "made.deb"
+    deb.write(root, made, Stamp("1.2.3", AMD64, 0, flavour))
+    said = run(["dpkg-deb", "--field", made])
+    assert said.startswith(f"Package: {package}\nVersion: 1.2.3\nArchitecture: amd64\n")
+    assert [line for line in others if f"{line}\n" not in said] == []
+    listed = run(["dpkg-deb", "--contents", made])
+    assert "./usr/bin/forge -> /opt/forgeone/versions/1.2.3/bin/forge\n" in listed
+    assert "./etc/forgeone/config.toml\n" in listed
 
 
 def test_bundles_are_made_for_processors_that_are_known() -> None:
