@@ -14,7 +14,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
 from urllib3.exceptions import HTTPError
 
-from forgeone_shim.cluster.names import GROUP, PLURAL, VERSION
+from forgeone_shim.cluster.names import GROUP, KIND, PLURAL, VERSION
 from forgeone_shim.cluster.watch import ApiError
 from forgeone_shim.dropins.files import replaceable, untrusted
 
@@ -22,6 +22,7 @@ PAGE: Final = 100
 """Objects of a list that are asked for at once."""
 
 _UNAUTHORIZED: Final = 401
+_NOT_FOUND: Final = 404
 _EXISTS: Final = 409
 _CONNECT: Final = 10.0
 _ANSWER: Final = 30.0
@@ -69,7 +70,13 @@ class Server:
                 _request_timeout=(_CONNECT, _ANSWER),
             )
 
-        return self._document(ask)
+        try:
+            return self._document(ask)
+        except ApiError as error:
+            if error.status != _NOT_FOUND:
+                raise
+            why = f"{error}: the cluster knows no {KIND}; forge policy crd says what it is to know"
+            raise ApiError(_NOT_FOUND, why) from None
 
     def watch(self, version: str) -> Iterator[Mapping[str, Any]]:
         """What happened since that version, until the server ends it."""

@@ -51,7 +51,6 @@ class Standing:
     heard: float = 0.0
     lost: float = 0.0
     trouble: str = ""
-    unsaid: str = ""
     broken: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     policies: int = 0
@@ -258,7 +257,6 @@ class ClusterPolicies:
             if isinstance(one, wire.Trouble):
                 self._troubled(one.why)
             elif isinstance(one, wire.Unsaid):
-                self._standing = replace(self._standing, unsaid=one.why)
                 self._log.warning("the cluster does not take what is said of its policies", why=one.why)
             elif not isinstance(one, wire.Begun):
                 if not self._standing.connected:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from forgeone_shim.cluster import objects
 from forgeone_shim.cluster.policies import PATIENCE, SOURCE, ClusterPolicies
@@ -17,11 +19,13 @@ from forgeone_shim.cluster.store import Store
 from forgeone_shim.cluster.watch import ApiError
 from forgeone_shim.config.model import ClusterConfig
 from forgeone_shim.contract.policy import Policy
+from forgeone_shim.kernel import landlock
 from tests.unit.cluster.server import ApiServer
 from tests.unit.cluster.test_objects import made
 
 FLOOR, NONE, BAD = {"floor": True}, {"floor": False}, {"flour": True}
 SECONDS = 20.0
+_EXEC = "client.authentication.k8s.io/v1"
 
 
 def until(holds: Callable[[], Any], what: str = "") -> Any:
@@ -207,6 +211,19 @@ def test_credentials_may_change_while_it_runs(server: ApiServer, nodes: Any) -> 
     (server.directory / "token").write_text("another")
     server.put("a", FLOOR)
     until(lambda: node.floors == {"a": True})
+
+
+def test_a_program_may_give_the_credentials(server: ApiServer, nodes: Any, tmp_path: Path) -> None:
+    token = {"token": server.token.removeprefix("Bearer ")}
+    answer = json.dumps({"apiVersion": _EXEC, "kind": "ExecCredential", "status": token})
+    text = yaml.safe_load(server.kubeconfig.read_text())
+    program = f"echo x > {tmp_path}/stolen; echo x >/dev/null; echo '{answer}'"
+    text["users"][0]["user"] = {"exec": {"apiVersion": _EXEC, "command": "sh", "args": ["-c", program]}}
+    server.kubeconfig.write_text(yaml.safe_dump(text))
+    server.put("a", FLOOR)
+    node = nodes(server.kubeconfig).start()
+    until(lambda: node.floors == {"a": True})
+    assert not landlock.version() or not (tmp_path / "stolen").exists()
 
 
 def test_a_cluster_can_be_left_and_another_joined(server: ApiServer, nodes: Any) -> None:
