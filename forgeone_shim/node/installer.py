@@ -212,9 +212,8 @@ class Installer:
 
     def _tidy(self, *, purge: bool) -> None:
         """Directories in which there is nothing any more, and the installer's own memory."""
-        empty = [layout.VERSIONS, layout.PREFIX, *(str(Path(path).parent) for path in units.LINKS)]
-        empty = [path for path in empty if not path.endswith("/multi-user.target.wants")]
-        for path in (*empty, str(Path(layout.CONFIG).parent)):
+        parents = (str(Path(path).parent) for path in (*units.LINKS, layout.CONFIG))
+        for path in (layout.VERSIONS, layout.PREFIX, *parents):
             with contextlib.suppress(OSError):
                 self.node.at(path).rmdir()
         if purge:
