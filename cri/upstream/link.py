@@ -113,12 +113,13 @@ class Link:
 
         :raises Relayed: it does not in ``at_most`` seconds, the client goes away, or this link is retired.
         """
-        future = self._unary["Version"].future(
-            pb.VersionRequest(),
-            timeout=call.deadline.remaining(None if patient else at_most),
-            metadata=forwarded(call.metadata()),
-            wait_for_ready=patient,
-        )
+        with self._busy():
+            future = self._unary["Version"].future(
+                pb.VersionRequest(),
+                timeout=call.deadline.remaining(None if patient else at_most),
+                metadata=forwarded(call.metadata()),
+                wait_for_ready=patient,
+            )
 
         def cancel() -> None:
             future.cancel()
@@ -134,15 +135,11 @@ class Link:
 
     def stream(self, name: str, request: Message, call: Call) -> Stream:
         """The answers as they come. It is cancelled when the client goes away, or this link is retired."""
-        return Stream(
-            self,
-            self._streams[name](
-                request,
-                timeout=call.deadline.remaining(),
-                metadata=forwarded(call.metadata()),
-            ),
-            call,
-        )
+        with self._busy():
+            answers = self._streams[name](
+                request, timeout=call.deadline.remaining(), metadata=forwarded(call.metadata())
+            )
+            return Stream(self, answers, call)
 
     def retire(self) -> None:
         """Take no new streams, end those there are, and close the connection once the calls under way have ended."""
@@ -183,7 +180,10 @@ class Link:
             self._leave()
 
     def _enter(self) -> None:
+        """:raises Relayed: it is closed: a reload came between the caller's look at the configuration and now."""
         with self._lock:
+            if self._retired and not self._under_way:
+                raise Relayed(grpc.StatusCode.UNAVAILABLE, f"{self.socket} is not the upstream runtime any more")
             self._under_way += 1
 
     def _leave(self) -> None:

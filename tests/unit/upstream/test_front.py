@@ -12,14 +12,15 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
-from cri.call import Relayed
+from cri.call import Call, Relayed
 from cri.upstream import lists
 from cri.upstream.choice import Choice, Side
 from cri.upstream.image import ImageFront
-from cri.upstream.link import IMAGE, RUNTIME
+from cri.upstream.link import IMAGE, RUNTIME, Link
 from cri.upstream.runtime import RuntimeFront
 from cri.upstream.side import Links, Sides
 from forgeone_shim.config.model import UpstreamConfig
+from forgeone_shim.deadline import Deadline
 from forgeone_shim.errors import NotFound, Unimplemented
 from tests.unit.upstream.conftest import PATIENT, Front, Here, Other, create, pod_config, pull, run
 
@@ -352,6 +353,20 @@ def test_a_call_under_way_ends_where_it_began(node: Front, other: Other) -> None
     node.links.follow(UpstreamConfig())
     go_on.set()
     assert call.result().pod_sandbox_id == "b" * 64
+
+
+def test_a_call_that_comes_too_late_for_a_connection_says_so(other: Other) -> None:
+    link = Link(str(other.path))
+    link.retire()
+    call = Call("1", Deadline.after(PATIENT))
+    for ask in (
+        lambda: link.ask("Version", pb.VersionRequest(), call),
+        lambda: link.begin("Version", pb.VersionRequest(), call),
+        lambda: link.stream("GetContainerEvents", pb.GetEventsRequest(), call),
+        lambda: link.answers(call, patient=True, at_most=1),
+    ):
+        with pytest.raises(Relayed, match="not the upstream runtime any more"):
+            ask()
 
 
 # -- images
