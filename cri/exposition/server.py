@@ -125,7 +125,13 @@ class MetricsServer:
                         _log.error("accept failed", error=str(error))
                         select.select([self._stop], [], [], 0.2)
                     continue
-                threading.Thread(target=self._serve, args=(sock, peer), name="scrape", daemon=True).start()
+                try:
+                    threading.Thread(target=self._serve, args=(sock, peer), name="scrape", daemon=True).start()
+                except RuntimeError as error:
+                    # No more threads may be had: whoever scrapes comes again.
+                    _log.error("scrape refused", error=str(error))
+                    sock.close()
+                    self._free.release()
 
     def _serve(self, sock: socket.socket, peer: Any) -> None:
         wires = [sock]

@@ -8,7 +8,8 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import grpc
 import jsonschema
@@ -22,13 +23,15 @@ from cri.admission import options, policy
 from cri.api import runtime_pb2 as pb
 from cri.exposition.exposition import Exposition
 from cri.exposition.node import of_status
+from cri.upstream.link import Link
+from cri.upstream.side import Links
 from forgeone_shim.cli.main import parser
 from forgeone_shim.cluster import crd, objects
 from forgeone_shim.cluster.policies import ClusterPolicies
 from forgeone_shim.config.loader import keys
 from forgeone_shim.config.loader import parsed as read
 from forgeone_shim.config.loader import values as flat_values
-from forgeone_shim.config.model import ClusterConfig, MetricsConfig
+from forgeone_shim.config.model import ClusterConfig, MetricsConfig, UpstreamConfig
 from forgeone_shim.lifecycle.machine import State
 from forgeone_shim.node import layout
 from forgeone_shim.runtime.chronicle import Chronicle
@@ -249,7 +252,10 @@ def told() -> set[str]:
     with tempfile.TemporaryDirectory() as name:
         policies = ClusterPolicies(Path(name), Path(name), ClusterConfig(kubeconfig="/x"))
         policies.close()
-    made = Exposition(MetricsConfig(address="127.0.0.1:0"), runtime, [chronicle.figures, policies.figures])
+    links = Links(UpstreamConfig())
+    links.now = cast(Link, SimpleNamespace(answers_now=True))
+    rooms = [chronicle.figures, policies.figures, links.figures]
+    made = Exposition(MetricsConfig(address="127.0.0.1:0"), runtime, rooms)
     made.calls("Version", "OK", 0.1)
     texts = [made.text().decode(), admission_metrics.Metrics().text().decode()]
     families = [family for text in texts for family in parsed(text)]
