@@ -1,4 +1,4 @@
-"""``forge node prepare``: what the host lacks, mended where it can be, and kept for whoever labels the node."""
+"""``forge node prepare``, which mends what the host lacks and keeps what it finds; and what a node is wished to be."""
 
 from __future__ import annotations
 
