@@ -112,6 +112,8 @@ class Sync:
         self._known[name] = _Which(message.uid, message.generation)
         before = self._policies.get(name)
         try:
+            if message.fault:
+                raise InvalidInput(f"{objects.place(name)}: spec", message.fault)
             data = objects.file_of(message.given)
             if before is None or before.digest != _digest(data):
                 if before is None and len(self._policies) >= MAX_POLICIES:
@@ -122,6 +124,10 @@ class Sync:
             self._refuse(name, "")
         except InvalidInput as error:
             self._refuse(name, f"{error}; {_STAYS}" if before is not None else str(error))
+        except Exception as error:
+            # One object that breaks its reader must not keep all others from coming.
+            self._log.exception("policy cannot be read", policy=name)
+            self._refuse(name, f"{objects.place(name)} cannot be read: {type(error).__name__}")
         return name
 
     def _refuse(self, name: str, why: str) -> None:

@@ -20,6 +20,10 @@ FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 60.0
 """Seconds between attempts, and what they grow to."""
 
+MAX_DEPTH: Final = 64
+MAX_VALUES: Final = 65536
+"""More than any policy can have: what is beyond is refused before it is read."""
+
 _KEPT: Final = ("apiVersion", "kind", "spec")
 
 
@@ -161,13 +165,31 @@ class Watch:
         self._names.add(name)
         self._seen(name, given)
         kept = {key: given[key] for key in _KEPT if key in given} | {"metadata": {"name": name}}
-        self._tell(Came(str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), kept))
+        fault = unfit(kept.get("spec"))
+        if fault:
+            del kept["spec"]
+        self._tell(Came(str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), kept, fault))
 
     def _gone(self, given: Mapping[str, Any]) -> None:
         name = str((given.get("metadata") or {}).get("name") or "")
         self._names.discard(name)
         self._seen(name, None)
         self._tell(Gone(name))
+
+
+def unfit(value: Any) -> str:
+    """Why a value cannot be handed on: few readers of JSON take what an API server does. Empty: it can."""
+    left, seen = [(value, 0)], 0
+    while left:
+        one, depth = left.pop()
+        seen += 1
+        if depth > MAX_DEPTH or seen > MAX_VALUES:
+            return f"has more than {MAX_VALUES} values, or is nested deeper than {MAX_DEPTH}"
+        if isinstance(one, dict):
+            left += [(item, depth + 1) for item in one.values()]
+        elif isinstance(one, list):
+            left += [(item, depth + 1) for item in one]
+    return ""
 
 
 def _kind(found: Mapping[str, Any]) -> str:

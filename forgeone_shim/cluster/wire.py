@@ -15,11 +15,15 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class Came(msgspec.Struct, frozen=True, tag="came"):
-    """An object, as it is now: what of it decides anything (``given``), and which one it is."""
+    """An object, as it is now: what of it decides anything (``given``), and which one it is.
+
+    ``fault`` is why its ``spec`` is not there, where it is nothing that could be handed on.
+    """
 
     uid: str
     generation: int
     given: dict[str, Any]
+    fault: str = ""
 
 
 class Gone(msgspec.Struct, frozen=True, tag="gone"):

@@ -126,6 +126,27 @@ def test_of_one_that_never_could_be_used_nothing_is_kept(node: Node) -> None:
     assert node.sync.refused == {}
 
 
+def test_what_could_not_be_handed_on_is_refused_with_the_reason(node: Node) -> None:
+    node.feed(Begun(), came("a"), Listed())
+    broken = Came("uid-a", 2, {key: value for key, value in made("a").items() if key != "spec"}, "is too deep")
+    assert node.feed(broken)[0].why.startswith("ztapolicies/a: spec: is too deep; what it said before")
+    assert node.in_force == {"a": True}
+
+
+def test_one_that_breaks_its_reader_keeps_no_other_from_coming(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = syncing.objects.read
+
+    def read(name: str, data: bytes) -> Policy:
+        if name == "a":
+            raise RecursionError("too deep")
+        return real(name, data)
+
+    monkeypatch.setattr(syncing.objects, "read", read)
+    verdicts = node.feed(Begun(), came("a"), came("b"), Listed())
+    assert [one.why for one in verdicts] == ["ztapolicies/a cannot be read: RecursionError", ""]
+    assert node.in_force == {"b": True} and node.kept.listed
+
+
 def test_a_name_that_no_policy_can_have_is_refused(node: Node) -> None:
     verdict = node.feed(Begun(), came("a" * 70), Listed())[0]
     assert "metadata.name" in verdict.why

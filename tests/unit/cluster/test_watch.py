@@ -159,3 +159,16 @@ def test_an_event_that_cannot_be_is_a_fault_of_the_server(event: dict[str, Any])
 def test_a_list_without_a_version_is_none() -> None:
     script = Script(LAST | {"metadata": {}})
     assert script.steps() == [Begun(), "policy-c", Trouble("the list has no resourceVersion")]
+
+
+def test_an_object_that_no_reader_takes_comes_without_what_it_says() -> None:
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    item = LAST["items"][0]
+    script = Script(LAST | {"items": [item | {"spec": {"a": deep}}, item | {"spec": {"a": [1] * 70000}}, item]}, [])
+    script.steps()
+    first, second, third = (one for one in script.told if isinstance(one, Came))
+    assert "nested deeper" in first.fault and "spec" not in first.given
+    assert "more than" in second.fault and "spec" not in second.given
+    assert third.fault == "" and "spec" in third.given
