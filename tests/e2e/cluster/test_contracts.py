@@ -7,7 +7,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tests.e2e.cluster.api import Cluster, main
 from tests.e2e.cluster.conftest import Classes, Images
-from tests.e2e.cluster.objects import executes, pod, probe, shell
+from tests.e2e.cluster.objects import PORT, executes, pod, probe, shell
 from tests.e2e.cluster.test_streams import session
 
 _ZTA = "zta.forgeone.dev/"
@@ -73,7 +73,8 @@ def test_egress_that_a_contract_does_not_name_is_dropped(
     cluster: Cluster, namespace: str, images: Images, classes: Classes, engine: str
 ) -> None:
     served = f"served-{engine}"
-    server = shell(images.busybox, "exec httpd -f -p 8080 -h /www")
+    opened = probe({"tcpSocket": {"port": PORT}})
+    server = shell(images.busybox, "exec httpd -f -p 8080 -h /www", readinessProbe=opened)
     address = cluster.run(namespace, pod(served, server, runtime_class=classes["native"])).status.pod_ip
     for allowed, answer in ((f"{address}/32 tcp/8080", "Hello\n"), ("none", "")):
         name = f"egress-{engine}-{'none' if allowed == 'none' else 'some'}"

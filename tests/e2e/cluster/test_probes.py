@@ -39,10 +39,14 @@ def test_a_server_that_fails_its_http_probe_is_restarted(
     assert "404" in cluster.event(namespace, name, "Unhealthy")
 
 
-def test_a_component_serves_its_http_probes(cluster: Cluster, namespace: str, web: Web, classes: Classes) -> None:
+@pytest.mark.parametrize("handler", ["wasm", "auto"])
+def test_a_component_serves_its_http_probes(
+    cluster: Cluster, namespace: str, web: Web, classes: Classes, handler: str
+) -> None:
     asks = probe({"httpGet": {"path": "/h", "port": 8080}})
-    body = pod("component", runtime_class=classes["wasm"])
-    body["spec"] = web("wasm", livenessProbe=asks, readinessProbe=asks)
+    body = pod(f"component-{handler}", runtime_class="")
+    # The node sees what the image is, and which engine can run it.
+    body["spec"] = web("wasm", livenessProbe=asks, readinessProbe=asks) | {"runtimeClassName": classes[handler]}
     cluster.run(namespace, body)
 
 

@@ -13,7 +13,7 @@ from kubernetes.stream import ws_client
 from hack.lab.settings import patient
 from tests.e2e.cluster.api import Cluster, main, over, ready, restarted
 from tests.e2e.cluster.conftest import ENGINES, LINUX, Classes, Images, Web
-from tests.e2e.cluster.objects import PORT, pod, shell
+from tests.e2e.cluster.objects import PORT, executes, pod, probe, shell
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,11 @@ def test_containers_of_a_pod_are_told_apart(
     cluster: Cluster, namespace: str, images: Images, classes: Classes, engine: str
 ) -> None:
     name = f"two-{engine}"
-    both = [shell(images.busybox, f"echo {one} > /which; exec sleep 100000", name=one) for one in ("main", "other")]
+    written = probe(executes("test", "-e", "/which"), failureThreshold=30)
+    both = [
+        shell(images.busybox, f"echo {one} > /which; exec sleep 100000", name=one, readinessProbe=written)
+        for one in ("main", "other")
+    ]
     cluster.run(namespace, pod(name, *both, runtime_class=classes[engine]))
     assert cluster.exec(namespace, name, "cat", "/which") == "main\n"
     assert cluster.exec(namespace, name, "cat", "/which", container="other") == "other\n"
