@@ -68,7 +68,7 @@ def test_the_agent_understands_its_arguments(case: str) -> None:
     assert args.upstream == given.get("upstream", "")
     mounts = {mount["mountPath"]: mount["name"] for mount in found["volumeMounts"]}
     assert args.host_root in mounts and args.config.rpartition("/")[0] in mounts
-    assert {one["name"] for one in found["env"]} == {"NODE_NAME", "POD_NAME", "POD_NAMESPACE", "POD_UID"}
+    assert {one["name"] for one in found["env"]} == {"NODE_NAME", "POD_NAMESPACE", "POD_UID"}
     probe = parser().parse_args(found["readinessProbe"]["exec"]["command"][1:])
     assert (probe.action, probe.host_root, probe.quiet) == ("status", "/host", True)
 
