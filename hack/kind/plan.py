@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from hack.kind.settings import Settings
+from hack.kind.settings import REGISTRY_PORT, Settings
 
 RELEASE: Final = "forgeone"
 NAMESPACE: Final = "forgeone-system"
@@ -78,13 +78,14 @@ def up(settings: Settings, place: Place, version: str) -> list[Step]:
         arguments |= {"PACKAGES": QEMU} if settings.microvm else {}
         words = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
         steps.append(Step(("docker", "build", "--tag", nodes, *words, str(place.context))))
-    published = f"{settings.registry_outside}:5000"
+    published = f"{settings.registry_outside}:{REGISTRY_PORT}"
+    registry = ("docker", "run", "--detach", "--restart", "unless-stopped", "--name", settings.registry)
     kubeconfig = ("--kubeconfig", str(place.kubeconfig))
     kind = ("kind", "create", "cluster", "--config", str(place.cluster), "--image", nodes, *kubeconfig)
     return [
         *steps,
         Step(
-            ("docker", "run", "--detach", "--name", settings.registry, "--publish", published, settings.registry_image),
+            (*registry, "--publish", published, settings.registry_image),
             undo=_remove(settings.registry),
         ),
         Step((*kind, "--wait", "300s"), undo=("kind", "delete", "cluster", "--name", settings.name, *kubeconfig)),

@@ -160,6 +160,8 @@ def unit(settings: Settings) -> str:
     lines = ["[Unit]", "Before=kubelet.service"]
     if settings.mode == "beside":
         lines += ["Wants=containerd.service", "After=containerd.service"]
+    # What it cannot mend is told by its findings, and by forgeoned itself.
+    lines += ["", "[Service]", "ExecStartPre=-/opt/forgeone/current/bin/forge node prepare"]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,8 @@ from kubernetes.client.exceptions import ApiException
 from hack.lab.settings import patient
 
 Json = Mapping[str, Any]
+OURS: Final = {"app.kubernetes.io/managed-by": "forgeone-e2e"}
+"""Labels of what is in no namespace of the tests: what a run has left that was killed is found by them."""
 _NOT_FOUND: Final = 404
 _EVENTS: Final = 8
 _LOOK_AGAIN: Final = 3
@@ -232,9 +234,9 @@ class Cluster:
         raise AssertionError(f"no event {reason} of {namespace}/{name}: {self.events(namespace, name)}")
 
     @contextmanager
-    def namespace(self, name: str, labels: Mapping[str, str] | None = None) -> Iterator[str]:
+    def namespace(self, name: str) -> Iterator[str]:
         """A namespace with its service account. At the end it begins to go; :meth:`close` waits for that."""
-        self.core.create_namespace({"metadata": {"name": name, "labels": dict(labels or {})}})
+        self.core.create_namespace({"metadata": {"name": name, "labels": OURS}})
         self._going.append(name)
         try:
             self.until(self.core.list_namespaced_service_account, name, "default", lambda _: True)
@@ -255,7 +257,7 @@ class Cluster:
     @contextmanager
     def runtime_class(self, name: str, engine: str) -> Iterator[str]:
         """A RuntimeClass of an engine's handler, for the nodes that have it."""
-        body: dict[str, Any] = {"metadata": {"name": name}, "handler": f"forgeone-{engine}"}
+        body: dict[str, Any] = {"metadata": {"name": name, "labels": OURS}, "handler": f"forgeone-{engine}"}
         if engine in _OVERHEADS:
             body["overhead"] = {"podFixed": _OVERHEADS[engine]}
         if len(self.handlers().get(body["handler"], ())) < len(self.nodes()):

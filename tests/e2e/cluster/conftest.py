@@ -100,10 +100,16 @@ def images(cluster: Cluster) -> Images:
         pytest.skip(f"no registry for the tests' images at {outside}: {error}; see LAB_REGISTRY")
     # In both answers the same: whoever balances between engines need not know which one it was.
     site = [lab_images.Entry("www/h", b"Hello\n"), lab_images.Entry("www/index.html", b"Hello\n")]
-    busybox = lab_images.push(outside, "forgeone-e2e/busybox:1", lab_images.busybox(extra=site))
-    component = modules.compat(bytes(wat2wasm(guest())), Env=[f"{_ADDRESS}=0.0.0.0:8080"])
-    served = lab_images.push(outside, "forgeone-e2e/component:1", component)
-    return Images(busybox.replace(outside, inside, 1), served.replace(outside, inside, 1))
+    built = {
+        "busybox": lab_images.busybox(extra=site),
+        "component": modules.compat(bytes(wat2wasm(guest())), Env=[f"{_ADDRESS}=0.0.0.0:8080"]),
+    }
+    # Named by what they hold: nodes keep what earlier runs brought.
+    pushed = {
+        name: lab_images.push(outside, f"forgeone-e2e/{name}:{image.digest[7:19]}", image)
+        for name, image in built.items()
+    }
+    return Images(**{name: reference.replace(outside, inside, 1) for name, reference in pushed.items()})
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from kubernetes.client.exceptions import ApiException
 
 from hack.bundle.layout import REPOSITORY
 from hack.lab.settings import patient
-from tests.e2e.cluster.api import Cluster, absent_is_fine, condition, main, over, ready
+from tests.e2e.cluster.api import OURS, Cluster, absent_is_fine, condition, main, over, ready
 from tests.e2e.cluster.conftest import ENGINES, Classes, Images, Web
 from tests.e2e.cluster.objects import Object, deployment, pod, shell
 
@@ -236,7 +236,12 @@ def followed(cluster: Cluster, release: Release) -> None:
 
 def demand(cluster: Cluster, name: str, **spec: Any) -> None:
     """Make a ZTAPolicy."""
-    body = {"apiVersion": "/".join(GROUP), "kind": "ZTAPolicy", "metadata": {"name": name}, "spec": spec}
+    body = {
+        "apiVersion": "/".join(GROUP),
+        "kind": "ZTAPolicy",
+        "metadata": {"name": name, "labels": OURS},
+        "spec": spec,
+    }
     cluster.custom.create_cluster_custom_object(*GROUP, POLICIES, body)
 
 
