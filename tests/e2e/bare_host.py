@@ -24,6 +24,7 @@ _UNSHARE: Final = ("unshare", "--mount", "--propagation", "private", "--")
 # As switch_root does it: what was the root is under the new one, and unmounted there.
 _ENTER: Final = """
 set -e
+mount -t overlay -o "$3" overlay "$1"
 cd "$1"
 for shared in proc sys dev; do mount --rbind "/$shared" "./$shared"; done
 # Not what others have mounted below it: it would stay mounted as long as this runs.
@@ -88,16 +89,13 @@ class BareHost:
     def __init__(self, layers: Sequence[Path], directory: Path) -> None:
         """With the topmost of the layers first; what is written goes below ``directory``."""
         self._stack = ExitStack()
-        self.root = directory / "root"
         with ExitStack() as undo:
-            upper, work = directory / "upper", directory / "work"
-            for path in (upper, work, self.root):
+            upper, work, root = (directory / name for name in ("upper", "work", "root"))
+            for path in (upper, work, root):
                 path.mkdir(parents=True)
             options = f"lowerdir={':'.join(map(str, layers))},upperdir={upper},workdir={work}"
-            _run("mount", "-t", "overlay", "-o", options, "overlay", str(self.root))
-            undo.callback(_run, "umount", "-l", str(self.root))
             self._holder = subprocess.Popen(
-                [*_UNSHARE, "sh", "-c", _ENTER, "sh", str(self.root), tempfile.gettempdir()],
+                [*_UNSHARE, "sh", "-c", _ENTER, "sh", str(root), tempfile.gettempdir(), options],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -109,6 +107,7 @@ class BareHost:
                 self._holder.wait()
                 assert self._holder.stderr is not None
                 raise RuntimeError(f"a bare host did not start: {self._holder.stderr.read()}")
+            self.root = Path(f"/proc/{self._holder.pid}/root")
             self._stack = undo.pop_all()
 
     def command(self, *argv: str) -> list[str]:
@@ -141,7 +140,7 @@ class BareHost:
         return self.root / path.lstrip("/")
 
     def close(self) -> None:
-        """End it, and unmount its root."""
+        """End it; its mounts go with the last process in it."""
         self._stack.close()
 
     def __enter__(self) -> BareHost:
@@ -157,7 +156,3 @@ class BareHost:
         for stream in (self._holder.stdout, self._holder.stderr):
             if stream is not None:
                 stream.close()
-
-
-def _run(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True)

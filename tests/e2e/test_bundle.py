@@ -226,7 +226,10 @@ def test_it_runs_wherever_it_was_relocated_to(made: Made, bare: BareHost) -> Non
     # Its loader is in the prefix, where nothing is.
     with pytest.raises(AssertionError):
         bare.run(program, "--version")
+    left = bare.path(f"{place}/bin/.relocate-crun")
+    left.write_text("of one that was killed")
     assert "5 programs" in bare.run(f"{place}/relocate").stdout
+    assert not left.exists()
     for command in ("crun", "conmon", "nft", "forge"):
         bare.run(f"{place}/bin/{command}", "--version")
     prefix = bare.run(f"{place}/bin/python3", "-c", "import sys; print(sys.prefix)").stdout

@@ -124,7 +124,9 @@ static void read_all(int fd, struct image *file, size_t size, const char *path)
 		fail(path);
 	for (size_t done = 0; done < size;) {
 		ssize_t more = read(fd, file->bytes + done, size - done);
-		if (more <= 0)
+		if (more == 0)
+			damaged(path);
+		if (more < 0)
 			fail(path);
 		done += (size_t)more;
 	}
@@ -165,10 +167,15 @@ static int relocate(const char *top, const char *place, const char *interpreter,
 		struct stat found;
 		struct image file;
 		snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+		/* One that was killed has left it, or it has its place by now. */
+		if (strncmp(entry->d_name, TEMPORARY, sizeof TEMPORARY - 1) == 0) {
+			if (unlinkat(dirfd(listing), entry->d_name, 0) && errno != ENOENT)
+				fail(path);
+			continue;
+		}
 		if (fstatat(dirfd(listing), entry->d_name, &found, AT_SYMLINK_NOFOLLOW))
 			fail(path);
-		/* What is already written anew is read again here, and found right. */
-		if (!S_ISREG(found.st_mode) || strncmp(entry->d_name, TEMPORARY, sizeof TEMPORARY - 1) == 0)
+		if (!S_ISREG(found.st_mode))
 			continue;
 		int fd = openat(dirfd(listing), entry->d_name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 		if (fd < 0)
