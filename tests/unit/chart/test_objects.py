@@ -237,7 +237,8 @@ def test_the_definition_of_policies_outlives_the_release() -> None:
 def test_nodes_are_given_back_before_their_agents_are_gone() -> None:
     job = of(render("replace.yaml"), "Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
-    assert job["spec"]["backoffLimit"] == 0
+    [rule] = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and 1 in rule["onExitCodes"]["values"]
     [container] = job["spec"]["template"]["spec"]["containers"]
     [timeout] = [int(one.split("=")[1]) for one in container["args"] if one.startswith("--timeout=")]
     assert job["spec"]["activeDeadlineSeconds"] > timeout

@@ -104,7 +104,7 @@ def test_the_webhook_knows_what_nodes_do_with_pods_without_a_class() -> None:
         return options.parse(args, {}).default_engine
 
     assert engine() == ""
-    assert engine(installer={"mode": "replace"}) == "native"
+    assert engine(installer={"mode": "replace", "uninstall": {"onDelete": False}}) == "native"
     assert engine(config={"upstream": {"default_runtime": "forgeone"}}) == "native"
 
 
@@ -446,6 +446,12 @@ def test_bad_values_are_refused_by_name(given: dict[str, object], named: str) ->
     why = refusal(**given)
     assert "values don't meet the specifications of the schema" in why
     assert named in why
+
+
+def test_who_replaces_a_runtime_says_how_it_comes_back() -> None:
+    assert "set installer.uninstall.drain (or force) to true" in refusal(installer={"mode": "replace"})
+    for uninstall in ({"drain": True}, {"force": True}, {"onDelete": False}):
+        assert refusal(installer={"mode": "replace", "uninstall": uninstall}) == ""
 
 
 def test_names_can_be_chosen() -> None:
