@@ -6,17 +6,23 @@ SOURCE_DATE_EPOCH (seconds) is the time of all files in it; by default that of t
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from forgeone_shim.errors import ForgeError, InvalidInput
+from forgeone_shim.errors import FailedPrecondition, ForgeError, InvalidInput
 from hack.bundle import artifacts, deb, layout
 from hack.bundle.build import build
+
+_WORK: Final = ".bundle-"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +50,7 @@ def make(
 
     :raises ForgeError: what is missing for it, or fails.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=output.resolve()) as name:
-        work = Path(name)
+    with workplace(output) as work:
         bundle = build(work, epoch(), flavour)
         stamp = bundle.stamp
         stem = f"{layout.NAME}-{stamp.version}-{stamp.arch.machine}{stamp.suffix}"
@@ -61,17 +65,46 @@ def make(
         return [(work / file).replace(output / file) for file, _ in writers]
 
 
+@contextmanager
+def workplace(output: Path) -> Iterator[Path]:
+    """An empty directory below ``output``, gone afterwards; what builds that were killed have left there goes, too.
+
+    :raises FailedPrecondition: another build is under way there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    directory = os.open(output, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(f"another build is under way in {output}") from None
+        for left in output.glob(f"{_WORK}*"):
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=_WORK, dir=output.resolve()) as name:
+            yield Path(name)
+    finally:
+        os.close(directory)
+
+
 def epoch() -> int:
     """Seconds. :raises InvalidInput: SOURCE_DATE_EPOCH is no number."""
     given = os.environ.get("SOURCE_DATE_EPOCH")
     if given is None:
-        done = subprocess.run(
-            ["git", "-C", str(layout.REPOSITORY), "log", "-1", "--format=%ct"], capture_output=True, check=False
-        )
-        given = done.stdout.decode().strip() or "0"
+        given = _committed() or "0"
     if not given.isascii() or not given.isdigit():
         raise InvalidInput("SOURCE_DATE_EPOCH", f"{given!r} is no number of seconds")
     return int(given)
+
+
+def _committed() -> str:
+    """When the last commit was made; empty where this is no clone, or git is not installed."""
+    # Who builds need not own the clone.
+    git = ["git", "-c", f"safe.directory={layout.REPOSITORY}", "-C", str(layout.REPOSITORY)]
+    try:
+        done = subprocess.run([*git, "log", "-1", "--format=%ct"], capture_output=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.decode().strip()
 
 
 if __name__ == "__main__":

@@ -138,6 +138,16 @@ def test_the_time_of_all_files_is_a_number_of_seconds(given: str, monkeypatch: p
     assert command.epoch() == 1_700_000_000
 
 
+def test_what_a_killed_build_left_goes_and_one_builds_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / ".bundle-killed" / "tree").mkdir(parents=True)
+    (tmp_path / "forgeone-1.tar.gz").touch()
+    with command.workplace(tmp_path) as work:
+        assert {path.name for path in tmp_path.iterdir()} == {work.name, "forgeone-1.tar.gz"}
+        with pytest.raises(FailedPrecondition, match="another build"), command.workplace(tmp_path):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["forgeone-1.tar.gz"]
+
+
 def test_the_projects_commands_can_be_scripts_of_the_bundle() -> None:
     declared = tomllib.loads((layout.REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]
     assert {"forge", "forgeoned"} <= set(declared)
