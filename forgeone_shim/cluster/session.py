@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,11 +29,14 @@ _AT_ONCE: Final = 1 << 20
 
 
 class Session:
-    """One such process, made by :func:`opened`."""
+    """One such process, made by :func:`opened`. One thread listens, any may speak."""
 
     def __init__(self, end: socket.socket, silence: float = SILENCE) -> None:
         self._end, self._silence = end, silence
         self._lines = wire.Lines()
+        # A timeout is a socket's, and listening has others than speaking.
+        self._mouth, self._lock = end.dup(), threading.Lock()
+        self._mouth.settimeout(_SEND)
 
     def batch(self) -> list[wire.Told]:
         """What it says next, and all that it has said by then.
@@ -51,7 +55,7 @@ class Session:
                 found += self._lines.feed(data)
                 read += len(data)
         except BlockingIOError:
-            data = b" "
+            pass  # That is all for now.
         except TimeoutError:
             raise Unavailable(f"the watch has said nothing for {self._silence:g} seconds") from None
         except OSError as error:
@@ -68,8 +72,8 @@ class Session:
     def say(self, verdicts: Sequence[wire.Verdict]) -> None:
         """What the node thinks. :raises Unavailable: it does not listen."""
         try:
-            self._end.settimeout(_SEND)
-            self._end.sendall(b"".join(wire.line(one) for one in verdicts))
+            with self._lock:
+                self._mouth.sendall(b"".join(wire.line(one) for one in verdicts))
         except OSError as error:
             raise Unavailable(f"the watch cannot be told: {error.strerror or error}") from error
 
@@ -77,6 +81,10 @@ class Session:
         """From any thread: whoever listens is told that it ended."""
         with suppress(OSError):
             self._end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Nobody listens or speaks any more."""
+        self._mouth.close()
 
 
 @contextmanager
@@ -98,7 +106,9 @@ def opened(kubeconfig: str, node: str, scratch: Path) -> Iterator[Session]:
                 stack.enter_context(spawn(argv[0], argv, files={LINK: theirs.fileno(), 2: 2}, env=_environment()))
         except OSError as error:
             raise InternalError(f"start the watch of the cluster: {error.strerror or error}") from error
-        yield Session(ours)
+        session = Session(ours)
+        stack.callback(session.close)
+        yield session
 
 
 def _boot() -> str:

@@ -20,6 +20,7 @@ from forgeone_shim.cluster.watch import ApiError
 from forgeone_shim.config.model import ClusterConfig
 from forgeone_shim.contract.policy import Policy
 from forgeone_shim.kernel import landlock
+from hack.lab import leaks
 from tests.unit.cluster.server import ApiServer
 from tests.unit.cluster.test_objects import made
 
@@ -60,11 +61,7 @@ class Node:
     @property
     def pid(self) -> int:
         """Of the watch's process; 0: there is none."""
-        for task in Path("/proc/self/task").iterdir():
-            for pid in (task / "children").read_text().split():
-                if b"cluster.child" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return int(pid)
-        return 0
+        return next(leaks.watches(os.getpid()), 0)
 
 
 def keep(directory: Path, data: bytes) -> None:
