@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from forgeone_shim.cluster.wire import Begun, Came, Gone, Heard, Listed, Told, Trouble
@@ -55,7 +54,6 @@ class Api(Source, Protocol):
         """Post an Event; one of that name may be there already."""
 
 
-@dataclass(frozen=True, slots=True)
 class _Expired(Exception):
     """What was seen is not where the server could go on from."""
 
