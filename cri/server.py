@@ -147,7 +147,6 @@ class _Verb:
         about = self._about(request) | {"method": self._name, "ms": _ms(started), "code": error.code.name}
         write("rpc", error=_fitting(error.details), relayed=True, request_id=call.id, **about)
         self._told(error.code.name, started)
-        self._told(error.code.name, started)
         return error.code, error.details
 
     def _told(self, code: str, started: float) -> None:
