@@ -212,7 +212,17 @@ def test_other_names_of_the_handler_are_files(daemon_factory: Callable[..., Daem
     Path(daemon.config.handlers_dir, "strict.toml").write_text('engine = "wasm"\nwasm_only = true\n')
     daemon.start()
     told = [one.name for one in daemon.runtime.Status(pb.StatusRequest(), timeout=30).runtime_handlers]
-    assert told == ["", "forgeone-auto", "forgeone-microvm", "forgeone-native", HANDLER, "spin", "strict", "wasm", "wasmtime"]
+    assert told == [
+        "",
+        "forgeone-auto",
+        "forgeone-microvm",
+        "forgeone-native",
+        HANDLER,
+        "spin",
+        "strict",
+        "wasm",
+        "wasmtime",
+    ]
     name = pull(daemon, push("forms/env:1", modules.artifact(guest(environment()))))
     pod = WasmPod.plan(daemon)
     request = pb.RunPodSandboxRequest(config=pod.config, runtime_handler="spin")
