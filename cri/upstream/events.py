@@ -199,7 +199,9 @@ class Follower:
 
     def _told(self, missed: Missed, now: Listed, link: Link) -> pb.ContainerEventResponse:
         containers: list[pb.ContainerStatus] = []
-        status = last_status(missed.pod)
+        # Before anything is asked: a kubelet takes no event that is dated before what it knows, so that one dated later
+        # than what it shows would hide the next from it.
+        status, at = last_status(missed.pod), time.time_ns()
         if missed.pod.id in now.pods:
             try:
                 status, containers = self._pod(missed.pod.id, now, link)
@@ -210,7 +212,7 @@ class Follower:
         return pb.ContainerEventResponse(
             container_id=missed.id,
             container_event_type=missed.type,
-            created_at=time.time_ns(),
+            created_at=at,
             pod_sandbox_status=status,
             containers_statuses=containers,
         )
@@ -231,11 +233,11 @@ class Follower:
 def listed(link: Link, call: Call) -> Listed:
     """What the other runtime has now.
 
-    :raises Relayed: it does not say.
+    :raises Relayed: it does not say, or not in time: a client waits with its headers, and ForgeOne's events, for this.
     """
-    containers = link.begin("ListContainers", pb.ListContainersRequest(), call)
-    pods = link.ask("ListPodSandbox", pb.ListPodSandboxRequest(), call)
+    containers = link.begin("ListContainers", pb.ListContainersRequest(), call, PATIENCE)
+    pods = link.begin("ListPodSandbox", pb.ListPodSandboxRequest(), call, PATIENCE)
     return Listed.of(
-        pb.ListPodSandboxResponse.FromString(pods).items,
+        pb.ListPodSandboxResponse.FromString(pods()).items,
         pb.ListContainersResponse.FromString(containers()).containers,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -105,6 +106,41 @@ def test_a_client_is_not_kept_waiting_for_a_runtime_that_is_away(node: Front, ot
     grpc.channel_ready_future(node.links.now._channel).result(PATIENT)  # type: ignore[union-attr]
     theirs = run(node, "b")
     assert {(theirs, CREATED), (theirs, STARTED)} == set(take(heard, 2))
+
+
+def test_a_client_is_not_kept_waiting_for_a_runtime_that_hangs(
+    node: Front, other: Other, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cri.upstream.events.PATIENCE", 0.1)
+    let_go = threading.Event()
+    other.verbs["ListPodSandbox"] = lambda *_: let_go.wait(PATIENT)
+    try:
+        heard = listen()
+        mine = run(node, "a", NATIVE)
+        assert take(heard, 2) == [(mine, CREATED), (mine, STARTED)]
+    finally:
+        let_go.set()
+
+
+def test_what_is_told_late_is_not_dated_after_what_it_shows(node: Front, other: Other, listen: Listen) -> None:
+    """A kubelet drops an event that is older than the one before."""
+    pod = run(node, "b")
+    heard = listen()
+    take(heard, 2)
+    other.stop()
+    asked: list[int] = []
+
+    def status(request: Any, call: Any) -> Any:
+        asked.append(time.time_ns())
+        del other.verbs["PodSandboxStatus"]
+        return pb.PodSandboxStatusResponse(status=pb.PodSandboxStatus(id=request.pod_sandbox_id))
+
+    other.verbs["PodSandboxStatus"] = status
+    other.runtime.stop_sandbox(pod, None)  # type: ignore[arg-type]
+    other.start()
+    event = next(heard)
+    assert (event.container_id, event.container_event_type) == (pod, STOPPED)
+    assert event.created_at <= asked[0]
 
 
 def test_a_runtime_without_events_has_a_kubelet_list_instead(node: Front, other: Other) -> None:
