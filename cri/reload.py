@@ -59,6 +59,7 @@ class Reload:
             notify.notify(notify.READY)
 
     def _apply(self, config: Config) -> tuple[str, ...]:
+        self._upstream.check(config.upstream)
         changed = self._runtime.reconfigure(config)
         self._streaming.reconfigure(config.streaming)
         self._upstream.follow(config.upstream)

@@ -10,19 +10,23 @@ from typing import Any, Final, Protocol
 from google.protobuf.message import Message
 
 from cri.api import runtime_pb2 as pb
-from cri.call import Call
+from cri.call import Call, Relayed
 from cri.upstream.choice import Side
 from cri.upstream.link import Link
 from forgeone_shim.config.handlers import BUILT_IN_PREFIX
 from forgeone_shim.config.model import UpstreamConfig
 from forgeone_shim.contract.parse import PREFIX
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import InvalidInput, NotFound
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
 from forgeone_shim.metrics.figures import Figure, gauge
 from forgeone_shim.runtime.views import ContainerView, SandboxView
 
+PATIENCE: Final = 5.0
+"""Seconds that a runtime has to tell of its pods when the configuration names another."""
+
 _ID: Final = 64
 """Digits of a whole id, of every runtime."""
+_ANYWAY: Final = "if no kubelet uses this socket, restart forgeoned instead"
 
 
 class BesidePort(Protocol):
@@ -83,6 +87,29 @@ class Links:
         up = self.now.answers_now if self.now is not None else None
         if up is not None:
             yield gauge("forgeone_upstream_up", "Whether the upstream runtime answered the last call: 1, else 0.", up)
+
+    def check(self, config: UpstreamConfig) -> None:
+        """Whether this may be the configuration while a kubelet may use this socket.
+
+        :raises FailedPrecondition: pods would be on no list any more, and a kubelet would make them anew.
+        """
+        link = self.now
+        if link is None or link.socket == config.socket:
+            return
+        try:
+            lost = _pods(link)
+            if lost and config.socket:
+                successor = Link(config.socket)
+                try:
+                    lost -= _pods(successor)
+                finally:
+                    successor.retire()
+        except Relayed as error:
+            why = f"which pods are on {link.socket}, and would not be listed any more, cannot be told: {error}"
+            raise FailedPrecondition(f"upstream.socket: {why}", fix=_ANYWAY) from None
+        if lost:
+            why = f"{len(lost)} pods on {link.socket} would not be listed any more, such as {min(lost)[:13]}"
+            raise FailedPrecondition(f"upstream.socket: {why}", fix=f"remove them first; {_ANYWAY}")
 
     def follow(self, config: UpstreamConfig) -> None:
         """From now on this is the configuration; calls under way end where they began."""
@@ -186,6 +213,12 @@ def _listed(field: str, id_: str, link: Link, call: Call) -> Sequence[Message]:
         return pb.ListContainersResponse.FromString(link.ask("ListContainers", request, call)).containers
     pods = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(id=id_))
     return pb.ListPodSandboxResponse.FromString(link.ask("ListPodSandbox", pods, call)).items
+
+
+def _pods(link: Link) -> set[str]:
+    """:raises Relayed: it does not say."""
+    answer = link.begin("ListPodSandbox", pb.ListPodSandboxRequest(), Call("", Deadline()), PATIENCE)
+    return {one.id for one in pb.ListPodSandboxResponse.FromString(answer()).items}
 
 
 def contract_of(annotations: Mapping[str, str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from subprocess import run
+from subprocess import CalledProcessError, run
 
 import grpc
 import pytest
@@ -227,16 +227,25 @@ def test_a_runtime_without_events_has_a_kubelet_list_instead(node: Daemon) -> No
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_a_reload_lets_the_other_runtime_go_and_takes_it_again(node: Daemon, other: Containerd) -> None:
+def test_a_reload_lets_the_other_runtime_go_once_it_has_no_pods_and_takes_it_again(
+    node: Daemon, other: Containerd
+) -> None:
     theirs = pod(node).run()
     text = node.config_file.read_text()
     try:
         node.config_file.write_text(text.replace(f'socket = "{other.socket}"', 'socket = ""'))
+        with pytest.raises(CalledProcessError) as raised:
+            forge(node, "reload")
+        assert theirs.id[:13] in raised.value.stderr
+        assert listed(node) == {theirs.id}
+        theirs.remove()
         assert "upstream.socket" in forge(node, "reload")
-        assert listed(node) == set()
+        with pytest.raises(grpc.RpcError):
+            pod(node, "runc").run()
     finally:
         node.config_file.write_text(text)
     assert "upstream.socket" in forge(node, "reload")
+    theirs = pod(node, "runc").run()
     assert listed(node) == {theirs.id}
     theirs.remove()
 

@@ -21,7 +21,7 @@ from cri.upstream.runtime import RuntimeFront
 from cri.upstream.side import Links, Sides
 from forgeone_shim.config.model import UpstreamConfig
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import NotFound, Unimplemented
+from forgeone_shim.errors import FailedPrecondition, NotFound, Unimplemented
 from tests.unit.upstream.conftest import PATIENT, Front, Here, Other, create, pod_config, pull, run
 
 NATIVE = "forgeone-native"
@@ -337,6 +337,24 @@ def test_another_socket_counts_at_once_and_none_is_ours_alone(node: Front, here:
     node.links.follow(UpstreamConfig(socket=str(other.path), default_runtime="forgeone"))
     assert len(node.cri.ListPodSandbox(pb.ListPodSandboxRequest(), timeout=PATIENT).items) == 2
     assert run(node, "d")[0] == "a"
+
+
+def test_a_socket_is_not_given_up_while_its_pods_would_be_on_no_list(
+    node: Front, other: Other, directory: Path
+) -> None:
+    """A kubelet would make them anew."""
+    gone, moved = UpstreamConfig(), UpstreamConfig(socket=str(directory / "moved.sock"))
+    node.links.check(gone)
+    id_ = run(node, "b")
+    node.links.check(UpstreamConfig(socket=str(other.path), default_runtime="forgeone"))
+    for config, why in ((gone, f"1 pods on {other.path} .* {id_[:13]} .*restart forgeoned"), (moved, "cannot be told")):
+        with pytest.raises(FailedPrecondition, match=why):
+            node.links.check(config)
+    Path(moved.socket).symlink_to(other.path)
+    node.links.check(moved)
+    other.stop()
+    with pytest.raises(FailedPrecondition, match="cannot be told"):
+        node.links.check(gone)
 
 
 def test_a_call_under_way_ends_where_it_began(node: Front, other: Other) -> None:
