@@ -30,6 +30,9 @@ from forgeone_shim.errors import InvalidInput
 
 API_VERSION: Final = "admission.k8s.io/v1"
 KIND: Final = "AdmissionReview"
+MAX_CONTAINERS: Final = 100
+"""Of a pod that is looked at; API servers have no limit, and each is looked at while others wait."""
+MAX_UID: Final = 128
 MAX_WARNINGS: Final = 8
 # https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/#response: shorter ones are
 # not cut, as long as there are few.
@@ -117,9 +120,9 @@ class _Subject:
         return self.kind == "Pod"
 
     @property
-    def ours(self) -> bool:
-        """Whether it brings a contract."""
-        return any(key.startswith(PREFIX) for key in self.annotations)
+    def ours(self) -> Mapping[str, str]:
+        """The contract that it brings."""
+        return {key: value for key, value in self.annotations.items() if key.startswith(PREFIX)}
 
     @property
     def runtime_class(self) -> str:
@@ -150,7 +153,7 @@ def _read(data: bytes) -> _Request:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         # What msgspec tells is the path and the type, and nothing of what was there.
         raise InvalidInput("AdmissionReview", str(error)[:200]) from None
-    if (found.api_version, found.kind) != (API_VERSION, KIND) or not found.request.uid:
+    if (found.api_version, found.kind) != (API_VERSION, KIND) or not 0 < len(found.request.uid) <= MAX_UID:
         raise InvalidInput("AdmissionReview", f"is not {KIND} of {API_VERSION} with a uid")
     return found.request
 
@@ -208,7 +211,8 @@ def _settled(request: _Request, subject: _Subject) -> bool:
         return True
     before = _pod_of(subject.kind, request.old_object, request.namespace)
     if subject.is_pod:
-        return before.annotations == subject.annotations
+        # Networks and controllers write what is theirs to pods that run, whatever has become of policies since.
+        return before.ours == subject.ours
     return before.template.value == subject.template.value
 
 
@@ -220,17 +224,18 @@ def _judged(subject: _Subject, known: Known) -> Verdict:
     wanted = _fits(bound, subject, engine, known)
     if engine == ANY:
         engine = bound.contract.exec_mode
+    there, named = _containers(subject), _named(subject)
+    if len(there) > MAX_CONTAINERS:
+        return _crowded(wanted)
     described = _described(subject, engine)
-    names = [one.container.name for one in described.containers if one.container] if described else []
-    bounds = {name: _of_container(known, subject, name, engine) for name in _named(subject)}
+    bounds = {name: _of_container(known, subject, name, engine) for name in named if name in there}
     refused = wanted or _refused_by(known, bound, described)
     notes = {"engine": engine or ANY, "policies": ",".join(bound.policies), "signers": ",".join(bound.signers)}
     notes = {key: value for key, value in notes.items() if value}
     if refused is not None:
         return Verdict(by=refused.by, reason=refused.reason, notes=notes)
-    warnings = [
-        f"{PREFIX}*.{name}: the pod has no container {name!r} yet" for name in bounds if described and name not in names
-    ]
+    absent = [name for name in named if name not in there]
+    warnings = [f"{PREFIX}*.{name}: the pod has no container {name!r} yet" for name in absent[:MAX_WARNINGS]]
     if described is not None:
         warnings += forecast.of(known.foreseen, described, bound, bounds, engine)
     return Verdict(warnings=tuple(warnings), notes=notes)
@@ -262,8 +267,15 @@ def _engine(subject: _Subject, known: Known) -> str | None:
     return known.default
 
 
+def _crowded(wanted: Verdict | None) -> Verdict:
+    told = f"it has more than {MAX_CONTAINERS} containers: what becomes of them is left to nodes"
+    return wanted or Verdict(warnings=(told,))
+
+
 def _of_container(known: Known, subject: _Subject, name: str, engine: str) -> Bound:
-    bound = known.certain.bind(subject.annotations, name, namespace=subject.namespace, name=subject.name)
+    # All have been read for the pod, and each is once more for what it is about.
+    about = {key: value for key, value in subject.ours.items() if _whose(key) in {"", name}}
+    bound = known.certain.bind(about, name, namespace=subject.namespace, name=subject.name)
     refused = _fits(bound, subject, engine, known)
     if refused is not None:
         raise InvalidInput(f"container {name}: {refused.by}", refused.reason)
@@ -301,12 +313,21 @@ def _described(subject: _Subject, engine: str) -> Manifest | None:
         return None
 
 
+def _containers(subject: _Subject) -> frozenset[str]:
+    """The names of its containers."""
+    spec = subject.template.node("spec")
+    keys = ("initContainers", "containers", "ephemeralContainers")
+    return frozenset(one.text("name") for key in keys for one in spec.nodes(key))
+
+
+def _whose(key: str) -> str:
+    """The container that an annotation is about; empty: the pod."""
+    return key.removeprefix(PREFIX).partition(".")[2]
+
+
 def _named(subject: _Subject) -> tuple[str, ...]:
     """The containers that the contract names."""
-    found = {
-        key.partition(".")[2]
-        for key in (one.removeprefix(PREFIX) for one in subject.annotations if one.startswith(PREFIX))
-    }
+    found = {_whose(key) for key in subject.ours}
     document = subject.annotations.get(f"{PREFIX}{parse.DOCUMENT}")
     if document is not None:
         found |= {*parse.read("", document.encode(errors="replace"), ())[0].containers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -298,6 +299,34 @@ def test_warnings_are_few_and_short() -> None:
     assert all(len(one) <= review.MAX_WARNING for one in warnings)
 
 
+def test_what_many_containers_and_words_about_them_take_is_bounded() -> None:
+    """Whoever may make pods must not be able to keep everybody else's waiting."""
+    many = {f"{PREFIX}{key}.c{number}": "false" for number in range(400) for key in ("exec", "attach", "update")}
+    containers = [{"name": f"c{number}", "image": "a"} for number in range(review.MAX_CONTAINERS)]
+    began = time.process_time()
+    assert asked(question(many))["allowed"]
+    assert asked(question({f"{PREFIX}exec_mode.c7": "wasm", **many}, containers=containers))["allowed"] is False
+    more = [*containers, {"name": "more", "image": "a"}] * 20
+    response = asked(question({f"{PREFIX}exec_mode.c7": "wasm", **many}, containers=more))
+    assert response["warnings"] == ["it has more than 100 containers: what becomes of them is left to nodes"]
+    assert why(question({f"{PREFIX}exec_mode": "wasm"}, containers=more))
+    # Reading what was read for each that is named took minutes.
+    assert time.process_time() - began < 5
+
+
+def test_a_contract_for_a_container_that_is_not_there_is_no_engines_business() -> None:
+    response = asked(question({f"{PREFIX}exec_mode.injected": "wasm"}))
+    assert response["warnings"] == ["zta.forgeone.dev/*.injected: the pod has no container 'injected' yet"]
+    assert "demanded" in why(question({f"{PREFIX}exec_mode.web": "wasm"}))
+
+
+def test_what_others_write_to_a_pod_that_runs_is_theirs() -> None:
+    before = question({f"{PREFIX}runtime_policy_id": "gone", "a": "b"})["request"]["object"]
+    assert not why(question({f"{PREFIX}runtime_policy_id": "gone", "cni.example/address": "10.0.0.1"}, before=before))
+    assert why(question({f"{PREFIX}runtime_policy_id": "gone", f"{PREFIX}exec": "false"}, before=before))
+    assert why(question({f"{PREFIX}runtime_policy_id": "gone"}))
+
+
 def test_what_was_there_before_can_be_changed_and_go() -> None:
     bad = question({f"{PREFIX}exce": "true"})["request"]["object"]
     assert why(question({f"{PREFIX}exce": "true"}))
@@ -341,6 +370,7 @@ def test_other_kinds_pass() -> None:
         json.dumps(question() | {"apiVersion": "admission.k8s.io/v1beta1"}).encode(),
         json.dumps(question() | {"kind": "Pod"}).encode(),
         json.dumps(question()).encode().replace(b'"uid": "1"', b'"uid": ""'),
+        json.dumps(question()).encode().replace(b'"uid": "1"', b'"uid": "%s"' % (b"1" * 200)),
         json.dumps(question()).encode().replace(b'"operation": "CREATE"', b'"operation": 1'),
         b"[" * 100_000,
         b'{"apiVersion": "\xff"}',
