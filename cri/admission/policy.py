@@ -177,10 +177,12 @@ def _conditions(target: Target) -> Iterator[tuple[str, str]]:
         before = target.template.replace("object", "oldObject", 1)
         yield "template-is-new", f"request.operation == 'CREATE' || {target.template} != {before}"
         return
+    # Networks and controllers write what is theirs to pods that run.
+    new, old = "object.metadata.annotations", "oldObject.metadata.annotations"
     yield (
-        "annotations-are-new",
-        "request.operation == 'CREATE' || !has(object.metadata.annotations) || !has(oldObject.metadata.annotations)"
-        " || object.metadata.annotations != oldObject.metadata.annotations",
+        "contract-is-new",
+        f"request.operation == 'CREATE' || has({new}) && {new}.exists(key, key.startsWith('{parse.PREFIX}')"
+        f" && !(has({old}) && key in {old} && {old}[key] == {new}[key]))",
     )
     yield (
         "no-mirror-of-a-kubelet",

@@ -22,6 +22,7 @@ from tests.unit.contract.test_parse import SINGLES
 FILE = Path(__file__).resolve().parents[3] / "hack/kubernetes/contracts.yaml"
 POLICIES = {one["metadata"]["name"]: one for one in policy.policies()}
 PODS, WORKLOADS, CRONJOBS = POLICIES.values()
+ATTACH = f"{PREFIX}attach"
 NAMES = ("object", "oldObject", "request", "variables")
 
 
@@ -208,10 +209,14 @@ def asked(of: Mapping[str, Any], operation: str, user: str, after: Any, before: 
     ("operation", "before", "after", "wanted"),
     [
         ("CREATE", {}, pod({"a": "b"}), True),
-        ("UPDATE", pod({"a": "b"}), pod({"a": "b"}), False),
-        ("UPDATE", pod({"a": "b"}), pod({"a": "c"}), True),
-        ("UPDATE", pod(None), pod({"a": "b"}), True),
-        ("UPDATE", pod(None), pod(None), True),
+        ("UPDATE", pod({ATTACH: "b"}), pod({ATTACH: "b"}), False),
+        ("UPDATE", pod({ATTACH: "b"}), pod({ATTACH: "b", "cni.example/address": "10.0.0.1"}), False),
+        ("UPDATE", pod({ATTACH: "b"}), pod({ATTACH: "c"}), True),
+        ("UPDATE", pod({ATTACH: "b"}), pod({ATTACH: "b", f"{PREFIX}exec": "b"}), True),
+        ("UPDATE", pod({"a": "b"}), pod({ATTACH: "b"}), True),
+        ("UPDATE", pod(None), pod({ATTACH: "b"}), True),
+        ("UPDATE", pod({ATTACH: "b"}), pod(None), False),
+        ("UPDATE", pod(None), pod(None), False),
     ],
 )
 def test_pods_from_before_can_be_changed_and_go(operation: str, before: Any, after: Any, wanted: bool) -> None:
