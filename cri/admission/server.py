@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
@@ -27,6 +27,14 @@ IDLE: Final = 120.0
 BACKLOG: Final = 128
 _BODIES: Final = 2
 """Of the largest size, at a time."""
+_SMALL: Final = 64 << 10
+"""Bytes of a body that waits for none of these: what most questions have, whoever holds the rest."""
+_HEAD: Final = 32 << 10
+"""Bytes of a request before its body."""
+_VALUES: Final = 96 << 20
+"""Bytes that what is read from bodies may take, of all requests together."""
+_VALUE, _CHARACTER = 160, 4
+"""Bytes of a value of JSON with what holds it, and of a character of a text, where they take the most."""
 
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -51,6 +59,8 @@ class Budget:
 
     def take(self, size: int, until: float) -> bool:
         """Whether there was room before ``until`` (time.monotonic)."""
+        if size > self._most:
+            return False
         with self._changed:
             left = max(0.0, until - time.monotonic())
             if not self._changed.wait_for(lambda: self._held + size <= self._most, left):
@@ -71,7 +81,7 @@ class Server:
     def __init__(self, address: tuple[str, int], service: Service, limits: Limits) -> None:
         """:raises ForgeError: the address cannot be had."""
         self.service, self.limits = service, limits
-        self.budget = Budget(_BODIES * limits.body)
+        self.bodies, self.values = Budget(_BODIES * limits.body), Budget(_VALUES)
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Condition()
         self._open: dict[_Connection, None] = {}
@@ -163,13 +173,17 @@ class Server:
 
 
 class _Connection:
-    """One client. ``busy``: from the first byte of a request to the last of its answer, and while it shakes hands."""
+    """One client. ``busy``: from the first byte of a request to the last of its answer, and until its first one begins.
+
+    ``room``: bytes that it may still send.
+    """
 
     def __init__(self, accepted: socket.socket, context: ssl.SSLContext, server: Server) -> None:
         self._accepted, self._context, self._server = accepted, context, server
         self._stream: socket.socket = accepted
         self.busy, self.since = True, time.monotonic()
         self.until = self.since + server.limits.seconds
+        self.room = _HEAD
 
     def run(self) -> None:
         """Until the client goes, or has been idle for too long."""
@@ -184,6 +198,7 @@ class _Connection:
         """It waits for its next request."""
         self.busy, self.since = False, time.monotonic()
         self.until = self.since + IDLE
+        self.room = _HEAD
 
     def work(self) -> None:
         """A request has begun."""
@@ -215,7 +230,12 @@ class _Timed(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._stream.settimeout(self._left())
-        return self._stream.recv_into(buffer)
+        room = self._connection.room
+        if room <= 0:
+            raise ConnectionError("more than a request may have")
+        got = self._stream.recv_into(memoryview(buffer)[:room])
+        self._connection.room -= got
+        return got
 
     def write(self, data: Any) -> int:
         self._stream.settimeout(self._left())
@@ -246,11 +266,11 @@ class _Requests(BaseHTTPRequestHandler):
     def serve(self) -> None:
         """Until one of both sides closes."""
         while not self.close_connection and not self._server.stopping:
-            self._connection.rest()
             if not self.rfile.peek(1):
                 return
             self._connection.work()
             self.handle_one_request()
+            self._connection.rest()
 
     def do_GET(self) -> None:
         self._respond(b"")
@@ -263,17 +283,26 @@ class _Requests(BaseHTTPRequestHandler):
             self._refuse(413, b"too large\n")
         elif self.headers.get_content_type() != "application/json":
             self._refuse(415, b"application/json only\n")
-        elif not self._server.budget.take(int(length), self._connection.until):
-            self._refuse(503, b"too many at a time\n")
         else:
-            try:
-                body = self.rfile.read(int(length))
-                if len(body) == int(length):
-                    self._respond(body)
-                else:
-                    self.close_connection = True
-            finally:
-                self._server.budget.give(int(length))
+            self._read(int(length))
+
+    def _read(self, length: int) -> None:
+        with ExitStack() as held:
+            if length > _SMALL and not self._taken(held, self._server.bodies, length):
+                return
+            self._connection.room += length
+            body = self.rfile.read(length)
+            if len(body) < length:
+                self.close_connection = True
+            elif self._taken(held, self._server.values, _weight(body)):
+                self._respond(body)
+
+    def _taken(self, held: ExitStack, budget: Budget, size: int) -> bool:
+        if not budget.take(size, self._connection.until):
+            self._refuse(503, b"too much at a time\n")
+            return False
+        held.callback(budget.give, size)
+        return True
 
     def _refuse(self, code: int, why: bytes) -> None:
         # The body is still on its way, and nobody reads it.
@@ -316,6 +345,11 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     both = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def _weight(body: bytes) -> int:
+    """Bytes that what JSON says may take at most: each value but the first has a comma or a bracket before it."""
+    return len(body) * _CHARACTER + sum(map(body.count, (b",", b"[", b"{"))) * _VALUE
 
 
 def _caller(secure: ssl.SSLSocket) -> Caller:

@@ -306,7 +306,7 @@ def test_what_many_containers_and_words_about_them_take_is_bounded() -> None:
     began = time.process_time()
     assert asked(question(many))["allowed"]
     assert asked(question({f"{PREFIX}exec_mode.c7": "wasm", **many}, containers=containers))["allowed"] is False
-    more = [*containers, {"name": "more", "image": "a"}] * 20
+    more: Any = [*containers, {"name": "more", "image": "a"}] * 20
     response = asked(question({f"{PREFIX}exec_mode.c7": "wasm", **many}, containers=more))
     assert response["warnings"] == ["it has more than 100 containers: what becomes of them is left to nodes"]
     assert why(question({f"{PREFIX}exec_mode": "wasm"}, containers=more))

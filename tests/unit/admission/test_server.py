@@ -9,7 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -242,8 +242,7 @@ def test_whoever_is_slow_is_cut_off() -> None:
         silent = socket.create_connection(("127.0.0.1", server.port), 10)
         half, body = raw(server), raw(server)
         half.sendall(b"POST /validate HTTP/1.1\r\nHost: a\r\nContent-")
-        head = b"POST /validate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
-        body.sendall(head)
+        body.sendall(head(99))
         began = time.monotonic()
         for _ in range(3):
             time.sleep(0.05)
@@ -327,9 +326,64 @@ def test_a_request_under_way_is_answered_when_it_stops(monkeypatch: pytest.Monke
         assert found == [200]
 
 
+def head(length: int) -> bytes:
+    lines = (
+        "POST /validate HTTP/1.1",
+        "Host: a",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+        "",
+        "",
+    )
+    return "\r\n".join(lines).encode()
+
+
+def test_whoever_holds_large_bodies_keeps_nobody_waiting(server: Server) -> None:
+    holding = [raw(server) for _ in range(3)]
+    for one in holding:
+        one.sendall(head(server.limits.body))
+    began = time.monotonic()
+    connection = connect(server)
+    for _ in range(20):
+        assert ask(connection, "POST", "/validate", json.dumps(question()), JSON)[0] == 200
+    assert time.monotonic() - began < server.limits.seconds / 2
+    connection.close()
+    for one in holding:
+        one.close()
+
+
+@pytest.mark.parametrize("many", [b"[],", b'{"a":0},', b"[[[],0],0],"])
+def test_a_body_that_would_become_much_more_is_refused(server: Server, many: bytes) -> None:
+    whole = json.dumps(question())
+    before, after = whole.replace('"spec"', '"x": [MANY], "spec"').encode().split(b"MANY")
+    body = before + many * ((server.limits.body - len(whole) - 100) // len(many)) + b"0" + after
+    connection = connect(server)
+    assert ask(connection, "POST", "/validate", body, JSON) == (503, b"too much at a time\n")
+    connection.close()
+    # What is long and has few values is none.
+    body = before + b'"' + b"a" * (server.limits.body - len(whole) - 100) + b'"' + after
+    assert ask(connect(server), "POST", "/validate", body, JSON)[0] == 200
+
+
+def test_a_head_has_an_end(server: Server) -> None:
+    stream = raw(server)
+    line = b"X: " + b"a" * 1000 + b"\r\n"
+    with suppress(OSError):
+        stream.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + line * 90 + b"\r\n")
+    assert until_closed(stream) == b""
+    stream.close()
+    # Each request of a connection has room of its own.
+    connection = connect(server)
+    for _ in range(5):
+        assert ask(connection, "GET", "/healthz", headers={"X": "a" * 20_000})[0] == 200
+        assert ask(connection, "POST", "/validate", json.dumps(question()) + " " * 60_000, JSON)[0] == 200
+    connection.close()
+
+
 def test_bodies_have_one_budget() -> None:
     budget = Budget(10)
     soon = time.monotonic() + 0.05
+    assert not budget.take(11, time.monotonic() + 60)
     assert budget.take(8, soon)
     assert not budget.take(3, soon)
     later = threading.Timer(0.05, budget.give, (8,))
