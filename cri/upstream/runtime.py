@@ -154,7 +154,7 @@ class RuntimeFront:
         """By its handler. A pod with a contract is not started where nobody would keep it."""
         if self._sides.of_handler(request.runtime_handler) is Side.OURS:
             return self._own["RunPodSandbox"](request, call)
-        self._without_contract(request.config, request.config.annotations, request.runtime_handler, call)
+        self._may_go(request.config, request.runtime_handler, call)
         answer = link.begin("RunPodSandbox", request, call)()
         id_ = pb.RunPodSandboxResponse.FromString(answer).pod_sandbox_id
         self._runtime.beside.forwarded(id_, _pod(request.config), request.runtime_handler, link.socket)
@@ -163,7 +163,7 @@ class RuntimeFront:
     def _restore(self, request: pb.RestorePodRequest, link: Link, call: Call) -> Any:
         if self._sides.of_handler(request.runtime_handler) is Side.OURS:
             return self._own["RestorePod"](request, call)
-        self._without_contract(request.config, request.config.annotations, request.runtime_handler, call)
+        self._may_go(request.config, request.runtime_handler, call)
         for one in request.container_configs:
             self._without_contract(request.config, one.annotations, request.runtime_handler, call)
         answer = link.begin("RestorePod", request, call)()
@@ -198,6 +198,11 @@ class RuntimeFront:
         image = request.config.image
         names = (name, image.user_specified_image) if name == image.image else (name,)
         self._choice.wanted.mark(names, side, request.pod_sandbox_id)
+
+    def _may_go(self, config: pb.PodSandboxConfig, handler: str, call: Call) -> None:
+        self._without_contract(config, config.annotations, handler, call)
+        if self._links.held:
+            self._runtime.beside.demand(_pod(config), config.annotations, handler, call.deadline)
 
     def _without_contract(
         self, config: pb.PodSandboxConfig, annotations: Mapping[str, str], handler: str, call: Call

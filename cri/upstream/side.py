@@ -47,6 +47,9 @@ class BesidePort(Protocol):
     def refuse(self, pod: Mapping[str, Any], annotation: str, handler: str, deadline: Deadline) -> None:
         """A pod with a contract was to be started by another runtime. :raises Denied: always."""
 
+    def demand(self, pod: Mapping[str, Any], annotations: Mapping[str, str], handler: str, deadline: Deadline) -> None:
+        """One without is to be. :raises Denied: a policy applies to it, which nobody would keep there."""
+
 
 class RuntimePort(Protocol):
     """What is asked of the runtime itself."""
@@ -73,7 +76,7 @@ class Links:
 
     def __init__(self, config: UpstreamConfig) -> None:
         self._changed = threading.Condition()
-        self._default = config.default_runtime
+        self._default, self._held = config.default_runtime, config.policies == "deny"
         self._waiting: list[Callable[[], None]] = []
         self.now = Link(config.socket) if config.socket else None
 
@@ -81,6 +84,11 @@ class Links:
     def default(self) -> Side:
         """Who runs the pods that name no handler."""
         return Side(self._default) if self.now is not None else Side.OURS
+
+    @property
+    def held(self) -> bool:
+        """Whether no pod may go there to which a policy of this node applies."""
+        return self._held
 
     def figures(self) -> Iterable[Figure]:
         """Whether the other runtime answers; nothing where there is none, or nobody has asked it yet."""
@@ -114,7 +122,7 @@ class Links:
     def follow(self, config: UpstreamConfig) -> None:
         """From now on this is the configuration; calls under way end where they began."""
         with self._changed:
-            before, self._default = self.now, config.default_runtime
+            before, self._default, self._held = self.now, config.default_runtime, config.policies == "deny"
             if config.socket != (before.socket if before is not None else ""):
                 self.now = Link(config.socket) if config.socket else None
                 self._changed.notify_all()

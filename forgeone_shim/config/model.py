@@ -644,11 +644,16 @@ class UpstreamConfig:
     """Its CRI socket, as `/run/containerd/containerd.sock`. Empty: there is none, and its pods are not shown."""
     default_runtime: str = "upstream"
     """Who runs the pods that name no handler: `upstream` or `forgeone`. Counts while there is a socket."""
+    policies: str = "ignore"
+    """What becomes of a new pod for the other runtime to which a floor of this node, or its default policy, would
+    apply: `ignore`, it runs there under none; `deny`, it is refused, a static pod as well.
+    """
 
     def __post_init__(self) -> None:
         if self.socket:
             checks.socket_path("upstream.socket", self.socket)
         checks.one_of("upstream.default_runtime", self.default_runtime, ("upstream", "forgeone"))
+        checks.one_of("upstream.policies", self.policies, ("ignore", "deny"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

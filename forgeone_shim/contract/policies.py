@@ -129,6 +129,15 @@ class Policies:
         trusted = {key.id for key in self._issuers}
         return self._bound(replace(bound, signers=tuple(one for one in bound.signers if one in trusted)))
 
+    def without_contract(self, namespace: str) -> str:
+        """The first policy that applies to a pod of that namespace which asks for nothing; empty: there is none.
+
+        The default one counts already while it may still come.
+        """
+        if self._default and self._default not in self._all:
+            return self._default
+        return next(self._names(UNRESTRICTED, namespace), "")
+
     def concerned(self, point: Point, bound: Bound) -> bool:
         """Whether anything could be denied at that point: otherwise no facts need be gathered."""
         if not self._all and bound.contract == UNRESTRICTED:

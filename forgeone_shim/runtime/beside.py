@@ -10,6 +10,7 @@ from forgeone_shim.errors import Denied, InvalidInput, NotFound
 from forgeone_shim.registry.service import ImageService
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.handlers import Handlers
+from forgeone_shim.runtime.inforce import InForce
 from forgeone_shim.runtime.records import ContainerRecord, SandboxRecord
 from forgeone_shim.runtime.table import Table
 
@@ -23,10 +24,12 @@ class Beside:
         containers: Table[ContainerRecord],
         handlers: Handlers,
         images: ImageService,
+        *,
+        policies: InForce,
         chronicle: Chronicle,
     ) -> None:
         self._tables = (sandboxes, containers)
-        self._handlers, self._images, self._chronicle = handlers, images, chronicle
+        self._handlers, self._images, self._policies, self._chronicle = handlers, images, policies, chronicle
 
     def handles(self, handler: str) -> bool:
         """Whether pods of that handler run here."""
@@ -68,11 +71,22 @@ class Beside:
 
         :raises Denied: always.
         """
-        rule = "upstream/contract"
+        why = f"which does not keep what annotation {annotation} asks for"
+        raise self._denied("upstream/contract", why, pod, handler, deadline)
+
+    def demand(self, pod: Mapping[str, Any], annotations: Mapping[str, str], handler: str, deadline: Deadline) -> None:
+        """A pod without a contract is to be started by another runtime.
+
+        :raises Denied: a policy of this node applies to it, which nobody would keep there.
+        """
+        if why := self._policies.demanding(str(pod.get("namespace", "")), annotations):
+            raise self._denied("upstream/policies", f"which keeps no policies: {why}", pod, handler, deadline)
+
+    def _denied(self, rule: str, why: str, pod: Mapping[str, Any], handler: str, deadline: Deadline) -> Denied:
         asks = f"runtime handler {handler!r}" if handler else "a pod that names no runtime handler"
-        reason = f"{asks} is the upstream runtime's, which does not keep what annotation {annotation} asks for"
+        reason = f"{asks} is the upstream runtime's, {why}"
         subject = f"pod/{pod.get('namespace', '')}/{pod.get('name', '')}"
         entry = self._chronicle.denied(
             "sandbox", subject, deadline, rule=rule, reason=reason, pod=dict(pod), handler=handler
         )
-        raise Denied(rule, reason, entry, starts=True, fix="name a forgeone-* runtime class")
+        return Denied(rule, reason, entry, starts=True, fix="name a forgeone-* runtime class")

@@ -67,6 +67,13 @@ class InForce:
         with self._lock:
             return self._joined()[0]
 
+    def demanding(self, namespace: str, annotations: Mapping[str, str]) -> str:
+        """Why a pod of that namespace, without a contract, is not to run where nobody keeps policies; empty: it may."""
+        if why := self._cluster.waiting(annotations):
+            return why
+        name = self.policies.without_contract(namespace)
+        return f"policy {name!r} applies to namespace {namespace!r}" if name else ""
+
     def begin(self, users: Users) -> None:
         """From now on they hear of changes, and the cluster is watched."""
         self._users = users

@@ -118,7 +118,14 @@ class Runtime:
         self._containers.watched_by(self._watching)
         parts.identity.watched_by(self._watching.standing)
         self.behaviours = Behaviours(self._watching, images, parts.chronicle)
-        self.beside = Beside(parts.sandboxes, parts.containers, parts.handlers, images, parts.chronicle)
+        self.beside = Beside(
+            parts.sandboxes,
+            parts.containers,
+            parts.handlers,
+            images,
+            policies=parts.policies,
+            chronicle=parts.chronicle,
+        )
         self._running = Running(parts, self._watching)
         self._insight = Insight(parts)
         self.inspection = Inspection(parts, parts.identity)

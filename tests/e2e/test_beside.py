@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from subprocess import CalledProcessError, run
 
 import grpc
@@ -187,6 +188,30 @@ def test_a_contract_is_not_taken_where_nobody_keeps_it(node: Daemon) -> None:
     assert "'runc'" in raised.value.details()
     assert [one.data["rule"] for one in events(node) if one.type.endswith("denied")] == ["upstream/contract"]
     assert listed(node) == set()
+
+
+def test_a_node_may_keep_pods_under_a_floor_from_the_other_runtime(node: Daemon) -> None:
+    text, directory = node.config_file.read_text(), Path(node.config.contract.policies_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    floor = directory / "everybody.yaml"
+    floor.write_text(
+        "apiVersion: forgeone.dev/v1\nkind: ZTAPolicy\nmetadata: {name: everybody}\n"
+        "spec: {floor: true, contract: {rbac: {exec: false}}}\n"
+    )
+    try:
+        node.config_file.write_text(text.replace('policies = "ignore"', 'policies = "deny"'))
+        assert "upstream.policies" in forge(node, "reload")
+        with pytest.raises(grpc.RpcError) as raised:
+            pod(node).run()
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "'everybody'" in raised.value.details()
+        pod(node, NATIVE).run().remove()
+    finally:
+        floor.unlink()
+        forge(node, "reload")
+    pod(node).run().remove()
+    node.config_file.write_text(text)
+    forge(node, "reload")
 
 
 def test_pods_outlive_either_runtime_and_no_list_lacks_any(node: Daemon, other: Containerd, busybox: str) -> None:

@@ -338,6 +338,15 @@ def test_floors_apply_to_everybody_and_others_to_those_who_name_them() -> None:
     assert caught.value.field == "runtime_policy_id"
 
 
+def test_what_applies_to_pods_that_ask_for_nothing() -> None:
+    floor = made("floor", floor=True, exceptNamespaces=["kube-*"])
+    policies = Policies([floor, made("own", namespaces=["shop"])])
+    assert [policies.without_contract(one) for one in ("shop", "", "kube-system")] == ["floor", "floor", ""]
+    with_default = Policies([floor, made("own", namespaces=["kube-a"])], default="own")
+    assert [with_default.without_contract(one) for one in ("shop", "kube-a", "kube-b")] == ["floor", "own", ""]
+    assert Policies(default="to-come", default_may_come=True).without_contract("kube-b") == "to-come"
+
+
 def test_a_policy_is_for_the_namespaces_it_says() -> None:
     policies = Policies(
         [

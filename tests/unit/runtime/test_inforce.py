@@ -29,6 +29,7 @@ class Cluster:
     def __init__(self, *policies: Policy) -> None:
         self.policies = policies
         self.on, self.told = True, ("", "")
+        self.waits = ""
         self.take: Take = lambda _: frozenset()
         self.shadows: list[frozenset[str]] = []
         self.config = ClusterConfig(kubeconfig="/k")
@@ -43,6 +44,9 @@ class Cluster:
 
     def shadowed(self, names: frozenset[str]) -> None:
         self.shadows.append(names)
+
+    def waiting(self, annotations: Mapping[str, str]) -> str:
+        return self.waits
 
     def problem(self) -> tuple[str, str]:
         return self.told
@@ -147,3 +151,13 @@ def test_a_default_may_be_one_of_the_clusters_where_there_is_one(config: Config)
     with pytest.raises(InvalidInput):
         inforce.read(plain)
     assert inforce.read(Config(contract=plain.contract, cluster=config.cluster)).may_come
+
+
+def test_it_says_what_keeps_a_pod_from_where_nobody_keeps_policies(config: Config) -> None:
+    cluster = Cluster()
+    made, _ = begun(config, cluster)
+    assert made.demanding("shop", {}) == ""
+    cluster.says(policy("a"))
+    assert made.demanding("shop", {}) == "policy 'a' applies to namespace 'shop'"
+    cluster.waits = "not yet"
+    assert made.demanding("shop", {}) == "not yet"

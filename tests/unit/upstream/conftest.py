@@ -52,6 +52,7 @@ class Beside:
         self._runtime = runtime
         self.told: list[tuple[str, Mapping[str, Any], str, str]] = []
         self.refused: list[tuple[Mapping[str, Any], str, str]] = []
+        self.floors: set[str] = set()
 
     def handles(self, handler: str) -> bool:
         return handler in ("", "forgeone-native", "gpu")
@@ -72,6 +73,10 @@ class Beside:
     def refuse(self, pod: Mapping[str, Any], annotation: str, handler: str, deadline: Deadline) -> None:
         self.refused.append((pod, annotation, handler))
         raise Denied("upstream/contract", f"{handler!r} does not keep {annotation}", "audit:1", starts=True)
+
+    def demand(self, pod: Mapping[str, Any], annotations: Mapping[str, str], handler: str, deadline: Deadline) -> None:
+        if pod["namespace"] in self.floors:
+            raise Denied("upstream/policies", f"{handler!r} keeps none", "audit:1", starts=True)
 
 
 class Here(Memory):

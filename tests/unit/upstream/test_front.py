@@ -116,6 +116,22 @@ def test_a_container_with_a_contract_is_not_made_there_either(node: Front, other
     assert "CreateContainer" not in [name for name, _, _ in other.calls]
 
 
+def test_a_node_may_keep_pods_to_which_its_policies_apply_from_the_other_one(
+    node: Front, here: Here, other: Other
+) -> None:
+    here.beside.floors = {"default"}
+    assert run(node, "a")[0] == "b"
+    node.links.follow(UpstreamConfig(socket=str(other.path), policies="deny"))
+    ran = pb.RunPodSandboxRequest(config=pod_config("b"), runtime_handler="kata")
+    restored = pb.RestorePodRequest(config=pod_config("b"), runtime_handler="kata")
+    for verb, request in ((node.cri.RunPodSandbox, ran), (node.cri.RestorePod, restored)):
+        assert refused(verb, request)[0] is grpc.StatusCode.FAILED_PRECONDITION
+    assert run(node, "c", NATIVE)[0] == "a"
+    here.beside.floors = {"payments"}
+    assert run(node, "d")[0] == "b"
+    assert len(other.runtime.sandboxes()) == 2
+
+
 def test_a_failure_comes_through_as_it_is(node: Front, other: Other) -> None:
     def fail(_request: object, _call: object) -> None:
         raise Relayed(grpc.StatusCode.DATA_LOSS, "wörds of theirs", (("grpc-status-details-bin", b"\x01"), ("x", "y")))
