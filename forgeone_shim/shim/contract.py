@@ -186,10 +186,16 @@ def await_reopened(
     """Ask for the log to be opened anew; returns once inotify(7) events of ``mask`` say that it was.
 
     ``still`` raises where nobody is there to do it any more: one that was about to end may have been asked.
+
+    :raises FailedPrecondition: the log's directory is gone.
     """
     log = Path(log_path)
     try:
         events = DirectoryEvents(log.parent, mask)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FailedPrecondition(
+            f"the log of container {container_id} has no directory any more: {log.parent}"
+        ) from None
     except OSError as error:
         raise syscall_error("watch", log.parent, error) from error
     try:
