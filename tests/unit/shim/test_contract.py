@@ -29,6 +29,6 @@ def test_who_is_asked_as_it_ends_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_log_whose_directory_is_gone_is_no_fault_of_forgeoneds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for directory in ("none", "file"):
+    for directory in ("none", "file/below"):
         with pytest.raises(FailedPrecondition, match=f"has no directory any more: .*/{directory}$"):
             contract.reopen_log(str(tmp_path), "it", str(tmp_path / directory / "0.log"))
