@@ -1,8 +1,7 @@
 """The program that watches the cluster for forgeoned: a process of its own, as the Kubernetes client is large.
 
-It reads what the kubeconfig names and writes nowhere: it has no capabilities, gets no new privileges, and Landlock
-leaves it no file that it could change but those of its scratch directory. What it finds it tells over the socket that
-it was started with, and with that it ends.
+It reads what the kubeconfig names and gives up the rest (:mod:`.confinement`). What it finds it tells over the socket
+that it was started with, and with that it ends.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from typing import Final, NoReturn
 import msgspec
 
 from forgeone_shim.cluster import wire
+from forgeone_shim.cluster.confinement import confine
 from forgeone_shim.cluster.verdicts import Speaker
 from forgeone_shim.cluster.watch import Watch
-from forgeone_shim.kernel import landlock, privileges
 
 LINK: Final = 3
 """The descriptor of its end of the socket."""
@@ -66,30 +65,6 @@ class Link:
                 _end()
             for line in lines.feed(data):
                 heard(wire.verdict(line))
-
-
-def confine(scratch: Path) -> None:
-    """Give up what the watch does not need, for good. Raises OSError."""
-    if os.geteuid() == 0:
-        privileges.give_up_bounding()
-        privileges.give_up_capabilities()
-    privileges.no_new_privileges()
-    privileges.not_dumpable()
-    known = landlock.version()
-    if known:
-        everywhere = landlock.EXECUTE | landlock.READ_FILE | landlock.READ_DIR
-        # Programs that a kubeconfig names for credentials throw away what they do not want to say.
-        discard = landlock.WRITE_FILE | landlock.READ_FILE | landlock.TRUNCATE | landlock.IOCTL_DEV
-        rules = (("/", everywhere), (os.devnull, discard), (str(scratch), landlock.rights(known)))
-        opened = [(os.open(path, os.O_PATH | os.O_CLOEXEC), allowed) for path, allowed in rules]
-        try:
-            (root, allowed), *more = opened
-            landlock.restrict(known, root, allowed, *more)
-        finally:
-            for fd, _ in opened:
-                os.close(fd)
-    # A change of capabilities would undo it.
-    privileges.die_with_parent()
 
 
 def main() -> NoReturn:
