@@ -141,7 +141,7 @@ def test_forgeoned_can_read_the_configuration(case: str) -> None:
     }
     assert config.cluster.kubeconfig == given.get("policies", {}).get("kubeconfig", "/etc/kubernetes/kubelet.conf")
     assert config.cluster.required is given.get("policies", {}).get("required", False)
-    assert config.metrics.address == ("[::]:9580" if case == "everything.yaml" else "0.0.0.0:9580")
+    assert config.metrics.address == ("[::]:9580" if case == "everything.yaml" else "")
 
 
 def test_texts_come_through_as_they_are() -> None:
@@ -157,8 +157,10 @@ def test_numbers_come_through_as_they_are() -> None:
 
 
 def test_what_is_off_is_not_configured() -> None:
-    config = read(configuration(metrics={"enabled": False}, policies={"sync": False}), CHART)
+    config = read(configuration(policies={"sync": False}), CHART)
     assert (config.metrics.address, config.cluster.kubeconfig) == ("", "")
+    config = read(configuration(metrics={"enabled": True}), CHART)
+    assert config.metrics.address == "0.0.0.0:9580"
 
 
 # -- admission
@@ -329,6 +331,24 @@ def test_the_jobs_that_alerts_name_are_those_of_the_monitors() -> None:
 def test_without_the_webhook_there_are_no_alerts_about_it() -> None:
     groups = of(render(metrics={"rules": {"enabled": True}}), "PrometheusRule")["spec"]["groups"]
     assert "admission" not in json.dumps(groups)
+
+
+def test_a_node_that_waits_for_its_turn_is_no_alert() -> None:
+    [down] = [rule for rule in alerts() if rule["alert"] == "ForgeOneDown"]
+    assert re.search(r"== 0 and max_over_time\(up\{job=\"forgeoned\"\}\[[^]]+\]\) == 1$", down["expr"])
+
+
+def test_there_is_no_alert_about_a_job_that_nobody_scrapes() -> None:
+    given = {"metrics": {"rules": {"enabled": True}}, "admission": {"mode": "webhook"}}
+    assert "absent(" not in json.dumps(of(render(**given), "PrometheusRule"))  # type: ignore[arg-type]
+    assert any("absent(" in rule["expr"] for rule in alerts())
+
+
+def test_a_monitor_of_nothing_is_refused() -> None:
+    monitor = {"monitor": {"enabled": True}}
+    assert "there is nothing to scrape" in refusal(metrics=monitor)
+    assert kinds(render(metrics=monitor, admission={"mode": "webhook"}), "ServiceMonitor", "PodMonitor")
+    assert refusal(metrics=monitor | {"enabled": True}) == ""
 
 
 @pytest.mark.parametrize(("address", "wanted"), [("10.1.2.3", "10.1.2.3:9580"), ("fd00::7", "[fd00::7]:9580")])
