@@ -28,6 +28,7 @@ MUTATING: Final = f"{CONFIGURATIONS}/mutatingwebhookconfigurations"
 SETTLING: Final = 2.0
 """Seconds that API servers have to hear of an authority before it is shown to them."""
 
+FAILED_DELAY: Final = 10.0
 _ATTEMPTS: Final = 10
 _GRACE: Final = 5.0
 _DELAY: Final = (1.0, 60.0)
@@ -108,8 +109,10 @@ class Keeper:
             try:
                 left = (self.keep() - self._now()).total_seconds()
                 delay = _DELAY[0]
-            except ForgeError as error:
-                _log.warning("certificates not kept", why=str(error))
+            except Exception as error:
+                # Of what no one expects in a Secret neither may their renewal end: it would be noticed months later.
+                why = str(error) if isinstance(error, ForgeError) else type(error).__name__
+                _log.warning("certificates not kept", why=why)
                 left, delay = delay, min(delay * 2, _DELAY[1])
                 # What another replica does is no reason to ask a server more often that just refused.
                 self._end.wait(left)
@@ -198,10 +201,15 @@ class Keeper:
             del name, given
             self._wake.set()
 
-        try:
-            Watch(place, tell, seen, wait).run()
-        except _Stopped:
-            return
+        watch = Watch(place, tell, seen, wait)
+        while not self._end.is_set():
+            try:
+                watch.run()
+            except _Stopped:
+                return
+            except Exception as error:
+                _log.error("following failed", what=place.name, error=type(error).__name__)
+                self._end.wait(FAILED_DELAY)
 
 
 class _Stopped(Exception):

@@ -74,8 +74,10 @@ def serve(settings: Options, signals: Signals) -> None:
     limits = Limits(settings.max_connections, settings.max_body, float(settings.request_seconds))
     server = Server((settings.address, settings.port), service, limits)
 
+    secured = tls.Secured(server.secure, settings.client_ca)
+
     def use(pair: Pair) -> None:
-        server.secure(tls.context(pair, settings.client_ca))
+        secured.certificate(pair)
         meters.certificate(tls.expires(pair))
         ready.own()
 
@@ -86,10 +88,10 @@ def serve(settings: Options, signals: Signals) -> None:
         stack.callback(following.stop)
         service.asking(following.look_for)
         following.start()
+        if settings.client_ca:
+            _watch(stack, tls.Watched(Path(settings.client_ca).parent, secured.authorities), "callers")
         if settings.tls_dir:
-            directory = tls.Directory(Path(settings.tls_dir), use)
-            stack.callback(directory.stop)
-            threading.Thread(target=directory.run, name="certificates", daemon=True).start()
+            _watch(stack, tls.Directory(Path(settings.tls_dir), use), "certificates")
         else:
             keeper = Keeper(cluster, settings, use)
             stack.callback(keeper.stop)
@@ -105,6 +107,11 @@ def serve(settings: Options, signals: Signals) -> None:
         signals.until_stop(lambda: None)
         leaving.cancel()
         _log.info("stopping")
+
+
+def _watch(stack: ExitStack, directory: tls.Watched, name: str) -> None:
+    stack.callback(directory.stop)
+    threading.Thread(target=directory.run, name=name, daemon=True).start()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import ssl
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,10 +25,10 @@ _MAX: Final = 1 << 20
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("admission")
 
 
-def context(pair: Pair, client_ca: str = "") -> ssl.SSLContext:
-    """TLS 1.2 or newer with that certificate. With ``client_ca`` callers may show theirs, and must not show a bad one.
+def context(pair: Pair, client_ca: bytes = b"") -> ssl.SSLContext:
+    """TLS 1.2 or newer with that certificate. With ``client_ca`` (PEM) callers may show theirs, and no bad one.
 
-    :raises FailedPrecondition: certificate and key are not of one another, or there is no such file of authorities.
+    :raises FailedPrecondition: certificate and key are not of one another, or there are no authorities.
     """
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -39,8 +40,8 @@ def context(pair: Pair, client_ca: str = "") -> ssl.SSLContext:
         if client_ca:
             # Probes of a kubelet show none, and ask for nothing but health.
             made.verify_mode = ssl.CERT_OPTIONAL
-            made.load_verify_locations(client_ca)
-    except OSError as error:
+            made.load_verify_locations(cadata=client_ca.decode("ascii", "replace"))
+    except (OSError, ValueError) as error:
         raise FailedPrecondition(f"the certificate cannot be used: {error}") from None
     return made
 
@@ -53,21 +54,51 @@ def expires(pair: Pair) -> float:
         raise FailedPrecondition("the certificate cannot be read") from None
 
 
-class Directory:
-    """Certificate and key that somebody else makes, used as they are there (a mounted Secret)."""
+class Secured:
+    """The certificate and the authorities of callers together, each taken into use as it comes; from any thread."""
 
-    def __init__(self, directory: Path, use: Callable[[Pair], None]) -> None:
-        """:param use: takes them; what it raises (ForgeError) leaves those before in use."""
-        self._directory, self._use = directory, use
-        self._used: Pair | None = None
+    def __init__(self, use: Callable[[ssl.SSLContext], None], client_ca: str = "") -> None:
+        """:param use: takes what connections to come are made secure with."""
+        self._use, self._client_ca = use, client_ca
+        self._lock = threading.Lock()
+        self._pair: Pair | None = None
+        self._believed = b""
+
+    def certificate(self, pair: Pair) -> None:
+        """:raises FailedPrecondition: it cannot be used, and the one before is."""
+        with self._lock:
+            believed = _read(Path(self._client_ca)) if self._client_ca else b""
+            self._use(context(pair, believed))
+            self._pair, self._believed = pair, believed
+
+    def authorities(self) -> None:
+        """They may be others now. :raises FailedPrecondition: they cannot be used, and those before are."""
+        with self._lock:
+            believed = _read(Path(self._client_ca))
+            if self._pair is not None and believed != self._believed:
+                self._use(context(self._pair, believed))
+                self._believed = believed
+                _log.info("authorities of callers changed")
+
+
+class Watched:
+    """A directory that somebody else writes (a mounted Secret): looked at as it is there."""
+
+    def __init__(self, directory: Path, look: Callable[[], None]) -> None:
+        """:param look: what it raises (ForgeError) is logged."""
+        self._directory, self._look = directory, look
         self._ended, self._end = os.pipe2(os.O_CLOEXEC)
 
     def run(self) -> None:
-        """Until :meth:`stop`: read them now, and whenever they change."""
+        """Until :meth:`stop`: look now, and whenever it changes."""
         watches = Watches(str(self._directory))
         try:
             while True:
-                self._look()
+                try:
+                    self._look()
+                except ForgeError as error:
+                    # Half of a change, perhaps: the other half is told as well.
+                    _log.warning("not used", why=str(error))
                 while not watches.changed():
                     ready, _, _ = select.select([watches.fileno(), self._ended], [], [])
                     if self._ended in ready:
@@ -82,15 +113,21 @@ class Directory:
         """From any thread."""
         os.close(self._end)
 
-    def _look(self) -> None:
-        try:
-            pair = Pair(*(_read(self._directory / name) for name in (CERTIFICATE, KEY)))
-            if pair != self._used:
-                self._use(pair)
-                self._used = pair
-        except ForgeError as error:
-            # Half of a change, perhaps: the other half is told as well.
-            _log.warning("certificate not used", why=str(error))
+
+class Directory(Watched):
+    """Certificate and key that somebody else makes, used as they are there."""
+
+    def __init__(self, directory: Path, use: Callable[[Pair], None]) -> None:
+        """:param use: takes them; what it raises (ForgeError) leaves those before in use."""
+        super().__init__(directory, self._both)
+        self._use = use
+        self._used: Pair | None = None
+
+    def _both(self) -> None:
+        pair = Pair(*(_read(self._directory / name) for name in (CERTIFICATE, KEY)))
+        if pair != self._used:
+            self._use(pair)
+            self._used = pair
 
 
 def _read(path: Path) -> bytes:

@@ -156,3 +156,28 @@ def test_what_others_undo_is_done_again_at_once(double: tuple[ApiDouble, str]) -
             assert found.changed.wait_for(lambda: bundles(found) == {wanted}, 10)
     finally:
         one.stop()
+
+
+def test_what_no_one_expects_does_not_end_their_renewal(
+    double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, kubeconfig = double
+    used: list[Pair] = []
+    renewed, faults = certificates.renewed, iter([TypeError("odd")])
+
+    def odd(*given: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return renewed(*given)
+
+    monkeypatch.setattr(certificates, "renewed", odd)
+    monkeypatch.setattr(keeping, "_DELAY", (0.01, 0.02))
+    one = keeper(kubeconfig, used)
+    one.start()
+    try:
+        until = time.monotonic() + 10
+        while not used and time.monotonic() < until:
+            time.sleep(0.01)
+        assert used
+    finally:
+        one.stop()

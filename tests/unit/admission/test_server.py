@@ -60,7 +60,8 @@ def serving(*, known: Known | None = None, callers: Any = None, client_ca: str =
         answering.follow(known)
         answering.lacks(frozenset())
     server = Server(("127.0.0.1", 0), answering, Limits(**({"seconds": 5.0} | limits)))
-    server.secure(tls.context(pair(STATE), client_ca))
+    secured = tls.Secured(server.secure, client_ca)
+    secured.certificate(pair(STATE))
     server.start()
     try:
         yield server
@@ -213,27 +214,75 @@ def test_a_key_of_another_certificate_cannot_be_used() -> None:
         tls.context(Pair(pair(STATE).certificate, pair(fresh()).key))
 
 
-def test_callers_need_a_certificate_where_that_is_asked_for(tmp_path: Path) -> None:
+def caller(directory: Path, name: str) -> tuple[bytes, ssl.SSLContext]:
+    """An authority (PEM), and a client that shows what it has signed."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "api-server")])
+    named = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        x509.CertificateBuilder(named, named, key.public_key(), x509.random_serial_number())
         .not_valid_before(datetime.now(UTC) - timedelta(days=1))
         .not_valid_after(datetime.now(UTC) + timedelta(days=1))
         .sign(key, hashes.SHA256())
     )
     pem = made.public_bytes(serialization.Encoding.PEM)
-    (tmp_path / "ca").write_bytes(pem)
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (tmp_path / "client").write_bytes(pem + key.private_bytes(*form))
+    (directory / name).write_bytes(pem + key.private_bytes(*form))
     shown = believing()
-    shown.load_cert_chain(tmp_path / "client")
+    shown.load_cert_chain(directory / name)
+    return pem, shown
+
+
+def test_callers_need_a_certificate_where_that_is_asked_for(tmp_path: Path) -> None:
+    pem, shown = caller(tmp_path, "api-server")
+    (tmp_path / "ca").write_bytes(pem)
     body = json.dumps(question())
     for callers, code in ((frozenset(), 200), (frozenset({"api-server"}), 200), (frozenset({"else"}), 403)):
         with serving(known=Known(), callers=callers, client_ca=str(tmp_path / "ca")) as server:
             assert ask(connect(server), "GET", "/healthz")[0] == 200
             assert ask(connect(server), "POST", "/validate", body, JSON)[0] == 403
             assert ask(connect(server, shown), "POST", "/validate", body, JSON)[0] == code
+
+
+def test_authorities_of_callers_are_believed_as_they_change(tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    file = tmp_path / "mounted" / "ca"
+    (one, first), (two, second) = caller(tmp_path, "first"), caller(tmp_path, "second")
+    file.write_bytes(one)
+    used: list[ssl.SSLContext] = []
+    changed = threading.Condition()
+
+    def use(found: ssl.SSLContext) -> None:
+        with changed:
+            used.append(found)
+            changed.notify_all()
+
+    secured = tls.Secured(use, str(file))
+    secured.authorities()
+    assert used == []
+    secured.certificate(pair(STATE))
+    watched = tls.Watched(file.parent, secured.authorities)
+    thread = threading.Thread(target=watched.run)
+    thread.start()
+    try:
+        with serving(known=Known(), callers=frozenset()) as server:
+            for times, believed, shown, other in ((1, one, first, second), (2, two, second, first)):
+                (file.parent / "new").write_bytes(b"none")
+                (file.parent / "new").replace(file)
+                (file.parent / "new").write_bytes(believed)
+                (file.parent / "new").replace(file)
+                with changed:
+                    assert changed.wait_for(lambda: len(used) == times, 10)  # noqa: B023
+                    server.secure(used[-1])
+                assert ask(connect(server, shown), "POST", "/validate", json.dumps(question()), JSON)[0] == 200
+                with pytest.raises(OSError):
+                    ask(connect(server, other), "POST", "/validate", json.dumps(question()), JSON)
+    finally:
+        watched.stop()
+        thread.join()
+    # What is no authority leaves those before in use.
+    file.write_bytes(b"none")
+    with pytest.raises(FailedPrecondition, match="cannot be used"):
+        secured.authorities()
 
 
 def test_whoever_is_slow_is_cut_off() -> None:
