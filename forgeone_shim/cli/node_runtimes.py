@@ -89,8 +89,3 @@ def _pod(item: object) -> Pod:
     about = item.metadata  # type: ignore[attr-defined]
     running = item.state == cri.SANDBOX_READY  # type: ignore[attr-defined]
     return Pod(item.id, about.uid, about.namespace, about.name, running)  # type: ignore[attr-defined]
-
-
-def names(pods: tuple[Pod, ...]) -> tuple[str, ...]:
-    """Those that run, for people."""
-    return tuple(f"{pod.namespace}/{pod.name}" for pod in pods if pod.running)

@@ -12,7 +12,7 @@ from typing import Final
 from forgeone_shim.config import loader
 from forgeone_shim.config.model import Config
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import ForgeError, Unavailable
+from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.node import bundle as bundles
 from forgeone_shim.node import files, kubelet, layout, leftovers, plan, units, versions
 from forgeone_shim.node.bundle import Bundle
@@ -20,7 +20,7 @@ from forgeone_shim.node.journal import Busy, Journal, Outcome, Record, Store
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.plan import Seen, Way, Wish
 from forgeone_shim.node.tree import NodeTree
-from forgeone_shim.node.work import Runtimes, Services, Worker, own_pods
+from forgeone_shim.node.work import Runtimes, Services, Worker, names, own_pods
 
 AUTO: Final = "auto"
 REFUSED: Final = "refused"
@@ -86,6 +86,7 @@ class Installer:
                     superfluous=versions.superfluous(self.node, bundle.version, keep),
                     running=self._replaced(chosen, deadline) if wish.service else (),
                     packaged=bundle.version in versions.packaged(self.node),
+                    other=bool(chosen.upstream) and self.node.at(chosen.upstream, follow=True).exists(),
                 )
                 journal = plan.install(seen, wish, bundle, chosen)
             if not dry_run and (journal.steps or journal.after or journal.record != record):
@@ -104,6 +105,8 @@ class Installer:
                 seen = self._seen(record, service=removal.service, packaged=packaged)
                 if layout.UNIT in seen.active:
                     seen = dataclasses.replace(seen, running=self._own(record, removal, deadline))
+                elif record is not None and not removal.force:
+                    self._unattended()
                 journal = plan.uninstall(
                     seen,
                     self._trees(purge=removal.purge),
@@ -128,6 +131,7 @@ class Installer:
             return
         with self.store.locked():
             self._worker.recover()
+            versions.forget_replaced(self.node)
             yield
 
     @contextlib.contextmanager
@@ -149,6 +153,7 @@ class Installer:
         superfluous: tuple[str, ...] = (),
         running: tuple[str, ...] = (),
         packaged: bool = False,
+        other: bool = False,
     ) -> Seen:
         soon = Deadline.after(30)
         active = frozenset(unit for unit in _SERVICES if service and self._services.active(unit, soon))
@@ -162,6 +167,7 @@ class Installer:
             active=active,
             running=running,
             packaged=packaged,
+            other=other,
         )
 
     def _laid(self, bundle: Bundle, *, thorough: bool) -> str:
@@ -174,13 +180,22 @@ class Installer:
         return "same" if same else "other"
 
     def _replaced(self, chosen: Way, deadline: Deadline) -> tuple[str, ...]:
-        """The pods of the runtime in whose place ForgeOne comes; one that does not answer has none that matter."""
+        """The pods of the runtime in whose place ForgeOne comes; one without a socket is not there.
+
+        :raises Unavailable: it does not answer; its pods run without it.
+        """
         if chosen.mode != plan.REPLACE or not chosen.upstream or chosen.kubelet is None:
             return ()
-        with contextlib.suppress(Unavailable):
-            pods = self._runtimes.pods(self.node.at(chosen.upstream, follow=True), deadline)
-            return tuple(f"{pod.namespace}/{pod.name}" for pod in pods if pod.running)
-        return ()
+        socket = self.node.at(chosen.upstream, follow=True)
+        return names(self._runtimes.pods(socket, deadline)) if socket.exists() else ()
+
+    def _unattended(self) -> None:
+        """Pods do not end with forgeoned, and without it they cannot be listed."""
+        if found := versions.processes(self.node, f"{layout.VERSIONS}/"):
+            raise FailedPrecondition(
+                f"forgeoned does not run, and processes of its pods do: {', '.join(found[:5])}",
+                fix=f"systemctl start {layout.UNIT} and try again, or leave them behind by --force",
+            )
 
     def _own(self, record: Record | None, removal: Removal, deadline: Deadline) -> tuple[str, ...]:
         beside = record.upstream if record is not None and record.mode == plan.BESIDE else ""
@@ -191,7 +206,7 @@ class Installer:
             if removal.force:
                 return ()
             raise
-        return tuple(f"{pod.namespace}/{pod.name}" for pod in pods if pod.running)
+        return names(pods)
 
     def _trees(self, *, purge: bool) -> tuple[str, ...]:
         kept = versions.packaged(self.node)

@@ -14,7 +14,8 @@ from forgeone_shim.node import configuration, kubelet, layout, units
 from forgeone_shim.node.bundle import Bundle
 from forgeone_shim.node.journal import Edit, Journal, Record
 from forgeone_shim.node.kubelet import Choice, Kubelet
-from forgeone_shim.node.steps import Do, File, Healthy, Link, Ready, Settle, Step, Sweep, Tree, Unit
+from forgeone_shim.node.service import DIRECTORIES
+from forgeone_shim.node.steps import Do, File, Healthy, Link, Ready, Settle, Step, Sweep, Tree, Unit, Vacate
 from forgeone_shim.node.tree import Changed
 from forgeone_shim.node.tree import Tree as Files
 
@@ -31,7 +32,7 @@ class Seen:
 
     ``links`` are where those of :data:`forgeone_shim.node.units.LINKS` lead, ``active`` are services that run, and
     ``running`` are the names of pods in the way. ``packaged``: the version is a package manager's, and so are
-    its unit and ``current``.
+    its unit and ``current``. ``other``: the runtime in whose place ForgeOne comes has a socket.
     """
 
     files: Files
@@ -43,6 +44,7 @@ class Seen:
     active: frozenset[str] = frozenset()
     running: tuple[str, ...] = ()
     packaged: bool = False
+    other: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +146,11 @@ def uninstall(seen: Seen, trees: Iterable[str], *, service: bool, drain: bool, f
         )
     steps: list[Step] = []
     back, found = _back(seen.files, record)
-    steps += _restarted(back, found, seen)
+    swept: list[Step] = []
     if service and layout.UNIT in seen.active:
         beside = record.upstream if record.mode == BESIDE else ""
-        steps.append(Sweep(layout.SOCKET, beside, 0 if force else 30, strict=not force))
+        swept.append(Sweep(layout.SOCKET, beside, 0 if force else 30, strict=not force, refuse=not (drain or force)))
+    steps += _given_back(back, found, seen, swept, record.upstream if record.mode == REPLACE else "")
     if service:
         steps += [Settle(layout.UNIT, layout.UNIT in seen.active), Unit(Do.STOP, layout.UNIT)]
         steps.append(Unit(Do.STOP, layout.PREPARE_UNIT))
@@ -202,14 +205,16 @@ def _pointed(seen: Seen, wish: Wish, chosen: Way, changes: Mapping[str, bytes]) 
         )
     if chosen.kubelet is None or not (changes or (replaced and seen.running)):
         return []
-    written: list[Step] = [File(path, new, seen.files.read(path), _MODE) for path, new in changes.items()]
-    swept: list[Step] = [Sweep(chosen.upstream)] if replaced and wish.service else []
+    written = _written(changes, seen)
+    swept: list[Step] = [Sweep(chosen.upstream)] if replaced and wish.service and seen.other else []
     if kubelet.UNIT not in seen.active:
         # One that does not run yet, as before a node joins, is not this installation's to start.
         return [*swept, *written]
-    stopped = [Unit(Do.STOP, kubelet.UNIT)] if replaced else []
-    restarted: list[Step] = [Unit(Do.RESTART, kubelet.UNIT), _healthy(chosen.kubelet)]
-    return [Settle(kubelet.UNIT, active=True), *stopped, *swept, *written, *restarted]
+    stopped: list[Step] = [Unit(Do.STOP, kubelet.UNIT)] if replaced else []
+    if wish.service and (replaced or layout.UNIT not in seen.active):
+        # Beside another runtime, those that ForgeOne had before are its own, whatever becomes of this.
+        written = [Vacate(layout.SOCKET, "" if replaced else chosen.upstream), *written]
+    return [Settle(kubelet.UNIT, active=True), *stopped, *swept, *written, *_restarted(changes, chosen.kubelet)]
 
 
 def _back(files: Files, record: Record) -> tuple[Mapping[str, bytes], Kubelet | None]:
@@ -230,11 +235,28 @@ def _back(files: Files, record: Record) -> tuple[Mapping[str, bytes], Kubelet | 
     return back, found
 
 
-def _restarted(back: Mapping[str, bytes], found: Kubelet | None, seen: Seen) -> list[Step]:
-    written: list[Step] = [File(path, new, seen.files.read(path), _MODE) for path, new in back.items()]
+def _given_back(
+    back: Mapping[str, bytes], found: Kubelet | None, seen: Seen, swept: list[Step], replaced: str
+) -> list[Step]:
+    """The kubelet is told where its runtime was; ``replaced``, which is to run the pods that ForgeOne runs now."""
+    written = _written(back, seen)
     if not written or kubelet.UNIT not in seen.active:
-        return written
-    return [Settle(kubelet.UNIT, active=True), *written, Unit(Do.RESTART, kubelet.UNIT), _healthy(found)]
+        return [*written, *swept]
+    settled, restarted = Settle(kubelet.UNIT, active=True), _restarted(back, found)
+    if replaced:
+        return [settled, Unit(Do.STOP, kubelet.UNIT), *swept, Vacate(replaced), *written, *restarted]
+    # ForgeOne's pods cannot run there; the others are not to be without a kubelet while these are stopped.
+    return [settled, *written, *restarted, *swept]
+
+
+def _written(changes: Mapping[str, bytes], seen: Seen) -> list[Step]:
+    return [File(path, new, seen.files.read(path), _MODE) for path, new in changes.items()]
+
+
+def _restarted(changes: Mapping[str, bytes], found: Kubelet | None) -> list[Step]:
+    units_changed = any(path.startswith(DIRECTORIES) for path in changes)
+    reloaded: list[Step] = [Unit(Do.RELOAD)] if units_changed else []
+    return [*reloaded, Unit(Do.RESTART, kubelet.UNIT), _healthy(found)]
 
 
 def _healthy(found: Kubelet | None) -> Healthy:

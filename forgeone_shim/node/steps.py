@@ -11,6 +11,7 @@ step           done                                            undone
 ``ready``      forgeoned is waited for                         nothing
 ``healthy``    the kubelet is waited for                       nothing
 ``sweep``      pods of a runtime are stopped and removed       nothing: the kubelet makes them anew
+``vacate``     nothing                                         the kubelet is stopped, and what it started since goes
 =============  ==============================================  =====================================================
 
 Steps are undone from the last to the first. A ``settle`` therefore stands before the files that a service is made of.
@@ -92,16 +93,27 @@ class Healthy(_Step, frozen=True, tag="healthy"):
 class Sweep(_Step, frozen=True, tag="sweep"):
     """Pods of the runtime at ``socket``, but those that ``beside`` (another socket; empty: none) has as well.
 
-    ``grace`` is in seconds, for each container; ``strict``: that one cannot be removed is an error.
+    ``grace`` is in seconds, for each container; ``strict``: that one cannot be removed is an error; ``refuse``: so is
+    one that runs, and nothing is stopped.
     """
 
     socket: str
     beside: str = ""
     grace: int = 30
     strict: bool = True
+    refuse: bool = False
 
 
-Step = Tree | File | Link | Unit | Settle | Ready | Healthy | Sweep
+class Vacate(_Step, frozen=True, tag="vacate"):
+    """Pods as :class:`Sweep` has them, of the runtime that the kubelet is about to use: it comes before the kubelet's
+    files, so that their undoing finds the kubelet stopped and no pod runs twice.
+    """
+
+    socket: str
+    beside: str = ""
+
+
+Step = Tree | File | Link | Unit | Settle | Ready | Healthy | Sweep | Vacate
 
 
 def said(step: Step) -> str:
@@ -122,4 +134,6 @@ def said(step: Step) -> str:
         case Healthy():
             return "wait until the kubelet is healthy"
         case Sweep():
-            return f"stop and remove the pods of {step.socket}"
+            return f"{'find no' if step.refuse else 'stop and remove the'} pods of {step.socket}"
+        case Vacate():
+            return f"no pods of {step.socket} stay if this fails"

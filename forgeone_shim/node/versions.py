@@ -109,6 +109,27 @@ def superfluous(node: Layout, current: str, keep: int) -> tuple[str, ...]:
     )
 
 
+def forget_replaced(node: Layout) -> None:
+    """Remove what a finished installation has replaced: :func:`take_back` would take it for what the next one has.
+
+    :raises InternalError: it cannot be removed.
+    """
+    for path in _directories(node):
+        if path.name.startswith(".") and path.suffix == f".{_OLD}":
+            remove(path)
+
+
+def processes(node: Layout, directory: str) -> tuple[str, ...]:
+    """Processes of the node's, but this one, that execute something in a directory of its; how a path begins depends on
+    who looks, and a container may have the same path of its own.
+    """
+    try:
+        device = node.at(directory).stat().st_dev
+    except OSError:
+        return ()
+    return tuple(_executing(node.at("/proc"), directory, device))
+
+
 def packaged(node: Layout) -> frozenset[str]:
     """The versions that are dpkg's."""
     listed = files.read(node.at("/var/lib/dpkg/info/forgeone.list", follow=True)) or b""
@@ -195,16 +216,26 @@ def _directories(node: Layout) -> list[Path]:
 
 
 def _in_use(node: Layout, directory: str) -> bool:
-    """Whether a process of the node's executes something there; how its path begins depends on who looks."""
-    return any(directory in program for program in _programs(node))
+    return bool(processes(node, directory))
 
 
-def _programs(node: Layout) -> Iterator[str]:
+def _executing(proc: Path, directory: str, device: int) -> Iterator[str]:
     with contextlib.suppress(OSError):
-        for entry in os.scandir(node.at("/proc")):
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    yield str(Path(entry.path, "exe").readlink())
+        for entry in os.scandir(proc):
+            if not entry.name.isdecimal() or entry.name == str(os.getpid()):
+                continue
+            with contextlib.suppress(OSError):
+                exe = Path(entry.path, "exe")
+                program = str(exe.readlink())
+                if directory in program and _on(exe, device):
+                    yield f"{entry.name} ({Path(program).name})"
+
+
+def _on(exe: Path, device: int) -> bool:
+    try:
+        return exe.stat().st_dev == device
+    except OSError:
+        return True
 
 
 def _mounted(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -26,11 +27,16 @@ from forgeone_shim.node.steps import (
     Sweep,
     Tree,
     Unit,
+    Vacate,
     said,
 )
 
 UNDO_SECONDS: Final = 180.0
 """For putting back what was, however little time the caller had left."""
+
+_VACATE_SECONDS: Final = 75.0
+_AT_ONCE: Final = 16
+"""Pods that are stopped at a time, as most of them only wait for their grace to end."""
 
 DONE: Final = "done"
 UNDONE: Final = "undone"
@@ -127,21 +133,20 @@ class Worker:
         return True
 
     def undo(self, journal: Journal, reason: str, *, wait: bool = True) -> None:
-        """Everything that was begun, from the last to the first; one that fails does not keep the others.
+        """Everything that was begun, from the last to the first, and nothing beyond one that fails: a runtime is not to
+        be taken away while the kubelet still uses it, nor the kubelet pointed at one that does not start.
 
         :raises InternalError: one failed, so that the journal stays.
         """
         deadline = Deadline.after(UNDO_SECONDS)
-        failed: list[str] = []
         for step in reversed(journal.steps[: journal.begun]):
             try:
                 self._undo(step, deadline, wait=wait)
-            except ForgeError as error:
-                failed.append(f"{said(step)}: {error}")
-        if failed:
-            self.store.keep(Outcome(journal.verb, STUCK, f"{reason}; {'; '.join(failed)}"))
-            fix = "mend that and run forge node again, which tries once more"
-            raise InternalError(f"{reason}, and it could not be undone: {'; '.join(failed)}", fix=fix)
+            except (ForgeError, OSError) as error:
+                failed = f"{said(step)}: {error}"
+                self.store.keep(Outcome(journal.verb, STUCK, f"{reason}; {failed}"))
+                fix = "mend that and run forge node again, which tries once more"
+                raise InternalError(f"{reason}, and it could not be undone: {failed}", fix=fix) from None
         self.store.keep(Outcome(journal.verb, UNDONE, reason))
         self.store.forget_journal()
 
@@ -173,7 +178,7 @@ class Worker:
                 self.services.reload(deadline)
             case Unit(do=do, unit=unit):
                 self.services.job(do, unit, deadline)
-            case Settle():
+            case Settle() | Vacate():
                 pass
             case Ready(version=version):
                 self.runtimes.ready(self.node.at(layout.SOCKET), version, deadline)
@@ -199,6 +204,12 @@ class Worker:
                 self.services.reload(deadline)
                 ask = self.services.job if wait else self.services.queue
                 ask(Do.RESTART if active else Do.STOP, unit, deadline)
+            case Vacate(socket=socket, beside=beside):
+                # No pod outlives a boot.
+                if wait:
+                    self.services.job(Do.STOP, kubelet.UNIT, deadline)
+                    with deadline.within(_VACATE_SECONDS) as soon, contextlib.suppress(ForgeError):
+                        self._sweep(Sweep(socket, beside, strict=False), soon)
             case Unit() | Ready() | Healthy() | Sweep():
                 pass
 
@@ -220,16 +231,39 @@ class Worker:
 
     def _sweep(self, step: Sweep, deadline: Deadline) -> None:
         socket = self.node.at(step.socket, follow=True)
-        for pod in own_pods(
-            self.runtimes, socket, self.node.at(step.beside, follow=True) if step.beside else None, deadline
-        ):
+        beside = self.node.at(step.beside, follow=True) if step.beside else None
+        try:
+            pods = own_pods(self.runtimes, socket, beside, deadline)
+        except ForgeError as error:
+            if step.strict:
+                raise
+            self.tell(f"  pods are not known, and stay: {error}")
+            return
+        if step.refuse and (running := names(pods)):
+            raise FailedPrecondition(f"{step.socket} has pods that run: {', '.join(running[:5])}")
+
+        def remove(pod: Pod) -> ForgeError | None:
             try:
                 self.tell(f"  {pod.namespace}/{pod.name}")
                 self.runtimes.remove(socket, pod.id, step.grace, deadline)
             except ForgeError as error:
-                if step.strict or deadline.passed:
-                    raise
                 self.tell(f"  {pod.namespace}/{pod.name} stays: {error}")
+                return error
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            try:
+                failed = [error for error in pool.map(remove, pods) if error is not None]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if failed and (step.strict or deadline.passed):
+            raise failed[0]
+
+
+def names(pods: Sequence[Pod]) -> tuple[str, ...]:
+    """Those that run, for people."""
+    return tuple(f"{pod.namespace}/{pod.name}" for pod in pods if pod.running)
 
 
 def own_pods(runtimes: Runtimes, socket: Path, beside: Path | None, deadline: Deadline) -> Sequence[Pod]:

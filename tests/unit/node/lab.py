@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition
+from forgeone_shim.errors import FailedPrecondition, Unavailable
 from forgeone_shim.node import layout
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.steps import Do
@@ -96,10 +96,14 @@ class Services:
 
     def job(self, do: Do, unit: str, deadline: Deadline) -> None:
         self._ask(f"{do} {unit}")
+        self._become(do, unit)
+
+    def _become(self, do: Do, unit: str) -> None:
         (self.running.discard if do is Do.STOP else self.running.add)(unit)
 
     def queue(self, do: Do, unit: str, deadline: Deadline) -> None:
         self._ask(f"queue {do} {unit}")
+        self._become(do, unit)
 
     def active(self, unit: str, deadline: Deadline) -> bool:
         return unit in self.running
@@ -117,17 +121,20 @@ class Services:
 
 @dataclass
 class Runtimes:
-    """The sockets of a node, by their ends (``containerd.sock``)."""
+    """The sockets of a node, by their ends (``containerd.sock``); ``silent`` ones do not answer."""
 
     sandboxes: dict[str, list[Pod]] = field(default_factory=dict)
     unready: str = ""
     removed: list[tuple[str, str, int]] = field(default_factory=list)
+    silent: set[str] = field(default_factory=set)
 
     def ready(self, socket: Path, version: str, deadline: Deadline) -> None:
         if self.unready:
             raise FailedPrecondition(f"forgeoned is not ready: {self.unready}")
 
     def pods(self, socket: Path, deadline: Deadline) -> tuple[Pod, ...]:
+        if socket.name in self.silent:
+            raise Unavailable(f"no answer from {socket}")
         return tuple(self.sandboxes.get(socket.name, ()))
 
     def remove(self, socket: Path, pod: str, grace: int, deadline: Deadline) -> None:
@@ -142,5 +149,5 @@ def pod(name: str) -> Pod:
 
 def node(root: Path, content: Mapping[str, str] = KUBEADM) -> Layout:
     root.mkdir(exist_ok=True)
-    write(root, content)
+    write(root, {**content, OLD_SOCKET: ""})
     return Layout(root)

@@ -362,7 +362,7 @@ def test_only_one_works_on_a_node_at_a_time(node: Node) -> None:
 
 def test_a_dry_run_changes_nothing(node: Node) -> None:
     before = lab.snapshot(node.root)
-    assert _steps(node) == 16
+    assert _steps(node) == 17
     assert lab.snapshot(node.root) == before
     assert not (node.root / layout.STATE[1:]).exists()
 
