@@ -69,7 +69,7 @@ class Sandboxes:
             return existing.record.id
         record = self._plan(spec)
         try:
-            record = self._p.guard.sandbox(self._placed(record, engine, deadline), deadline)
+            record = self._allowed(record, engine, deadline)
             if record.placed:
                 self._p.chronicle.noted("placed", record, reason=record.placed)
             entry = self._p.sandboxes.add(record)
@@ -90,6 +90,16 @@ class Sandboxes:
         record = self._plan(spec)
         self._p.labeller.settle(record.selinux)
         self._p.guard.restore(self._placed(record, engine, deadline), deadline)
+
+    def _allowed(self, record: SandboxRecord, only: str, deadline: Deadline) -> SandboxRecord:
+        """With an engine, and the contract that holds for it. :raises Denied: it may not be started."""
+        while True:
+            placed = self._placed(record, only, deadline)
+            allowed = self._p.guard.sandbox(placed, deadline)
+            # Policies that came in between may demand another engine, by a label that the guard knows nothing of.
+            if not record.handler.chooses or allowed.contract == placed.contract:
+                return allowed
+            deadline.check("while policies changed")
 
     def _placed(self, record: SandboxRecord, only: str, deadline: Deadline) -> SandboxRecord:
         """With an engine, where its handler leaves the choice to the node: the first that policies allow.
