@@ -16,6 +16,7 @@ import jsonschema
 import promql_parser
 import pytest
 import yaml
+from cel_expr_python import cel
 from prometheus_client.parser import text_string_to_metric_families as parsed
 
 from cri.admission import metrics as admission_metrics
@@ -33,7 +34,7 @@ from forgeone_shim.config.loader import parsed as read
 from forgeone_shim.config.loader import values as flat_values
 from forgeone_shim.config.model import ClusterConfig, MetricsConfig, UpstreamConfig
 from forgeone_shim.lifecycle.machine import State
-from forgeone_shim.node import layout
+from forgeone_shim.node import layout, rollout
 from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.views import Condition, NodeStatus
 from hack.chart import generated, readme, schema
@@ -166,15 +167,20 @@ def test_what_is_off_is_not_configured() -> None:
 # -- admission
 
 
+def of_contracts(rendered: list[Object], kind: str) -> list[Object]:
+    own = ("app.kubernetes.io/component", "installer")
+    return [one for one in kinds(rendered, kind) if own not in one["metadata"]["labels"].items()]
+
+
 @pytest.mark.parametrize("case", ["default.yaml", "everything.yaml"])
 def test_admission_policies_are_those_that_the_code_makes(case: str) -> None:
     rendered, given = render(case), values(case).get("admission", {})
     wanted = given.get("policy", {"failurePolicy": "Fail", "validationActions": ["Deny"]})
-    made = {one["metadata"]["name"]: one["spec"] for one in kinds(rendered, "ValidatingAdmissionPolicy")}
+    made = {one["metadata"]["name"]: one["spec"] for one in of_contracts(rendered, "ValidatingAdmissionPolicy")}
     assert made == {
         one["metadata"]["name"]: {**one["spec"], "failurePolicy": wanted["failurePolicy"]} for one in policy.policies()
     }
-    bindings = kinds(rendered, "ValidatingAdmissionPolicyBinding")
+    bindings = of_contracts(rendered, "ValidatingAdmissionPolicyBinding")
     assert len(bindings) == len(policy.bindings())
     for one in bindings:
         assert one["spec"]["policyName"] in made
@@ -185,9 +191,45 @@ def test_admission_policies_are_those_that_the_code_makes(case: str) -> None:
 @pytest.mark.parametrize("mode", ["policy", "webhook", "both", "none"])
 def test_each_mode_has_what_it_is_named_for(mode: str) -> None:
     rendered = render(admission={"mode": mode})
-    assert bool(kinds(rendered, "ValidatingAdmissionPolicy")) is (mode in ("policy", "both"))
+    assert bool(of_contracts(rendered, "ValidatingAdmissionPolicy")) is (mode in ("policy", "both"))
     webhook = bool(kinds(rendered, "ValidatingWebhookConfiguration"))
     assert webhook is bool(kinds(rendered, "Deployment")) is (mode in ("webhook", "both"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "allowed"),
+    [
+        ({"extra": {"authentication.kubernetes.io/node-name": ["a"]}}, True),
+        ({"extra": {"authentication.kubernetes.io/node-name": ["b"]}}, False),
+        ({"extra": {"authentication.kubernetes.io/pod-name": ["a"]}}, False),
+        ({}, False),
+    ],
+)
+def test_an_agent_changes_its_own_node_alone(extra: dict[str, object], allowed: bool) -> None:
+    rendered = render()
+    spec = of(rendered, "ValidatingAdmissionPolicy", "-installer")["spec"]
+    account = of(rendered, "DaemonSet")["spec"]["template"]["spec"]["serviceAccountName"]
+    request = {"name": "a", "userInfo": {"username": f"system:serviceaccount:{NAMESPACE}:{account}", **extra}}
+    env = cel.NewEnv(variables={"request": cel.Type.DYN})
+
+    def holds(expression: str, **change: object) -> object:
+        return env.compile(expression).eval(env.Activation({"request": request | change})).plain_value()
+
+    [asked], [held] = spec["matchConditions"], spec["validations"]
+    assert holds(asked["expression"]) is True
+    assert holds(asked["expression"], userInfo={"username": "system:node:b"}) is False
+    assert holds(held["expression"]) is allowed
+
+
+@pytest.mark.parametrize("case", ["default.yaml", "replace.yaml"])
+def test_an_agent_may_take_the_leases_that_it_takes_and_no_others(case: str) -> None:
+    rendered = render(case)
+    args = parser().parse_args(["node", *container(of(rendered, "DaemonSet"))["command"][2:]])
+    [role] = [one for one in kinds(rendered, "Role") if one["metadata"]["namespace"] == NAMESPACE]
+    given = {verb: rule.get("resourceNames") for rule in role["rules"] for verb in rule["verbs"]}
+    slots = values(case).get("installer", {}).get("maxUnavailable", 1)
+    wanted = [*rollout.names(args.lease, slots)]
+    assert given == {"get": wanted, "update": wanted, "list": None, "watch": None, "create": None}
 
 
 def test_the_webhook_is_never_asked_about_itself_or_the_system() -> None:
