@@ -42,6 +42,8 @@ _FAILURES: Final = (
     KeyError,
     TypeError,
     AttributeError,
+    # A proxy of a kind for which there is no library here.
+    ImportError,
 )
 
 
@@ -143,7 +145,7 @@ class Server:
         answer = self._asked(ask)
         try:
             found = json.loads(answer.read())
-        except (HTTPError, ValueError) as error:
+        except (HTTPError, ValueError, RecursionError) as error:
             raise ApiError(0, f"the answer cannot be read: {_short(error)}") from error
         finally:
             answer.release_conn()
@@ -170,6 +172,9 @@ class Server:
         """A client that has what the files say now."""
         _trusted(self._file)
         named = [self._file, *_named(self._file)]
+        for one in named[1:]:
+            # Whoever chooses the authority is the API server.
+            _trusted(one)
         mark = tuple((str(path), (status := path.stat()).st_ino, status.st_mtime_ns) for path in named)
         if self._client is None or mark != self._mark:
             settings = client.Configuration()
@@ -200,7 +205,7 @@ def _refused(error: ApiException) -> ApiError:
 
 
 def _trusted(path: Path) -> None:
-    """A kubeconfig can name programs, and whose word the node takes."""
+    """A kubeconfig, or a file that it names, says whose word the node takes, and can name programs."""
     fault = untrusted(path.stat()) or replaceable(str(path))
     if fault:
         raise ApiError(0, f"{path} is not trusted: {fault}")
@@ -232,7 +237,7 @@ def _events(answer: Any) -> Iterator[Mapping[str, Any]]:
 def _event(line: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(0, f"an event cannot be read: {_short(error)}") from error
     if not isinstance(found, dict):
         raise ApiError(0, "an event is no object")

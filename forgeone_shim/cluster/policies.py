@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -71,6 +72,8 @@ class ClusterPolicies:
         self._log = structlog.get_logger("cluster")
         if not config.kubeconfig:
             self._store.clear()
+            # A watch that was killed together with forgeoned may have left credentials there.
+            shutil.rmtree(scratch, ignore_errors=True)
         self._kept = self._store.load() if config.kubeconfig else NOTHING
         for name, why in self._kept.broken.items():
             self._log.error("what is kept of the cluster's policies cannot be used", policy=name, why=why)

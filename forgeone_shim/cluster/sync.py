@@ -44,6 +44,7 @@ class Sync:
         self._policies = dict(kept.policies)
         self._on_disk = {name: one.digest for name, one in kept.policies.items()} | dict.fromkeys(kept.broken, "")
         self._unwritten: dict[str, bytes] = {}
+        self._beyond: dict[str, Came] = {}
         self._known: dict[str, _Which] = {}
         self._shadowed: frozenset[str] = frozenset()
         self._listing: dict[str, Came] | None = None
@@ -86,6 +87,7 @@ class Sync:
             elif isinstance(message, Listed) and self._listing is not None:
                 asked |= self._listed(self._listing)
                 self._listing, self._complete, listed = None, True, True
+        asked |= self._room()
         shadows = self._settle(before, listed=listed)
         return [self._verdict(name) for name in sorted((asked | shadows) & self._known.keys())]
 
@@ -105,11 +107,20 @@ class Sync:
         self._known.pop(name, None)
         self._policies.pop(name, None)
         self._unwritten.pop(name, None)
+        self._beyond.pop(name, None)
         self._refuse(name, "")
+
+    def _room(self) -> set[str]:
+        """Take in what found no room, as far as there is some now; which those are."""
+        found = set[str]()
+        while self._beyond and len(self._policies) < MAX_POLICIES:
+            found.add(self._came(self._beyond.pop(min(self._beyond))))
+        return found
 
     def _came(self, message: Came) -> str:
         name = _named(message)
         self._known[name] = _Which(message.uid, message.generation)
+        self._beyond.pop(name, None)
         before = self._policies.get(name)
         try:
             if message.fault:
@@ -117,6 +128,8 @@ class Sync:
             data = objects.file_of(message.given)
             if before is None or before.digest != _digest(data):
                 if before is None and len(self._policies) >= MAX_POLICIES:
+                    if len(self._beyond) < MAX_POLICIES:
+                        self._beyond[name] = message
                     raise InvalidInput(objects.place(name), _FULL)
                 self._policies[name] = objects.read(name, data)
             if self._on_disk.get(name) != _digest(data):
@@ -158,6 +171,7 @@ class Sync:
             shadowed = self._take(dict(self._policies))
             changed, self._shadowed = self._shadowed ^ shadowed, shadowed
         if failed is not None:
+            self._complete = False
             raise failed
         if listed:
             self._store.complete()

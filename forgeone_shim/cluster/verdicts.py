@@ -114,7 +114,8 @@ class Speaker:
                 self._seen.pop(name, None)
                 self._left.pop(name, None)
             else:
-                self._seen[name] = given
+                # What policies say is not said again, and can be much.
+                self._seen[name] = {"metadata": _which(given.get("metadata") or {}), "status": given.get("status")}
 
     def say(self, verdict: Verdict) -> None:
         """What the node thinks now; an earlier verdict on that policy that was not said yet never will be."""
@@ -175,3 +176,7 @@ class Speaker:
         if why != self._complaint:
             self._complaint = why
             self._complain(why)
+
+
+def _which(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: metadata.get(key) for key in ("uid", "generation", "resourceVersion")}

@@ -112,21 +112,26 @@ class Watch:
     def _list(self) -> None:
         self._tell(Begun())
         token, version = "", ""
-        before, self._names = self._names, set()
+        before = frozenset(self._names)
+        names = set[str]()
         while True:
             found = self._api.page(token)
             metadata = found.get("metadata") or {}
-            for item in found.get("items") or ():
+            if "items" not in found or not str(found.get("kind")).endswith("List"):
+                # Nothing is gone because somebody answers what is no list.
+                raise ApiError(0, f"the answer is no list: {str(found.get('kind'))[:100]}")
+            for item in found["items"] or ():
                 # Items of a list have neither, where the server is not one for custom resources.
                 given = {"apiVersion": found.get("apiVersion"), "kind": _kind(found), **item}
-                self._came(given)
+                names.add(self._came(given))
             version = version or str(metadata.get("resourceVersion") or "")
             token = str(metadata.get("continue") or "")
             if not token:
                 break
         if not version:
             raise ApiError(0, "the list has no resourceVersion")
-        for name in before - self._names:
+        for name in before - names:
+            self._names.discard(name)
             self._seen(name, None)
         self._tell(Listed())
         self._version = version
@@ -157,7 +162,8 @@ class Watch:
         self._tell(Heard())
         self._delay = FIRST_DELAY
 
-    def _came(self, given: Mapping[str, Any]) -> None:
+    def _came(self, given: Mapping[str, Any]) -> str:
+        """An object is so now; its name."""
         metadata = given.get("metadata") or {}
         name = str(metadata.get("name") or "")
         self._names.add(name)
@@ -167,6 +173,7 @@ class Watch:
         if fault:
             del kept["spec"]
         self._tell(Came(str(metadata.get("uid") or ""), int(metadata.get("generation") or 0), kept, fault))
+        return name
 
     def _gone(self, given: Mapping[str, Any]) -> None:
         name = str((given.get("metadata") or {}).get("name") or "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -243,6 +245,12 @@ def test_a_node_that_leaves_its_cluster_while_it_is_down_keeps_nothing(nodes: An
     assert not (tmp_path / "kept").exists()
 
 
+def test_what_a_watch_that_was_killed_has_left_goes_with_the_cluster(nodes: Any, tmp_path: Path) -> None:
+    (tmp_path / "state/cluster").mkdir(parents=True)
+    (tmp_path / "state/cluster/key").write_text("secret")
+    assert not nodes("").scratch.exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
@@ -261,6 +269,48 @@ def test_a_kubeconfig_that_cannot_be_used_is_told(server: ApiServer, tmp_path: P
         Server(server.kubeconfig, tmp_path).page("")
     assert caught.value.status == 0
     assert why in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:SOCKS")
+@pytest.mark.parametrize("who", ["certificate-authority", "proxy-url"])
+def test_whom_a_kubeconfig_trusts_is_looked_at(server: ApiServer, tmp_path: Path, who: str) -> None:
+    from forgeone_shim.cluster.api import Server
+
+    text = yaml.safe_load(server.kubeconfig.read_text())
+    if who == "proxy-url":
+        text["clusters"][0]["cluster"]["proxy-url"] = "socks5://127.0.0.1:1"
+        why = "socks"
+    else:
+        (server.directory / "server.pem").chmod(0o666)
+        why = "server.pem is not trusted: can be written by everybody"
+    server.kubeconfig.write_text(yaml.safe_dump(text))
+    with pytest.raises(ApiError, match=why):
+        Server(server.kubeconfig, tmp_path).page("")
+
+
+def test_a_kubeconfig_may_name_a_proxy(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgeone_shim.cluster.api import Server
+
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        text = yaml.safe_load(server.kubeconfig.read_text())
+        text["clusters"][0]["cluster"]["proxy-url"] = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        server.kubeconfig.write_text(yaml.safe_dump(text))
+        asked: list[bytes] = []
+
+        def refuse() -> None:
+            end, _ = proxy.accept()
+            with end:
+                asked.append(end.recv(4096))
+                end.sendall(b"HTTP/1.1 403 no\r\n\r\n")
+
+        waiting = threading.Thread(target=refuse)
+        waiting.start()
+        with pytest.raises(ApiError, match="403 no"):
+            Server(server.kubeconfig, tmp_path).page("")
+        waiting.join()
+    assert asked[0].startswith(f"CONNECT 127.0.0.1:{server.port} ".encode())
 
 
 def test_a_server_that_is_not_the_one_is_told_nothing(server: ApiServer, tmp_path: Path) -> None:

@@ -190,6 +190,17 @@ def test_more_than_a_node_keeps_are_refused_in_the_order_of_names(node: Node, mo
     assert list(node.in_force) == ["a", "b"]
 
 
+def test_what_found_no_room_is_taken_in_as_soon_as_there_is_some(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncing, "MAX_POLICIES", 2)
+    node.feed(Begun(), *map(came, "abcd"), Listed())
+    node.feed(Gone("c"), came("d", BAD, 2), came("e"))
+    assert list(node.in_force) == ["a", "b"]
+    verdicts = {one.name: one.why for one in node.feed(Gone("a"))}
+    assert "spec.flour" in verdicts["d"] and verdicts["e"] == ""
+    assert list(node.in_force) == list(node.kept.policies) == ["b", "e"]
+    assert set(node.sync.refused) == {"d"}
+
+
 def test_what_cannot_be_kept_is_in_force_and_comes_anew(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(name: str, data: bytes) -> None:
         raise InternalError("write: No space left on device")
@@ -199,6 +210,7 @@ def test_what_cannot_be_kept_is_in_force_and_comes_anew(node: Node, monkeypatch:
         with pytest.raises(InternalError):
             node.feed(Begun(), came("a"), Listed())
     assert node.in_force == {"a": True} and node.taken[-1] == {"a": True}
+    assert not node.sync.complete, "a disk that is full is not asked ever faster"
     # Not all of it is on disk: a node that restarts now has not had a complete list.
     assert not node.kept.listed
     node.sync.begin()

@@ -156,6 +156,22 @@ def test_an_event_that_cannot_be_is_a_fault_of_the_server(event: dict[str, Any])
     assert isinstance(script.steps()[-1], Trouble)
 
 
+@pytest.mark.parametrize("answer", [{"kind": "Status", "items": []}, {"kind": "ZTAPolicyList"}, {"items": []}])
+def test_what_is_no_list_takes_nothing_away(answer: dict[str, Any]) -> None:
+    script = Script(answer | {"metadata": {"resourceVersion": "1"}})
+    started, told = script.steps()
+    assert started == Begun() and "is no list" in told.why
+
+
+def test_what_went_while_a_list_broke_off_is_seen_to_be_gone() -> None:
+    script = Script(PAGE, LAST, ApiError(410, "expired"), PAGE, ApiError(0, "away"), LAST, [])
+    script.steps(2)
+    assert all(script.seen.values())
+    script.steps()
+    gone = {name for name, given in script.seen.items() if given is None}
+    assert gone == {"policy-a", "policy-b"}
+
+
 def test_a_list_without_a_version_is_none() -> None:
     script = Script(LAST | {"metadata": {}})
     assert script.steps() == [Begun(), "policy-c", Trouble("the list has no resourceVersion")]
