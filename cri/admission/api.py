@@ -27,7 +27,8 @@ _ANSWER: Final = 30.0
 _WATCH: Final = (240, 480)
 _CHUNK: Final = 65536
 _EVENT_MAX: Final = 8 << 20
-_FAILURES: Final = (HTTPError, OSError, ValueError)
+# What is nested deeper than Python reads is one of them; it is told as such, and asked for again.
+_FAILURES: Final = (HTTPError, OSError, ValueError, RecursionError)
 
 
 def configmaps(namespace: str) -> str:
