@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ IMAGE: Final[ServiceDescriptor] = pb.DESCRIPTOR.services_by_name["ImageService"]
 METHODS: Final = MappingProxyType({method.name: method for service in (RUNTIME, IMAGE) for method in service.methods})
 """Every method of CRI; no two services have one of the same name."""
 
+_METADATA: Final = 16 * 1024 * 1024
 _OPTIONS: Final = (
     # Go's servers refuse the path of a socket as the name of a host.
     ("grpc.default_authority", "localhost"),
@@ -30,6 +32,9 @@ _OPTIONS: Final = (
     # What is passed on is bounded where it is served.
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
+    # What a failure says is as long as Go's servers and clients take it: a longer one would be another failure.
+    ("grpc.max_metadata_size", _METADATA),
+    ("grpc.absolute_max_metadata_size", _METADATA),
     # It is on this host: trying costs nothing, and a runtime that is back is missed by every pod.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -37,6 +42,8 @@ _OPTIONS: Final = (
 )
 # What belongs to one connection, or is said anew on the next.
 _HOP: Final = frozenset({"user-agent", "content-type", "te"})
+# What went through a link once, and comes again, would go round until nobody has a thread left.
+_VIA: Final = "forgeone-via"
 _DETAILS: Final = "grpc-status-details-bin"
 # Whoever asked waited no longer: that says nothing of who was asked.
 _UNTOLD: Final = frozenset({grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED})
@@ -51,6 +58,7 @@ class Link:
     def __init__(self, socket: str) -> None:
         self.socket = socket
         self.answers_now: bool | None = None
+        self._mark = (_VIA, secrets.token_hex(8))
         self._channel = grpc.insecure_channel(f"unix:{quote(socket)}", options=_OPTIONS)
         self._unary: Mapping[str, Any] = {
             name: self._channel.unary_unary(_path(method), _serialized)
@@ -77,7 +85,7 @@ class Link:
             # Then only the client's going ends the wait for a runtime that hangs.
             return self.begin(name, request, call)()
         with self._busy(), self._relaying():
-            return bytes(self._unary[name](request, timeout=left, metadata=forwarded(call.metadata())))
+            return bytes(self._unary[name](request, timeout=left, metadata=self._onward(call)))
 
     def begin(self, name: str, request: Message, call: Call, at_most: float | None = None) -> Callable[[], bytes]:
         """Ask without waiting: the returned function does, and fails as :meth:`ask` does.
@@ -87,7 +95,7 @@ class Link:
         self._enter()
         try:
             future = self._unary[name].future(
-                request, timeout=call.deadline.remaining(at_most), metadata=forwarded(call.metadata())
+                request, timeout=call.deadline.remaining(at_most), metadata=self._onward(call)
             )
         except BaseException:
             self._leave()
@@ -117,7 +125,7 @@ class Link:
             future = self._unary["Version"].future(
                 pb.VersionRequest(),
                 timeout=call.deadline.remaining(None if patient else at_most),
-                metadata=forwarded(call.metadata()),
+                metadata=self._onward(call),
                 wait_for_ready=patient,
             )
 
@@ -136,9 +144,7 @@ class Link:
     def stream(self, name: str, request: Message, call: Call) -> Stream:
         """The answers as they come. It is cancelled when the client goes away, or this link is retired."""
         with self._busy():
-            answers = self._streams[name](
-                request, timeout=call.deadline.remaining(), metadata=forwarded(call.metadata())
-            )
+            answers = self._streams[name](request, timeout=call.deadline.remaining(), metadata=self._onward(call))
             return Stream(self, answers, call)
 
     def retire(self) -> None:
@@ -159,6 +165,13 @@ class Link:
         if retired:
             tell()
         return lambda: self._on_retire.discard(tell)
+
+    def _onward(self, call: Call) -> tuple[tuple[str, str | bytes], ...]:
+        """:raises Relayed: the call has come through here before: the socket is ForgeOne's own, by another path."""
+        metadata = call.metadata()
+        if self._mark in map(tuple, metadata):
+            raise Relayed(grpc.StatusCode.FAILED_PRECONDITION, f"upstream.socket {self.socket} leads back to ForgeOne")
+        return (*forwarded(metadata), self._mark)
 
     @contextmanager
     def _relaying(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
+from cri.api.runtime_pb2_grpc import ImageServiceStub
 from cri.call import Call, Relayed
 from cri.upstream import lists
 from cri.upstream.choice import Choice, Side
@@ -142,6 +143,37 @@ def test_a_failure_comes_through_as_it_is(node: Front, other: Other) -> None:
         node.cri.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=id_), timeout=PATIENT)
     assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.DATA_LOSS, "wörds of theirs")
     assert dict(raised.value.trailing_metadata()) == {"grpc-status-details-bin": b"\x01", "x": "y"}  # type: ignore[attr-defined]
+
+
+def test_a_failure_of_many_words_comes_through_as_well(node: Front, other: Other) -> None:
+    """Go's clients and servers take sixteen megabytes of them, and runtimes tell of each mirror that they have tried."""
+
+    def fail(_request: object, _call: object) -> None:
+        raise Relayed(grpc.StatusCode.NOT_FOUND, "tried " * 10_000)
+
+    other.verbs["PullImage"] = fail
+    options = [("grpc.max_metadata_size", 1 << 20), ("grpc.absolute_max_metadata_size", 1 << 20)]
+    with grpc.insecure_channel(f"unix:{node.path}", options=options) as channel:
+        code, words = refused(ImageServiceStub(channel).PullImage, pb.PullImageRequest(image=pb.ImageSpec(image="x")))
+    assert (code, len(words)) == (grpc.StatusCode.NOT_FOUND, 60_000)
+
+
+def test_a_socket_that_leads_back_here_is_told_of(directory: Path, here: Here) -> None:
+    (directory / "other.sock").symlink_to(directory / "s.sock")
+    node = Front(directory / "s.sock", here, UpstreamConfig(socket=str(directory / "other.sock")))
+    try:
+        for verb, request in (
+            (node.cri.ListPodSandbox, pb.ListPodSandboxRequest()),
+            (node.cri.RunPodSandbox, pb.RunPodSandboxRequest(config=pod_config())),
+            (node.cri.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id="b" * 64)),
+            (lambda *a, **k: list(node.cri.StreamContainers(*a, **k)), pb.StreamContainersRequest()),
+        ):
+            code, words = refused(verb, request)
+            assert (code, "leads back" in words) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        assert conditions(node)["RuntimeReady"] == (False, "UpstreamUnavailable")
+        assert run(node, "a", NATIVE)[0] == "a"
+    finally:
+        node.close()
 
 
 def test_deadline_and_metadata_go_along(node: Front, other: Other) -> None:
