@@ -146,7 +146,7 @@ def test_a_failure_comes_through_as_it_is(node: Front, other: Other) -> None:
 
 
 def test_a_failure_of_many_words_comes_through_as_well(node: Front, other: Other) -> None:
-    """Go's clients and servers take sixteen megabytes of them, and runtimes tell of each mirror that they have tried."""
+    """Go takes sixteen megabytes of them, and runtimes tell of each mirror that they have tried."""
 
     def fail(_request: object, _call: object) -> None:
         raise Relayed(grpc.StatusCode.NOT_FOUND, "tried " * 10_000)
