@@ -243,6 +243,7 @@ def test_nodes_are_given_back_before_their_agents_are_gone() -> None:
     [timeout] = [int(one.split("=")[1]) for one in container["args"] if one.startswith("--timeout=")]
     assert job["spec"]["activeDeadlineSeconds"] > timeout
     assert "--drain" in container["args"]
+    assert job["spec"]["template"]["spec"]["tolerations"][0]["key"] == "pool"
     assert kinds(render("without-rbac.yaml"), "Job") == []
 
 
