@@ -69,7 +69,8 @@ def of(
     classes: Mapping[str, str] | None = None,
 ) -> Known:
     """All of it. ``issuers`` that are ``None`` are not known here, and signatures the business of nodes alone."""
-    here = {one.name: replace(one, verified=False) for one in policies}
+    # Where both have one of a name, a node goes by its file.
+    here = {one.name: replace(one, verified=False) for one in policies if one.name not in options.node_policies}
     for name in (*options.node_policies, options.default_policy):
         # Of a policy that nodes have in a file nothing is known but that it is there.
         if name and name not in here:

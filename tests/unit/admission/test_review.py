@@ -227,6 +227,9 @@ def test_policies_that_nodes_have_in_files_may_be_named() -> None:
     assert not why(question(annotations), here(node_policies=("house",)))
     assert not why(question(annotations), here({"name": "house"}))
     assert why(question(annotations), here({"name": "house", "namespaces": ["bank"]}))
+    # A file goes before the cluster's policy of its name.
+    of = here({"name": "house", "contract": {"profile": {"host_network": False}}}, node_policies=("house",))
+    assert not why(question(annotations, hostNetwork=True), of)
 
 
 def test_the_default_policy_holds_pods_that_name_none() -> None:
