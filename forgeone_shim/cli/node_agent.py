@@ -103,9 +103,8 @@ class HostHands:
         if args.service == "none":
             self._installer.install(args.bundle, self._wish(), args.keep, deadline)
             return
-        if self._systemd.active(layout.INSTALLING_UNIT, deadline):
+        if self._joined():
             # Of an agent before this one, and perhaps of another version: what is left to do is seen when it has ended.
-            self._systemd.join(layout.INSTALLING_UNIT, Deadline.after(args.timeout + _BEYOND))
             return
         bundle = opened(args.bundle)
         home = layout.version_directory(bundle.version)
@@ -117,6 +116,8 @@ class HostHands:
 
     def uninstall(self, how: How) -> None:
         """As the protocol says."""
+        if self._args.service != "none":
+            self._joined()
         record = self._installer.store.record()
         if record is None:
             return
@@ -127,6 +128,8 @@ class HostHands:
             return
         words = ["node", "uninstall", f"--timeout={self._args.timeout}", *([] if how is How.REFUSE else [f"--{how}"])]
         self._execute([f"{layout.version_directory(record.version)}/bin/forge", *words])
+        if self._installer.store.record() is not None:
+            raise FailedPrecondition("ForgeOne is installed still: another forge node was at work", fix="ask once more")
 
     def places(self) -> Sequence[Path]:
         """As the protocol says."""
@@ -161,6 +164,13 @@ class HostHands:
         staging = self._node.at(layout.STAGING)
         if staging.exists() and not self._systemd.active(layout.INSTALLING_UNIT, Deadline.after(_ASKED)):
             versions.remove(staging)
+
+    def _joined(self) -> bool:
+        """Wait for what an agent before this one has begun; whether there was anything."""
+        if not self._systemd.active(layout.INSTALLING_UNIT, Deadline.after(_ASKED)):
+            return False
+        self._systemd.join(layout.INSTALLING_UNIT, Deadline.after(self._args.timeout + _BEYOND))
+        return True
 
     def _execute(self, argv: list[str]) -> None:
         result = self._systemd.execute(layout.INSTALLING_UNIT, argv, Deadline.after(self._args.timeout + _BEYOND))

@@ -32,6 +32,10 @@ def node(parser: argparse.ArgumentParser, common: argparse.ArgumentParser, outpu
     status = _verb(verbs, "status", "what is installed on a node, and whether it is in use", host, output)
     status.add_argument("-q", "--quiet", action="store_true", help="say nothing: 0 when pods can run, 1 when not")
 
+    status.add_argument(
+        "--bundle", default="", metavar="DIR", help="0 only when this bundle's version is installed (auto: this one's)"
+    )
+
     prepare = _verb(verbs, "prepare", "what the unit does once a boot: forge doctor --fix, its findings kept", host)
     prepare.add_argument("--config", default="", metavar="FILE", help="forgeoned's configuration file")
 

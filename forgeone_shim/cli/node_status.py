@@ -10,6 +10,7 @@ from forgeone_shim.cli.node_runtimes import condition
 from forgeone_shim.cli.output import print_json, table
 from forgeone_shim.deadline import Deadline
 from forgeone_shim.node import state
+from forgeone_shim.node.installer import opened
 from forgeone_shim.node.layout import Layout
 from forgeone_shim.node.state import State
 
@@ -19,12 +20,13 @@ _SECONDS = 10.0
 def status(node: Layout, args: argparse.Namespace) -> int:
     """0 when pods of ForgeOne's can run on the node, 1 when not."""
     found = state.read(node, lambda socket: condition(socket, Deadline.after(_SECONDS)))
+    expected = not args.bundle or opened(args.bundle).version == found.version
     if not args.quiet:
         if args.output == "json":
             print_json({**asdict(found), "ready": found.ready})
         else:
             sys.stdout.write(table(("WHAT", "STATE"), _rows(found)))
-    return int(not found.ready)
+    return int(not (found.ready and expected))
 
 
 def _rows(found: State) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Protocol
 
 import structlog
 
-from forgeone_shim.errors import ForgeError
+from forgeone_shim.errors import FailedPrecondition, ForgeError
 from forgeone_shim.kernel.inotify import (
     IN_CLOSE_WRITE,
     IN_CREATE,
@@ -151,10 +151,15 @@ class Agent:
                 try:
                     self._hands.install()
                 except ForgeError as error:
-                    self._report(node, Report("ForgeOneFailed", str(error), good=False))
+                    self._failed(node, error)
                     raise
                 now = self._looked(node)
                 self._publish(now)
+                if now.pending:
+                    # What was under way already was not this one's, or has failed.
+                    left = FailedPrecondition(f"still to do: {', '.join(now.pending[:5])}")
+                    self._failed(node, left)
+                    raise left
                 self._patched(labels.unmarked)
             text = f"ForgeOne {now.version} is installed; engines: {', '.join(now.engines) or 'none'}"
             self._report(node, Report("ForgeOneInstalled", text))
@@ -166,6 +171,11 @@ class Agent:
             self._report(node, Report("ForgeOneNotReady", found.reason, good=False))
         else:
             self._said = ""
+
+    def _failed(self, node: Node, error: ForgeError) -> None:
+        """The node is as it was, and so open for pods: who fails again and again must not keep it closed."""
+        self._report(node, Report("ForgeOneFailed", str(error), good=False))
+        self._patched(labels.unmarked)
 
     def _looked(self, node: Node) -> Condition:
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from forgeone_shim.deadline import Deadline
-from forgeone_shim.errors import FailedPrecondition, InvalidInput, Unavailable
-from forgeone_shim.node import labels, rollout
+from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound, Unavailable
+from forgeone_shim.node import labels, retirement, rollout
 from forgeone_shim.node.agent import LOOK, Agent, Condition, Habits
 from forgeone_shim.node.cluster import Cluster, Lease
 from forgeone_shim.node.labels import How
@@ -139,10 +139,21 @@ def test_an_installation_that_fails_is_told_and_tried_again_later(api: ApiServer
     assert _reasons(api) == ["ForgeOneFailed"]
     assert api.events[0]["type"] == "Warning"
     assert api.leases["rollout"]["spec"]["holderIdentity"] == ""
+    # The node is as it was: pods may come to it until the next try.
+    assert api.annotations(NODE) == {}
+    assert api.nodes[NODE]["spec"] == {"taints": []}
     hands.fails = ""
     assert agent.step() == LOOK
-    # What the failed one had marked is marked no more.
     assert api.annotations(NODE) == {}
+    assert "unschedulable" not in api.nodes[NODE]["spec"]
+
+
+def test_what_an_installation_has_left_to_do_is_no_success(api: ApiServer) -> None:
+    hands = Hands()
+    # That of an agent before this one, of another version.
+    hands.install = lambda: None  # type: ignore[method-assign]
+    assert _agent(api, hands).step() == 30.0
+    assert _reasons(api) == ["ForgeOneFailed"]
     assert "unschedulable" not in api.nodes[NODE]["spec"]
 
 
@@ -315,6 +326,30 @@ def test_a_node_that_cannot_be_given_back_stays_and_is_named(api: ApiServer) -> 
     assert api.annotations(NODE) == {}
     agent.step()
     assert api.labels(NODE)["forgeone.dev/ready"] == "true"
+
+
+def test_who_asks_for_nodes_back_outlives_an_api_server_that_is_away(
+    api: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retirement, "_PAUSE", 0.01)
+    cluster = Cluster(str(api.kubeconfig))
+    _agent(api, Hands()).step()
+    nodes, asked = cluster.nodes, iter(range(9))
+
+    def seldom(selector: str) -> object:
+        if next(asked) in {1, 2}:
+            raise Unavailable("the API server: away")
+        return nodes(selector)
+
+    monkeypatch.setattr(cluster, "nodes", seldom)
+    assert retire(cluster, [], How.FORCE, Deadline.after(0.5)) == {NODE: "its agent has not given it back in time"}
+
+
+def test_nodes_are_asked_no_more_when_asking_fails(api: ApiServer) -> None:
+    _agent(api, Hands()).step()
+    with pytest.raises(NotFound):
+        retire(Cluster(str(api.kubeconfig)), [NODE, "none"], How.FORCE, Deadline.after(5))
+    assert api.annotations(NODE) == {}
 
 
 def test_a_node_whose_agent_is_not_there_is_named_in_time(api: ApiServer) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from engines.base import Problem
-from forgeone_shim.cli import doctor
+from forgeone_shim.cli import doctor, node_agent, node_status
 from forgeone_shim.cli import main as cli
 from forgeone_shim.cli.host import Check, Finding
+from forgeone_shim.errors import FailedPrecondition
 from forgeone_shim.node import layout, state
+from forgeone_shim.node.labels import How
+from forgeone_shim.node.layout import Layout
 from tests.unit.node import lab
 
 
@@ -77,6 +80,17 @@ def test_a_node_is_installed_looked_at_and_given_back(
     assert capsys.readouterr().out == "forge node has installed nothing here\n"
 
 
+def test_another_version_that_runs_is_not_the_one_asked_for(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_status, "condition", lambda *_: ("1.0.0", ""))
+    assert cli.main(["node", "install", *words, _bundle(tmp_path), "--service=none"]) == 0
+    assert cli.main(["node", "status", *words, "-q", f"--bundle={tmp_path / '1.0.0'}"]) == 0
+    assert cli.main(["node", "status", *words, "-q"]) == 0
+    # An upgrade that had to be taken back.
+    assert cli.main(["node", "status", *words, "-q", _bundle(tmp_path, "2.0.0")]) == 1
+
+
 def test_drift_is_told(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["node", "install", *words, _bundle(tmp_path), "--service=none"]) == 0
     root = tmp_path / "root"
@@ -130,3 +144,17 @@ def test_what_is_wrong_with_a_command_is_said(
 def test_the_agent_has_to_know_where_it_is(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["node", "agent", *words, "--namespace=x"]) == 2
     assert "--node: is missing" in capsys.readouterr().err
+
+
+def test_a_node_that_another_run_keeps_is_not_given_back(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["node", "install", *words, _bundle(tmp_path), "--service=none"]) == 0
+    hands = node_agent.HostHands(Layout(tmp_path / "root"), cli.parser().parse_args(["node", "agent", *words]))
+    running, joined = [True], list[str]()
+    monkeypatch.setattr(hands._systemd, "active", lambda *_: running.pop() if running else False)
+    monkeypatch.setattr(hands._systemd, "join", lambda unit, _: joined.append(unit))
+    monkeypatch.setattr(hands._systemd, "execute", lambda *_: "done")
+    with pytest.raises(FailedPrecondition, match="installed still"):
+        hands.uninstall(How.DRAIN)
+    assert joined == [layout.INSTALLING_UNIT]
