@@ -30,6 +30,8 @@ def replacements(arch: Arch) -> Mapping[str, Sequence[tuple[bytes, bytes]]]:
                 _directories(f"/lib/{arch.multiarch}/", f"{usr}/", "/lib/", "/usr/lib/"),
             ),
             "libc.so.6": (_file(f"{usr}/gconv"), _file("/usr/lib/locale")),
+            # nft shows rules of iptables by that program's modules.
+            "libxtables.so.12": (_file(f"{usr}/xtables"),),
             "libcrypto.so.3": (_file("/usr/lib/ssl"), _file(f"{usr}/engines-3"), _file(f"{usr}/ossl-modules")),
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,8 @@ _UNIT: Final = "hack/systemd/forgeoned.service"
 _UNIT_COMMENT: Final = "# Where `make setup` or pip has put it.\n"
 _VENV: Final = "/opt/forgeone/.venv"
 _DOCS: Final = "/opt/forgeone/docs"
-_MUSL: Final = Path("/usr/share/doc/musl-dev/copyright")
+_MUSL: Final = "musl-dev"
+_LICENSES: Final = Path("/usr/share/common-licenses")
 _CERTIFI: Final = f"{layout.SITE}/certifi/cacert.pem"
 
 
@@ -65,7 +66,8 @@ def build(work: Path, epoch: int, flavour: str = layout.STANDARD) -> Bundle:
     owners += programs.place_libraries(root, files, arch)
     relocated = programs.relocatable(root, arch)
     place_native(root, arch, commands)
-    place_shared(root, VERSION, _unique(owners))
+    place_shared(root, VERSION)
+    place_licenses(root / "share" / "licenses", _unique(owners), files)
     # Where it lies now it is run once, to compile its modules; then it is made to lie on a node.
     run([root / layout.RELOCATE])
     python.place_bytecode(root, VERSION)
@@ -73,13 +75,15 @@ def build(work: Path, epoch: int, flavour: str = layout.STANDARD) -> Bundle:
     kernel = (python.place_kernel(root, work),) if machines else ()
     components = (
         Component("forgeone", layout.NAME, VERSION),
-        *(Component("debian", owner.name, owner.version) for owner in _unique(owners)),
+        *(Component("debian", owner.name, owner.version, owner.source) for owner in _unique(owners)),
+        # In what is static.
+        Component("debian", *debian.installed(_MUSL)),
         *wheels,
         *kernel,
     )
     system = platform.freedesktop_os_release()
-    release = f"{system['ID']}/{system.get('VERSION_CODENAME', '')}"
-    (root / sbom.PLACE).write_text(sbom.encode(components[1:], VERSION, release, epoch))
+    scanned = sbom.System(system["ID"], system.get("VERSION_ID", ""), arch.debian)
+    (root / sbom.PLACE).write_text(sbom.encode(components[1:], VERSION, scanned, epoch))
     said = Contents(
         version=VERSION,
         arch=arch.machine,
@@ -101,23 +105,27 @@ def place_native(root: Path, arch: Arch, commands: Iterable[str]) -> None:
         run([*_COMPILER, f'-DCOMMAND="{name}"', "-o", root / "bin" / name, _NATIVE / "launcher.c"])
 
 
-def place_shared(root: Path, version: str, owners: Sequence[Package]) -> None:
-    """The unit, the documentation, licences of all that is in it, and authorities for hosts that have none."""
+def place_shared(root: Path, version: str) -> None:
+    """The unit, the documentation, and authorities for hosts that have none."""
     share = root / "share"
     (root / layout.UNIT).parent.mkdir(parents=True)
     (root / layout.UNIT).write_text(unit((layout.REPOSITORY / _UNIT).read_text(), version))
     shutil.copytree(layout.REPOSITORY / "docs", share / "doc")
     for name in ("README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copyfile(layout.REPOSITORY / name, share / "doc" / name)
-    (share / "licenses").mkdir()
-    for owner in owners:
-        told = owner.tree / "usr" / "share" / "doc" / owner.name / "copyright"
-        if told.exists():
-            shutil.copyfile(told, share / "licenses" / owner.name)
-    # In what is static.
-    if _MUSL.exists():
-        shutil.copyfile(_MUSL, share / "licenses" / "musl")
     shutil.copyfile(root / _CERTIFI, root / layout.AUTHORITIES)
+
+
+def place_licenses(place: Path, owners: Iterable[Package], files: Files) -> None:
+    """Each package's, musl's, and in ``common`` the texts that Debian has once and these refer to.
+
+    :raises FailedPrecondition: one of a package is missing.
+    """
+    place.mkdir()
+    for owner in owners:
+        shutil.copyfile(files.license(owner), place / owner.name)
+    shutil.copyfile(Path("/usr/share/doc", _MUSL, "copyright"), place / _MUSL)
+    shutil.copytree(_LICENSES, place / "common", symlinks=True)
 
 
 def unit(text: str, version: str) -> str:

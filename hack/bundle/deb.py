@@ -21,8 +21,8 @@ _NAMES: Final = ("postinst", "prerm", "postrm")
 _UNIT: Final = "lib/systemd/system/forgeoned.service"
 _COMMANDS: Final = ("forge",)
 _CONFIG: Final = """\
-# Configuration of forgeoned. What is not said here is as `forge config` shows it; docs/configuration.md in
-# /opt/forgeone/current/share/doc has every key.
+# Configuration of forgeoned. What is not said here is as /opt/forgeone/current/bin/forgeoned --print-config shows it;
+# /opt/forgeone/current/share/doc/configuration.md has every key.
 """
 _CONTROL: Final = """\
 Package: {name}{suffix}

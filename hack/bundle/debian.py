@@ -14,15 +14,19 @@ from typing import Final
 from forgeone_shim.errors import FailedPrecondition
 from hack.bundle.commands import run
 
-_FORMAT: Final = "${Package}\\t${Version}\\t${Architecture}\\n"
+_FORMAT: Final = "${Package}\\t${Version}\\t${source:Package}\\t${source:Version}\\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One of Debian's, unpacked below ``tree``."""
+    """One of Debian's, unpacked below ``tree``.
+
+    ``source`` is what it was built from: ``NAME``, or ``NAME@VERSION`` where that version is another.
+    """
 
     name: str
     version: str
+    source: str
     tree: Path
 
 
@@ -47,16 +51,27 @@ def packages(names: Iterable[str], work: Path) -> tuple[Package, ...]:
     archives = _downloaded(names, work / "apt")
     found = []
     for archive in archives:
-        name, version, _ = run(["dpkg-deb", "--show", f"--showformat={_FORMAT}", archive]).strip().split("\t")
+        name, version, source = told(run(["dpkg-deb", "--show", f"--showformat={_FORMAT}", archive]))
         tree = work / "packages" / name
         tree.mkdir(parents=True)
         run(["dpkg-deb", "--extract", archive, tree])
-        found.append(Package(name, version, tree))
+        found.append(Package(name, version, source, tree))
     return tuple(found)
 
 
-def archive(name: str, work: Path) -> tuple[Path, str]:
-    """The file of the one package that ``name``, which has no content, depends on; and its version.
+def installed(name: str) -> tuple[str, str, str]:
+    """As :func:`told`, of a package of this host's. :raises InternalError: it is not installed."""
+    return told(run(["dpkg-query", "--show", f"--showformat={_FORMAT}", name]))
+
+
+def told(line: str) -> tuple[str, str, str]:
+    """Name, version and source, from a line of dpkg's; a source of the same version is named without it."""
+    name, version, source, of = line.strip().split("\t")
+    return name, version, source if of == version else f"{source}@{of}"
+
+
+def archive(name: str, work: Path) -> tuple[Path, tuple[str, str, str]]:
+    """The file of the one package that ``name``, which has no content, depends on; and what :func:`told` says of it.
 
     :raises InternalError: apt's reason. :raises FailedPrecondition: there is no such package.
     """
@@ -69,7 +84,7 @@ def archive(name: str, work: Path) -> tuple[Path, str]:
     place.mkdir()
     run(["apt-get", "--quiet", *_options(home), "download", found], cwd=place)
     [file] = place.glob("*.deb")
-    return file, run(["dpkg-deb", "--show", "--showformat=${Version}", file]).strip()
+    return file, told(run(["dpkg-deb", "--show", f"--showformat={_FORMAT}", file]))
 
 
 def _downloaded(names: Iterable[str], home: Path) -> Sequence[Path]:
@@ -115,6 +130,18 @@ class Files:
             if one.name == name:
                 return one
         raise FailedPrecondition(f"the package {name} is not among those that apt has brought")
+
+    def license(self, package: Package) -> Path:
+        """What it says of its licence. Of several packages from one source, Debian lets one have it for the others.
+
+        :raises FailedPrecondition: it says nothing, or who does is not among these packages.
+        """
+        place = package.tree / "usr" / "share" / "doc" / package.name
+        holder = self.package(place.readlink().name) if place.is_symlink() else package
+        found = holder.tree / "usr" / "share" / "doc" / holder.name / "copyright"
+        if not found.is_file():
+            raise FailedPrecondition(f"the package {holder.name} has no copyright file")
+        return found
 
     def find(self, pattern: str) -> Found:
         """The one file that is installed at ``pattern`` (a glob, without ``/usr``).

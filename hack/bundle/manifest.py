@@ -26,11 +26,15 @@ PLAIN: Final = 0o644
 
 @dataclass(frozen=True, slots=True, order=True)
 class Component:
-    """A package that something of the bundle is from; ``origin`` is ``debian``, ``pypi`` or ``forgeone``."""
+    """A package that something of the bundle is from; ``origin`` is ``debian``, ``pypi`` or ``forgeone``.
+
+    ``source`` is Debian's source package, whose name its advisories have: ``NAME`` or ``NAME@VERSION``.
+    """
 
     origin: str
     name: str
     version: str
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,16 @@ from hack.bundle.manifest import Component
 PACKAGES: Final = ("python3-minimal", "libpython3-stdlib")
 _LOCK: Final = "requirements/runtime.lock"
 _ROOMS: Final = ("cri", "forgeone_shim", "engines")
-# Of no use on a node. sitecustomize is a link to a file of the host's.
+# Of no use on a node. sitecustomize is a link to a file of the host's. The modules for NIS and DBM alone need Kerberos,
+# RPC and Berkeley DB, whose advisories a bundle need not follow.
 _UNUSED: Final = (
     *("__pycache__", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "tkinter", "turtledemo"),
-    *("sitecustomize.py", "EXTERNALLY-MANAGED"),
+    *("sitecustomize.py", "EXTERNALLY-MANAGED", "nis.*.so", "_dbm.*.so"),
 )
 # Kubernetes' second client, for asyncio, has half of all bytecode; CEL's extensions are large, and nobody loads them.
 _UNUSED_SITE: Final = ("bin", "kubernetes/aio", "cel_expr_python/ext", "*/tests", "*/io/tests")
-_MANYLINUX_OLDEST: Final = 5
+# The glibc 2.x that wheels are made for. Half of pip's time is comparing each file of an index with each tag.
+_MANYLINUX: Final = (5, 12, 17, *range(24, 29), 31, 34)
 _COMPILE_SECONDS: Final = 300.0
 _NAME: Final = re.compile(r"[-_.]+")
 _COMMAND: Final = """\
@@ -88,8 +90,7 @@ def place_wheels(interpreter: Interpreter, files: Files, arch: Arch, root: Path)
         "install",
     ]
     glibc = int(files.package("libc6").version.split("-")[0].split(".")[1])
-    platforms = [f"manylinux_2_{minor}_{arch.machine}" for minor in range(glibc, _MANYLINUX_OLDEST - 1, -1)]
-    platforms += [f"manylinux{year}_{arch.machine}" for year in ("2014", "2010", "1")]
+    platforms = platform_tags(glibc, arch.machine)
     tags = ["--python-version", interpreter.minor, "--implementation", "cp", "--only-binary", ":all:"]
     for platform in platforms:
         tags += ["--platform", platform]
@@ -112,6 +113,13 @@ def place_wheels(interpreter: Interpreter, files: Files, arch: Arch, root: Path)
             path.name.removesuffix(".dist-info").rsplit("-", 1) for path in sorted(site.glob("*.dist-info"))
         )
     )
+
+
+def platform_tags(glibc: int, machine: str) -> list[str]:
+    """What wheels may be made for, the newest first, where glibc is ``2.glibc``."""
+    minors = sorted({glibc, *(minor for minor in _MANYLINUX if minor < glibc)}, reverse=True)
+    # Pip takes this old name for the older ones, too.
+    return [*(f"manylinux_2_{minor}_{machine}" for minor in minors), f"manylinux2014_{machine}"]
 
 
 def strip(root: Path) -> None:
@@ -177,9 +185,9 @@ def place_agent(root: Path, work: Path) -> None:
 
 def place_kernel(root: Path, work: Path) -> Component:
     """Debian's kernel for virtual machines, as its package: what is needed of it is taken out on the node."""
-    archive, version = debian.archive(programs.KERNEL, work)
+    archive, (name, version, source) = debian.archive(programs.KERNEL, work)
     shutil.copyfile(archive, root / layout.SITE / "engines" / "microvm" / "guest" / sources.READY.name)
-    return Component("debian", archive.name.partition("_")[0], version)
+    return Component("debian", name, version, source)
 
 
 def place_bytecode(root: Path, version: str) -> None:

@@ -6,8 +6,10 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 from hack.bundle import layout
 from hack.bundle.manifest import Component
@@ -17,10 +19,18 @@ _ID: Final = re.compile(r"[^A-Za-z0-9.-]")
 _ROOT: Final = "SPDXRef-bundle"
 
 
-def encode(components: Iterable[Component], version: str, release: str, epoch: int) -> str:
+@dataclass(frozen=True, slots=True)
+class System:
+    """Whose packages they are: ``debian``, ``12``, ``amd64``. Scanners look for advisories by all three."""
+
+    distribution: str
+    release: str
+    arch: str
+
+
+def encode(components: Iterable[Component], version: str, system: System, epoch: int) -> str:
     """Each component with its package URL.
 
-    :param release: of Debian or a derivative, as in a package URL (``debian/bookworm``).
     :param epoch: seconds; what is said to be the time of making.
     """
     listed = sorted(components)
@@ -29,7 +39,7 @@ def encode(components: Iterable[Component], version: str, release: str, epoch: i
     related = [_relation("SPDXRef-DOCUMENT", "DESCRIBES", _ROOT)]
     for one in listed:
         identity = f"SPDXRef-{one.origin}-{_ID.sub('-', one.name)}"
-        packages.append(_package(identity, one.name, one.version, _url(one, release)))
+        packages.append(_package(identity, one.name, one.version, _url(one, system)))
         related.append(_relation(_ROOT, "CONTAINS", identity))
     said = {
         "spdxVersion": "SPDX-2.3",
@@ -47,13 +57,13 @@ def encode(components: Iterable[Component], version: str, release: str, epoch: i
     return json.dumps(said, indent=1) + "\n"
 
 
-def _url(one: Component, release: str) -> str:
+def _url(one: Component, system: System) -> str:
     """https://github.com/package-url/purl-spec"""
     if one.origin == "pypi":
         return f"pkg:pypi/{one.name}@{one.version}"
-    distribution, _, codename = release.partition("/")
-    version = one.version.replace("+", "%2B").replace(":", "%3A")
-    return f"pkg:deb/{distribution}/{one.name}@{version}?distro={codename}"
+    said = {"arch": system.arch, "distro": f"{system.distribution}-{system.release}", "upstream": one.source}
+    qualifiers = "&".join(f"{key}={quote(value, safe='')}" for key, value in said.items() if value)
+    return f"pkg:deb/{system.distribution}/{quote(one.name, safe='')}@{quote(one.version, safe='')}?{qualifiers}"
 
 
 def _package(identity: str, name: str, version: str, url: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -206,6 +207,15 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: relocate [the absolute path of the directory where the bundle will lie]\n");
 		return 2;
 	}
+	/* The loader takes the one for the next directory and the other for $ORIGIN, and PATH has the first, too. */
+	if (strpbrk(prefix, ":$")) {
+		fprintf(stderr, "relocate: %s: programs cannot name a directory with ':' or '$' in its path\n", prefix);
+		return 2;
+	}
+	/* Two at a time would write the same temporary files. Held until the end. */
+	int held = open(top, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (held < 0 || flock(held, LOCK_EX))
+		fail(top);
 	filled(interpreter, prefix, "/lib/" LOADER);
 	filled(libraries, prefix, LIBRARIES);
 	int changed = 0;

@@ -22,7 +22,7 @@ from hack.bundle.manifest import Component, Contents
 STAMP = Stamp("1.2.3", layout.arch("amd64"), 1_700_000_000)
 COMPONENTS = (
     Component("forgeone", "forgeone", "1.2.3"),
-    Component("debian", "libc6", "2.36-9+deb12u1"),
+    Component("debian", "libc6", "2.36-9+deb12u1", "glibc"),
     Component("pypi", "grpcio", "1.80.0"),
 )
 CONTENTS = Contents("1.2.3", "x86_64", "standard", "3.11.2-6", ("forge",), ("bin/forge",), COMPONENTS)
@@ -111,12 +111,18 @@ def test_a_link_that_leads_out_is_refused(target: str, tmp_path: Path) -> None:
 
 
 def test_the_bill_of_materials_names_each_package_once_and_by_url() -> None:
-    said = json.loads(sbom.encode(COMPONENTS[1:], "1.2.3", "debian/bookworm", 1_700_000_000))
+    built = Component("debian", "libstdc++6", "1:12.2.0-14+b1", "gcc-12@12.2.0-14")
+    components = (*COMPONENTS[1:], built)
+    said = json.loads(sbom.encode(components, "1.2.3", sbom.System("debian", "12", "amd64"), 1_700_000_000))
     assert said["spdxVersion"] == "SPDX-2.3"
     assert said["creationInfo"]["created"] == "2023-11-14T22:13:20Z"
     identities = [package["SPDXID"] for package in said["packages"]]
-    assert len(identities) == len(set(identities)) == 3
+    assert len(identities) == len(set(identities)) == 4
     urls = {package["externalRefs"][0]["referenceLocator"] for package in said["packages"][1:]}
-    assert urls == {"pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?distro=bookworm", "pkg:pypi/grpcio@1.80.0"}
+    assert urls == {
+        "pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?arch=amd64&distro=debian-12&upstream=glibc",
+        "pkg:deb/debian/libstdc%2B%2B6@1%3A12.2.0-14%2Bb1?arch=amd64&distro=debian-12&upstream=gcc-12%4012.2.0-14",
+        "pkg:pypi/grpcio@1.80.0",
+    }
     related = {(one["relationshipType"], one["relatedSpdxElement"]) for one in said["relationships"]}
     assert related == {("DESCRIBES", identities[0]), *(("CONTAINS", identity) for identity in identities[1:])}

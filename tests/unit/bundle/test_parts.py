@@ -13,7 +13,7 @@ from engines.microvm.boot import agent, sources
 from engines.microvm.boot.settings import BootSettings
 from forgeone_shim.errors import FailedPrecondition, InternalError, InvalidInput
 from hack.bundle import __main__ as command
-from hack.bundle import blind, build, deb, layout, programs
+from hack.bundle import blind, build, deb, debian, layout, programs, python
 from hack.bundle.artifacts import Stamp
 from hack.bundle.commands import run
 
@@ -55,6 +55,38 @@ def test_paths_are_replaced_by_others_as_long_that_no_host_can_have(arch: layout
             assert old not in changed
             for path in new.strip(b"\0").split(b"\0"):
                 assert path.startswith((b"/dev/null/", b"/sys/"))
+
+
+def test_pip_is_told_of_what_wheels_are_made_for_and_libc_can_run() -> None:
+    assert python.platform_tags(28, "x86_64") == [
+        *(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 26, 25, 24, 17, 12, 5)),
+        "manylinux2014_x86_64",
+    ]
+    assert python.platform_tags(36, "aarch64")[:2] == ["manylinux_2_36_aarch64", "manylinux_2_34_aarch64"]
+
+
+def package(root: Path, name: str) -> debian.Package:
+    tree = root / name
+    (tree / "usr/share/doc").mkdir(parents=True)
+    return debian.Package(name, "1", name, tree)
+
+
+def test_a_package_may_have_its_licence_in_another_and_none_may_have_none(tmp_path: Path) -> None:
+    base, library, other = (package(tmp_path, name) for name in ("base", "library", "other"))
+    (base.tree / "usr/share/doc/base").mkdir()
+    (base.tree / "usr/share/doc/base/copyright").touch()
+    (library.tree / "usr/share/doc/library").symlink_to("base")
+    files = debian.Files((base, library, other), AMD64.multiarch)
+    assert files.license(library) == files.license(base) == base.tree / "usr/share/doc/base/copyright"
+    with pytest.raises(FailedPrecondition, match="other has no copyright"):
+        files.license(other)
+    with pytest.raises(FailedPrecondition, match="base is not among"):
+        debian.Files((library,), AMD64.multiarch).license(library)
+
+
+def test_a_source_is_named_with_its_version_where_that_differs() -> None:
+    assert debian.told("libc6\t2.36-9\tglibc\t2.36-9\n") == ("libc6", "2.36-9", "glibc")
+    assert debian.told("crun\t1.8-1+b1\tcrun\t1.8-1") == ("crun", "1.8-1+b1", "crun@1.8-1")
 
 
 def test_a_release_that_has_a_path_elsewhere_is_refused() -> None:
