@@ -79,7 +79,12 @@ def test_every_test_that_shows_a_promise_exists() -> None:
     assert [number for number, here, shown in rows if not shown and here != "not yet"] == []
 
 
-PAGES = ["README.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    "charts/forgeone/README.md",
+    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
+]
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
