@@ -7,6 +7,7 @@ byte; it is held against the same reading before it is made.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ _DISTRIBUTIONS: Final = {
 }
 
 _IN_FLAGS: Final = re.compile(r"(--container[-_]runtime[-_]endpoint(?:=|[ \t]+))(['\"]?)([^\s'\"\\]+)(\2)")
-_IN_CONFIG: Final = re.compile(rf"^{_KEY}[ \t]*:.*$", re.MULTILINE)
+_IN_CONFIG: Final = re.compile(rf"^(['\"]?){_KEY}\1[ \t]*:.*$", re.MULTILINE)
+_IN_JSON: Final = re.compile(rf'("{_KEY}"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|null)')
+_JSON_HEAD: Final = re.compile(r"\s*\{(\s*)")
 
 
 class Choice(StrEnum):
@@ -106,7 +109,10 @@ def discover(tree: Tree) -> Kubelet:
                 f"the kubelet is a part of {name} ({unit}), which gives it its runtime",
                 fix=f"--kubelet none, and tell {name} itself",
             )
-    words = service.command(tree, UNIT)
+    try:
+        words = service.command(tree, UNIT)
+    except NotFound as error:
+        raise NotFound(error.noun, error.name, where=error.where, fix="--kubelet none, where there is none") from None
     if words[0].text.rpartition("/")[2] != "kubelet":
         raise FailedPrecondition(
             f"{UNIT} executes {words[0].text}, which may say anything to the kubelet",
@@ -199,20 +205,38 @@ def _comment(text: str, at: int) -> bool:
 def _in_config(path: str, content: bytes, new: str) -> bytes:
     text = _decoded(path, content)
     old = _mapping(path, content)
-    line = f"{_KEY}: {new}"
-    if _IN_CONFIG.search(text):
-        changed = _IN_CONFIG.sub(lambda _: line, text, count=1)
-    else:
-        changed = text + ("" if text.endswith("\n") or not text else "\n") + line + "\n"
+    changed = (_json if _is_json(text) else _block)(text, old, new).encode()
     try:
-        same = yaml.safe_load(changed) == {**old, _KEY: new}
-    except yaml.YAMLError:
+        same = _mapping(path, changed) == {**old, _KEY: new}
+    except InvalidInput:
         same = False
     if not same:
         raise FailedPrecondition(
-            f"{path} is not written as a block, a key a line", fix=f"set {_KEY} to {new} and give --kubelet none"
+            f"{path} is neither JSON nor written as a block, a key a line",
+            fix=f"set {_KEY} to {new} and give --kubelet none",
         )
-    return changed.encode()
+    return changed
+
+
+def _block(text: str, old: Mapping[str, object], new: str) -> str:
+    line = f"{_KEY}: {new}"
+    if _IN_CONFIG.search(text):
+        return _IN_CONFIG.sub(lambda _: line, text, count=1)
+    return text + ("" if text.endswith("\n") or not text else "\n") + line + "\n"
+
+
+def _json(text: str, old: Mapping[str, object], new: str) -> str:
+    if _KEY in old:
+        return _IN_JSON.sub(lambda found: found[1] + json.dumps(new), text, count=1)
+    more = "," if old else ""
+    return _JSON_HEAD.sub(lambda head: f"{head[0]}{json.dumps(_KEY)}: {json.dumps(new)}{more}{head[1]}", text, count=1)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
 
 
 def _dropins(tree: Tree, directory: str) -> Iterator[str]:
@@ -234,7 +258,9 @@ def _configuration(tree: Tree, path: str) -> dict[str, object]:
 
 def _mapping(path: str, content: bytes) -> dict[str, object]:
     try:
-        found = yaml.safe_load(content)
+        # YAML forbids the tabs that JSON may have.
+        text = _decoded(path, content)
+        found = json.loads(text) if _is_json(text) else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInput(path, f"is not YAML: {error}") from None
     if found is None:

@@ -115,7 +115,7 @@ def test_without_any_word_it_is_containerds() -> None:
 @pytest.mark.parametrize(
     ("found", "error", "match"),
     [
-        (Tree({}), NotFound, "kubelet.service"),
+        (Tree({}), NotFound, "kubelet.service.*--kubelet none"),
         (Tree({UNIT: None}), FailedPrecondition, "masked"),
         (Tree({"/etc/systemd/system/k3s.service": "x", UNIT: "x"}), FailedPrecondition, "a part of k3s"),
         (Tree({UNIT: "[Service]\nExecStart=/bin/sh -c kubelet\n"}), FailedPrecondition, "executes /bin/sh"),
@@ -165,13 +165,35 @@ def test_a_configuration_that_says_nothing_gets_a_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"maxPods": 7}', f'{{"containerRuntimeEndpoint": "{NEW}","maxPods": 7}}'),
+        ("{}", f'{{"containerRuntimeEndpoint": "{NEW}"}}'),
+        ('{\n\t"maxPods": 7\n}\n', f'{{\n\t"containerRuntimeEndpoint": "{NEW}",\n\t"maxPods": 7\n}}\n'),
+        (
+            '{"a": {"b": "}"}, "containerRuntimeEndpoint" : "unix:///run/containerd/containerd.sock", "z": [1]}',
+            f'{{"a": {{"b": "}}"}}, "containerRuntimeEndpoint" : "{NEW}", "z": [1]}}',
+        ),
+    ],
+)
+def test_a_configuration_in_json_stays_so(text: str, expected: str) -> None:
+    assert kubelet.pointed(unit("--config=/c", **{"/c": text}), Choice.AUTO, NEW) == {"/c": expected.encode()}
+
+
+def test_a_key_in_quotes_is_not_said_twice() -> None:
+    text = '"maxPods": 7\n"containerRuntimeEndpoint": "unix:///a"\n'
+    changes = kubelet.pointed(unit("--config=/c", **{"/c": text}), Choice.AUTO, NEW)
+    assert changes == {"/c": f'"maxPods": 7\ncontainerRuntimeEndpoint: {NEW}\n'.encode()}
+
+
+@pytest.mark.parametrize(
     ("found", "choice", "match"),
     [
         (unit(), Choice.AUTO, "neither a flag"),
         (unit("--config=/c", **{"/c": "maxPods: 7\n"}), Choice.KUBEADM, "--kubelet kubeadm"),
         (tree(), Choice.CONFIG, "which wins over its configuration"),
         (unit("--container-runtime-endpoint=unix:///x"), Choice.AUTO, "not an administrator's file"),
-        (unit("--config=/c", **{"/c": "{maxPods: 7}\n"}), Choice.AUTO, "not written as a block"),
+        (unit("--config=/c", **{"/c": "{maxPods: 7}\n"}), Choice.AUTO, "nor written as a block"),
         (
             unit("--config=/c", **{"/c": "imageServiceEndpoint: unix:///i\n"}),
             Choice.AUTO,
