@@ -63,6 +63,8 @@ class Cluster:
             ) from None
         # It is for whoever asks to try again, and a redirect would take the token elsewhere.
         settings.retries = False
+        # Of a server that is gone without a word a watch would hear nothing until its time is over.
+        settings.keep_alive = True
         self._client = client.ApiClient(settings)
 
     def read(self, path: str, seconds: float = _ANSWER) -> Mapping[str, Any]:

@@ -55,9 +55,10 @@ class Readiness:
             self._service.lacks(self._cluster | self._own)
 
     def own(self, *missing: str) -> None:
-        """Of this process."""
+        """Of this process. Its end is not waited for: nothing comes after it."""
         with self._lock:
-            self._own = frozenset(missing)
+            if _LEAVING not in self._own:
+                self._own = frozenset(missing)
             self._service.lacks(self._cluster | self._own)
 
 

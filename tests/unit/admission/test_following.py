@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,6 +162,23 @@ def test_without_an_api_server_there_is_an_error(tmp_path: Path) -> None:
         api.Cluster()
     with pytest.raises(FailedPrecondition, match="the API server is not known"):
         api.Cluster(str(tmp_path / "none"))
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed(double: tuple[ApiDouble, str]) -> None:
+    _, kubeconfig = double
+    for event in api.Cluster(kubeconfig).watch(following.POLICIES, {"resourceVersion": "0"}):
+        found = [fd for fd in os.listdir("/proc/self/fd") if _keeps_alive(int(fd))]
+        assert event
+        assert found
+        break
+
+
+def _keeps_alive(fd: int) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(fd)) as one:
+            return bool(one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+    except OSError:
+        return False
 
 
 def test_a_policy_that_was_just_made_is_looked_for(
