@@ -205,7 +205,7 @@ def _comment(text: str, at: int) -> bool:
 def _in_config(path: str, content: bytes, new: str) -> bytes:
     text = _decoded(path, content)
     old = _mapping(path, content)
-    changed = (_json if _is_json(text) else _block)(text, old, new).encode()
+    changed = (_json(text, old, new) if _is_json(text) else _block(text, new)).encode()
     try:
         same = _mapping(path, changed) == {**old, _KEY: new}
     except InvalidInput:
@@ -218,7 +218,7 @@ def _in_config(path: str, content: bytes, new: str) -> bytes:
     return changed
 
 
-def _block(text: str, old: Mapping[str, object], new: str) -> str:
+def _block(text: str, new: str) -> str:
     line = f"{_KEY}: {new}"
     if _IN_CONFIG.search(text):
         return _IN_CONFIG.sub(lambda _: line, text, count=1)

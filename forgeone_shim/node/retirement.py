@@ -22,7 +22,7 @@ def retire(cluster: Cluster, names: Sequence[str], how: How, deadline: Deadline)
 
     Such a node is asked no more, and stays as it was. An API server that does not answer for a while is asked again.
 
-    :raises ForgeError: the API server refuses, or does not answer in time; if it can be told so, no node is asked any more.
+    :raises ForgeError: the API server refuses, or does not answer in time; nodes are asked no more where it hears that.
     """
     asked = list(names) or [node.name for node in cluster.nodes(labels.VERSION)[0]]
     clean = {labels.UNINSTALL: str(how), labels.UNINSTALLED: None, labels.FAILED: None}
