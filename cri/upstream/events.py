@@ -174,8 +174,7 @@ class Follower:
         """Until the stream ends. Whether there was anything in it."""
         heard = False
         link.answers(self._call, patient=self._synced.is_set(), at_most=PATIENCE)
-        stream = link.stream("GetContainerEvents", pb.GetEventsRequest(), self._call)
-        try:
+        with link.stream("GetContainerEvents", pb.GetEventsRequest(), self._call) as stream:
             # Servers say nothing before the first event; one that has answered this has begun with that.
             link.answers(self._call, patient=False, at_most=PATIENCE)
             self._catch_up(link)
@@ -184,8 +183,6 @@ class Follower:
                 heard = True
                 if self._track.news(pb.ContainerEventResponse.FromString(raw)) and not self._junction.put(raw):
                     break
-        finally:
-            stream.close()
         return heard
 
     def _catch_up(self, link: Link) -> None:

@@ -212,7 +212,7 @@ class Link:
 
 
 class Stream:
-    """Answers of one call, iterated by one thread; :meth:`close` may be called by any."""
+    """Answers of one call, in a ``with`` of the thread that iterates; :meth:`close` may be called by any."""
 
     def __init__(self, link: Link, call: Any, of: Call) -> None:
         self._call = call
@@ -221,15 +221,18 @@ class Stream:
         self._undo.callback(of.deadline.ignore, self.close)
         self._undo.callback(link.when_retired(self.close))
 
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        self._undo.close()
+
     def __iter__(self) -> Iterator[bytes]:
         """:raises Relayed: it ended with a failure, or was cancelled."""
-        try:
-            with _relaying():
-                for answer in self._call:
-                    yield bytes(answer)
-        finally:
-            self.close()
-            self._undo.close()
+        with _relaying():
+            for answer in self._call:
+                yield bytes(answer)
 
     def close(self) -> None:
         """Want no more."""

@@ -47,8 +47,7 @@ def stream(name: str, own: Behaviour, request: Message, link: Link, call: Call) 
 
     :raises Relayed: the other runtime's is not to be had; after ours.
     """
-    theirs = link.stream(name, request, call)
-    try:
+    with link.stream(name, request, call) as theirs:
         yield from own(request, call)
         answered = False
         try:
@@ -59,8 +58,6 @@ def stream(name: str, own: Behaviour, request: Message, link: Link, call: Call) 
             if answered or error.code is not grpc.StatusCode.UNIMPLEMENTED:
                 raise
             yield from _whole(name, request, link, call)
-    finally:
-        theirs.close()
 
 
 def _whole(name: str, request: Message, link: Link, call: Call) -> Iterator[Message]:

@@ -292,6 +292,19 @@ def test_a_list_by_an_id_of_ours_needs_nobody_else(node: Front, other: Other) ->
     assert refused(node.cri.ListPodSandbox, by_theirs)[0] is grpc.StatusCode.UNAVAILABLE
 
 
+def test_a_list_in_pieces_that_fails_here_leaves_nothing_of_the_other_ones(
+    node: Front, here: Here, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unimplemented("no")
+
+    monkeypatch.setattr(here, "containers", fail)
+    for _ in range(3):
+        refused(lambda *a, **k: list(node.cri.StreamContainers(*a, **k)), pb.StreamContainersRequest())
+    assert node.links.now is not None
+    assert not node.links.now._on_retire
+
+
 def test_an_older_runtime_has_no_metrics_and_a_kubelet_looks_elsewhere_for_stats(node: Front, other: Other) -> None:
     [mine, _], _ = populated(node)
     for name in ("ListPodSandboxMetrics", "StreamPodSandboxMetrics", "ListMetricDescriptors", "ListPodSandboxStats"):
