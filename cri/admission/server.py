@@ -31,8 +31,10 @@ _SMALL: Final = 64 << 10
 """Bytes of a body that waits for none of these: what most questions have, whoever holds the rest."""
 _HEAD: Final = 32 << 10
 """Bytes of a request before its body."""
-_VALUES: Final = 96 << 20
-"""Bytes that what is read from bodies may take, of all requests together."""
+_VALUES: Final = 12
+"""Times the largest body, that what is read from bodies may take, of all requests together."""
+_LEAST: Final = 96 << 20
+"""Bytes of that at the least."""
 _VALUE, _CHARACTER = 160, 4
 """Bytes of a value of JSON with what holds it, and of a character of a text, where they take the most."""
 
@@ -81,7 +83,7 @@ class Server:
     def __init__(self, address: tuple[str, int], service: Service, limits: Limits) -> None:
         """:raises ForgeError: the address cannot be had."""
         self.service, self.limits = service, limits
-        self.bodies, self.values = Budget(_BODIES * limits.body), Budget(_VALUES)
+        self.bodies, self.values = Budget(_BODIES * limits.body), Budget(max(_VALUES * limits.body, _LEAST))
         self._context: ssl.SSLContext | None = None
         self._lock = threading.Condition()
         self._open: dict[_Connection, None] = {}
