@@ -24,9 +24,9 @@ from forgeone_shim.contract.policy import Policy
 from forgeone_shim.errors import ForgeError, InternalError
 from forgeone_shim.metrics.figures import Figure, Kind, gauge
 
-FIRST_DELAY: Final = 1.0
+FIRST_DELAY: Final = 0.2
 LONGEST_DELAY: Final = 60.0
-"""Seconds until a watch that ended is started again, and what they grow to while none gets as far as a list."""
+"""Seconds until a watch that ended is started again, and what they grow to until one has lasted that long."""
 
 PATIENCE: Final = 120.0
 """Seconds without the API server after which Status says so: a server that is upgraded takes less."""
@@ -208,6 +208,7 @@ class ClusterPolicies:
         delay = FIRST_DELAY
         while not stop.is_set():
             sync.begin()
+            began = time.monotonic()
             try:
                 self._store.prepare()
                 node = self._config.node_name or os.uname().nodename
@@ -220,7 +221,8 @@ class ClusterPolicies:
                 why = str(error)
             if stop.is_set():
                 return
-            if sync.complete:
+            # Not at its first list: what ends it, a full disk or an object, may come with every list.
+            if time.monotonic() - began >= LONGEST_DELAY:
                 delay = FIRST_DELAY
             self._troubled(why)
             self._standing = replace(self._standing, restarts=self._standing.restarts + 1)

@@ -171,7 +171,6 @@ class Sync:
             shadowed = self._take(dict(self._policies))
             changed, self._shadowed = self._shadowed ^ shadowed, shadowed
         if failed is not None:
-            self._complete = False
             raise failed
         if listed:
             self._store.complete()

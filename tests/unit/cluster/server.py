@@ -6,6 +6,8 @@ import json
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +47,7 @@ class ApiServer:
         self.events: list[dict[str, Any]] = []
         self.asked: list[str] = []
         self.deny = 0
+        self._held = False
         self.limit = 0
         self.hang_up = False
         self.token = TOKEN
@@ -93,6 +96,17 @@ class ApiServer:
         with self.changed:
             self._store("DELETED", self.objects[name])
             del self.objects[name]
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Connections are taken and nothing is answered, as where all of a server's time goes elsewhere."""
+        self._held = True
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._held = False
+                self.changed.notify_all()
 
     def forget(self) -> None:
         """Watches from versions before now are too old, and those under way end."""
@@ -153,6 +167,8 @@ class ApiServer:
 
             def refused(self) -> bool:
                 server.asked.append(f"{self.command} {self.path}")
+                with server.changed:
+                    server.changed.wait_for(lambda: not server._held, 20)
                 if self.headers["Authorization"] != server.token:
                     self.answer(401, recorded("unauthorized"))
                 elif server.deny:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
 
-from forgeone_shim.cluster import objects
+from forgeone_shim.cluster import objects, wire
+from forgeone_shim.cluster import policies as cluster
 from forgeone_shim.cluster.policies import PATIENCE, SOURCE, ClusterPolicies
+from forgeone_shim.cluster.session import Session
 from forgeone_shim.cluster.store import Store
 from forgeone_shim.cluster.watch import ApiError
 from forgeone_shim.config.model import ClusterConfig
 from forgeone_shim.contract.policy import Policy
+from forgeone_shim.errors import InternalError
 from forgeone_shim.kernel import landlock
 from hack.lab import leaks
 from tests.unit.cluster.server import ApiServer
@@ -203,13 +208,51 @@ def test_what_cannot_be_read_is_as_good_as_no_list(server: ApiServer, nodes: Any
     until(lambda: again.floors == {"a": True} and not again.it.waiting({}))
 
 
-def test_credentials_may_change_while_it_runs(server: ApiServer, nodes: Any) -> None:
+def test_credentials_may_change_while_it_runs(server: ApiServer, tmp_path: Path) -> None:
+    from forgeone_shim.cluster.api import Server
+
+    asking = Server(server.kubeconfig, tmp_path)
+    assert asking.page("")["items"] == []
     server.token = "Bearer another"
-    node = nodes(server.kubeconfig).start()
-    until(lambda: "Unauthorized" in node.it.standing.trouble)
+    with pytest.raises(ApiError, match="Unauthorized"):
+        asking.page("")
     (server.directory / "token").write_text("another")
-    server.put("a", FLOOR)
-    until(lambda: node.floors == {"a": True})
+    assert asking.page("")["items"] == []
+
+
+class Listing:
+    """A watch that tells a whole list, however often it is begun."""
+
+    def batch(self) -> list[wire.Told]:
+        return [wire.Begun(), wire.Came("uid", 1, made("a", FLOOR)), wire.Listed()]
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_watch_that_ends_with_every_list_is_begun_ever_more_slowly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full: what came is in force, but all of it has to come anew."""
+    begun: list[float] = []
+
+    def full(_: Store, name: str, data: bytes) -> None:
+        begun.append(time.monotonic())
+        raise InternalError("write: No space left on device")
+
+    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(cluster, "FIRST_DELAY", 0.02)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    config = ClusterConfig(kubeconfig="/none", required=True)
+    it = ClusterPolicies(
+        tmp_path / "kept", tmp_path / "scratch", config, lambda *_: nullcontext(cast(Session, Listing()))
+    )
+    it.start(lambda _: frozenset())
+    until(lambda: len(begun) == 4)
+    it.close()
+    assert begun[3] - begun[2] > 0.08 > begun[1] - begun[0]
+    assert [one.name for one in it.policies] == ["a"]
+    assert "No space left" in it.waiting({}), "what is not kept would not outlive forgeoned"
 
 
 def test_a_program_may_give_the_credentials(server: ApiServer, nodes: Any, tmp_path: Path) -> None:
