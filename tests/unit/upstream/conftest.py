@@ -144,7 +144,14 @@ class Front:
             RUNTIME: RuntimeService(runtime, info={}, message_limit=1 << 24, streaming=FakeStreaming()),
             IMAGE: ImageService(runtime),
         }
-        self.server = Server(CONFIG, front.services(own, runtime, self.links), path=path, gid=os.getgid())
+        self.ended: list[tuple[str, str]] = []
+        self.server = Server(
+            CONFIG,
+            front.services(own, runtime, self.links),
+            path=path,
+            gid=os.getgid(),
+            observe=lambda method, code, _: self.ended.append((method, code)),
+        )
         self.server.start()
         self._stack = ExitStack()
         self.cri = RuntimeServiceStub(self.channel())

@@ -143,6 +143,7 @@ def test_a_failure_comes_through_as_it_is(node: Front, other: Other) -> None:
         node.cri.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=id_), timeout=PATIENT)
     assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.DATA_LOSS, "wörds of theirs")
     assert dict(raised.value.trailing_metadata()) == {"grpc-status-details-bin": b"\x01", "x": "y"}  # type: ignore[attr-defined]
+    assert node.ended == [("RunPodSandbox", "OK"), ("PodSandboxStatus", "DATA_LOSS")]
 
 
 def test_a_failure_of_many_words_comes_through_as_well(node: Front, other: Other) -> None:
