@@ -39,7 +39,7 @@ from forgeone_shim.runtime.chronicle import Chronicle
 from forgeone_shim.runtime.views import Condition, NodeStatus
 from hack.chart import generated, readme, schema
 from hack.chart.__main__ import main
-from tests.unit.chart.rendering import CASES, CHART, NAMESPACE, Object, kinds, of, refusal, render
+from tests.unit.chart.rendering import CASES, CHART, NAMESPACE, Object, helm, kinds, of, refusal, render
 from tests.unit.cri.fakes import FakeRuntime
 
 SAMPLES = sorted((CHART / "samples").glob("*.yaml"))
@@ -71,7 +71,8 @@ def test_the_agent_understands_its_arguments(case: str) -> None:
     assert args.host_root in mounts and args.config.rpartition("/")[0] in mounts
     assert {one["name"] for one in found["env"]} == {"NODE_NAME", "POD_NAMESPACE", "POD_UID"}
     probe = parser().parse_args(found["readinessProbe"]["exec"]["command"][1:])
-    assert (probe.action, probe.host_root, probe.quiet) == ("status", "/host", True)
+    # A version that had to be put back is no node that is ready: the rollout stops there.
+    assert (probe.action, probe.host_root, probe.bundle, probe.quiet) == ("status", "/host", "auto", True)
 
 
 @pytest.mark.parametrize("uninstall", [{}, {"drain": True}, {"force": True}])
@@ -520,3 +521,9 @@ def test_names_can_be_chosen() -> None:
     found = {one["metadata"]["name"] for one in kinds(render("everything.yaml"), "DaemonSet", "Deployment", "Service")}
     assert found == {"fo-installer", "fo-admission"}
     assert of(render(nameOverride="x"), "DaemonSet")["metadata"]["name"] == "pool-x-installer"
+
+
+def test_a_release_whose_name_has_dots_has_a_service() -> None:
+    shown = ("--show-only", "templates/admission-webhook.yaml", "--set", "admission.mode=webhook")
+    made = helm("template", "a.b", str(CHART), *shown).stdout
+    assert of(list(yaml.safe_load_all(made)), "Service")["metadata"]["name"] == "a-b-forgeone-admission"
