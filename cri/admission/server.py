@@ -271,6 +271,7 @@ class _Requests(BaseHTTPRequestHandler):
             if not self.rfile.peek(1):
                 return
             self._connection.work()
+            self.path = ""
             self.handle_one_request()
             self._connection.rest()
 
@@ -307,6 +308,7 @@ class _Requests(BaseHTTPRequestHandler):
         return True
 
     def _refuse(self, code: int, why: bytes) -> None:
+        self._server.service.refused(self.path, code)
         # The body is still on its way, and nobody reads it.
         self.close_connection = True
         self._write(Response(code, why))

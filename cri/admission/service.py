@@ -78,6 +78,12 @@ class Service:
             self._meters.fault(path, response.code)
         return response
 
+    def refused(self, path: str, code: int) -> None:
+        """A request was answered so before it was one."""
+        path = path.partition("?")[0]
+        if path in _REVIEWS:
+            self._meters.fault(path, code)
+
     def _look(self, path: str) -> Response:
         if path == "/metrics":
             return Response(200, self._meters.text(), metrics.CONTENT_TYPE)

@@ -409,6 +409,8 @@ def test_a_body_that_would_become_much_more_is_refused(server: Server, many: byt
     connection = connect(server)
     assert ask(connection, "POST", "/validate", body, JSON) == (503, b"too much at a time\n")
     connection.close()
+    told = ask(connect(server), "GET", "/metrics")[1]
+    assert b'forgeone_admission_faults_total{code="503",path="/validate"} 1.0' in told
     # What is long and has few values is none.
     body = before + b'"' + b"a" * (server.limits.body - len(whole) - 100) + b'"' + after
     assert ask(connect(server), "POST", "/validate", body, JSON)[0] == 200
