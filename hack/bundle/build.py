@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -52,13 +53,15 @@ def build(work: Path, epoch: int, flavour: str = layout.STANDARD) -> Bundle:
     (root / "bin").mkdir(parents=True)
     arch = stamp.arch
     wanted = (*python.PACKAGES, *programs.PACKAGES, *(programs.MACHINES_PACKAGES if machines else ()))
-    packages = debian.packages(wanted, work)
-    files = Files(packages, arch.multiarch)
-    interpreter = python.place_interpreter(files, root)
-    wheels = python.place_wheels(interpreter, files, arch, root)
+    # The one waits for registries while the others compute.
+    with ThreadPoolExecutor() as pool:
+        project, agent = pool.submit(python.build_project, work), pool.submit(python.build_agent, work)
+        files = Files(debian.packages(wanted, work), arch.multiarch)
+        interpreter = python.place_interpreter(files, root)
+        wheels = python.place_wheels(interpreter, files, arch, root)
     python.strip(root)
-    commands = python.place_project(root, work)
-    python.place_agent(root, work)
+    commands = python.place_project(project.result(), root)
+    python.place_agent(agent.result(), root)
     python.place_commands(commands, interpreter, root)
     owners = [*interpreter.owners, *programs.place_programs(programs.PROGRAMS, files, root)]
     if machines:

@@ -128,11 +128,8 @@ def strip(root: Path) -> None:
     run(["strip", "--strip-debug", *found])
 
 
-def place_project(root: Path, work: Path) -> Mapping[str, str]:
-    """This project's wheel, built from a copy, unpacked; returns its commands, each with its ``module:function``.
-
-    :raises InternalError: pip's reason.
-    """
+def build_project(work: Path) -> Path:
+    """This project's wheel, built from a copy. :raises InternalError: pip's reason."""
     source, wheels = work / "source", work / "wheels"
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
@@ -152,6 +149,11 @@ def place_project(root: Path, work: Path) -> Mapping[str, str]:
     ]
     run([*pip, "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, source], cwd=work)
     [wheel] = wheels.glob("*.whl")
+    return wheel
+
+
+def place_project(wheel: Path, root: Path) -> Mapping[str, str]:
+    """Unpack it; returns its commands, each with its ``module:function``."""
     site = root / layout.SITE
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -175,9 +177,13 @@ def place_commands(commands: Mapping[str, str], interpreter: Interpreter, root: 
         (names / name).symlink_to(f"../{interpreter.name}")
 
 
-def place_agent(root: Path, work: Path) -> None:
+def build_agent(work: Path) -> bytes:
     """The guest agent for virtual machines, compiled: a node has no compiler."""
-    made = agent.build(agent.sources(), work, Deadline.after(_COMPILE_SECONDS))
+    return agent.build(agent.sources(), work, Deadline.after(_COMPILE_SECONDS))
+
+
+def place_agent(made: bytes, root: Path) -> None:
+    """Where forgeoned looks for it before it would compile one."""
     ready = root / layout.SITE / "engines" / "microvm" / "guest" / agent.READY.name
     ready.write_bytes(made)
     ready.chmod(0o755)
