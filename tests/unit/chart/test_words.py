@@ -378,7 +378,9 @@ def test_without_the_webhook_there_are_no_alerts_about_it() -> None:
 
 def test_a_node_that_waits_for_its_turn_is_no_alert() -> None:
     [down] = [rule for rule in alerts() if rule["alert"] == "ForgeOneDown"]
-    assert re.search(r"== 0 and max_over_time\(up\{job=\"forgeoned\"\}\[[^]]+\]\) == 1$", down["expr"])
+    assert re.search(
+        r"== 0 and max by \(node\) \(max_over_time\(up\{job=\"forgeoned\"\}\[[^]]+\]\)\) == 1$", down["expr"]
+    )
 
 
 def test_there_is_no_alert_about_a_job_that_nobody_scrapes() -> None:
