@@ -139,13 +139,14 @@ class Agent:
     def _install(self, node: Node) -> None:
         found = self._looked(node)
         if found.pending:
-            if self._habits.patient and labels.others_cordon(node):
+            if self._waits(node):
                 self._publish(found)
-                self._report(
-                    node, Report("ForgeOneWaits", "somebody has cordoned the node: it is left alone till then")
-                )
                 return
             with self._turns.turn(lambda: _log.info("waits for its turn")):
+                # That may have taken hours.
+                node = self._cluster.node(self._name)
+                if labels.task(node, self._habits.pod) is not Task.INSTALL or self._waits(node):
+                    return
                 self._patched(lambda now: labels.marked(now, cordon=self._habits.cordon, taint=self._habits.taint))
                 _log.info("installs", steps=found.pending)
                 try:
@@ -171,6 +172,12 @@ class Agent:
             self._report(node, Report("ForgeOneNotReady", found.reason, good=False))
         else:
             self._said = ""
+
+    def _waits(self, node: Node) -> bool:
+        if not (self._habits.patient and labels.others_cordon(node)):
+            return False
+        self._report(node, Report("ForgeOneWaits", "somebody has cordoned the node: it is left alone till then"))
+        return True
 
     def _failed(self, node: Node, error: ForgeError) -> None:
         """The node is as it was, and so open for pods: who fails again and again must not keep it closed."""

@@ -206,7 +206,9 @@ def _pointed(seen: Seen, wish: Wish, chosen: Way, changes: Mapping[str, bytes]) 
     if chosen.kubelet is None or not (changes or (replaced and seen.running)):
         return []
     written = _written(changes, seen)
-    swept: list[Step] = [Sweep(chosen.upstream)] if replaced and wish.service and seen.other else []
+    swept: list[Step] = []
+    if replaced and wish.service and seen.other:
+        swept.append(Sweep(chosen.upstream, refuse=not wish.drain))
     if kubelet.UNIT not in seen.active:
         # One that does not run yet, as before a node joins, is not this installation's to start.
         return [*swept, *written]

@@ -201,6 +201,23 @@ def test_a_cordon_of_somebody_else_is_waited_for_and_kept(api: ApiServer, patien
     assert hands.seen == ["install"]
 
 
+@pytest.mark.parametrize(
+    "meanwhile", [{"spec": {"unschedulable": True}}, {"metadata": {"annotations": {labels.UNINSTALL: "refuse"}}}]
+)
+def test_what_somebody_asks_for_while_a_turn_is_waited_for_counts(api: ApiServer, meanwhile: dict[str, object]) -> None:
+    cluster = Cluster(str(api.kubeconfig))
+    lease = cluster.make_lease("forgeone", "rollout", "node-8", 60)
+    hands = Hands()
+    waiting = threading.Thread(target=_agent(api, hands).step)
+    waiting.start()
+    time.sleep(0.1)
+    api.change_node(NODE, meanwhile)
+    cluster.hold_lease("forgeone", lease, "", 60)
+    waiting.join(20)
+    assert hands.seen == []
+    assert api.leases["rollout"]["spec"]["holderIdentity"] == ""
+
+
 def test_others_taints_stay_and_a_patch_that_meets_anothers_is_made_anew(api: ApiServer) -> None:
     other = {"key": "gpu", "value": "yes", "effect": "NoExecute", "timeAdded": "2026-11-22T21:08:42Z"}
     api.change_node(NODE, {"spec": {"taints": [other]}})

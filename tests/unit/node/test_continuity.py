@@ -162,6 +162,16 @@ def test_a_pod_that_came_after_the_look_refuses_an_uninstallation(node: Node, mo
     assert layout.SOCKET in node.text(FLAGS)
 
 
+def test_a_pod_that_came_after_the_look_is_not_stopped_for_another_runtime(node: Node) -> None:
+    node.services.on["stop kubelet.service"] = lambda: node.runtimes.sandboxes.update(
+        {"containerd.sock": [lab.pod("late")]}
+    )
+    with pytest.raises(FailedPrecondition, match="default/late"):
+        node.install(mode="replace")
+    assert node.runtimes.removed == []
+    assert "kubelet.service" in node.services.running
+
+
 def test_a_node_whose_runtime_is_not_there_gets_forgeone_in_its_place(node: Node) -> None:
     socket = node.root / lab.OLD_SOCKET[1:]
     node.runtimes.silent = {"containerd.sock"}
