@@ -49,7 +49,7 @@ def wanted(existing: bytes | None, written: bytes | None, given: bytes | None, k
         content = _with_upstream(existing, upstream)
         return Wanted(content, content != existing, existing, _parsed(content))
     config = _parsed(existing)
-    if config.upstream.socket != upstream:
+    if layout.plain(config.upstream.socket) != upstream:
         what = f"{layout.CONFIG} is an administrator's, and has upstream.socket = {json.dumps(config.upstream.socket)}"
         raise FailedPrecondition(what, fix=f"set it to {json.dumps(upstream)} there, in [upstream]")
     return Wanted(existing, False, b"", config)
@@ -69,7 +69,7 @@ def _with_upstream(base: bytes, upstream: str) -> bytes:
     section = table.get("upstream", {})
     said = section.get("socket") if isinstance(section, dict) else None
     if said is not None:
-        if said != upstream:
+        if layout.plain(str(said)) != upstream:
             raise FailedPrecondition(
                 f"--config: upstream.socket is {said!r}, and the other runtime's is {upstream!r}",
                 fix="leave it out: it is set where ForgeOne is beside another runtime",

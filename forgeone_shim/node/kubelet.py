@@ -17,7 +17,7 @@ from typing import Final
 import yaml
 
 from forgeone_shim.errors import FailedPrecondition, InvalidInput, NotFound
-from forgeone_shim.node import service
+from forgeone_shim.node import layout, service
 from forgeone_shim.node.service import Word
 from forgeone_shim.node.tree import Changed, Tree
 
@@ -94,7 +94,7 @@ def socket_of(endpoint: str) -> str:
     path = endpoint.removeprefix("unix://")
     if not path.startswith("/"):
         raise InvalidInput(_KEY, f"{endpoint!r} is not a unix socket")
-    return path
+    return layout.plain(path)
 
 
 def discover(tree: Tree) -> Kubelet:

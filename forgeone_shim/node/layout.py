@@ -6,6 +6,7 @@ the node's file system is mounted in a container (``/host/opt/forgeone``).
 
 from __future__ import annotations
 
+import posixpath
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,12 @@ class Layout:
     def foreign(self) -> bool:
         """Whether the node's file system is not this process's own."""
         return self.root != Path("/")
+
+
+def plain(path: str) -> str:
+    """A path of ``/run`` by that name, so that the two names of one socket are one (file-hierarchy(7))."""
+    path = posixpath.normpath(path) if path else ""
+    return path.removeprefix("/var") if path.startswith("/var/run/") else path
 
 
 def version_directory(version: str) -> str:

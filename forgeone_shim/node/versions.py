@@ -131,8 +131,9 @@ def processes(node: Layout, directory: str) -> tuple[str, ...]:
 
 
 def packaged(node: Layout) -> frozenset[str]:
-    """The versions that are dpkg's."""
-    listed = files.read(node.at("/var/lib/dpkg/info/forgeone.list", follow=True)) or b""
+    """The versions that are dpkg's, of the package of either flavour."""
+    lists = (f"/var/lib/dpkg/info/{package}.list" for package in ("forgeone", "forgeone-microvm"))
+    listed = b"\n".join(files.read(node.at(path, follow=True)) or b"" for path in lists)
     lines = (line for line in listed.decode(errors="replace").splitlines() if line.startswith(f"{layout.VERSIONS}/"))
     return frozenset(line.removeprefix(f"{layout.VERSIONS}/").split("/")[0] for line in lines)
 

@@ -231,12 +231,13 @@ def test_a_version_that_was_changed_on_the_node_is_laid_out_again(node: Node) ->
     assert node.text(layout.CURRENT + "/bin/forge") == "forge 1.0.0"
 
 
-def test_a_version_of_a_package_stays_the_packages(node: Node) -> None:
+@pytest.mark.parametrize("package", ["forgeone", "forgeone-microvm"])
+def test_a_version_of_a_package_stays_the_packages(package: str, node: Node) -> None:
     place = lab.bundle(node.root / "opt/forgeone/versions/1.0.0", "1.0.0")
     (node.root / "opt/forgeone/current").symlink_to("versions/1.0.0")
     unit = "/lib/systemd/system/forgeoned.service"
     listed = "/.\n/opt/forgeone/versions/1.0.0/bin\n"
-    lab.write(node.root, {"/var/lib/dpkg/info/forgeone.list": listed, unit: "[Service]\n"})
+    lab.write(node.root, {f"/var/lib/dpkg/info/{package}.list": listed, unit: "[Service]\n"})
     enabled = node.root / "etc/systemd/system/multi-user.target.wants/forgeoned.service"
     enabled.parent.mkdir(parents=True)
     enabled.symlink_to(unit)

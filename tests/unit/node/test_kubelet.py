@@ -180,6 +180,11 @@ def test_a_configuration_in_json_stays_so(text: str, expected: str) -> None:
     assert kubelet.pointed(unit("--config=/c", **{"/c": text}), Choice.AUTO, NEW) == {"/c": expected.encode()}
 
 
+def test_the_two_names_of_a_socket_are_one() -> None:
+    found = unit("--container-runtime-endpoint=unix:///var/run/forgeone//forgeone.sock")
+    assert kubelet.pointed(found, Choice.AUTO, NEW) == {}
+
+
 def test_a_key_in_quotes_is_not_said_twice() -> None:
     text = '"maxPods": 7\n"containerRuntimeEndpoint": "unix:///a"\n'
     changes = kubelet.pointed(unit("--config=/c", **{"/c": text}), Choice.AUTO, NEW)
