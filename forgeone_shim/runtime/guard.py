@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from engines.base import Resources, SandboxSpec
 from forgeone_shim.attestation.evidence import Endorsement
+from forgeone_shim.config.handlers import ISOLATING_ENGINE
 from forgeone_shim.contract.facts import Bound, Facts, PodFacts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
 from forgeone_shim.contract.model import Contract, NetworkRule
@@ -129,10 +130,16 @@ class Guard:
         endorser: Endorser,
         around: Surroundings,
         waiting: Callable[[Mapping[str, str]], str] = lambda _: "",
+        *,
+        isolated: Callable[[Contract], str] = lambda _: "",
     ) -> None:
-        """:param waiting: why a pod with these annotations may not be judged yet; empty: it may."""
+        """Of ``judge`` and those it asks.
+
+        :param waiting: why a pod with these annotations may not be judged yet; empty: it may.
+        :param isolated: why a pod under that contract has a machine or none, if its engine is chosen; empty: any.
+        """
         self._judge, self._witness, self._endorser, self._around = judge, witness, endorser, around
-        self._waiting = waiting
+        self._waiting, self._isolated = waiting, isolated
         self._node = facts.node()
 
     def follow(self, judge: Judge) -> bool:
@@ -224,6 +231,8 @@ class Guard:
                 found.append(facts.image(one, name, endorsement, volume=number > 0))
         except _REFUSALS as error:
             raise self._denied(Point.CREATE, record, _refusal(error), deadline) from error
+        if why := self._misplaced(record, pod):
+            raise self._denied(Point.CREATE, record, Ruling(allowed=False, rule="scheduler", reason=why), deadline)
         # What a checkpoint's processes have they keep.
         taken = () if record.restored else withheld(record.contract.profile.network, spec.security, record.engine)
         record = replace(record, trusted=found[0], trusted_volumes=tuple(found[1:]), withheld=taken)
@@ -272,7 +281,19 @@ class Guard:
             changed = self._around.changed(record)
             if changed:
                 raise self._denied(point, record, Ruling(allowed=False, rule="dna", reason=changed), deadline)
+            if why := self._misplaced(record):
+                raise self._denied(point, record, Ruling(allowed=False, rule="scheduler", reason=why), deadline)
         self._judged(judge, point, record, deadline, request)
+
+    def _misplaced(self, record: ContainerRecord, pod: SandboxRecord | None = None) -> str:
+        """Why the engine that was chosen for a pod is not one for what is demanded now; empty: it is."""
+        why = self._isolated(record.contract)
+        if not why:
+            return ""
+        pod = pod or self._around.pod_of(record)
+        if not pod.handler.chooses or pod.engine == ISOLATING_ENGINE:
+            return ""
+        return f"{why}, and the engine chosen for the pod is {pod.engine}"
 
     def _judged(
         self,

@@ -205,6 +205,7 @@ class Runtime:
         )
         identity = Identity(present, paths, Source())
         around = Around(sandboxes, containers, identity, config)
+        scheduler = Scheduler(installed, config.scheduler)
         parts = Parts(
             config=config,
             paths=paths,
@@ -217,7 +218,7 @@ class Runtime:
             rootfs=rootfs,
             engines=present,
             handlers=Handlers(installed, files, config.scheduler.order),
-            scheduler=Scheduler(installed, config.scheduler),
+            scheduler=scheduler,
             cgroups=host,
             shim=NamespaceServer(paths.shim),
             sandboxes=sandboxes,
@@ -229,7 +230,7 @@ class Runtime:
                 lambda: (entry.record.selinux for entry in sandboxes.all()),
             ),
             identity=identity,
-            guard=Guard(policies.policies, chronicle, images, around, cluster.waiting),
+            guard=Guard(policies.policies, chronicle, images, around, cluster.waiting, isolated=scheduler.isolated),
             policies=policies,
             chronicle=chronicle,
             around=around,
@@ -261,12 +262,14 @@ class Runtime:
         take_images = self.images.plan(config.registry, config.pinned_images, config.packages, config.signatures)
         policies = take_images()
         take_handlers()
-        self._p.scheduler.follow(config.scheduler)
+        isolation = self._p.scheduler.follow(config.scheduler)
         self._p.network.reconfigure(config.network.mode, config.cni, self._p.handlers.conf_dirs())
         self._p.around.follow(config)
         edited = [key for take in takes for key in take()]
-        if self._p.policies.reread(named, config.cluster):
+        reread = self._p.policies.reread(named, config.cluster)
+        if reread:
             edited.append("policies")
+        if reread or isolation:
             self._policies_changed()
         different = {one.name for one in {*before} ^ {*self._p.handlers.all()}}
         return (*edited, *policies, *(f"handler {name}" for name in sorted(different)))

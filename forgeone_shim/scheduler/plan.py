@@ -72,11 +72,17 @@ def _met(demanded: str, reason: str, order: Sequence[str], unfit: Callable[[str]
     return Placement(demanded, reason)
 
 
+def isolated(label: str, isolate_labels: Sequence[str]) -> str:
+    """Why a pod of that trust label gets a machine or nothing, in a clause; empty: it may have any engine."""
+    if not label or label not in isolate_labels:
+        return ""
+    return f"trust label {label!r} demands {ISOLATING_ENGINE} (scheduler.isolate_labels)"
+
+
 def _demanded(wanted: Wanted, isolate_labels: Sequence[str]) -> tuple[str, str]:
-    isolated = bool(wanted.label) and wanted.label in isolate_labels
-    if not isolated:
+    reason = isolated(wanted.label, isolate_labels)
+    if not reason:
         return wanted.demanded, f"the contract demands {wanted.demanded} (exec_mode)" if wanted.demanded else ""
-    reason = f"trust label {wanted.label!r} demands {ISOLATING_ENGINE} (scheduler.isolate_labels)"
     if wanted.demanded not in {"", ISOLATING_ENGINE}:
         raise FailedPrecondition(f"{reason}, and the contract demands {wanted.demanded} (exec_mode)")
     return ISOLATING_ENGINE, reason

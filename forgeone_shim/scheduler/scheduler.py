@@ -12,7 +12,7 @@ from forgeone_shim.config.handlers import DEFAULT_ENGINE
 from forgeone_shim.config.model import SchedulerConfig
 from forgeone_shim.contract.model import Contract
 from forgeone_shim.devices.names import HOST_ANNOTATION
-from forgeone_shim.scheduler.plan import Placement, Wanted, plan
+from forgeone_shim.scheduler.plan import Placement, Wanted, isolated, plan
 
 _MODULES: Final = "wasm.forgeone.dev/"
 _HANDLER: Final = "run.oci.handler"
@@ -27,9 +27,14 @@ class Scheduler:
         """``engines`` are the installed ones."""
         self._engines, self._config = dict(engines), config
 
-    def follow(self, config: SchedulerConfig) -> None:
-        """For pods to come."""
-        self._config = config
+    def follow(self, config: SchedulerConfig) -> bool:
+        """For pods to come. Says whether other labels are isolated than before."""
+        before, self._config = self._config, config
+        return before.isolate_labels != config.isolate_labels
+
+    def isolated(self, contract: Contract) -> str:
+        """Why a pod under that contract has a machine or may not go on, in a clause; empty: it may have any engine."""
+        return isolated(contract.profile.trust_label, self._config.isolate_labels)
 
     def placements(self, spec: SandboxSpec, contract: Contract, only: str = "") -> Iterator[Placement]:
         """The engines that a pod may get under the contract that holds for it, the best first; at least one.

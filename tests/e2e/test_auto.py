@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
 import pytest
 
 from cri.api import runtime_pb2 as pb
+from forgeone_shim.config.loader import to_toml
+from forgeone_shim.config.model import SchedulerConfig
 from forgeone_shim.rpc import node_pb2, node_pb2_grpc
 from hack.lab.daemon import Daemon
 from hack.lab.guests import guest, say
@@ -218,3 +220,20 @@ def test_a_machine_that_is_demanded_is_had(machines: Daemon) -> None:
     isolated = auto(machines, {f"{PREFIX}exec_mode": "microvm"}).run(timeout=120)
     assert told(isolated) == ("microvm", "the contract demands microvm (exec_mode)")
     isolated.remove()
+
+
+def test_a_label_that_is_isolated_from_now_on_ends_what_runs_without(registry: Registry, busybox: str) -> None:
+    with running_daemon(registry, {"microvm.qemu": "/nonexistent/qemu"}) as daemon:
+        daemon.images.PullImage(pb.PullImageRequest(image=pb.ImageSpec(image=busybox)), timeout=patient(60))
+        pods = auto(daemon, UNTRUSTED).run(), auto(daemon).run()
+        ids = [pod.start(pod.container(busybox)) for pod in pods]
+        isolating = replace(daemon.config, scheduler=SchedulerConfig(isolate_labels=("untrusted",)))
+        daemon.config_file.write_text(to_toml(isolating))
+        node_pb2_grpc.NodeStub(daemon.channel).Reload(node_pb2.ReloadRequest(), timeout=patient(10))
+        assert pods[0].wait(ids[0]).exit_code == 137
+        assert "trust label 'untrusted' demands microvm" in pods[0].status(ids[0]).message
+        assert pods[1].status(ids[1]).state == pb.CONTAINER_RUNNING
+        with pytest.raises(grpc.RpcError, match=r"denied by scheduler: .* the engine chosen for the pod is native"):
+            pods[0].create(pods[0].container(busybox, name="again"))
+        for pod in pods:
+            pod.remove()

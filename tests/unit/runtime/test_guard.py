@@ -12,6 +12,7 @@ import pytest
 
 from engines.base import ContainerSpec, Mount, Namespaces, Resources, SandboxSpec
 from forgeone_shim.attestation.evidence import Endorsement, Statement
+from forgeone_shim.config.handlers import AUTO_ENGINE, Handler
 from forgeone_shim.contract.facts import Bound, Facts, Point, RequestFacts, RuntimeFacts
 from forgeone_shim.contract.judge import Ruling
 from forgeone_shim.contract.model import Behaviour, Contract, NetworkRule, Rbac, TrustProfile
@@ -304,7 +305,8 @@ def test_a_node_without_policies_loads_nothing_that_policies_need() -> None:
 
 
 def test_network_and_drift_are_what_policies_say_now() -> None:
-    made, record = Guard(Policies(), *[Around()] * 3), replace(CONTAINER, bound=Bound(given=True))
+    around = Around()
+    made, record = Guard(Policies(), around, around, around), replace(CONTAINER, bound=Bound(given=True))
     assert (made.on_drift(record), made.network(replace(POD, bound=record.bound))) == ("report", None)
     rule = NetworkRule(egress=())
     contract = Contract(behaviour=Behaviour(on_drift="stop"), profile=TrustProfile(network=rule))
@@ -331,6 +333,29 @@ def test_a_container_of_a_package_is_bound_with_what_the_package_asks() -> None:
         image = replace(IMAGE, artifact=artifact, annotations=said)
         guard(around).create(POD, CONTAINER, image, (), Deadline())
         assert around.package == expected
+
+
+def chosen(engine: str, handler: str = AUTO_ENGINE) -> SandboxRecord:
+    return replace(POD, engine=engine, handler=Handler(name=f"forgeone-{handler}", engine=handler))
+
+
+def test_a_chosen_engine_that_is_not_what_a_label_demands_by_now_runs_no_container() -> None:
+    @dataclass
+    class Chosen(Around):
+        def pod_of(self, record: ContainerRecord) -> SandboxRecord:
+            return chosen("native")
+
+    around = Chosen(bound=Bound(contract=Contract(profile=TrustProfile(trust_label="untrusted"))))
+    made = Guard(around, around, around, around, isolated=lambda contract: contract.profile.trust_label and "it has to")
+    record = replace(CONTAINER, bound=around.bound)
+    with pytest.raises(Denied, match="it has to, and the engine chosen for the pod is native"):
+        made.create(chosen("native"), CONTAINER, IMAGE, (), Deadline())
+    for point in (Point.START, Point.RECOVER):
+        with pytest.raises(Denied, match="denied by scheduler: it has to"):
+            made.container(point, record, Deadline())
+    made.container(Point.START, replace(record, bound=Bound()), Deadline())
+    for pod in (chosen("microvm"), chosen("native", "native")):
+        made.create(pod, replace(CONTAINER, spec=ContainerSpec(name="main", image="app:1")), IMAGE, (), Deadline())
 
 
 @pytest.mark.parametrize("verb", ["sandbox", "restore"])

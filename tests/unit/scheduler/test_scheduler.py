@@ -106,6 +106,15 @@ def test_a_demand_that_a_machine_cannot_meet_is_refused_and_not_met_with_less() 
         host.first(sharing(network=NODE), isolated)
 
 
+def test_a_label_that_is_isolated_from_now_on_is_told() -> None:
+    isolated, host = Contract(profile=TrustProfile(trust_label="untrusted")), Host()
+    assert host.scheduler.isolated(isolated) == ""
+    assert host.scheduler.follow(SchedulerConfig(isolate_labels=("untrusted",)))
+    assert "'untrusted' demands microvm" in host.scheduler.isolated(isolated)
+    assert host.scheduler.isolated(UNRESTRICTED) == ""
+    assert not host.scheduler.follow(SchedulerConfig(order=("microvm",), isolate_labels=("untrusted",)))
+
+
 def test_a_privileged_pod_that_is_to_be_isolated_is_privileged_in_its_machine() -> None:
     isolated = Contract(profile=TrustProfile(trust_label="untrusted"))
     assert Host(labels=("untrusted",)).first(replace(POD, security=Security(privileged=True)), isolated)[0] == "microvm"
