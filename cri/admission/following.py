@@ -157,9 +157,11 @@ class Follower:
         try:
             self._store.put(name, given)
             self._bad.discard(name)
-        except ForgeError as error:
+        except Exception as error:
+            # Of what no one expects, too: no object keeps others from being known.
             if name not in self._bad:
-                _log.warning("not used", what=self._store.what, name=name, why=str(error))
+                why = str(error) if isinstance(error, ForgeError) else type(error).__name__
+                _log.warning("not used", what=self._store.what, name=name, why=why)
             self._bad.add(name)
 
     def _tell(self, told: Told) -> None:

@@ -135,6 +135,24 @@ def test_what_cannot_be_used_leaves_what_was_there(double: tuple[ApiDouble, str]
         seen.until(lambda known: known.certain.all[0].contract.exec_mode == "wasm")
 
 
+def test_an_object_that_no_reader_takes_keeps_no_other_from_being_known(
+    double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, kubeconfig = double
+    read = objects.policy_of
+
+    def odd(given: Any) -> Any:
+        if given["metadata"]["name"] == "odd":
+            raise TypeError("odd")
+        return read(given)
+
+    monkeypatch.setattr(objects, "policy_of", odd)
+    found.put(f"{following.POLICIES}/odd", policy("odd"))
+    with followed(kubeconfig) as (seen, meters):
+        assert names(seen.until(lambda known: True)) == ["gold"]
+        assert b'forgeone_admission_unusable{what="policies"} 1.0' in meters.text()
+
+
 def test_more_than_one_page_is_one_list(double: tuple[ApiDouble, str], monkeypatch: pytest.MonkeyPatch) -> None:
     found, kubeconfig = double
     monkeypatch.setattr(api, "PAGE", 2)
