@@ -148,11 +148,14 @@ class Agent:
                 if labels.task(node, self._habits.pod) is not Task.INSTALL or self._waits(node):
                     return
                 self._patched(lambda now: labels.marked(now, cordon=self._habits.cordon, taint=self._habits.taint))
+                # Who asks for all nodes back finds one that has not got it yet, too.
+                self._label({labels.VERSION: found.version})
                 _log.info("installs", steps=found.pending)
                 try:
                     self._hands.install()
                 except ForgeError as error:
                     self._failed(node, error)
+                    self._publish(self._looked(node))
                     raise
                 now = self._looked(node)
                 self._publish(now)

@@ -90,6 +90,8 @@ def test_a_node_is_installed_in_its_turn_and_says_what_it_can(api: ApiServer) ->
         assert node["spec"]["unschedulable"] is True
         assert [taint["key"] for taint in node["spec"]["taints"]] == ["forgeone.dev/installing"]
         assert api.leases["rollout"]["spec"]["holderIdentity"] == NODE
+        # It is among those that are asked for back.
+        assert api.labels(NODE) == {"forgeone.dev/version": ""}
         Hands.install(hands)
 
     hands.install = install  # type: ignore[method-assign]
@@ -135,13 +137,16 @@ def test_labels_that_somebody_removes_come_back(api: ApiServer) -> None:
 def test_an_installation_that_fails_is_told_and_tried_again_later(api: ApiServer) -> None:
     hands = Hands(fails="forgeoned is not ready: no crun")
     agent = _agent(api, hands)
-    assert [agent.step() for _ in range(7)] == [30.0, 60.0, 120.0, 240.0, 480.0, 900.0, 900.0]
+    assert [agent.step(), agent.step()] == [30.0, 60.0]
+    agent._failures = 5
+    assert agent.step() == 900.0
     assert _reasons(api) == ["ForgeOneFailed"]
     assert api.events[0]["type"] == "Warning"
     assert api.leases["rollout"]["spec"]["holderIdentity"] == ""
     # The node is as it was: pods may come to it until the next try.
     assert api.annotations(NODE) == {}
     assert api.nodes[NODE]["spec"] == {"taints": []}
+    assert api.labels(NODE) == {}
     hands.fails = ""
     assert agent.step() == LOOK
     assert api.annotations(NODE) == {}
