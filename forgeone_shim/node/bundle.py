@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -111,10 +112,19 @@ def read(directory: Path) -> Bundle:
 
 
 def problem(bundle: Bundle, directory: Path, *, relocated: bool) -> str:
-    """What of a bundle is not in ``directory`` as its manifest has it; empty when all is.
+    """What of a bundle is not in ``directory`` as its manifest has it, or can be changed by others; empty: nothing.
 
     :param relocated: its programs may have been made another directory's, and so have other hashes.
     """
+    if stamp(directory) != bundle.digest:
+        return f"{directory / MANIFEST} is not the one that was read"
+    for path in _folders(bundle, directory):
+        try:
+            owned = _own(path.lstat())
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        if not owned:
+            return f"{path} can be changed by others"
     for name, target in bundle.links.items():
         path = directory / name
         try:
@@ -134,6 +144,8 @@ def problem(bundle: Bundle, directory: Path, *, relocated: bool) -> str:
             return f"{path}: {error.strerror}"
         if (size, mode, told) != (file.size, file.mode, file.sha256):
             return f"{path} is not what {MANIFEST} says"
+        if status.st_uid != os.geteuid():
+            return f"{path} can be changed by others"
     return ""
 
 
@@ -148,6 +160,16 @@ def stamp(directory: Path) -> str:
         return ""
     except OSError as error:
         raise syscall_error("read", directory / MANIFEST, error) from None
+
+
+def _folders(bundle: Bundle, directory: Path) -> tuple[Path, ...]:
+    parents = {parent for name in (*bundle.files, *bundle.links) for parent in Path(name).parents}
+    return tuple(directory / parent for parent in sorted(parents))
+
+
+def _own(status: os.stat_result) -> bool:
+    """Ours (root's, on a node) alone to change; a link to a directory, which the mode of a link denies, is not."""
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _digest(file: object) -> str:

@@ -231,6 +231,14 @@ def test_a_version_that_was_changed_on_the_node_is_laid_out_again(node: Node) ->
     assert node.text(layout.CURRENT + "/bin/forge") == "forge 1.0.0"
 
 
+def test_a_version_that_others_could_change_is_laid_out_again_where_it_is(node: Node) -> None:
+    place = lab.bundle(node.root / "opt/forgeone/versions/1.0.0", "1.0.0")
+    (place / "bin").chmod(0o775)
+    node.installer.install(str(place), Wish(), 2, NEVER)
+    assert (place / "bin").stat().st_mode & 0o777 == 0o755
+    assert node.text(layout.CURRENT + "/bin/forge") == "forge 1.0.0"
+
+
 @pytest.mark.parametrize("package", ["forgeone", "forgeone-microvm"])
 def test_a_version_of_a_package_stays_the_packages(package: str, node: Node) -> None:
     place = lab.bundle(node.root / "opt/forgeone/versions/1.0.0", "1.0.0")
