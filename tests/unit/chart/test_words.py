@@ -197,29 +197,54 @@ def test_each_mode_has_what_it_is_named_for(mode: str) -> None:
     assert webhook is bool(kinds(rendered, "Deployment")) is (mode in ("webhook", "both"))
 
 
+def node(labels: dict[str, str] | None = None, *taints: dict[str, str]) -> Object:
+    return {"metadata": {"labels": labels} if labels else {}, "spec": {"taints": [*taints]} if taints else {}}
+
+
+NAMED = {"authentication.kubernetes.io/node-name": ["a"]}
+OURS = {"key": "forgeone.dev/installing", "value": "true", "effect": "NoSchedule"}
+POOL = {"key": "pool", "effect": "NoExecute"}
+
+
 @pytest.mark.parametrize(
-    ("extra", "allowed"),
+    ("extra", "before", "after", "refused"),
     [
-        ({"extra": {"authentication.kubernetes.io/node-name": ["a"]}}, True),
-        ({"extra": {"authentication.kubernetes.io/node-name": ["b"]}}, False),
-        ({"extra": {"authentication.kubernetes.io/pod-name": ["a"]}}, False),
-        ({}, False),
+        (NAMED, node(), node(), ""),
+        ({**NAMED, "authentication.kubernetes.io/node-name": ["b"]}, node(), node(), "no other"),
+        ({"authentication.kubernetes.io/pod-name": ["a"]}, node(), node(), "no other"),
+        (None, node(), node(), "no other"),
+        (NAMED, node({"x": "1"}), node({"x": "1", "forgeone.dev/ready": "true"}), ""),
+        (NAMED, node({"x": "1", "forgeone.dev/ready": "true"}), node({"x": "1"}), ""),
+        (NAMED, node(), node({"node-restriction.kubernetes.io/secret": "yes"}), "labels"),
+        (NAMED, node({"x": "1"}), node({"x": "2"}), "labels"),
+        (NAMED, node({"x": "1"}), node(), "labels"),
+        (NAMED, node({}, {**POOL, "timeAdded": "1"}), node({}, {**POOL, "timeAdded": "2"}, OURS), ""),
+        (NAMED, node({}, OURS, POOL), node({}, POOL), ""),
+        (NAMED, node({}, POOL), node(), "taints"),
+        (NAMED, node({}, POOL), node({}, {**POOL, "value": "x"}), "taints"),
     ],
 )
-def test_an_agent_changes_its_own_node_alone(extra: dict[str, object], allowed: bool) -> None:
+def test_an_agent_changes_its_own_node_alone(extra: Object | None, before: Object, after: Object, refused: str) -> None:
     rendered = render()
     spec = of(rendered, "ValidatingAdmissionPolicy", "-installer")["spec"]
     account = of(rendered, "DaemonSet")["spec"]["template"]["spec"]["serviceAccountName"]
-    request = {"name": "a", "userInfo": {"username": f"system:serviceaccount:{NAMESPACE}:{account}", **extra}}
-    env = cel.NewEnv(variables={"request": cel.Type.DYN})
+    user = {"username": f"system:serviceaccount:{NAMESPACE}:{account}"} | ({"extra": extra} if extra else {})
+    known: dict[str, Any] = {"request": {"name": "a", "userInfo": user}, "oldObject": before, "object": after}
+    known["variables"] = {}
+    env = cel.NewEnv(variables=dict.fromkeys(known, cel.Type.DYN))
 
-    def holds(expression: str, **change: object) -> object:
-        return env.compile(expression).eval(env.Activation({"request": request | change})).plain_value()
+    def value(expression: str, **change: object) -> Any:
+        found = env.compile(expression).eval(env.Activation(known | change))
+        assert found.type() != cel.Type.ERROR, found.value()
+        return found.plain_value()
 
-    [asked], [held] = spec["matchConditions"], spec["validations"]
-    assert holds(asked["expression"]) is True
-    assert holds(asked["expression"], userInfo={"username": "system:node:b"}) is False
-    assert holds(held["expression"]) is allowed
+    [asked] = spec["matchConditions"]
+    assert value(asked["expression"]) is True
+    assert value(asked["expression"], request={"userInfo": {"username": "system:node:a"}}) is False
+    for one in spec["variables"]:
+        known["variables"][one["name"]] = value(one["expression"])
+    told = [one["message"] for one in spec["validations"] if value(one["expression"]) is not True]
+    assert len(told) == bool(refused) and all(refused in one for one in told)
 
 
 @pytest.mark.parametrize("case", ["default.yaml", "replace.yaml"])
