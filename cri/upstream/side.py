@@ -26,6 +26,9 @@ PATIENCE: Final = 5.0
 
 _ID: Final = 64
 """Digits of a whole id, of every runtime."""
+
+_CHANCE: Final = 12
+"""Digits of random ids that no two share by chance: what people are shown, and type, has as many."""
 _ANYWAY: Final = "if no kubelet uses this socket, restart forgeoned instead"
 
 
@@ -195,7 +198,11 @@ class Sides:
 
     def only_ours(self, *ids: str) -> bool:
         """Whether a list that is filtered by these ids can hold nothing of the other runtime's."""
-        return any(id_ and self._runtime.beside.owns(id_) for id_ in ids)
+        return any(id_ and (self._runtime.beside.owns(id_) or self._shown(id_)) for id_ in ids)
+
+    def _shown(self, id_: str) -> bool:
+        fields = ("container_id", "pod_sandbox_id")
+        return _CHANCE <= len(id_) < _ID and any(self._begins(field, id_) for field in fields)
 
     def _of(self, field: str, id_: str, link: Link, call: Call) -> Side:
         if not id_ or self._runtime.beside.owns(id_):
@@ -203,7 +210,7 @@ class Sides:
             return Side.OURS
         if len(id_) >= _ID or not self._begins(field, id_):
             return Side.UPSTREAM
-        if _listed(field, id_, link, call):
+        if len(id_) < _CHANCE and _listed(field, id_, link, call):
             raise InvalidInput(field, f"{id_!r} is the beginning of an id of ForgeOne's and of one of {link.socket}'s")
         return Side.OURS
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
@@ -21,6 +23,8 @@ DEFAULT_SOCKET = "/run/forgeone/forgeone.sock"
 PATIENCE = 120.0
 _HINT = "is forgeoned running? --socket or FORGEONE_SOCKET names its socket, which is root's"
 _MAX_MESSAGE = 64 * 1024 * 1024
+# An id, or as much of one as lists show, which is no other's by chance.
+_SHOWN: Final = re.compile("[0-9a-f]{12,64}")
 
 
 class RemoteError(ForgeError):
@@ -78,14 +82,15 @@ class Client:
         except grpc.RpcError as error:
             raise self._explain(error) from None
 
-    def pods(self) -> list[Any]:
-        """Every sandbox, newest first."""
-        items = self.call(self.runtime.ListPodSandbox, cri.ListPodSandboxRequest()).items
+    def pods(self, id_: str = "") -> list[Any]:
+        """Every sandbox (whose id begins so), newest first."""
+        request = cri.ListPodSandboxRequest(filter=cri.PodSandboxFilter(id=id_))
+        items = self.call(self.runtime.ListPodSandbox, request).items
         return sorted(items, key=lambda item: -item.created_at)
 
-    def containers(self, pod_id: str = "") -> list[Any]:
-        """Every container (of a pod), newest first."""
-        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod_id))
+    def containers(self, pod_id: str = "", id_: str = "") -> list[Any]:
+        """Every container (of a pod, or whose id begins so), newest first."""
+        request = cri.ListContainersRequest(filter=cri.ContainerFilter(pod_sandbox_id=pod_id, id=id_))
         return sorted(self.call(self.runtime.ListContainers, request).containers, key=lambda item: -item.created_at)
 
     def status(self, container_id: str, *, verbose: bool = False) -> tuple[Any, Mapping[str, str]]:
@@ -104,8 +109,10 @@ class Client:
         """
         if not name:
             raise InvalidInput("name", "is empty")
-        for noun in nouns or (Noun.CONTAINER, Noun.POD):
-            items = self.containers() if noun is Noun.CONTAINER else self.pods()
+        # By its id, what ForgeOne has is found even while another runtime beside it does not answer.
+        by_id = (name, "") if _SHOWN.fullmatch(name) else ("",)
+        for id_, noun in product(by_id, nouns or (Noun.CONTAINER, Noun.POD)):
+            items = self.containers(id_=id_) if noun is Noun.CONTAINER else self.pods(id_)
             found = match(name, noun, items)
             if found is not None:
                 return found

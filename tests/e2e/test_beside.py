@@ -208,10 +208,8 @@ def test_a_node_may_keep_pods_under_a_floor_from_the_other_runtime(node: Daemon)
         pod(node, NATIVE).run().remove()
     finally:
         floor.unlink()
+        node.config_file.write_text(text)
         forge(node, "reload")
-    pod(node).run().remove()
-    node.config_file.write_text(text)
-    forge(node, "reload")
 
 
 def test_pods_outlive_either_runtime_and_no_list_lacks_any(node: Daemon, other: Containerd, busybox: str) -> None:
@@ -227,6 +225,7 @@ def test_pods_outlive_either_runtime_and_no_list_lacks_any(node: Daemon, other: 
     assert (ready.status, ready.reason) == (False, "UpstreamUnavailable")
     assert ours.exec(mine, "echo", "on").stdout == b"on\n"
     assert ours.ready()
+    assert forge(node, "exec", mine[:13], "echo", "by forge") == "by forge\n"
     other.start()
 
     def back() -> bool:

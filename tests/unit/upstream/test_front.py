@@ -231,6 +231,13 @@ def test_the_beginning_of_an_id_is_good_where_it_is_of_one_only(node: Front, her
     code, words = refused(node.cri.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id="a00"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "'a00'" in words
+    other.stop()
+    assert refused(node.cri.PodSandboxStatus, pb.PodSandboxStatusRequest(pod_sandbox_id=mine[:3]))[0] is (
+        grpc.StatusCode.UNAVAILABLE
+    )
+    # So that what people copy from a list of theirs works without the other one.
+    answer = node.cri.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=mine[:13]), timeout=PATIENT)
+    assert answer.status.id == mine
     assert refused(node.cri.StopPodSandbox, pb.StopPodSandboxRequest())[0] is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -287,6 +294,8 @@ def test_a_list_by_an_id_of_ours_needs_nobody_else(node: Front, other: Other) ->
     of_pod = containers(filter=pb.ContainerFilter(pod_sandbox_id=mine))
     assert ids(node.cri.ListContainers(of_pod, timeout=PATIENT), "containers") == {container}
     of_id = pods(filter=pb.PodSandboxFilter(id=mine))
+    assert ids(node.cri.ListPodSandbox(of_id, timeout=PATIENT), "items") == {mine}
+    of_id.filter.id = mine[:13]
     assert ids(node.cri.ListPodSandbox(of_id, timeout=PATIENT), "items") == {mine}
     streamed = list(node.cri.StreamPodSandboxes(pb.StreamPodSandboxesRequest(filter=of_id.filter), timeout=PATIENT))
     assert ids(streamed, "pod_sandboxes") == {mine}
