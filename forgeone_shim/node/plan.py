@@ -213,7 +213,7 @@ def _pointed(seen: Seen, wish: Wish, chosen: Way, changes: Mapping[str, bytes]) 
         # One that does not run yet, as before a node joins, is not this installation's to start.
         return [*swept, *written]
     stopped: list[Step] = [Unit(Do.STOP, kubelet.UNIT)] if replaced else []
-    if wish.service and (replaced or layout.UNIT not in seen.active):
+    if changes and wish.service and (replaced or layout.UNIT not in seen.active):
         # Beside another runtime, those that ForgeOne had before are its own, whatever becomes of this.
         written = [Vacate(layout.SOCKET, "" if replaced else chosen.upstream), *written]
     return [Settle(kubelet.UNIT, active=True), *stopped, *swept, *written, *_restarted(changes, chosen.kubelet)]

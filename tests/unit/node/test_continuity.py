@@ -54,6 +54,15 @@ def test_pods_that_a_kubelet_has_started_before_it_failed_run_once(
     assert node.text(FLAGS) == lab.KUBEADM_FLAGS
 
 
+def test_pods_of_a_kubelet_that_stays_where_it_is_go_on(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.install(mode="replace")
+    node.runtimes.sandboxes = {"containerd.sock": [lab.pod("stray")], "forgeone.sock": [lab.pod("db")]}
+    monkeypatch.setattr(health, "stays", lambda *_: (_ for _ in ()).throw(FailedPrecondition("does not stay up")))
+    with pytest.raises(FailedPrecondition, match="does not stay up"):
+        node.install(mode="replace", drain=True)
+    assert node.runtimes.removed == [("containerd.sock", "stray", 30)]
+
+
 def test_a_kubelet_that_is_given_back_starts_no_pod_that_still_runs(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
