@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from cri.api import runtime_pb2 as cri
 from forgeone_shim.cli.client import PATIENCE, Client, Noun, Target
+from forgeone_shim.cli.listing import own_pods
 from forgeone_shim.errors import FailedPrecondition
 
 LOG_ANNOTATION: Final = "forgeone.dev/log-directory"
@@ -49,7 +50,7 @@ def remove(client: Client, args: argparse.Namespace) -> int:
     """Remove containers, or pods with all that is in them; what runs only with ``--force``."""
     targets = [client.find(name, *_PODS_FIRST) for name in args.names]
     if args.all:
-        targets += [Target(Noun.POD, item.id, item.metadata.name, item) for item in client.pods()]
+        targets += [Target(Noun.POD, item.id, item.metadata.name, item) for item in own_pods(client)]
     for target in targets:
         if not args.force:
             _refuse_running(client, target)

@@ -73,6 +73,15 @@ def _engines(client: Client) -> Any:
     return _told(client, client.node.ListEngines, node_pb2.ListEnginesRequest(), node_pb2.ListEnginesResponse())
 
 
+def own_pods(client: Client) -> list[Any]:
+    """Those that ForgeOne runs itself, of all that its socket shows."""
+    items = client.pods()
+    if not upstream(client).socket:
+        return items
+    engines = _engines(client).pods
+    return [item for item in items if item.id in engines]
+
+
 def upstream(client: Client) -> Any:
     """The other runtime, whose are the pods that no engine has."""
     return _told(client, client.node.GetUpstream, node_pb2.GetUpstreamRequest(), node_pb2.GetUpstreamResponse())

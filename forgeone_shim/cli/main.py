@@ -162,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
 
     remove = verb("rm", "remove containers or pods")
     remove.add_argument("-f", "--force", action="store_true", help="even when it runs")
-    remove.add_argument("-a", "--all", action="store_true", help="every pod")
+    remove.add_argument("-a", "--all", action="store_true", help="every pod that ForgeOne runs")
     remove.add_argument("names", nargs="*", metavar="name")
 
     arguments.audit(verb("audit", "read, verify and prove the node's audit log"), common, output)

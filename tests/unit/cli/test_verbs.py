@@ -219,6 +219,16 @@ def test_rm_all_removes_every_pod(node: NodeDouble, forge: Forge) -> None:
     assert forge("rm") == 2
 
 
+def test_rm_all_leaves_the_pods_of_another_runtime_alone(node: NodeDouble, forge: Forge) -> None:
+    for _ in range(2):
+        assert forge("run", "-d", "-q", "reg/app:1") == 0
+    ours, theirs = node.pods.pods
+    node.images.engines.pods[ours].engine = "native"
+    node.images.upstream = node_pb2.GetUpstreamResponse(socket="/run/c.sock")
+    assert forge("rm", "--all", "--force") == 0
+    assert list(node.pods.pods) == [theirs]
+
+
 def test_an_ambiguous_name_is_refused(node: NodeDouble, forge: Forge, capsys: Capture) -> None:
     for id_ in ("aa1", "aa2"):
         node.pods.pods[id_] = cri.PodSandbox(id=id_)
