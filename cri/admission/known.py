@@ -33,6 +33,7 @@ class Known:
     :param handlers: the engine of each handler that is not built in.
     :param default: the engine of pods without a RuntimeClass; :data:`OTHERS`: another runtime's.
     :param fill: pods without a RuntimeClass are given one.
+    :param all_named: contracts can name no other policies; else nodes alone know which there are.
     """
 
     certain: Policies = field(default_factory=Policies)
@@ -41,6 +42,12 @@ class Known:
     handlers: Mapping[str, str] = field(default_factory=dict)
     default: str = DEFAULT_ENGINE
     fill: bool = False
+    all_named: bool = True
+
+    def supposing(self, names: Iterable[str]) -> Known:
+        """The same with policies of these names, of which nothing is known but that they may be there."""
+        found = Policies([Policy(name=one) for one in names], self.certain.issuers)
+        return replace(self, certain=found, foreseen=found)
 
     def engine(self, runtime_class: str) -> str | None:
         """The engine of a RuntimeClass' pods; ``None``: its handler is none of those known here."""
@@ -85,6 +92,7 @@ def of(
         handlers=options.handlers,
         default=options.default_engine,
         fill=options.fill,
+        all_named=options.policies,
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -124,6 +125,10 @@ class _Subject:
         """The contract that it brings."""
         return {key: value for key, value in self.annotations.items() if key.startswith(PREFIX)}
 
+    def about(self, container: str) -> Mapping[str, str]:
+        """The part of the contract that is about that container, or the whole pod."""
+        return {key: value for key, value in self.ours.items() if _whose(key) in {"", container}}
+
     @property
     def runtime_class(self) -> str:
         return self.template.node("spec").text("runtimeClassName")
@@ -165,16 +170,34 @@ def _validated(request: _Request, known: Known) -> Verdict:
     if subject is None or _settled(request, subject):
         return Verdict()
     try:
-        return _judged(subject, known)
+        return _judged(subject, _supposing(subject, known))
     except InvalidInput as error:
-        return replace(_refused(error.field, error.reason, error.fix), absent=_absent(error, subject))
+        return replace(_refused(error.field, error.reason, error.fix), absent=_absent(error, subject, known))
 
 
-def _absent(error: InvalidInput, subject: _Subject) -> str:
+def _supposing(subject: _Subject, known: Known) -> Known:
+    """What is known, with the policies that the contract names where nodes alone know which there are."""
+    return known if known.all_named else known.supposing(_policies_of(subject))
+
+
+def _absent(error: InvalidInput, subject: _Subject, known: Known) -> str:
     if error.field != "runtime_policy_id":
         return ""
-    pod = Pod(subject.namespace, subject.name)
-    return parse.offered(subject.annotations, pod=pod).contract.runtime_policy_id
+    named, here = _policies_of(subject), {one.name for one in known.certain.all}
+    return next((one for one in named if one not in here), next(iter(named), ""))
+
+
+def _policies_of(subject: _Subject) -> Mapping[str, None]:
+    """Those that the contract names, for the pod and for its containers."""
+    pod, there = Pod(subject.namespace, subject.name), _containers(subject)
+    # Of all that is said the first has read every word.
+    found = {parse.offered(subject.ours, pod=pod).contract.runtime_policy_id: None}
+    for name in there.intersection(_named(subject)) if len(there) <= MAX_CONTAINERS else ():
+        # What contradicts the pod's is told when it is held to it.
+        with suppress(InvalidInput):
+            found[parse.offered(subject.about(name), name, pod=pod).contract.runtime_policy_id] = None
+    found.pop("", None)
+    return found
 
 
 def _policy(request: _Request) -> Verdict:
@@ -274,8 +297,7 @@ def _crowded(wanted: Verdict | None) -> Verdict:
 
 def _of_container(known: Known, subject: _Subject, name: str, engine: str) -> Bound:
     # All have been read for the pod, and each is once more for what it is about.
-    about = {key: value for key, value in subject.ours.items() if _whose(key) in {"", name}}
-    bound = known.certain.bind(about, name, namespace=subject.namespace, name=subject.name)
+    bound = known.certain.bind(subject.about(name), name, namespace=subject.namespace, name=subject.name)
     refused = _fits(bound, subject, engine, known)
     if refused is not None:
         raise InvalidInput(f"container {name}: {refused.by}", refused.reason)
@@ -347,10 +369,10 @@ def _filled(request: _Request, known: Known) -> Verdict:
     if MIRROR in subject.annotations or subject.runtime_class:
         return Verdict()
     try:
-        name = _demanded_class(subject, known)
+        name = _demanded_class(subject, _supposing(subject, known))
     except InvalidInput as error:
         # It is refused when it is validated.
-        return Verdict(absent=_absent(error, subject))
+        return Verdict(absent=_absent(error, subject, known))
     if not name:
         return Verdict()
     return Verdict(

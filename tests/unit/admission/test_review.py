@@ -232,6 +232,36 @@ def test_policies_that_nodes_have_in_files_may_be_named() -> None:
     assert not why(question(annotations, hostNetwork=True), of)
 
 
+def test_the_policy_that_is_not_there_is_told_to_whoever_may_ask_for_it() -> None:
+    for key, known_ones, absent in (
+        ("", (), "house"),
+        (".web", (), "house"),
+        ("", ({"name": "house", "namespaces": ["bank"]},), "house"),
+        ("", ({"name": "house"},), ""),
+    ):
+        data = json.dumps(question({f"{PREFIX}runtime_policy_id{key}": "house"})).encode()
+        assert review.validate(data, here(*known_ones)).absent == absent
+    for said in (
+        {f"{PREFIX}exce": "house"},
+        {f"{PREFIX}runtime_policy_id.web": "a", f"{PREFIX}runtime_policy_id": "b"},
+    ):
+        answer = review.validate(json.dumps(question(said)).encode(), here({"name": "b"}))
+        assert not answer.allowed
+        assert answer.absent == ""
+
+
+def test_without_the_clusters_policies_contracts_may_name_any() -> None:
+    of = here(policies=False, fill=True)
+    named = {f"{PREFIX}runtime_policy_id": "house"}
+    assert not why(question(named), of)
+    assert not why(question(named, kind="Deployment"), of)
+    assert not why(question({f"{PREFIX}runtime_policy_id.web": "house"}), of)
+    assert not why(question({f"{PREFIX}contract": '{"runtime_policy_id": "house"}'}), of)
+    assert "demanded" in why(question(named | {f"{PREFIX}exec_mode": "wasm"}), of)
+    assert patched(question(named | {f"{PREFIX}exec_mode": "microvm"}), of) == [FILLING]
+    assert why(question({f"{PREFIX}runtime_policy_id": "No"}), of)
+
+
 def test_the_default_policy_holds_pods_that_name_none() -> None:
     strict = {"name": "strict", "contract": {"profile": {"host_network": False}}}
     assert why(question(hostNetwork=True), here(strict, default_policy="strict")).startswith("strict/")
