@@ -12,7 +12,7 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config.config_exception import ConfigException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from forgeone_shim.cluster.names import GROUP, KIND, PLURAL, VERSION
 from forgeone_shim.cluster.watch import ApiError
@@ -28,6 +28,8 @@ _CONNECT: Final = 10.0
 _ANSWER: Final = 30.0
 # What one watch lasts, in seconds, at least and at most: servers are to lose their clients little by little.
 _WATCH: Final = (240, 480)
+# How long a watch may be silent, in seconds: servers send a bookmark each minute.
+_SILENCE: Final = 150.0
 _CHUNK: Final = 65536
 _AFTER_MAX: Final = 600.0
 _EVENT_MAX: Final = 8 << 20
@@ -94,12 +96,15 @@ class Server:
                 allow_watch_bookmarks=True,
                 timeout_seconds=seconds,
                 _preload_content=False,
-                _request_timeout=(_CONNECT, seconds + _ANSWER),
+                _request_timeout=(_CONNECT, _SILENCE),
             )
 
         answer = self._asked(ask)
         try:
             yield from _events(answer)
+        except ReadTimeoutError:
+            # Whether the server is still there, though its host is, the next request tells.
+            return
         except HTTPError as error:
             raise ApiError(0, f"the watch broke off: {_short(error)}") from error
         finally:

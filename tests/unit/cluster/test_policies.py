@@ -331,6 +331,19 @@ def test_whom_a_kubeconfig_trusts_is_looked_at(server: ApiServer, tmp_path: Path
         Server(server.kubeconfig, tmp_path).page("")
 
 
+def test_a_server_that_is_silent_for_long_is_asked_again(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgeone_shim.cluster import api
+
+    monkeypatch.setattr(api, "_SILENCE", 0.1)
+    asking = api.Server(server.kubeconfig, tmp_path)
+    assert list(asking.watch("100")) == []
+    monkeypatch.setattr(api, "_ANSWER", 0.1)
+    with server.silent(), pytest.raises(ApiError, match="timed out"):
+        asking.page("")
+
+
 def test_a_kubeconfig_may_name_a_proxy(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from forgeone_shim.cluster.api import Server
 
