@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from kubernetes_validate import SchemaNotFoundError, validate
+from kubernetes_validate import SchemaNotFoundError, utils, validate
 
 from forgeone_shim.version import VERSION
 from tests.unit.chart.rendering import (
@@ -38,6 +39,14 @@ CLUSTER = {
     "ValidatingAdmissionPolicyBinding",
     "ValidatingWebhookConfiguration",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_are_read_once() -> Iterator[None]:
+    # All of a Kubernetes' definitions, a megabyte, for each object otherwise.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "schema_contents", functools.cache(utils.schema_contents))
+        yield
 
 
 @functools.cache
