@@ -21,8 +21,12 @@ from cri.admission.policy import MIRROR
 from forgeone_shim.attestation import dsse
 from forgeone_shim.attestation.keys import SigningKey
 from forgeone_shim.cluster import objects
+from forgeone_shim.contract import manifest
+from forgeone_shim.contract.facts import Point
 from forgeone_shim.contract.model import PAYLOAD_TYPE
+from forgeone_shim.contract.objects import Node
 from forgeone_shim.contract.parse import PREFIX
+from forgeone_shim.contract.policies import Policies
 from forgeone_shim.errors import InvalidInput
 
 REVIEWS = Path(__file__).parent / "reviews"
@@ -439,3 +443,67 @@ def test_an_object_of_any_shape_is_answered_or_refused_as_a_question(value: obje
         asked(about)
     with suppress(InvalidInput):
         asked(about, here(fill=True), mutate=True)
+
+
+NAMES = ("web", "db", "ghost")
+TRUTHS = ("exec", "privileged", "host_network", "host_pid")
+SAID = {
+    "exec_mode": st.sampled_from(["native", "wasm", "microvm"]),
+    "runtime_policy_id": st.sampled_from(["p0", "p1", "gone"]),
+    "trust_label": st.sampled_from(["a", "b"]),
+    "images": st.just("ghcr.io/**"),
+    "egress": st.sampled_from(["none", "10.0.0.0/8 tcp/1"]),
+    "capabilities": st.just("none"),
+} | dict.fromkeys(TRUTHS, st.sampled_from(["true", "false"]))
+CONTRACTS = st.dictionaries(
+    st.tuples(st.sampled_from(sorted(SAID)), st.sampled_from(["", *NAMES])), st.integers(0, 2), max_size=5
+).flatmap(
+    lambda keys: st.fixed_dictionaries(
+        {f"{PREFIX}{key}{of and f'.{of}'}": SAID[key] for key, of in keys if not (of and key == "egress")}
+    )
+)
+FLOORS = st.lists(
+    st.fixed_dictionaries(
+        {"floor": st.booleans()},
+        optional={
+            "namespaces": st.sampled_from([["shop"], ["bank"]]),
+            "contract": st.fixed_dictionaries(
+                {"profile": st.dictionaries(st.sampled_from(TRUTHS[1:]), st.just(value=False), max_size=2)},
+                optional={"exec_mode": SAID["exec_mode"]},
+            ),
+        },
+    ),
+    max_size=2,
+)
+
+
+def taken(pod: Mapping[str, Any], of: Policies, engine: str) -> bool:
+    """Whether a node that goes by these policies starts it."""
+    annotations = pod["metadata"]["annotations"]
+    try:
+        found = manifest.described("", "web", "shop", Node("Pod", pod), manifest.Assumed(engine=engine))
+        for facts, point in ((found.pod, Point.SANDBOX), *((one, Point.CREATE) for one in found.containers)):
+            container = facts.container.name if facts.container else ""
+            bound = of.bind(annotations, container, namespace="shop", name="web")
+            if not of.judge(point, manifest.held_to(facts, bound, found)).allowed:
+                return False
+    except InvalidInput:
+        return False
+    return True
+
+
+@settings(max_examples=100, deadline=None)
+@given(CONTRACTS, FLOORS, st.sampled_from(["native", "wasm", "microvm"]), st.booleans(), st.booleans())
+def test_what_a_node_takes_is_never_refused(
+    annotations: dict[str, str], floors: list[dict[str, Any]], engine: str, privileged: bool, shared: bool
+) -> None:
+    containers = [
+        {"name": one, "image": "ghcr.io/acme/web:1", "securityContext": {"privileged": privileged}}
+        for one in ("web", "db")
+    ]
+    spec = {"containers": containers, "hostNetwork": shared, "runtimeClassName": f"forgeone-{engine}"}
+    given_policies = policies(*({"name": f"p{number}"} | one for number, one in enumerate(floors)))
+    about = question(annotations, **spec)
+    of = known.of(Options(handlers={}), given_policies, None, CLASSES)
+    if taken(about["request"]["object"], Policies(given_policies), engine):
+        assert not why(about, of)
