@@ -419,6 +419,7 @@ def test_a_monitor_of_nothing_is_refused() -> None:
     assert "there is nothing to scrape" in refusal(metrics=monitor)
     assert kinds(render(metrics=monitor, admission={"mode": "webhook"}), "ServiceMonitor", "PodMonitor")
     assert refusal(metrics=monitor | {"enabled": True}) == ""
+    assert "there is nothing to scrape" in refusal(metrics=monitor | {"enabled": True}, installer={"enabled": False})
 
 
 @pytest.mark.parametrize(("address", "wanted"), [("10.1.2.3", "10.1.2.3:9580"), ("fd00::7", "[fd00::7]:9580")])
