@@ -123,11 +123,7 @@ def processes(node: Layout, directory: str) -> tuple[str, ...]:
     """Processes of the node's, but this one, that execute something in a directory of its; how a path begins depends on
     who looks, and a container may have the same path of its own.
     """
-    try:
-        device = node.at(directory).stat().st_dev
-    except OSError:
-        return ()
-    return tuple(_executing(node.at("/proc"), directory, device))
+    return tuple(_executing(node, directory))
 
 
 def packaged(node: Layout) -> frozenset[str]:
@@ -220,21 +216,26 @@ def _in_use(node: Layout, directory: str) -> bool:
     return bool(processes(node, directory))
 
 
-def _executing(proc: Path, directory: str, device: int) -> Iterator[str]:
+def _executing(node: Layout, directory: str) -> Iterator[str]:
     with contextlib.suppress(OSError):
-        for entry in os.scandir(proc):
+        for entry in os.scandir(node.at("/proc")):
             if not entry.name.isdecimal() or entry.name == str(os.getpid()):
                 continue
             with contextlib.suppress(OSError):
                 exe = Path(entry.path, "exe")
                 program = str(exe.readlink())
-                if directory in program and _on(exe, device):
+                _, found, rest = program.partition(directory)
+                if found and _of(exe, node.at(f"{directory}{rest}"), node.at(directory)):
                     yield f"{entry.name} ({Path(program).name})"
 
 
-def _on(exe: Path, device: int) -> bool:
+def _of(exe: Path, place: Path, directory: Path) -> bool:
+    """Whether what is executed is, or has been, what is in this place of the node's."""
     try:
-        return exe.stat().st_dev == device
+        executed = exe.stat()
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(executed, place.stat())
+        return executed.st_dev == directory.stat().st_dev
     except OSError:
         return True
 

@@ -159,6 +159,18 @@ def test_pods_whose_forgeoned_does_not_run_are_not_left_behind(node: Node) -> No
     node.uninstall(force=True)
 
 
+def test_programs_of_the_same_name_elsewhere_are_not_the_nodes(node: Node) -> None:
+    node.install()
+    node.services.running.discard("forgeoned.service")
+    process = node.root / "proc" / "4711"
+    process.mkdir(parents=True)
+    # As in a container, whose image has its own.
+    elsewhere = node.tmp / "opt/forgeone/versions/1.0.0/bin/forge"
+    lab.write(node.tmp, {"/opt/forgeone/versions/1.0.0/bin/forge": ""})
+    (process / "exe").symlink_to(elsewhere)
+    node.uninstall()
+
+
 def test_a_pod_that_came_after_the_look_refuses_an_uninstallation(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.install()
     late = lab.pod("late")
