@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from hack.bundle import artifacts, deb, layout
 from hack.bundle.build import build
 
 _WORK: Final = ".bundle-"
+_DIGEST: Final = ".sha256"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make(
     output: Path, *, flavour: str = layout.STANDARD, with_deb: bool = False, with_image: bool = False
 ) -> list[Path]:
-    """The artifacts, each there whole or not at all.
+    """The artifacts, each there whole or not at all, and beside each its digest, as ``sha256sum --check`` reads it.
 
     :raises ForgeError: what is missing for it, or fails.
     """
@@ -62,6 +64,12 @@ def make(
         # Compressing is most of it, and leaves the interpreter's lock alone.
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda one: one[1](bundle.root, work / one[0], stamp), writers))
+        for file, _ in writers:
+            with (work / file).open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            (work / f"{file}{_DIGEST}").write_text(f"{digest}  {file}\n")
+        for file, _ in writers:
+            (work / f"{file}{_DIGEST}").replace(output / f"{file}{_DIGEST}")
         return [(work / file).replace(output / file) for file, _ in writers]
 
 

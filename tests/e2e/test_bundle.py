@@ -69,6 +69,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         done = subprocess.run(build, check=False, capture_output=True, text=True, cwd=layout.REPOSITORY, timeout=600)
         assert done.returncode == 0, done.stderr
         [archive], [package] = directory.glob("dist/*.tar.gz"), directory.glob("dist/*.deb")
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", *directory.glob("dist/*.sha256")], check=True, cwd=archive.parent
+        )
         laid_out = directory / "laid-out"
         unpack(archive, laid_out / PREFIX[1:])
         (laid_out / layout.CURRENT[1:]).symlink_to(f"versions/{VERSION}")
@@ -182,7 +185,9 @@ def test_nothing_of_the_hosts_leaks_in(host: BareHost) -> None:
     shutil.copytree(poison, host.path("/usr/local/lib/python3.11/dist-packages"))
     host.path("/etc/ld.so.preload").write_text("/poison/libc.so.6\n")
     host.path("/etc/hosts").write_text("127.0.0.1 localhost\n")
-    host.path("/etc/nsswitch.conf").write_text("passwd: poison compat\nhosts: poison files\n")
+    host.path("/etc/nsswitch.conf").write_text(
+        "passwd: sss poison compat\nhosts: resolve [!UNAVAIL=return] poison files\n"
+    )
     program = (
         "import encodings.idna, json, os, pwd, socket, ssl, sqlite3, sys, uuid, zlib;"
         "socket.getaddrinfo('localhost', 80); pwd.getpwnam('root');"
@@ -290,6 +295,8 @@ def test_the_package_is_installed_and_removed(made: Made, bare: BareHost) -> Non
     assert bare.run("forge", "node", "install", "--dry-run", "--kubelet=none", "--service=none", "--replace").stdout
     unit = bare.path("/lib/systemd/system/forgeoned.service").read_text()
     assert f"ExecStart={PREFIX}/bin/forgeoned\n" in unit
+    enabled = bare.path("/etc/systemd/system/multi-user.target.wants/forgeoned.service")
+    assert os.readlink(enabled) == "/lib/systemd/system/forgeoned.service"
     assert ".venv" not in unit
     bare.path("/etc/forgeone/config.toml").write_text("# an administrator's\n")
     bare.run("dpkg", "--remove", "forgeone")
