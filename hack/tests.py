@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).parent.parent
-_FIRST_OF_SECOND: Final = "test_pu"
+_FIRST_OF_SECOND: Final = "test_packages"
 """By this name the halves take about as long as each other."""
 
 
