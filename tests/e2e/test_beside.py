@@ -138,6 +138,8 @@ def test_a_pod_of_containerd_and_one_of_each_engine_live_on_one_socket(
     assert engines[pods[NATIVE].id[:13]] == "native"
     told = [(one.subject, one.data["handler"]) for one in events(node) if one.type.endswith("sandbox.forwarded")]
     assert told == [(f"sandbox/{pods[handler].id}", handler) for handler in ("", "runc")]
+    forge(node, "rm", "--all", "--force")
+    assert listed(node) == theirs
     for one in pods.values():
         one.remove()
     assert listed(node) == set()
