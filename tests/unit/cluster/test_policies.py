@@ -379,3 +379,10 @@ def test_a_server_that_is_not_the_one_is_told_nothing(server: ApiServer, tmp_pat
         with pytest.raises(ApiError, match="certificate verify failed"):
             Server(server.kubeconfig, tmp_path).page("")
         assert other.asked == []
+
+
+def test_an_event_that_is_nested_too_deep_is_a_fault_that_is_told() -> None:
+    from forgeone_shim.cluster import api
+
+    with pytest.raises(ApiError, match="cannot be read"):
+        api._event(b"[" * 200_000)
