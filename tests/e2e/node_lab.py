@@ -30,7 +30,6 @@ http.server.HTTPServer(("127.0.0.1", {HEALTHZ}), Answer).serve_forever()
 """
 UNIT = """\
 [Service]
-EnvironmentFile=-{flags}
 ExecStart={program} $KUBELET_KUBEADM_ARGS
 Restart=always
 RestartSec=1

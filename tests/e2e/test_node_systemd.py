@@ -33,7 +33,8 @@ pytestmark = [
 ]
 
 FORGE = Path(sys.executable).with_name("forge")
-FLAGS = Path("/var/lib/kubelet/kubeadm-flags.env")
+# Where systemd sees a change only when it is told to read its units anew.
+FLAGS = Path("/etc/systemd/system/kubelet.service.d/10-runtime.conf")
 KUBELET = Path("/run/systemd/system/kubelet.service")
 HOST = Layout(Path("/"))
 SYSTEMD = Systemd(HOST)
@@ -79,8 +80,9 @@ def node(forgeoned: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     program.write_text(node_lab.KUBELET)
     program.chmod(0o755)
     FLAGS.parent.mkdir(parents=True, exist_ok=True)
-    FLAGS.write_text(f'KUBELET_KUBEADM_ARGS="--container-runtime-endpoint=unix://{forgeoned.socket} --v=2"\n')
-    KUBELET.write_text(node_lab.UNIT.format(flags=FLAGS, program=program))
+    words = f"--container-runtime-endpoint=unix://{forgeoned.socket} --v=2"
+    FLAGS.write_text(f'[Service]\nEnvironment="KUBELET_KUBEADM_ARGS={words}"\n')
+    KUBELET.write_text(node_lab.UNIT.format(program=program))
     soon = Deadline.after(patient(60))
     SYSTEMD.reload(soon)
     SYSTEMD.job(Do.START, "kubelet.service", soon)
@@ -92,6 +94,7 @@ def node(forgeoned: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         SYSTEMD.job(Do.STOP, "kubelet.service", Deadline.after(patient(60)))
         KUBELET.unlink()
         FLAGS.unlink()
+        FLAGS.parent.rmdir()
         SYSTEMD.reload(Deadline.after(patient(60)))
 
 
@@ -116,12 +119,13 @@ def test_a_nodes_life(node: Node, busybox: str) -> None:
     state = node.status()
     assert (state["ready"], state["answers"], state["mode"]) == (True, "0.1.0", "beside"), state
     assert layout.SOCKET in FLAGS.read_text()
+    assert layout.SOCKET in _kubelet()
     enabled = subprocess.run(["systemctl", "is-enabled", "forgeoned"], check=False, capture_output=True, text=True)
     assert enabled.stdout == "enabled\n"
     assert "nothing is to be done" in node.install("0.1.0", "--dry-run")
 
     # Pods go on through an upgrade, and through one that is rolled back.
-    run = ("run", "-d", "--name=kept", "--engine=native", busybox, "--", "sleep", "1000000")
+    run = ("run", "-d", "--name=kept", "--engine=native", busybox, "--", "sh", "-c", "echo begun; exec sleep 1000000")
     node.forge(*run)
     node.install("0.1.1", broken=True, code=1)
     state = node.status()
@@ -130,6 +134,8 @@ def test_a_nodes_life(node: Node, busybox: str) -> None:
     state = node.status()
     assert (state["version"], state["answers"], state["ready"]) == ("0.1.1", "0.1.1", True), state
     assert "Running" in node.forge("ps", "--pod=kept")
+    assert "begun" in node.forge("logs", "kept")
+    assert "as ever" in node.forge("exec", "kept", "--", "echo", "as", "ever")
     assert "forge/kept" in node.forge("node", "uninstall", code=1)
 
     # Killed while the new forgeoned starts: the next one undoes, and does it anew.
@@ -161,8 +167,14 @@ def test_a_nodes_life(node: Node, busybox: str) -> None:
     _given_back(before)
 
 
+def _kubelet() -> str:
+    pid = SYSTEMD.main_pid("kubelet.service", Deadline.after(30))
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
 def _given_back(flags: str) -> None:
     assert FLAGS.read_text() == flags
+    assert layout.SOCKET not in _kubelet()
     assert not Path(layout.CURRENT).is_symlink()
     assert not Path(layout.VERSIONS).exists()
     assert not Path("/sys/class/net/forge0").exists()
