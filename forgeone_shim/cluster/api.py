@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,13 +75,8 @@ class Server:
                 _request_timeout=(_CONNECT, _ANSWER),
             )
 
-        try:
+        with _defined():
             return self._document(ask)
-        except ApiError as error:
-            if error.status != _NOT_FOUND:
-                raise
-            why = f"{error}: the cluster knows no {KIND}; forge policy crd says what it is to know"
-            raise ApiError(_NOT_FOUND, why) from None
 
     def watch(self, version: str) -> Iterator[Mapping[str, Any]]:
         """What happened since that version, until the server ends it."""
@@ -99,7 +95,8 @@ class Server:
                 _request_timeout=(_CONNECT, _SILENCE),
             )
 
-        answer = self._asked(ask)
+        with _defined():
+            answer = self._asked(ask)
         try:
             yield from _events(answer)
         except ReadTimeoutError:
@@ -195,6 +192,18 @@ class Server:
             settings.keep_alive = True
             self._client, self._mark = client.ApiClient(settings), mark
         return self._client
+
+
+@contextmanager
+def _defined() -> Iterator[None]:
+    """Of all objects nothing is found where their kind is not known."""
+    try:
+        yield
+    except ApiError as error:
+        if error.status != _NOT_FOUND:
+            raise
+        why = f"{error}: the cluster knows no {KIND}; forge policy crd says what it is to know"
+        raise ApiError(_NOT_FOUND, why) from None
 
 
 def _refused(error: ApiException) -> ApiError:

@@ -386,3 +386,13 @@ def test_an_event_that_is_nested_too_deep_is_a_fault_that_is_told() -> None:
 
     with pytest.raises(ApiError, match="cannot be read"):
         api._event(b"[" * 200_000)
+
+
+def test_where_the_kind_is_not_known_any_more_a_watch_says_so_as_a_list_does(server: ApiServer, tmp_path: Path) -> None:
+    from forgeone_shim.cluster.api import Server
+
+    server.deny = 404
+    asking = Server(server.kubeconfig, tmp_path)
+    for ask in (lambda: asking.page(""), lambda: list(asking.watch("100"))):
+        with pytest.raises(ApiError, match="the cluster knows no ZTAPolicy"):
+            ask()
