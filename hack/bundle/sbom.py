@@ -17,6 +17,7 @@ from hack.bundle.manifest import Component
 PLACE: Final = "share/sbom.spdx.json"
 _ID: Final = re.compile(r"[^A-Za-z0-9.-]")
 _ROOT: Final = "SPDXRef-bundle"
+_SYSTEM: Final = "SPDXRef-system"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,19 @@ class System:
 
 
 def encode(components: Iterable[Component], version: str, system: System, epoch: int) -> str:
-    """Each component with its package URL.
+    """Each component with its package URL, and the system: without it scanners leave out what is Debian's.
 
     :param epoch: seconds; what is said to be the time of making.
     """
     listed = sorted(components)
     named = hashlib.sha256(repr(listed).encode()).hexdigest()
-    packages: list[dict[str, Any]] = [_package(_ROOT, layout.NAME, version, "")]
-    related = [_relation("SPDXRef-DOCUMENT", "DESCRIBES", _ROOT)]
+    base = _package(_SYSTEM, system.distribution, system.release) | {"primaryPackagePurpose": "OPERATING-SYSTEM"}
+    packages = [_package(_ROOT, layout.NAME, version), base]
+    related = [_relation("SPDXRef-DOCUMENT", "DESCRIBES", _ROOT), _relation(_ROOT, "CONTAINS", _SYSTEM)]
     for one in listed:
         identity = f"SPDXRef-{one.origin}-{_ID.sub('-', one.name)}"
-        packages.append(_package(identity, one.name, one.version, _url(one, system)))
+        url = {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": _url(one, system)}
+        packages.append(_package(identity, one.name, one.version) | _built(one) | {"externalRefs": [url]})
         related.append(_relation(_ROOT, "CONTAINS", identity))
     said = {
         "spdxVersion": "SPDX-2.3",
@@ -66,8 +69,14 @@ def _url(one: Component, system: System) -> str:
     return f"pkg:deb/{system.distribution}/{quote(one.name, safe='')}@{quote(one.version, safe='')}?{qualifiers}"
 
 
-def _package(identity: str, name: str, version: str, url: str) -> dict[str, Any]:
-    said: dict[str, Any] = {
+def _built(one: Component) -> dict[str, str]:
+    """As Trivy writes and reads it."""
+    name, _, version = one.source.partition("@")
+    return {"sourceInfo": f"built package from: {name} {version or one.version}"} if name else {}
+
+
+def _package(identity: str, name: str, version: str) -> dict[str, Any]:
+    return {
         "SPDXID": identity,
         "name": name,
         "versionInfo": version,
@@ -77,11 +86,6 @@ def _package(identity: str, name: str, version: str, url: str) -> dict[str, Any]
         "licenseDeclared": "NOASSERTION",
         "copyrightText": "NOASSERTION",
     }
-    if url:
-        said["externalRefs"] = [
-            {"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": url}
-        ]
-    return said
 
 
 def _relation(element: str, kind: str, other: str) -> dict[str, str]:

@@ -117,8 +117,14 @@ def test_the_bill_of_materials_names_each_package_once_and_by_url() -> None:
     assert said["spdxVersion"] == "SPDX-2.3"
     assert said["creationInfo"]["created"] == "2023-11-14T22:13:20Z"
     identities = [package["SPDXID"] for package in said["packages"]]
-    assert len(identities) == len(set(identities)) == 4
-    urls = {package["externalRefs"][0]["referenceLocator"] for package in said["packages"][1:]}
+    assert len(identities) == len(set(identities)) == 5
+    bundle, base, *packages = said["packages"]
+    assert bundle["name"] == "forgeone"
+    assert (base["name"], base["versionInfo"], base["primaryPackagePurpose"]) == ("debian", "12", "OPERATING-SYSTEM")
+    assert {package.get("sourceInfo") for package in packages} == {
+        *("built package from: glibc 2.36-9+deb12u1", "built package from: gcc-12 12.2.0-14", None)
+    }
+    urls = {package["externalRefs"][0]["referenceLocator"] for package in packages}
     assert urls == {
         "pkg:deb/debian/libc6@2.36-9%2Bdeb12u1?arch=amd64&distro=debian-12&upstream=glibc",
         "pkg:deb/debian/libstdc%2B%2B6@1%3A12.2.0-14%2Bb1?arch=amd64&distro=debian-12&upstream=gcc-12%4012.2.0-14",
