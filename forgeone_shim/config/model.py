@@ -439,7 +439,8 @@ class SchedulerConfig:
 
     order: tuple[str, ...] = ("native", "wasm", "microvm")
     """The engines that they may have, the preferred ones first. One that is not in it is never chosen: a pod whose
-    contract demands it is denied.
+    contract demands it is denied. One of ForgeOne's own that is not installed is passed over; any other
+    name is refused.
     """
     isolate_labels: tuple[str, ...] = ()
     """Trust labels, as contracts and policies have them, whose pods have virtual machines of their own, or are denied.

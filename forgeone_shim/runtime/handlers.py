@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from engines.base import Engine
 from forgeone_shim.config.handlers import AUTO_ENGINE, BUILT_IN_PREFIX, DEFAULT_ENGINE, Handler
 from forgeone_shim.config.model import SchedulerConfig
+from forgeone_shim.contract.model import EXEC_MODES
 from forgeone_shim.errors import InvalidInput
 
 
@@ -18,7 +19,7 @@ class Handlers:
     ) -> None:
         """``engines`` are the installed ones, ``order`` those that are chosen among.
 
-        :raises InvalidInput: one of ``files`` names another, or what its engine cannot do.
+        :raises InvalidInput: one of ``files`` names another, or what its engine cannot do; ``order`` names none.
         """
         if AUTO_ENGINE in engines:
             raise InvalidInput("engines", f"{AUTO_ENGINE!r} is installed, and means that an engine is to be chosen")
@@ -29,9 +30,15 @@ class Handlers:
     def plan(self, files: Sequence[Handler], order: Sequence[str]) -> Callable[[], None]:
         """What makes ``files`` the handlers for pods to come, and ``order`` what those with no engine choose among.
 
-        :raises InvalidInput: one names an engine that is not installed, or what its engine cannot do; nothing has
-            changed then.
+        :raises InvalidInput: one names an engine that is not installed, or what its engine cannot do, or ``order``
+            what is no engine; nothing has changed then.
         """
+        for engine in order:
+            # One of ForgeOne's own may be left out of an installation; any other name is a slip.
+            if engine not in self._engines and engine not in EXEC_MODES:
+                raise InvalidInput(
+                    "scheduler.order", f"there is no engine {engine!r}", fix=f"one of: {', '.join(self._engines)}"
+                )
         known = {
             BUILT_IN_PREFIX + engine: Handler(name=BUILT_IN_PREFIX + engine, engine=engine) for engine in self._engines
         }

@@ -82,3 +82,11 @@ def test_a_file_may_leave_the_engine_open_for_what_every_engine_of_the_order_can
 def test_no_engine_may_have_the_name_that_leaves_it_open() -> None:
     with pytest.raises(InvalidInput, match="'auto' is installed"):
         made(["native", "auto"])
+
+
+def test_a_slip_in_the_order_is_refused_and_an_engine_that_is_left_out_is_not() -> None:
+    handlers = made(["native"])
+    handlers.plan([], ("microvm", "native"))()
+    with pytest.raises(InvalidInput, match=r"scheduler\.order: there is no engine 'microvn' \(one of: native\)"):
+        handlers.plan([Handler(name="new")], ("microvn", "native"))
+    assert [one.name for one in handlers.all()] == ["", "forgeone-auto", "forgeone-native"]
