@@ -26,8 +26,11 @@ _UNSHARE: Final = ("unshare", "--mount", "--propagation", "private", "--")
 # As switch_root does it: what was the root is under the new one, and unmounted there.
 _ENTER: Final = """
 set -e
-mount -t overlay -o "$3" overlay "$1"
-cd "$1"
+# In memory: an installer syncs what it writes.
+mount -t tmpfs -o mode=755 none "$1"
+mkdir "$1/upper" "$1/work" "$1/root"
+mount -t overlay -o "$3,upperdir=$1/upper,workdir=$1/work" overlay "$1/root"
+cd "$1/root"
 for shared in proc sys dev; do mount --rbind "/$shared" "./$shared"; done
 # Not what others have mounted below it: it would stay mounted as long as this runs.
 mkdir -p "./$2"
@@ -92,15 +95,13 @@ class BareHost:
     """One that runs: a process holds its namespace. A context manager; leaving it takes all away."""
 
     def __init__(self, layers: Sequence[Path], directory: Path) -> None:
-        """With the topmost of the layers first; what is written goes below ``directory``."""
+        """With the topmost of the layers first; ``directory`` is made, and stays empty."""
         self._stack = ExitStack()
         with ExitStack() as undo:
-            upper, work, root = (directory / name for name in ("upper", "work", "root"))
-            for path in (upper, work, root):
-                path.mkdir(parents=True)
-            options = f"lowerdir={':'.join(map(str, layers))},upperdir={upper},workdir={work}"
+            directory.mkdir(parents=True)
+            lower = f"lowerdir={':'.join(map(str, layers))}"
             self._holder = subprocess.Popen(
-                [*_UNSHARE, "sh", "-c", _ENTER, "sh", str(root), tempfile.gettempdir(), options],
+                [*_UNSHARE, "sh", "-c", _ENTER, "sh", str(directory), tempfile.gettempdir(), lower],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
