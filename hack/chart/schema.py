@@ -47,7 +47,7 @@ def values() -> Schema:
                 "commonLabels": _labels(),
                 "image": _map(
                     {
-                        "repository": _text("^[^\\s:@]+(:[0-9]+/[^\\s:@]+)?$"),
+                        "repository": _text("^([^\\s:@]+(:[0-9]+/[^\\s:@]+)?)?$"),
                         "tag": _text("^([a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127})?$"),
                         "digest": _text("^(sha256:[0-9a-f]{64})?$"),
                         "pullPolicy": _one_of("Always", "IfNotPresent", "Never"),

@@ -169,6 +169,8 @@ def values(settings: Settings) -> str:
     """The chart's values."""
     by_chart = settings.mode == "installer"
     document: dict[str, Any] = {
+        # As the bundle's archive calls it, which is brought to the nodes: none is fetched from elsewhere by that name.
+        "image": {"repository": "forgeone/forgeone", "pullPolicy": "Never"},
         "installer": {"enabled": by_chart, "mode": "beside", "tolerations": [{"operator": "Exists"}]},
         "admission": {"mode": "both"},
         "tests": {"runtimeClasses": [*_ENGINES, *(("microvm",) if settings.microvm else ())]},

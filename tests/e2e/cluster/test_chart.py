@@ -66,6 +66,7 @@ def values(cluster: Cluster, run: str, namespace: str, tmp_path_factory: pytest.
     here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     document = {
         "fullnameOverride": run,
+        "image": {"repository": "registry.invalid/forgeone"},
         "runtimeClasses": {engine: {"name": f"{run}-chart-{engine}"} for engine in ENGINES},
         "installer": {"enabled": False},
         "crds": {"install": not has_policies(cluster)},

@@ -28,7 +28,7 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
 @functools.cache
 def _rendered(case: str, values: str, kube: str) -> list[Object]:
     arguments = ["template", RELEASE, str(CHART), "--namespace", NAMESPACE, "--kube-version", kube]
-    arguments += ["--values", str(CHART / "ci" / case)] if case else []
+    arguments += ["--values", str(CHART / "ci" / (case or "default.yaml"))]
     made = helm(*arguments, "--set-json", values) if values else helm(*arguments)
     if made.returncode:
         raise ValueError(made.stderr)
@@ -36,7 +36,7 @@ def _rendered(case: str, values: str, kube: str) -> list[Object]:
 
 
 def render(case: str = "", kube: str = NEWEST, **values: object) -> list[Object]:
-    """The objects of one of the ci files, or of the defaults, with top-level values besides; not to be changed."""
+    """The objects of one of the ci files, else of the default one, with top-level values besides; not to be changed."""
     text = ",".join(f"{key}={json.dumps(value)}" for key, value in values.items())
     return _rendered(case, text, kube)
 

@@ -59,6 +59,11 @@ def known(text: str, kube: str) -> bool:
     return True
 
 
+def test_no_image_is_taken_from_a_name_that_nobody_has_given() -> None:
+    made = helm("template", RELEASE, str(CHART))
+    assert made.returncode != 0 and "image.repository: say where" in made.stderr
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_lints(case: str) -> None:
     made = helm("lint", "--strict", str(CHART), "--values", str(CHART / "ci" / case))
@@ -200,8 +205,8 @@ def test_only_the_installer_is_privileged(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_container_is_of_the_one_image(case: str) -> None:
-    given = yaml.safe_load((CHART / "ci" / case).read_text()).get("image", {})
-    wanted = f"{given['repository']}@{given['digest']}" if given else f"forgeone/forgeone:{VERSION}"
+    given = yaml.safe_load((CHART / "ci" / case).read_text())["image"]
+    wanted = given["repository"] + (f"@{given['digest']}" if "digest" in given else f":{VERSION}")
     assert {container["image"] for _, _, spec in pods(render(case)) for container in spec["containers"]} <= {wanted}
 
 

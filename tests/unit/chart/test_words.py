@@ -552,6 +552,6 @@ def test_names_can_be_chosen() -> None:
 
 
 def test_a_release_whose_name_has_dots_has_a_service() -> None:
-    shown = ("--show-only", "templates/admission-webhook.yaml", "--set", "admission.mode=webhook")
+    shown = ("--show-only", "templates/admission-webhook.yaml", "--set", "admission.mode=webhook,image.repository=a/b")
     made = helm("template", "a.b", str(CHART), *shown).stdout
     assert of(list(yaml.safe_load_all(made)), "Service")["metadata"]["name"] == "a-b-forgeone-admission"
