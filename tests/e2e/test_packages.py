@@ -213,7 +213,7 @@ def test_a_package_that_asks_for_a_policy_runs_under_it(
         daemon.runtime.Attach(pb.AttachRequest(container_id=id_, stdout=True), timeout=60)
     assert denied.value.code() is grpc.StatusCode.PERMISSION_DENIED
     strange = pod.container(f"{registry.address}/acme/strange:1.0.0", name="strange")
-    with pytest.raises(grpc.RpcError, match="there is no policy 'missing' on this node"):
+    with pytest.raises(grpc.RpcError, match="there is no policy 'missing' here"):
         pod.create(strange)
 
 
